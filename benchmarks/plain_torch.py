@@ -1,0 +1,251 @@
+"""A good plain PyTorch MWUF program: the baseline that the benchmarks and tests compare `mwuf_dist` with.
+
+It imports nothing of `mwuf_dist`, so that it can neither share its faults nor profit from its kernels. Everything lies
+in memory, a batch is three index tensors, and one step is one function that a timing harness can call.
+
+Words: B rows of a batch, D embedding width, F_u user fields, F_i item fields (the item ID is no field: the model's
+`phi_old` or the method's `phi_new` holds it), F = F_u + 1 + F_i.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Field:
+    """One feature of every user, or of every item, as a side table.
+
+    Attributes:
+        name: The field's name, unique over both sides.
+        size: Number of embedding rows; every value lies in [0, size).
+        values: int64 `[num_entities]`, or, with offsets, all entities' values end to end.
+        offsets: int64 `[num_entities + 1]` for a multi-valued field (mean pooled; no value at all pools to zero).
+    """
+
+    name: str
+    size: int
+    values: Tensor
+    offsets: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows to train on or to score: user `[B]` int64, item `[B]` int64, label `[B]` float."""
+
+    user: Tensor
+    item: Tensor
+    label: Tensor
+
+
+class SideEmbeddings(nn.Module):
+    """The embeddings of one side's fields."""
+
+    def __init__(self, fields: Sequence[Field], dim: int, init_std: float) -> None:
+        super().__init__()
+        self.out_dim = len(fields) * dim
+        self.tables = nn.ModuleList()
+        for i, field in enumerate(fields):
+            self.register_buffer(f"values_{i}", field.values)
+            if field.offsets is None:
+                table = nn.Embedding(field.size, dim)
+            else:
+                self.register_buffer(f"starts_{i}", field.offsets[:-1])
+                self.register_buffer(f"lengths_{i}", field.offsets.diff())
+                table = nn.EmbeddingBag(field.size, dim, mode="mean")
+            nn.init.normal_(table.weight, std=init_std)
+            self.tables.append(table)
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Looks up all fields of the entities `index` `[B]`; returns `[B, num_fields * D]`."""
+        return torch.cat([self._lookup(i, table, index) for i, table in enumerate(self.tables)], 1)
+
+    def _lookup(self, i: int, table: nn.Module, index: Tensor) -> Tensor:
+        values = self.get_buffer(f"values_{i}")
+        if isinstance(table, nn.Embedding):
+            return table(values[index])
+        # The jagged values of a batch: half the time of a padded bag, which also visits its padding.
+        lengths = self.get_buffer(f"lengths_{i}")[index]
+        ends = lengths.cumsum(0)
+        bag_starts = ends - lengths
+        shift = self.get_buffer(f"starts_{i}")[index] - bag_starts
+        places = torch.repeat_interleave(shift, lengths) + torch.arange(int(ends[-1]), device=index.device)
+        return table(values[places], bag_starts)
+
+
+class PlainModel(nn.Module):
+    """The backbone f_theta with its feature tables and the old items' ID table.
+
+    x is the concatenation of all F embeddings (user fields, item ID, item fields). `wide_deep` is
+    Linear(x) + MLP(x); `deepfm` adds the second-order factorisation machine over the F embeddings.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        user_fields: Sequence[Field],
+        item_fields: Sequence[Field],
+        num_old_items: int,
+        dim: int = 16,
+        hidden: Sequence[int] = (64, 64),
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+        init_std: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if backbone not in ("wide_deep", "deepfm"):
+            raise ValueError(f"backbone is {backbone!r}; use 'wide_deep' or 'deepfm'")
+        self.backbone, self.dim = backbone, dim
+        self.users = SideEmbeddings(user_fields, dim, init_std)
+        self.items = SideEmbeddings(item_fields, dim, init_std)
+        self.phi_old = nn.Embedding(num_old_items, dim)
+        nn.init.normal_(self.phi_old.weight, std=init_std)
+        width = self.users.out_dim + dim + self.items.out_dim
+        self.linear = nn.Linear(width, 1)
+        layers: list[nn.Module] = []
+        for units in hidden:
+            layers.append(nn.Linear(width, units))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(units))
+            layers.append(nn.ReLU())
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            width = units
+        self.mlp = nn.Sequential(*layers, nn.Linear(width, 1))
+
+    def forward(self, users: Tensor, v: Tensor, items: Tensor) -> Tensor:
+        """Logits `[B]` of user fields `[B, F_u * D]`, item ID embeddings `[B, D]` and item fields `[B, F_i * D]`."""
+        x = torch.cat([users, v, items], 1)
+        logit = self.linear(x) + self.mlp(x)
+        if self.backbone == "deepfm":
+            fields = x.view(len(x), -1, self.dim)
+            logit = logit + 0.5 * (fields.sum(1).square() - fields.square().sum(1)).sum(1, keepdim=True)
+        return logit.squeeze(1)
+
+
+class MetaNetworks(nn.Module):
+    """The scaling network h over an item's own fields and the shifting network g over its mean user embedding."""
+
+    def __init__(self, item_width: int, dim: int = 16, hidden: int = 16, residual: bool = False) -> None:
+        super().__init__()
+        self.residual = residual
+        self.h = nn.Sequential(nn.Linear(item_width, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+        self.g = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+        if residual:  # v_warm starts as v
+            for network in (self.h, self.g):
+                last = network[2]
+                assert isinstance(last, nn.Linear) and last.bias is not None
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+
+    def forward(self, v: Tensor, items: Tensor, user_mean: Tensor) -> Tensor:
+        """v_warm `[B, D]` of ID embeddings `[B, D]`, item fields `[B, F_i * D]` and the mean of U(v) `[B, D]`."""
+        scale = self.h(items)
+        return v * (1 + scale if self.residual else scale) + self.g(user_mean)
+
+
+def adam(module: nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.Adam:
+    """Fused Adam over what is not frozen in `module`."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return torch.optim.Adam(trained, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def freeze(model: PlainModel) -> PlainModel:
+    """Freezes the model for meta_train, warm_up and scoring: no gradients, and BatchNorm's moments stand still."""
+    return model.requires_grad_(False).eval()
+
+
+def common_initialisation(model: PlainModel, num_items: int) -> nn.Embedding:
+    """phi_new `[num_items, D]`, every row the mean of the old items' rows."""
+    mean = model.phi_old.weight.detach().mean(0)
+    return nn.Embedding.from_pretrained(mean.repeat(num_items, 1), freeze=False)
+
+
+@torch.no_grad()
+def mean_user_embedding(user_ids: Tensor, user: Tensor, item: Tensor, num_items: int) -> Tensor:
+    """The mean user ID embedding of U(v) for every item; the global mean user for items without a row.
+
+    Args:
+        user_ids: User ID embeddings by user index, `[num_users, D]`.
+        user: int64 `[R]`, users of finished rows.
+        item: int64 `[R]`, items of the same rows.
+        num_items: Number of rows of the result, `[num_items, D]`.
+    """
+    sums = user_ids.new_zeros(num_items, user_ids.shape[1]).index_add_(0, item, user_ids[user])
+    counts = torch.bincount(item, minlength=num_items).unsqueeze(1)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), user_ids.mean(0))
+
+
+def pretrain_step(model: PlainModel, optimizer: torch.optim.Optimizer, batch: Batch) -> Tensor:
+    """One step on theta, the feature tables and phi_old; returns the loss."""
+    optimizer.zero_grad()
+    logits = model(model.users(batch.user), model.phi_old(batch.item), model.items(batch.item))
+    loss = F.binary_cross_entropy_with_logits(logits, batch.label)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def meta_train_step(
+    model: PlainModel,
+    phi_new: nn.Embedding,
+    meta: MetaNetworks,
+    user_mean: Tensor,
+    phi_new_optimizer: torch.optim.Optimizer,
+    meta_optimizer: torch.optim.Optimizer,
+    batch: Batch,
+) -> tuple[Tensor, Tensor]:
+    """One step of Algorithm 1 as two passes; returns the losses (L_cold, L_warm).
+
+    The cold pass updates phi_new only and the warm pass h and g only, on the v that the cold pass looked up.
+
+    Args:
+        model: Frozen (see `freeze`); its looked-up fields serve both passes.
+        phi_new: The new-ID table, `[num_items, D]`.
+        meta: The scaling and the shifting network.
+        user_mean: Mean user embedding of U(v) by item, `[num_items, D]`.
+        phi_new_optimizer: Optimizer of `phi_new`.
+        meta_optimizer: Optimizer of `meta`.
+        batch: Rows of old items.
+    """
+    users, items = model.users(batch.user), model.items(batch.item)
+    v = phi_new(batch.item)
+    phi_new_optimizer.zero_grad()
+    loss_cold = F.binary_cross_entropy_with_logits(model(users, v, items), batch.label)
+    loss_cold.backward()
+    phi_new_optimizer.step()
+
+    meta_optimizer.zero_grad()
+    v_warm = meta(v.detach(), items, user_mean[batch.item])
+    loss_warm = F.binary_cross_entropy_with_logits(model(users, v_warm, items), batch.label)
+    loss_warm.backward()
+    meta_optimizer.step()
+    return loss_cold.detach(), loss_warm.detach()
+
+
+def warm_up_step(
+    model: PlainModel, phi_new: nn.Embedding, phi_new_optimizer: torch.optim.Optimizer, batch: Batch
+) -> Tensor:
+    """One step of L_cold on the new items' rows of phi_new, everything else frozen; returns the loss."""
+    phi_new_optimizer.zero_grad()
+    logits = model(model.users(batch.user), phi_new(batch.item), model.items(batch.item))
+    loss = F.binary_cross_entropy_with_logits(logits, batch.label)
+    loss.backward()
+    phi_new_optimizer.step()
+    return loss.detach()
+
+
+@torch.no_grad()
+def warm_embeddings(model: PlainModel, phi_new: nn.Embedding, meta: MetaNetworks, user_mean: Tensor) -> Tensor:
+    """v_warm of every item, `[num_items, D]`: once per phase, not once per row."""
+    everything = torch.arange(len(user_mean), device=user_mean.device)
+    return meta(phi_new.weight, model.items(everything), user_mean)
+
+
+@torch.no_grad()
+def score(model: PlainModel, item_ids: Tensor, batch: Batch) -> Tensor:
+    """Logits `[B]` with the item ID embeddings `[num_items, D]`: phi_new itself (base) or v_warm (MWUF)."""
+    return model(model.users(batch.user), item_ids[batch.item], model.items(batch.item))

@@ -1,0 +1,37 @@
+"""Fused operations of MWUF: torch and Triton only, with a CPU path of their own (see kernels/README.md)."""
+
+from mwuf_kernels.bulk_warm import bulk_warm, bulk_warm_reference
+from mwuf_kernels.meta_networks import (
+    Network,
+    meta_networks,
+    meta_networks_backward,
+    meta_networks_reference,
+)
+from mwuf_kernels.segments import segment_sums, segments
+from mwuf_kernels.user_mean import (
+    add_users_,
+    add_users_reference_,
+    mean_of_sums,
+    user_mean,
+    user_mean_reference,
+)
+from mwuf_kernels.warm_embedding import warm_embedding, warm_embedding_backward, warm_embedding_reference
+
+__all__ = [
+    "Network",
+    "add_users_",
+    "add_users_reference_",
+    "bulk_warm",
+    "bulk_warm_reference",
+    "mean_of_sums",
+    "meta_networks",
+    "meta_networks_backward",
+    "meta_networks_reference",
+    "segment_sums",
+    "segments",
+    "user_mean",
+    "user_mean_reference",
+    "warm_embedding",
+    "warm_embedding_backward",
+    "warm_embedding_reference",
+]

@@ -1,0 +1,48 @@
+"""The eager way into an op: the same three functions as its registration, at a fraction of the overhead.
+
+On one CPU core a ``torch.library.custom_op`` with autograd costs about 40 microseconds more per forward and backward
+than an ``autograd.Function`` (torch 2.13), which is as much as a whole batch of 2048 rows of width 16. So eager calls
+take the function made here, and ``torch.compile`` and ``torch.export`` see the registered op.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+def eager_function(
+    forward: Callable, setup_context: Callable, backward: Callable, num_outputs: int | None = None
+) -> Callable:
+    """An autograd function from the functions that also register the custom op.
+
+    Args:
+        forward: the op's implementation.
+        setup_context: called with ``(ctx, inputs, output)``, as by ``register_autograd``.
+        backward: called with ``(ctx, *gradients)``; a gradient nobody asked for is None.
+        num_outputs: how many of the outputs the caller gets, where ``forward`` makes more for the backward alone.
+
+    Returns:
+        A callable with the arguments of ``forward``. A second derivative raises an error.
+    """
+
+    class _Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = forward(*inputs)
+            setup_context(ctx, inputs, output)
+            return output if num_outputs is None else output[:num_outputs]
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return backward(ctx, *gradients)
+
+    def call(*inputs: Any) -> Any:
+        if torch.is_grad_enabled():
+            return _Eager.apply(*inputs)
+        output = forward(*inputs)
+        return output if num_outputs is None else output[:num_outputs]
+
+    return call

@@ -1,0 +1,12 @@
+"""Factorization machine (Rendle, ICDM 2010): first order and all pairs of fields."""
+
+from __future__ import annotations
+
+from mwuf_dist.backbones.base import LinearFirstLayer
+
+
+class Fm(LinearFirstLayer):
+    """Factorization machine (Rendle, ICDM 2010): first order and all pairs of fields."""
+
+    uses_interactions = True
+    uses_mlp = False

@@ -1,0 +1,172 @@
+"""From prepared shards to batches, with the position in the data carried by each batch.
+
+What a checkpoint records is the cursor of the last batch that was trained, so nothing that was only read ahead counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mwuf_dist.data.order import EpochOrder
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.runtime import Runtime
+
+_COLUMNS = ("user", "item", "label")
+# A split of at most this many rows is read once and kept: 9 bytes a row, 600 MB.
+_IN_MEMORY_ROWS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's rows of one global batch; a row of weight 0 is padding.
+
+    Attributes:
+        user, item: indices into the entity tables, int64 [b].
+        label, weight: float32 [b].
+        num_rows: rows of the global batch that are not padding: what the loss is divided by.
+        is_full: no rank's part has padding.
+        epoch, step: the cursor: after this batch, training goes on at (epoch, step + 1).
+    """
+
+    user: torch.Tensor
+    item: torch.Tensor
+    label: torch.Tensor
+    weight: torch.Tensor
+    num_rows: int
+    is_full: bool
+    epoch: int
+    step: int
+
+
+class Loader:
+    """Batches of one or several splits read as one.
+
+    Args:
+        prepared: the prepared data set.
+        splits: names, concatenated in this order.
+        batch_size: rows of a global batch.
+        seed: decides the order together with the epoch.
+        runtime: which lanes are ours.
+        shuffled: False keeps time order.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        splits: Sequence[str],
+        batch_size: int,
+        seed: int,
+        runtime: Runtime,
+        shuffled: bool = True,
+    ) -> None:
+        self._prepared = prepared
+        self._splits = tuple(splits)
+        self.batch_size = batch_size
+        self._seed = seed
+        self._runtime = runtime
+        self._shuffled = shuffled
+        self._sizes = [prepared.num_rows(split) for split in self._splits]
+        self._row_groups = tuple(rows for split in self._splits for rows in _row_groups(prepared, split))
+        self._memory: dict[str, np.ndarray] | None = None
+        if sum(self._sizes) <= _IN_MEMORY_ROWS:
+            parts = [prepared.columns(split, _COLUMNS) for split in self._splits]
+            self._memory = {name: np.concatenate([part[name] for part in parts]) for name in _COLUMNS}
+        self._order(0).owned_lanes(runtime.rank, runtime.world_size)  # a bad batch size is an error now, not later
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch, over all ranks."""
+        return sum(self._sizes)
+
+    @property
+    def num_steps(self) -> int:
+        """Global batches of an epoch."""
+        return self._order(0).num_steps
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's part of each global batch from `start_step` on."""
+        order = self._order(epoch)
+        window = order.window_steps
+        for index in range(start_step // window, -(-order.num_steps // window)):
+            first = index * window
+            steps = min(window, order.num_steps - first)
+            rows, weight = (
+                self._shuffled_rows(order, index, steps) if self._shuffled else self._rows(order, first, steps)
+            )
+            yield from self._batches(order, rows, weight, first, max(first, start_step))
+
+    def _order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(self._row_groups, self.batch_size, self._seed, epoch, self._shuffled)
+
+    def _batches(
+        self, order: EpochOrder, rows: dict[str, np.ndarray], weight: np.ndarray, first: int, start: int
+    ) -> Iterator[Batch]:
+        device = self._runtime.device
+        user = torch.from_numpy(rows["user"].astype(np.int64)).to(device)
+        item = torch.from_numpy(rows["item"].astype(np.int64)).to(device)
+        label = torch.from_numpy(rows["label"].astype(np.float32)).to(device)
+        weights = torch.from_numpy(weight).to(device)
+        last = order.num_steps - 1
+        for step in range(start, first + len(weight)):
+            row = step - first
+            num_rows = self.batch_size if step < last else order.num_rows - last * self.batch_size
+            is_full = num_rows == self.batch_size
+            yield Batch(user[row], item[row], label[row], weights[row], num_rows, is_full, order.epoch, step)
+
+    def _shuffled_rows(self, order: EpochOrder, index: int, steps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """[steps, b] arrays: the rows of a window, lane beside lane."""
+        lanes = order.owned_lanes(self._runtime.rank, self._runtime.world_size)
+        width = order.rows_per_lane
+        rows = {name: np.zeros((len(lanes), steps * width), np.int32) for name in _COLUMNS}
+        weight = np.zeros((len(lanes), steps * width), np.float32)
+        for slot, lane in enumerate(lanes):
+            ranges, permutation = order.window(lane, index)
+            weight[slot, : len(permutation)] = 1
+            for name, values in self._read(ranges).items():
+                rows[name][slot, : len(permutation)] = values[permutation]
+
+        def by_step(array: np.ndarray) -> np.ndarray:
+            return np.ascontiguousarray(array.reshape(len(lanes), steps, width).swapaxes(0, 1)).reshape(steps, -1)
+
+        return {name: by_step(array) for name, array in rows.items()}, by_step(weight)
+
+    def _rows(self, order: EpochOrder, first: int, steps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The same in time order: our columns of the global batches."""
+        size, world = self.batch_size, self._runtime.world_size
+        begin, end = first * size, min((first + steps) * size, order.num_rows)
+        read = self._read(order.ranges(begin, end))
+        share = slice(self._runtime.rank * size // world, (self._runtime.rank + 1) * size // world)
+
+        def ours(array: np.ndarray) -> np.ndarray:
+            padded = np.zeros(steps * size, array.dtype)
+            padded[: len(array)] = array
+            return np.ascontiguousarray(padded.reshape(steps, size)[:, share])
+
+        return {name: ours(values) for name, values in read.items()}, ours(np.ones(end - begin, np.float32))
+
+    def _read(self, ranges: list[tuple[int, int]]) -> dict[str, np.ndarray]:
+        if self._memory is not None:
+            return {name: _concatenate([self._memory[name][a:b] for a, b in ranges]) for name in _COLUMNS}
+        pieces = [piece for a, b in ranges for piece in self._pieces(a, b)]
+        return {name: _concatenate([piece[name] for piece in pieces]) for name in _COLUMNS}
+
+    def _pieces(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        offset = 0
+        for split, size in zip(self._splits, self._sizes, strict=True):
+            a, b = max(start - offset, 0), min(stop - offset, size)
+            if a < b:
+                yield self._prepared.read_rows(split, a, b, _COLUMNS)
+            offset += size
+
+
+def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.empty(0, np.int32)
+
+
+def _row_groups(prepared: Prepared, split: str) -> Iterator[int]:
+    rows, size = prepared.num_rows(split), prepared.row_group_rows(split)
+    return (min(size, rows - start) for start in range(0, rows, size))

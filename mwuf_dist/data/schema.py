@@ -1,0 +1,117 @@
+"""What every data source hands over: interactions, one table of users, one of items, and the fields they carry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from mwuf_dist.config import UserError
+
+Side = Literal["user", "item"]
+Kind = Literal["categorical", "multi_valued"]
+
+RAW_ID = "raw_id"
+USER_ID = "user_id"
+
+INTERACTION_TYPES: dict[str, pa.DataType] = {
+    "user": pa.int32(),
+    "item": pa.int32(),
+    "label": pa.int8(),
+    "time": pa.int64(),
+    "bayes_logit": pa.float32(),
+}
+OPTIONAL_COLUMNS = ("bayes_logit",)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One feature of a user or an item.
+
+    Attributes:
+        name: column of the entity table that holds it.
+        kind: `categorical` is one index per entity, `multi_valued` a list of at least one.
+        side: whose feature it is.
+        size: number of embedding rows. Row 0 stands for unknown or missing in every field.
+        pooling: how the rows of a multi-valued field become one vector.
+    """
+
+    name: str
+    kind: Kind
+    side: Side
+    size: int
+    pooling: Literal["mean", "sum"] = "mean"
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """Type of the field's column in its entity table."""
+        return pa.int32() if self.kind == "categorical" else pa.list_(pa.int32())
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A whole data set in memory, in the order of its raw file.
+
+    Attributes:
+        interactions: `user` int32 (row of users), `item` int32 (row of items), `label` int8 (0 or 1), `time` int64 and,
+            where the true probabilities are known, `bayes_logit` float32. Row r is the r-th line of the raw file.
+        users: column `raw_id` and one column per user field, a row per user. The user ID itself is the field `user_id`.
+        items: the same for items. An item's ID is not a field: the method's own tables hold it.
+        fields: the features, users' before items'.
+    """
+
+    interactions: pa.Table
+    users: pa.Table
+    items: pa.Table
+    fields: tuple[Field, ...]
+
+    def check(self, name: str) -> None:
+        """Checks types, ranges and labels.
+
+        Raises:
+            UserError: a label is neither 0 nor 1, an ID has no row in its table, a value is missing; it names the row.
+        """
+        for column, kind in INTERACTION_TYPES.items():
+            if column in OPTIONAL_COLUMNS and column not in self.interactions.column_names:
+                continue
+            assert self.interactions.schema.field(column).type == kind, f"{name}: {column} must be {kind}"
+            values = self.interactions[column]
+            if values.null_count:
+                _refuse(name, column, values, values.is_null(), "is missing; remove the row or fill the value in")
+        label = self.interactions["label"]
+        bad = np.isin(label.to_numpy(), (0, 1), invert=True)
+        _refuse(name, "label", label, bad, "is neither 0 nor 1; map the labels of the raw data to 0 and 1")
+        for column, table in (("user", self.users), ("item", self.items)):
+            ids = self.interactions[column]
+            bad = (ids.to_numpy() < 0) | (ids.to_numpy() >= table.num_rows)
+            _refuse(name, column, ids, bad, f"is out of range: there are {table.num_rows} {column}s")
+        for field in self.fields:
+            self._check_field(field)
+
+    def _check_field(self, field: Field) -> None:
+        column = (self.users if field.side == "user" else self.items)[field.name].combine_chunks()
+        assert column.type == field.arrow_type, f"field {field.name}: {column.type}, not {field.arrow_type}"
+        if field.kind == "multi_valued":
+            lengths = np.diff(column.offsets.to_numpy())
+            assert (lengths >= 1).all(), f"field {field.name}: an empty list; use [0] for unknown"
+            column = column.flatten()
+        assert not column.null_count, f"field {field.name}: a missing value; use 0 for unknown"
+        values = column.to_numpy()
+        in_range = ((values >= 0) & (values < field.size)).all()
+        assert in_range, f"field {field.name}: a value outside 0 to {field.size - 1}"
+
+
+def _refuse(name: str, column: str, values: pa.ChunkedArray, bad: np.ndarray | pa.ChunkedArray, what: str) -> None:
+    rows = np.flatnonzero(bad)
+    if len(rows):
+        value = values[int(rows[0])].as_py()
+        raise UserError(f"data set `{name}`: {column} {value!r} of row {rows[0]} (counted from 0) {what}")
+
+
+def list_column(lengths: np.ndarray, values: np.ndarray) -> pa.ListArray:
+    """A multi-valued column from the number of values of each entity [E] and all values one after another."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(np.int32, copy=False)))

@@ -1,0 +1,84 @@
+"""The batch adapter: from entity indices to the jagged ids of their fields, ready for a TorchRec lookup."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torchrec import KeyedJaggedTensor
+
+from mwuf_dist.data.shards import EntityTable
+from mwuf_dist.embeddings.tables import TableSpec
+
+
+class FeatureStore:
+    """The fields of every user, or of every item, in memory on the rank's device.
+
+    Interactions hold two indices and a label; attributes stay in these side tables. Read that way the loader handles
+    some ten times more rows per second than with every attribute in every row.
+
+    Args:
+        entities: the prepared side table.
+        device: where ids are gathered.
+    """
+
+    def __init__(self, entities: EntityTable, device: torch.device) -> None:
+        self.fields = entities.fields
+        self.num_rows = entities.num_rows
+        self.names = [field.name for field in self.fields]
+        self._single = all(field.kind == "categorical" for field in self.fields)
+        self._values: list[torch.Tensor] = []
+        self._offsets: list[torch.Tensor | None] = []
+        for field in self.fields:
+            column = entities.columns[field.name]
+            self._values.append(torch.from_numpy(column.values.astype(np.int64)).to(device))
+            self._offsets.append(None if column.offsets is None else torch.from_numpy(column.offsets.copy()).to(device))
+        self._matrix = torch.stack(self._values) if self._single and self._values else None
+        self._ones: dict[int, torch.Tensor] = {}
+
+    def specs(self, dim: int) -> list[TableSpec]:
+        """One table per field."""
+        # A categorical field has one id per bag; the sum of one row is the row.
+        return [
+            TableSpec(field.name, field.size, dim, field.pooling if field.kind == "multi_valued" else "sum")
+            for field in self.fields
+        ]
+
+    def features(self, index: torch.Tensor) -> KeyedJaggedTensor:
+        """Ids of every field of the entities `index` [n], with n bags per field."""
+        if self._matrix is not None:
+            values = self._matrix[:, index].reshape(-1)
+            return KeyedJaggedTensor(self.names, values, lengths=self._ones_like(values))
+        columns = [self._gather(column, index) for column in range(len(self.names))]
+        return KeyedJaggedTensor(
+            self.names,
+            torch.cat([values for values, _ in columns]),
+            lengths=torch.cat([lengths for _, lengths in columns]),
+        )
+
+    def used_values(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """For each field, which of its values [size] the entities `index` have."""
+        used = {}
+        for column, field in enumerate(self.fields):
+            used[field.name] = torch.zeros(field.size, dtype=torch.bool)
+            used[field.name][self._gather(column, index)[0].cpu()] = True
+        return used
+
+    def _gather(self, column: int, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        offsets, values = self._offsets[column], self._values[column]
+        if offsets is None:
+            out = values[index]
+            return out, self._ones_like(out)
+        start = offsets[index]
+        lengths = offsets[index + 1] - start
+        # Position of each value: the bag's start plus its place in the bag.
+        first = torch.cumsum(lengths, 0) - lengths
+        place = torch.arange(int(lengths.sum()), device=values.device)
+        return values[torch.repeat_interleave(start - first, lengths) + place], lengths.int()
+
+    def _ones_like(self, values: torch.Tensor) -> torch.Tensor:
+        num = len(values)
+        if num not in self._ones:
+            if len(self._ones) > 64:  # numbers of distinct items differ from batch to batch
+                self._ones.clear()
+            self._ones[num] = torch.ones(num, dtype=torch.int32, device=values.device)
+        return self._ones[num]

@@ -1,0 +1,65 @@
+"""G(U(v)): the mean embedding of the users who interacted with an item, once per item and phase.
+
+The two known faults of public code are that U(v) is built with user and item swapped, and that it holds the users of
+rows that are about to be scored. Here it is built from named columns of finished sets only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from mwuf_kernels import user_mean
+
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.embeddings.tables import Tables
+from mwuf_dist.runtime import Runtime
+
+
+class ItemUsers:
+    """The users of each item over some finished sets, as one jagged array.
+
+    Args:
+        prepared: the data set.
+        splits: names of finished sets.
+        users_per_item: keep at most this many users of an item, a random choice; 0 keeps all.
+        seed: of that choice.
+    """
+
+    def __init__(self, prepared: Prepared, splits: Iterable[str], users_per_item: int = 0, seed: int = 0) -> None:
+        parts = [prepared.columns(split, ("user", "item")) for split in splits]
+        user = np.concatenate([np.empty(0, np.int32), *(part["user"] for part in parts)])
+        item = np.concatenate([np.empty(0, np.int32), *(part["item"] for part in parts)])
+        if users_per_item:
+            shuffled = np.random.default_rng([seed, 3]).permutation(len(user))
+            user, item = user[shuffled], item[shuffled]
+        order = np.argsort(item, kind="stable")
+        user, item = user[order], item[order]
+        if users_per_item:
+            place = np.arange(len(item)) - np.searchsorted(item, item)
+            user, item = user[place < users_per_item], item[place < users_per_item]
+        self._users = torch.from_numpy(user.astype(np.int64))
+        counts = np.bincount(item, minlength=prepared.num_items)
+        self._offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
+
+    def of(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(users [n], offsets [m + 1]) of the items [m]: item i's users are users[offsets[i]:offsets[i + 1]]."""
+        items = items.cpu()
+        start = self._offsets[items]
+        lengths = self._offsets[items + 1] - start
+        offsets = torch.nn.functional.pad(torch.cumsum(lengths, 0), (1, 0))
+        shift = torch.repeat_interleave(start - offsets[:-1], lengths)
+        return self._users[shift + torch.arange(len(shift))], offsets
+
+
+def mean_users(
+    item_users: ItemUsers, items: torch.Tensor, user_tables: Tables, fallback: torch.Tensor, runtime: Runtime
+) -> torch.Tensor:
+    """G(U(v)) [m, D] of items [m]; an item without users gets `fallback` [D], the global mean user. A collective."""
+    users, offsets = item_users.of(items)
+    distinct, inverse = torch.unique(users, return_inverse=True)
+    # Row 0 of the user table is the unknown user.
+    device = runtime.device
+    rows = user_tables.rows_of("user_id", runtime.pad(distinct.to(device) + 1))
+    return user_mean(rows, inverse.to(device), offsets.to(device), fallback)

@@ -1,0 +1,262 @@
+"""From the results of many runs to one comparison: a row per (backbone, method, variant), summarised over seeds.
+
+The comparison is a plain dict, what `comparison.json` holds (schema 1). It keeps the words of `results.json`: where a
+run has the number `phases.cold.auc_next`, a row has there its summary `{"mean", "std", "num_seeds"}`; None is a number
+that does not exist. Beside them stand
+
+* `rela_impr_next`, `rela_impr_test`: RelaImpr in percent against the row named in `rela_impr_base`;
+* `versus_base_*`, `versus_best_*`: `{"row", "difference", "p_value"}` of the AUC against the base of the same backbone
+  and against the best row of any other method, by the paired t-test over common seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mwuf_dist.config import PHASES, UserError
+from mwuf_dist.evaluation.metrics import rela_impr
+from mwuf_dist.evaluation.published import CITATION, ROWS, published_auc
+from mwuf_dist.evaluation.significance import Summary, paired_t_test, summarize
+
+SCORINGS = ("next", "test")
+STAGES = ("prepare", "pretrain", "meta_train", "warm_up", "evaluate")
+_METRICS = ("auc", "logloss", "calibration")
+_CONFIG_OF_ONE_RUN = ("seed", "data.prepared_dir")  # differs between runs of one row, or between machines
+
+Result = dict[str, Any]
+Row = dict[str, Any]
+# (backbone, method, variant) -> seed -> result
+Runs = dict[tuple[str, str, str], dict[int, Result]]
+
+
+def build_comparison(results: list[Result]) -> dict[str, Any]:
+    """Summarises runs of one data set and split.
+
+    Args:
+        results: `results.json` of finished runs, in the order in which the rows shall stand. A run may carry its
+            resolved `config`; the report then shows what is common and in what the rows differ.
+
+    Returns:
+        The comparison (see the module's docstring). It holds only what JSON can.
+
+    Raises:
+        UserError: no results, an unknown schema, runs of different data sets or splits, or two runs of one cell.
+    """
+    runs = _group(results)
+    first = results[0]
+    rows = [_row(key, by_seed) for key, by_seed in runs.items()]
+    for row, key in zip(rows, runs, strict=True):
+        _add_baselines(row, key, runs)
+        row["published"] = _published(row, first["dataset"])
+    comparison = {
+        "schema": 1,
+        "dataset": first["dataset"],
+        "split": first["split"],
+        "seeds": sorted({result["seed"] for result in results}),
+        "rows": rows,
+        "ceiling": _ceiling(results),
+        "published_source": CITATION if any(row["published"] for row in rows) else None,
+        "versions": _distinct(result.get("versions", {}) for result in results),
+    }
+    comparison["config"] = _split_configs(rows, runs)
+    return comparison
+
+
+def row_label(backbone: str, method: str, variant: str) -> str:
+    """The name of a row in tables and plots."""
+    return f"{backbone} / {method}" + (f" ({variant})" if variant else "")
+
+
+def _group(results: list[Result]) -> Runs:
+    if not results:
+        raise UserError("nothing to compare: no results were given; finish at least one run first")
+    first = results[0]
+    runs: Runs = {}
+    for result in results:
+        key = (result["backbone"], result["method"], result.get("variant", ""))
+        cell = f"{row_label(*key)}, seed {result['seed']}"
+        if result["schema"] != 1:
+            raise UserError(f"{cell}: results of schema {result['schema']}, but this version reads 1; run it again")
+        if result["dataset"] != first["dataset"]:
+            raise UserError(
+                f"{cell}: data set {result['dataset']!r}, but the first result is of {first['dataset']!r}; "
+                "compare runs of one data set"
+            )
+        if result["split"] != first["split"]:
+            raise UserError(
+                f"{cell}: split {result['split']}, but the first result has {first['split']}; "
+                "AUCs on different rows cannot be compared: give all runs the same [data] section"
+            )
+        if result["seed"] in runs.setdefault(key, {}):
+            raise UserError(f"{cell}: two results of one cell; remove one, or give one of them another method.variant")
+        runs[key][result["seed"]] = result
+    return runs
+
+
+def _row(key: tuple[str, str, str], by_seed: dict[int, Result]) -> Row:
+    backbone, method, variant = key
+    found = list(by_seed.values())
+    phases = {
+        phase: {
+            f"{metric}_{scoring}": summarize(_values(by_seed, phase, f"{metric}_{scoring}").values())
+            for scoring in SCORINGS
+            for metric in _METRICS
+        }
+        for phase in PHASES
+    }
+    stages = {
+        stage: {
+            number: summarize(result["stages"].get(stage, {}).get(number) for result in found)
+            for number in ("samples_per_s", "seconds")
+        }
+        for stage in STAGES
+        if any(result["stages"].get(stage) for result in found)
+    }
+    return {
+        "backbone": backbone,
+        "method": method,
+        "variant": variant,
+        "label": row_label(*key),
+        "seeds": sorted(by_seed),
+        "phases": phases,
+        "stages": stages,
+        "cells": [_cell(by_seed[seed]) for seed in sorted(by_seed)],
+    }
+
+
+def _cell(result: Result) -> dict[str, Any]:
+    """What is told of a single run: where it ran and how long it took."""
+    return {
+        "seed": result["seed"],
+        "device": result.get("device"),
+        "world_size": result.get("world_size"),
+        "config_hash": result.get("config_hash"),
+        "seconds": {stage: numbers.get("seconds") for stage, numbers in result["stages"].items() if numbers},
+    }
+
+
+def _values(by_seed: dict[int, Result], phase: str, name: str) -> dict[int, float]:
+    """Number by seed, of the seeds that have it (a NaN is not equal to itself)."""
+    found = {seed: result["phases"].get(phase, {}).get(name) for seed, result in by_seed.items()}
+    return {seed: value for seed, value in found.items() if value is not None and value == value}
+
+
+def _add_baselines(row: Row, key: tuple[str, str, str], runs: Runs) -> None:
+    """RelaImpr and the two paired tests of a row, in every phase and scoring."""
+    backbone, method, variant = key
+    own_base = _base(runs, backbone, variant)
+    rela_base = _base(runs, "wide_deep", variant) or own_base
+    row["rela_impr_base"] = rela_base and row_label(*rela_base)
+    for phase, numbers in row["phases"].items():
+        for scoring in SCORINGS:
+            name = f"auc_{scoring}"
+            auc = _values(runs[key], phase, name)
+            rela_base_auc = _values(runs[rela_base], phase, name) if rela_base else {}
+            numbers[f"rela_impr_{scoring}"] = _rela_impr(auc, rela_base_auc)
+            base = own_base if method != "base" else None
+            numbers[f"versus_base_{scoring}"] = _versus(auc, base, phase, name, runs)
+            best = _best_other(runs, method, phase, name)
+            numbers[f"versus_best_{scoring}"] = _versus(auc, best, phase, name, runs)
+
+
+def _base(runs: Runs, backbone: str, variant: str) -> tuple[str, str, str] | None:
+    """The base of a backbone: of the same variant, else the plain one, else the first."""
+    bases = [key for key in runs if key[:2] == (backbone, "base")]
+    for wanted in ((backbone, "base", variant), (backbone, "base", "")):
+        if wanted in bases:
+            return wanted
+    return bases[0] if bases else None
+
+
+def _best_other(runs: Runs, method: str, phase: str, name: str) -> tuple[str, str, str] | None:
+    """The row of another method with the highest mean AUC."""
+    means = {key: summarize(_values(by_seed, phase, name).values())["mean"] for key, by_seed in runs.items()}
+    others = [key for key, mean in means.items() if key[1] != method and mean is not None]
+    return max(others, key=lambda key: means[key] or 0.0, default=None)
+
+
+def _rela_impr(auc: dict[int, float], base: dict[int, float]) -> Summary:
+    """RelaImpr of the mean AUCs over common seeds (so the table's own AUCs give it); its spread is that over seeds.
+
+    The mean of the per-seed figures would be another number: where one seed's base is close to a coin toss, its ratio
+    outweighs all others.
+    """
+    common = auc.keys() & base.keys()
+    summary = summarize(rela_impr(auc[seed], base[seed]) for seed in common)
+    if common:
+        mean, mean_base = (sum(values[seed] for seed in common) / len(common) for values in (auc, base))
+        of_means = rela_impr(mean, mean_base)
+        summary["mean"] = of_means if of_means == of_means else None
+    return summary
+
+
+def _versus(
+    auc: dict[int, float], other: tuple[str, str, str] | None, phase: str, name: str, runs: Runs
+) -> dict[str, Any] | None:
+    if other is None:
+        return None
+    difference, p_value = paired_t_test(auc, _values(runs[other], phase, name))
+    return {"row": row_label(*other), "difference": difference, "p_value": p_value}
+
+
+def _published(row: Row, dataset: str) -> dict[str, Any] | None:
+    """The paper's next-set AUCs for this row and ours minus the paper's; a variant is no row of the paper."""
+    aucs = published_auc(dataset, row["backbone"], row["method"]) if not row["variant"] else None
+    if aucs is None:
+        return None
+    ours = {phase: row["phases"][phase]["auc_next"]["mean"] for phase in PHASES}
+    paper = dict(zip(PHASES, aucs, strict=True))
+    return {
+        "row": ROWS[row["backbone"], row["method"]],
+        "auc_next": paper,
+        "difference": {phase: None if ours[phase] is None else ours[phase] - paper[phase] for phase in PHASES},
+    }
+
+
+def _ceiling(results: list[Result]) -> dict[str, dict[str, float | None]] | None:
+    """Bayes AUC by scoring and phase, of generated data; None for data whose truth nobody knows."""
+    ceiling = {
+        scoring: {
+            phase: summarize(result["phases"].get(phase, {}).get(f"ceiling_{scoring}") for result in results)["mean"]
+            for phase in PHASES
+        }
+        for scoring in SCORINGS
+    }
+    known = any(value is not None for phases in ceiling.values() for value in phases.values())
+    return ceiling if known else None
+
+
+def _distinct(dicts: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The distinct values of each key, in order of first appearance."""
+    values: dict[str, list[Any]] = {}
+    for one in dicts:
+        for key, value in one.items():
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
+    return values
+
+
+def _split_configs(rows: list[Row], runs: Runs) -> dict[str, Any]:
+    """The keys that all runs share; gives each row under `config` those in which the rows differ."""
+    configs = [[_flat(result.get("config", {})) for result in by_seed.values()] for by_seed in runs.values()]
+    all_values = _distinct(config for of_row in configs for config in of_row)
+    common = {key: values[0] for key, values in all_values.items() if len(values) == 1}
+    for row, of_row in zip(rows, configs, strict=True):
+        row["config"] = {
+            key: values[0] if len(values) == 1 else values
+            for key, values in _distinct(of_row).items()
+            if key not in common
+        }
+    return common
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = prefix + key
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{name}.")
+        elif name not in _CONFIG_OF_ONE_RUN:
+            flat[name] = value
+    return flat

@@ -1,0 +1,210 @@
+"""The tables of a comparison, once, without a format: Markdown, LaTeX, HTML and the console all draw these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mwuf_dist.config import PHASES
+from mwuf_dist.evaluation.comparison import SCORINGS, STAGES
+from mwuf_dist.evaluation.significance import LEVEL, is_significant_gain
+
+SCORING_NAMES = {"next": "next set", "test": "fixed test"}
+SCORING_MEANINGS = {
+    "next": "cold on warm_a, warm-a on warm_b, warm-b on warm_c, warm-c on test",
+    "test": "every phase on test",
+}
+MISSING = "–"
+MARKS_NOTE = (
+    f"* better than the best row of any other method, † better only than the base of its own backbone "
+    f"(paired t-test over common seeds, p < {LEVEL})."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number: its text, the standard deviation's text, a significance mark, and whether it is the column's best."""
+
+    text: str
+    spread: str = ""
+    mark: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; neighbours of the same group share a heading."""
+
+    name: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows are (label, one cell per column)."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    note: str = ""
+
+
+def group_spans(table: Table) -> list[tuple[str, int]]:
+    """The headings over the columns: (name, number of columns)."""
+    spans: list[tuple[str, int]] = []
+    for column in table.columns:
+        if spans and spans[-1][0] == column.group:
+            spans[-1] = (column.group, spans[-1][1] + 1)
+        else:
+            spans.append((column.group, 1))
+    return spans
+
+
+def auc_table(comparison: dict[str, Any], scorings: tuple[str, ...] = SCORINGS) -> Table:
+    """The headline: AUC in the four phases, with samples/s of the same runs beside it, and the Bayes ceiling."""
+    stages = stage_names(comparison)
+    columns = [Column(phase, f"AUC, {SCORING_NAMES[scoring]}") for scoring in scorings for phase in PHASES]
+    columns += [Column(stage, "samples/s") for stage in stages]
+    rows = [
+        (label, cells + tuple(_speed_cell(row, stage) for stage in stages))
+        for row, (label, cells) in zip(comparison["rows"], _metric_rows(comparison, "auc", scorings), strict=True)
+    ]
+    ceiling = comparison["ceiling"]
+    if ceiling:
+        known = tuple(number(ceiling[scoring][phase]) for scoring in scorings for phase in PHASES)
+        rows.append(("Bayes ceiling", known + (Cell(""),) * len(stages)))
+    meaning = "; ".join(f"{SCORING_NAMES[scoring]}: {SCORING_MEANINGS[scoring]}" for scoring in scorings)
+    marked = any(cell.mark for _, cells in rows for cell in cells)
+    note = f"{seeds_note(comparison)} {meaning.capitalize()}.{' ' + MARKS_NOTE if marked else ''}"
+    return Table("AUC", tuple(columns), tuple(rows), note)
+
+
+def metric_tables(comparison: dict[str, Any]) -> list[Table]:
+    """RelaImpr, log loss and calibration, both scorings beside each other."""
+    bases = sorted({row["rela_impr_base"] for row in comparison["rows"] if row["rela_impr_base"]})
+    against = f"Percent, against {' or '.join(bases)}" if bases else "No base in this comparison"
+    return [
+        _metric_table(comparison, "rela_impr", "RelaImpr (%)", f"{against}, from the mean AUCs."),
+        _metric_table(comparison, "logloss", "Log loss", "In nats; lower is better."),
+        _metric_table(comparison, "calibration", "Calibration", "Mean prediction over mean label; 1 is calibrated."),
+    ]
+
+
+def published_table(comparison: dict[str, Any]) -> Table | None:
+    """Ours beside the paper's, or None when the paper has none of these rows."""
+    if comparison["published_source"] is None:
+        return None
+    columns = tuple(Column(phase, group) for group in ("ours", "paper", "ours − paper") for phase in PHASES)
+    rows = []
+    for row in comparison["rows"]:
+        paper = row["published"]
+        if paper:
+            ours = (number(row["phases"][phase]["auc_next"]["mean"]) for phase in PHASES)
+            theirs = (number(paper["auc_next"][phase]) for phase in PHASES)
+            differences = (number(paper["difference"][phase], "+z.4f") for phase in PHASES)
+            rows.append((row["label"], (*ours, *theirs, *differences)))
+    note = f"AUC, next set. {comparison['published_source']}."
+    return Table("Against the published figures", columns, tuple(rows), note)
+
+
+def speed_table(comparison: dict[str, Any]) -> Table:
+    """Samples per second and seconds of every stage, mean over seeds."""
+    stages = stage_names(comparison)
+    timed = [stage for stage in STAGES if any(stage in row["stages"] for row in comparison["rows"])]
+    columns = [Column(stage, "samples/s") for stage in stages] + [Column(stage, "seconds") for stage in timed]
+    rows = []
+    for row in comparison["rows"]:
+        speeds = tuple(_speed_cell(row, stage) for stage in stages)
+        seconds = tuple(number(row["stages"].get(stage, {}).get("seconds", {}).get("mean"), ".2f") for stage in timed)
+        rows.append((row["label"], speeds + seconds))
+    return Table("Speed", tuple(columns), tuple(rows), f"Mean over seeds, on {hardware(comparison)}.")
+
+
+def stage_names(comparison: dict[str, Any]) -> list[str]:
+    """The stages for which some row knows samples/s, in the order in which they run."""
+    names: dict[str, None] = {}
+    for row in comparison["rows"]:
+        names |= {stage: None for stage, numbers in row["stages"].items() if numbers["samples_per_s"]["num_seeds"]}
+    return [stage for stage in STAGES if stage in names]
+
+
+def hardware(comparison: dict[str, Any]) -> str:
+    """The devices and rank counts that the runs had, as words."""
+    cells = [cell for row in comparison["rows"] for cell in row["cells"]]
+    kinds = dict.fromkeys((cell["world_size"] or 1, cell["device"] or "unknown device") for cell in cells)
+    return " and ".join(f"{device} ({ranks} rank{'s' if ranks > 1 else ''})" for ranks, device in kinds)
+
+
+def seeds_note(comparison: dict[str, Any]) -> str:
+    """How many seeds stand behind the numbers."""
+    seeds = comparison["seeds"]
+    if len(seeds) == 1:
+        return f"One run, seed {seeds[0]}."
+    short = [f"{row['label']} {len(row['seeds'])}" for row in comparison["rows"] if row["seeds"] != seeds]
+    listed = f"{seeds[0]}–{seeds[-1]}" if seeds == list(range(seeds[0], seeds[-1] + 1)) else ", ".join(map(str, seeds))
+    missing = f" (fewer: {', '.join(short)})" if short else ""
+    return f"Mean ± standard deviation over {len(seeds)} seeds, {listed}{missing}."
+
+
+def number(value: float | None, form: str = ".4f") -> Cell:
+    """A cell of one number, or of the sign for none."""
+    return Cell(MISSING if value is None else format(value, form))
+
+
+def speed(samples_per_s: float | None) -> str:
+    """182 k, 1.24 M: three digits are what a timing is worth."""
+    if samples_per_s is None:
+        return MISSING
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if samples_per_s >= 0.9995 * size:
+            scaled = samples_per_s / size
+            return f"{scaled:.{0 if scaled >= 99.95 else 1 if scaled >= 9.995 else 2}f} {unit}"
+    return f"{samples_per_s:.0f}"
+
+
+def _speed_cell(row: dict[str, Any], stage: str) -> Cell:
+    return Cell(speed(row["stages"].get(stage, {}).get("samples_per_s", {}).get("mean")))
+
+
+def _metric_table(comparison: dict[str, Any], metric: str, title: str, note: str) -> Table:
+    columns = tuple(Column(phase, SCORING_NAMES[scoring]) for scoring in SCORINGS for phase in PHASES)
+    return Table(title, columns, tuple(_metric_rows(comparison, metric, SCORINGS)), note)
+
+
+_FORMATS = {"auc": ".4f", "logloss": ".4f", "calibration": ".3f", "rela_impr": "+z.1f"}  # z: no negative zero
+_SPREAD_FORMATS = _FORMATS | {"rela_impr": ".1f"}
+_BEST = {"auc": max, "rela_impr": max, "logloss": min}
+
+
+def _metric_rows(
+    comparison: dict[str, Any], metric: str, scorings: tuple[str, ...]
+) -> list[tuple[str, tuple[Cell, ...]]]:
+    """One row of cells per row of the comparison; a column's best is found on what is printed, so that ties show."""
+    columns = []
+    for scoring in scorings:
+        for phase in PHASES:
+            cells = [metric_cell(row, phase, scoring, metric) for row in comparison["rows"]]
+            numbers = [float(cell.text) for cell in cells if cell.text != MISSING]
+            best = _BEST[metric](numbers) if metric in _BEST and len(numbers) > 1 else None
+            columns.append([replace(cell, best=cell.text != MISSING and float(cell.text) == best) for cell in cells])
+    return [(row["label"], tuple(column[index] for column in columns)) for index, row in enumerate(comparison["rows"])]
+
+
+def metric_cell(row: dict[str, Any], phase: str, scoring: str, metric: str) -> Cell:
+    """The cell of one metric; the significance mark belongs to the AUC."""
+    numbers = row["phases"][phase]
+    summary = numbers[f"{metric}_{scoring}"]
+    if summary["mean"] is None:
+        return Cell(MISSING)
+    spread = "" if summary["std"] is None else format(summary["std"], _SPREAD_FORMATS[metric])
+    mark = ""
+    if metric == "auc":
+        if _is_gain(numbers[f"versus_best_{scoring}"]):
+            mark = "*"
+        elif _is_gain(numbers[f"versus_base_{scoring}"]):
+            mark = "†"
+    return Cell(format(summary["mean"], _FORMATS[metric]), spread, mark)
+
+
+def _is_gain(versus: dict[str, Any] | None) -> bool:
+    return versus is not None and is_significant_gain(versus["difference"], versus["p_value"])

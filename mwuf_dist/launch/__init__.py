@@ -1,0 +1,1 @@
+"""Launchers: each only builds the runtime and calls the same training function."""

@@ -1,0 +1,38 @@
+"""What a method is, and the method `base`: none."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mwuf_dist.config import MethodConfig
+
+
+class Method(nn.Module):
+    """How the rows of phi_new start, and what becomes of a row before the backbone sees it.
+
+    Args:
+        config: section `method`.
+        dim: width D of an embedding.
+        item_context: width of an item's own field embeddings side by side, Fi*D.
+    """
+
+    initialisation = "random"  # Of phi_new, unless the config names another.
+    meta_trained = False  # Whether stage `meta_train` has anything to train.
+
+    def __init__(self, config: MethodConfig, dim: int, item_context: int) -> None:
+        super().__init__()
+        self.config = config
+        self.dim = dim
+        if config.initialisation != "default":
+            self.initialisation = config.initialisation
+
+    def scale_and_shift(
+        self, item_context: torch.Tensor, user_mean: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(scale [U, D], shift [U, D]) of items with fields [U, Fi*D] and mean users [U, D]; None: left as they are."""
+        return None
+
+
+class Base(Method):
+    """No method: a new item's row starts as a fresh draw and is updated like any other (the paper's baselines)."""

@@ -1,0 +1,53 @@
+"""MWUF (Zhu et al., SIGIR 2021): common initialisation, meta scaling network h, meta shifting network g.
+
+v_warm = v * h(X_item) + g(G(U(v)))        (equation 5; h is equation 3, g is equation 4)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mwuf_dist.config import MethodConfig
+from mwuf_dist.methods.base import Method
+
+
+class Mwuf(Method):
+    """Both meta networks are two-layer perceptrons; either can be switched off.
+
+    `residual` makes the scale 1 + h and starts the last layers of h and g at zero, so that meta training starts from
+    the common initialisation itself; without it the scale is h, as in the paper.
+    """
+
+    initialisation = "mean"
+
+    def __init__(self, config: MethodConfig, dim: int, item_context: int) -> None:
+        super().__init__(config, dim, item_context)
+        self.scaling = _meta_network(item_context, config.hidden, dim, config.residual) if config.scaling else None
+        self.shifting = _meta_network(dim, config.hidden, dim, config.residual) if config.shifting else None
+        self.meta_trained = config.scaling or config.shifting
+
+    def scale_and_shift(
+        self, item_context: torch.Tensor, user_mean: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """See `Method.scale_and_shift`."""
+        if not self.meta_trained:
+            return None
+        if self.scaling is None:
+            scale = torch.ones(len(item_context), self.dim, device=item_context.device, dtype=item_context.dtype)
+        else:
+            scale = self.scaling(item_context)
+            if self.config.residual:
+                scale = 1 + scale
+        shift = torch.zeros_like(scale) if self.shifting is None else self.shifting(user_mean)
+        return scale, shift
+
+
+def _meta_network(width: int, hidden: int, dim: int, starts_at_zero: bool) -> nn.Sequential:
+    network = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+    if starts_at_zero:
+        last = network[2]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return network

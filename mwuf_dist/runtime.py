@@ -1,0 +1,169 @@
+"""Rank, device, seeds, determinism: the only module that reads the launch environment.
+
+`start` gives every process a `Runtime`, with a process group even for a single process without a launcher, so that
+there is one code path. A launcher (plain command, `torchrun`, Ray) only sets the environment that is read here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mwuf_dist.config import Config, RuntimeConfig, UserError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """This process among its peers, and the few collectives that the package needs outside TorchRec."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    show_progress: bool
+    ranks_per_host: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that prints and writes."""
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """In-place sum over the ranks; returns the tensor."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def max(self, value: int) -> int:
+        """The largest of the ranks' values."""
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor(value, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor)
+
+    def pad(self, ids: torch.Tensor) -> torch.Tensor:
+        """`ids` [n] with zeros behind, as long as the longest of the ranks': a lookup takes equally many on each."""
+        return torch.nn.functional.pad(ids, (0, self.max(len(ids)) - len(ids)))
+
+    def distinct(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(distinct values [u], position of each of `ids` [n] among them [n]).
+
+        On several ranks the values are padded with zeros to n, which is the same everywhere: unlike `pad`, this needs
+        no exchange, so it is for the steps of training. A row looked up for padding gets a gradient of zero.
+        """
+        values, inverse = torch.unique(ids, return_inverse=True)
+        if self.world_size > 1:
+            values = torch.nn.functional.pad(values, (0, len(ids) - len(values)))
+        return values, inverse
+
+    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Sums dense gradients over the ranks in one flat all-reduce.
+
+        The loss is already divided by the weight of the global batch, so the sum is the gradient of the global mean.
+        """
+        if self.world_size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        dist.all_reduce(flat)
+        offset = 0
+        for gradient in gradients:
+            gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
+            offset += gradient.numel()
+
+    def gather_rows(self, array: np.ndarray) -> np.ndarray | None:
+        """Concatenates the ranks' rows, in rank order, on the main rank; None on the others."""
+        if self.world_size == 1:
+            return array
+        parts: list[np.ndarray] | None = [np.empty(0)] * self.world_size if self.is_main else None
+        dist.gather_object(array, parts)
+        return np.concatenate(parts) if parts is not None else None
+
+    def share(self, value: object) -> object:
+        """The main rank's value, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Waits for every rank."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def generator_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers, so that (seed, table, block) and the like never collide by addition."""
+    return int(np.random.SeedSequence(list(parts)).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextlib.contextmanager
+def start(config: Config) -> Iterator[Runtime]:
+    """Joins the process group that the environment describes, or makes one of a single process.
+
+    Args:
+        config: `runtime` and `seed` are read.
+
+    Raises:
+        UserError: a GPU was asked for where there is none, or the environment of the launcher is not complete.
+    """
+    settings = config.runtime
+    rank, world_size, local_rank, ranks_per_host = _place()
+    device = _device(settings, local_rank)
+    torch.set_num_threads(settings.threads or int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.manual_seed(generator_seed(config.seed, 0))
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(settings.deterministic)
+    # It costs a fill per allocation, and nothing here reads memory that it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = datetime.timedelta(seconds=settings.timeout_s)
+    if world_size == 1:
+        # No launcher: a store in this process, so that no port is opened.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+    progress = settings.progress == "on" or (settings.progress == "auto" and os.isatty(2))
+    try:
+        yield Runtime(rank, world_size, device, progress and rank == 0, ranks_per_host)
+    finally:
+        dist.destroy_process_group()
+
+
+def _place() -> tuple[int, int, int, int]:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    present = [name for name in names if name in os.environ]
+    if not present:
+        return 0, 1, 0, 1
+    if len(present) < len(names):
+        missing = ", ".join(sorted(set(names) - set(present)))
+        raise UserError(f"{present[0]} is set but {missing} is not: launch with torchrun, or unset them all")
+    rank, world_size, local_rank = (int(os.environ[name]) for name in names)
+    return rank, world_size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+
+
+def _device(settings: RuntimeConfig, local_rank: int) -> torch.device:
+    has_gpu = torch.cuda.is_available()
+    if settings.device == "cuda" and not has_gpu:
+        raise UserError(
+            "runtime.device = 'cuda', but torch sees no GPU: `mwuf doctor` says why, 'cpu' runs without one"
+        )
+    if settings.device == "cpu" or not has_gpu:
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {local_rank} has no GPU of its own: start at most {torch.cuda.device_count()} ranks"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,1 @@
+"""The five stages of a run, the loop they share, and checkpoints."""

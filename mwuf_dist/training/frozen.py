@@ -1,0 +1,108 @@
+"""The pretrained model with everything frozen but the item embedding: what meta_train, warm_up and evaluate run on.
+
+All that is frozen is computed once and held in tables, which shard like any other: the part of each user and of each
+item in the logit, and the inputs of the meta networks. A step then looks up one bag of two rows instead of every
+field, and has no backward but that of the item embedding. Measured on MovieLens-1M with DeepFM, this alone made
+meta_train 2.4 times faster (prototype).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mwuf_dist.config import EmbeddingConfig
+from mwuf_dist.embeddings.tables import Tables, TableSpec
+from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
+from mwuf_dist.training.model import Model
+
+
+class Frozen:
+    """Frozen parts of one pretrained model.
+
+    Args:
+        model: pretrained; put into eval mode here (a BatchNorm left in train mode drifts).
+        config: how tables are sharded.
+        mean_user: embedding of the mean user [D], for an item that nobody has interacted with.
+        fold: use the backbone's folded head where it has one; False takes the plain path, the reference.
+    """
+
+    def __init__(self, model: Model, config: EmbeddingConfig, mean_user: torch.Tensor, fold: bool = True) -> None:
+        self._model = model
+        self._mean_user = mean_user
+        model.backbone.eval()
+        for parameter in model.backbone.parameters():
+            parameter.requires_grad_(False)
+        shape, runtime = model.shape, model.runtime
+        self._context_width = shape.num_item_fields * shape.dim
+        self.meta_inputs = Tables(
+            "meta_inputs",
+            [
+                TableSpec("item_context", model.num_items, self._context_width),
+                TableSpec("user_mean", model.num_items, shape.dim),
+            ],
+            config,
+            runtime,
+            trained=False,
+        )
+        self._head = model.backbone.fold() if fold else None
+        self._num_users = model.users.num_rows
+        if self._head is not None:
+            # One table for both sides, so that a row's part is one bag of two ids.
+            width = self._head.width
+            self._parts = Tables(
+                "parts", [TableSpec("parts", self._num_users + model.num_items, width)], config, runtime, trained=False
+            )
+        else:
+            width = shape.num_user_fields * shape.dim
+            self._parts = Tables("parts", [TableSpec("parts", self._num_users, width)], config, runtime, trained=False)
+        self._compute_parts()
+
+    @torch.no_grad()
+    def _compute_parts(self) -> None:
+        model, head = self._model, self._head
+        items = range(self._num_users, self._num_users + model.num_items)
+        self.meta_inputs.fill("item_context", model.item_fields)
+        if head is None:
+            self._parts.fill("parts", model.user_fields)
+            return
+        self._parts.fill("parts", lambda u: head.user_part(model.user_fields(u)), range(self._num_users))
+
+        def item_part(row: torch.Tensor) -> torch.Tensor:
+            # Row 0, a user's, stands in on a rank that holds fewer items than another.
+            return head.item_part(model.item_fields((row - self._num_users).clamp(min=0)))
+
+        self._parts.fill("parts", item_part, items)
+
+    @torch.no_grad()
+    def set_users(self, item_users: ItemUsers, items: range) -> None:
+        """Computes G(U(v)) of some items from the users of finished sets. A collective."""
+        model = self._model
+
+        def compute(index: torch.Tensor) -> torch.Tensor:
+            return mean_users(item_users, index, model.user_tables, self._mean_user, model.runtime)
+
+        self.meta_inputs.fill("user_mean", compute, items)
+
+    @torch.no_grad()
+    def inputs(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(item fields [n, Fi*D], mean users [n, D]) of items [n]: what h and g read. A collective."""
+        rows = self.meta_inputs.rows(items)
+        return rows[:, : self._context_width], rows[:, self._context_width :]
+
+    @torch.no_grad()
+    def part(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """The frozen part [b, P] of rows (user [b], item [b]). A collective."""
+        if self._head is None:
+            distinct, inverse = self._model.runtime.distinct(item)
+            context = self.meta_inputs.rows(distinct)[:, : self._context_width]
+            return torch.cat([context[inverse], self._parts.rows(user)], dim=1)
+        ids = torch.stack([user, item + self._num_users], dim=1)
+        return self._parts.bag_sums(ids)
+
+    def logit(self, item_embedding: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        """Logits [..., b] of item embeddings [..., b, D] with frozen parts [b, P]; a leading axis holds several."""
+        if self._head is not None:
+            return self._head.logit(item_embedding, part)
+        if item_embedding.dim() == 2:
+            return self._model.backbone(item_embedding, part)
+        return torch.stack([self._model.backbone(one, part) for one in item_embedding])

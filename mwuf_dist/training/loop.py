@@ -1,0 +1,97 @@
+"""The loop that every training stage shares."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from mwuf_dist.config import PHASES, UserError
+from mwuf_dist.data.loader import Batch, Loader
+from mwuf_dist.runtime import Runtime
+from mwuf_dist.training.checkpoints import Checkpointer, Cursor, Meta
+from mwuf_dist.training.recorder import Recorder
+
+_STEPS_BETWEEN_RECORDS = 50
+
+
+@dataclass
+class Session:
+    """What the stages of a run share: who we are, where we stand, where it is written down."""
+
+    runtime: Runtime
+    recorder: Recorder
+    checkpointer: Checkpointer
+    meta: Meta
+
+    def save(self, cursor: Cursor, tensors: dict[str, Any]) -> None:
+        """Saves a checkpoint that goes on at `cursor`. A collective."""
+        self.meta.cursor = cursor
+        self.meta.metrics_bytes = self.recorder.num_bytes()
+        self.checkpointer.save(self.meta, tensors)
+
+    def count(self, stage: str, samples: int, seconds: float) -> None:
+        """Adds to a stage's samples and seconds; a stage may run in several pieces."""
+        entry = self.meta.stages.setdefault(stage, {"samples": 0, "seconds": 0.0, "samples_per_s": 0.0})
+        entry["samples"] += samples
+        entry["seconds"] += seconds
+        entry["samples_per_s"] = entry["samples"] / entry["seconds"] if entry["seconds"] else 0.0
+
+
+def train(
+    session: Session,
+    start: Cursor,
+    loader: Loader,
+    epochs: int,
+    step: Callable[[Batch], torch.Tensor],
+    tensors: Callable[[], dict[str, Any]],
+) -> None:
+    """Trains from `start` to the end of the last epoch.
+
+    Args:
+        session: of the run.
+        start: stage, phase, and the first epoch and step to do.
+        loader: the rows.
+        epochs: the last epoch is `epochs - 1`.
+        step: trains on a batch and returns this rank's part of the loss.
+        tensors: the state to save when a save is due.
+    """
+    title = start.stage if start.stage != "warm_up" else f"warm_up {'abc'[start.phase - 1]}"
+    done = start.epoch * loader.num_steps + start.step
+    bar = session.recorder.bar(title, epochs * loader.num_steps, done)
+    clock = time.perf_counter()
+    samples = 0
+    for epoch in range(start.epoch, epochs):
+        for batch in loader.epoch(epoch, start.step if epoch == start.epoch else 0):
+            loss = step(batch)
+            samples += batch.num_rows
+            done += 1
+            bar.update()
+            is_last = done == epochs * loader.num_steps
+            if done % _STEPS_BETWEEN_RECORDS == 0 or is_last:
+                trained = epoch * loader.num_rows + min((batch.step + 1) * loader.batch_size, loader.num_rows)
+                _record(session, start, batch, done, trained, loss)
+            if not is_last and session.checkpointer.due(done):
+                session.count(start.stage, samples, time.perf_counter() - clock)
+                session.save(replace(start, epoch=epoch, step=batch.step + 1), tensors())
+                clock, samples = time.perf_counter(), 0
+    session.count(start.stage, samples, time.perf_counter() - clock)
+    bar.close()
+
+
+def _record(session: Session, start: Cursor, batch: Batch, done: int, trained: int, loss: torch.Tensor) -> None:
+    value = float(session.runtime.sum(loss.detach().clone()))
+    if not math.isfinite(value):
+        raise UserError(
+            f"{start.stage}: the loss is {value} at step {done}: lower the stage's learning rate, then run again in a "
+            "new output folder"
+        )
+    record: dict[str, object] = {"stage": start.stage}
+    if start.stage == "warm_up":
+        record["phase"] = PHASES[start.phase]
+    record |= {"epoch": batch.epoch, "step": done, "samples": trained, "loss": round(value, 6)}
+    session.recorder.write(record, done)

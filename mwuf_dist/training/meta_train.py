@@ -1,0 +1,127 @@
+"""Stage `meta_train`: phi_new by L_cold, the meta networks by L_warm, everything else frozen (Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from mwuf_kernels import warm_embedding
+
+from mwuf_dist.config import Config
+from mwuf_dist.data.loader import Batch, Loader
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.embeddings.tables import Tables
+from mwuf_dist.methods import Method
+from mwuf_dist.training.checkpoints import Cursor, module_state, table_state
+from mwuf_dist.training.frozen import Frozen
+from mwuf_dist.training.loop import Session, train
+from mwuf_dist.training.model import Model, loss_sum
+from mwuf_dist.training.optimizers import Adam
+
+# `epochs = "auto"`: one old item in this many is held out, and played as new to see when to stop.
+_HELD_OUT_ONE_IN = 10
+# The held-out loss has stopped falling when it falls by less than this share.
+_SMALLEST_GAIN = 1e-4
+
+
+@dataclass
+class MetaTrain:
+    """The stage with its optimizer, so that a checkpoint can be loaded into it before it starts."""
+
+    config: Config
+    model: Model
+    frozen: Frozen
+    method: Method
+
+    def __post_init__(self) -> None:
+        settings = self.config.meta_train
+        self.optimizer = Adam(
+            dense=[("method", self.method, settings.learning_rate_warm)],
+            tables=[(self.model.new_ids, settings.learning_rate_cold)],
+        )
+        self._parameters = list(self.method.parameters())
+        self._held_out: torch.Tensor | None = None
+        if settings.epochs == "auto":
+            generator = torch.Generator().manual_seed(self.config.seed)
+            draws = torch.rand(self.model.num_old, generator=generator)
+            self._held_out = (draws < 1 / _HELD_OUT_ONE_IN).to(self.model.runtime.device)
+
+    def tensors(self) -> dict[str, Any]:
+        """The state in the middle of the stage, without what `pretrain` made."""
+        return meta_trained_tensors(self.model.new_ids, self.method) | self.optimizer.state()
+
+    def run(self, session: Session, prepared: Prepared, start: Cursor, tensors: Any) -> None:
+        """Trains from `start` to the end; `tensors` gives the whole state to save."""
+        settings = self.config.meta_train
+        loader = Loader(
+            prepared,
+            ["pretrain"],
+            settings.batch_size,
+            self.config.seed,
+            session.runtime,
+            shuffled=settings.order == "shuffled",
+        )
+        if settings.epochs != "auto":
+            train(session, start, loader, settings.epochs, self.step, tensors)
+            return
+        best = float("inf")
+        for epoch in range(start.epoch, settings.max_epochs):
+            train(session, replace(start, epoch=epoch), loader, epoch + 1, self.step, tensors)
+            loss = self._held_out_loss(loader)
+            session.recorder.write({"stage": start.stage, "epoch": epoch, "held_out_loss": loss}, epoch)
+            if loss > best * (1 - _SMALLEST_GAIN):
+                return
+            best = loss
+            start = replace(start, step=0)
+
+    def step(self, batch: Batch) -> torch.Tensor:
+        """One step of Algorithm 1, in one backward; returns this rank's part of L_cold + L_warm.
+
+        L_cold reaches the rows of phi_new, L_warm only the meta networks, because v_warm is made from v.detach(): both
+        updates of the algorithm come from one lookup and one backward, with the same v.
+        """
+        if self._held_out is not None:
+            batch = replace(batch, weight=batch.weight * ~self._held_out[batch.item], is_full=False)
+        loss = self._losses(batch).sum()
+        loss.backward()
+        self.model.runtime.sum_gradients(self._parameters)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _losses(self, batch: Batch) -> torch.Tensor:
+        """(L_cold, L_warm) of this rank's rows [2]."""
+        items, inverse = self.model.runtime.distinct(batch.item)
+        rows = self.model.new_ids.rows(items)
+        scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
+        assert scale_and_shift is not None, "a method without meta networks has no stage meta_train"
+        part = self.frozen.part(batch.user, batch.item)
+        embeddings = torch.stack(warm_embedding(rows, inverse, *scale_and_shift))
+        logits = self.frozen.logit(embeddings, part)
+        return torch.stack([loss_sum(logit, batch) for logit in logits])
+
+    @torch.no_grad()
+    def _held_out_loss(self, loader: Loader) -> float:
+        """L_warm over the rows of held-out items, whose rows of phi_new nothing has moved."""
+        assert self._held_out is not None
+        total = torch.zeros(2, dtype=torch.float64, device=self.model.runtime.device)
+        for batch in loader.epoch(0):
+            ours = replace(batch, weight=batch.weight * self._held_out[batch.item], is_full=False, num_rows=1)
+            total += torch.stack([self._losses(ours)[1].double(), ours.weight.sum().double()])
+        loss, weight = self.model.runtime.sum(total).tolist()
+        return loss / max(weight, 1.0)
+
+
+def meta_trained_tensors(new_ids: Tables, method: Method) -> dict[str, Any]:
+    """What the stage has made: phi_new and the meta networks."""
+    return table_state(new_ids) | module_state("method", method)
+
+
+@torch.no_grad()
+def initialise_new_ids(config: Config, model: Model, method: Method, from_row: int = 0) -> None:
+    """First rows of phi_new: the mean row of phi_old (common initialisation), or fresh draws."""
+    if method.initialisation == "mean":
+        mean = model.old_ids.mean_row("old")
+        model.new_ids.fill("new", lambda rows: mean.expand(len(rows), -1), range(from_row, model.num_items))
+    else:
+        model.new_ids.draw(config.embedding.init_std, config.seed, "new", from_row)

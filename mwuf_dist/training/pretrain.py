@@ -1,0 +1,83 @@
+"""Stage `pretrain`: theta, the feature tables and phi_old on the rows of old items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mwuf_dist.config import Config
+from mwuf_dist.data.loader import Batch, Loader
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.runtime import generator_seed
+from mwuf_dist.training.checkpoints import Cursor, module_state, table_state
+from mwuf_dist.training.loop import Session, train
+from mwuf_dist.training.model import Model, loss_sum
+from mwuf_dist.training.optimizers import Adam
+
+
+@dataclass
+class Pretrain:
+    """The stage with its optimizer, so that a checkpoint can be loaded into it before it starts."""
+
+    config: Config
+    model: Model
+
+    def __post_init__(self) -> None:
+        settings = self.config.pretrain
+        self.optimizer = Adam(
+            dense=[("backbone", self.model.backbone, settings.learning_rate)],
+            tables=[(tables, settings.learning_rate) for tables in self.model.pretrained_tables],
+            weight_decay=settings.weight_decay,
+        )
+
+    def tensors(self) -> dict[str, Any]:
+        """The state in the middle of the stage."""
+        return pretrained_tensors(self.model) | self.optimizer.state()
+
+    def run(self, session: Session, prepared: Prepared, start: Cursor) -> None:
+        """Trains from `start` to the end, then gives values that no row has used a sensible embedding."""
+        settings, runtime = self.config.pretrain, session.runtime
+        shuffled = settings.order == "shuffled"
+        loader = Loader(prepared, ["pretrain"], settings.batch_size, self.config.seed, runtime, shuffled)
+        self.model.backbone.train()
+        train(session, start, loader, settings.epochs, self.step, self.tensors)
+        fill_unused_rows(self.model, prepared)
+
+    def step(self, batch: Batch) -> torch.Tensor:
+        """One step; returns this rank's part of the mean loss."""
+        if self.config.backbone.dropout:
+            # Masks are a function of the cursor, so that a resumed run draws the same ones.
+            rank = self.model.runtime.rank
+            torch.manual_seed(generator_seed(self.config.seed, 2, batch.epoch, batch.step, rank))
+        loss = loss_sum(self.model.logit(batch), batch)
+        loss.backward()
+        self.model.runtime.sum_gradients(self.model.dense_parameters())
+        self.optimizer.step()
+        return loss
+
+
+def pretrained_tensors(model: Model) -> dict[str, Any]:
+    """What the stage has made: tables and backbone."""
+    return table_state(*model.pretrained_tables) | module_state("backbone", model.backbone)
+
+
+@torch.no_grad()
+def fill_unused_rows(model: Model, prepared: Prepared) -> None:
+    """Values that no pretraining row had (users, title tokens of new items only) get the mean row of those that had.
+
+    What they hold until here is the draw that they started with, which is noise to everything that comes later.
+    """
+    columns = prepared.columns("pretrain", ("user", "item"))
+    for store, tables, index in (
+        (model.users, model.user_tables, columns["user"]),
+        (model.items, model.item_tables, columns["item"]),
+    ):
+        seen = torch.zeros(store.num_rows, dtype=torch.bool)
+        seen[torch.from_numpy(index).long()] = True
+        for field, used in store.used_values(seen.nonzero().squeeze(1).to(model.runtime.device)).items():
+            mean = tables.mean_row(field, used)
+            for shard in tables.shards(field):
+                unused = ~used[shard.row : shard.row + len(shard.weight)].to(shard.weight.device)
+                shard.weight[unused] = mean[shard.column : shard.column + shard.weight.shape[1]]

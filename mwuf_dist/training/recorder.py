@@ -1,0 +1,68 @@
+"""What a run tells while it works: `metrics.jsonl`, TensorBoard events, a progress bar on the main rank."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TextIO
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from mwuf_dist.runtime import Runtime
+
+
+class Recorder:
+    """Records of one run, written by the main rank only.
+
+    Args:
+        folder: of the run.
+        runtime: ranks.
+        keep_bytes: length of `metrics.jsonl` at the checkpoint that the run goes on from; what came later is cut off,
+            since it will be done again.
+    """
+
+    def __init__(self, folder: Path, runtime: Runtime, keep_bytes: int = 0) -> None:
+        self._runtime = runtime
+        self._file: TextIO | None = None
+        self._board: SummaryWriter | None = None
+        if runtime.is_main:
+            path = folder / "metrics.jsonl"
+            path.touch()
+            os.truncate(path, min(keep_bytes, path.stat().st_size))
+            self._file = path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, record: dict[str, object], step: int) -> None:
+        """One line of `metrics.jsonl`; its numbers go to TensorBoard as `stage/name` too."""
+        if self._file is None or self._board is None:
+            return
+        self._file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"{record['stage']}/{name}", value, step)
+
+    def num_bytes(self) -> int:
+        """Length of `metrics.jsonl` so far."""
+        if self._file is None:
+            return 0
+        self._file.flush()
+        return self._file.tell()
+
+    def bar(self, title: str, total: int, done: int) -> tqdm:
+        """A progress bar over steps, silent except on the main rank of a terminal."""
+        return tqdm(
+            total=total, initial=done, desc=title, unit="step", leave=False, disable=not self._runtime.show_progress
+        )
+
+    def say(self, text: str) -> None:
+        """A line for the person who started the run."""
+        if self._runtime.is_main:
+            tqdm.write(text)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()

@@ -1,0 +1,235 @@
+"""One run, from prepared shards to results: the five stages in order, resumed where it stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mwuf_dist.config import PHASES, WARM_SETS, Config, UserError, build, config_hash, differences, read_toml, to_toml
+from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.embeddings.user_means import ItemUsers
+from mwuf_dist.evaluation.files import write_atomically
+from mwuf_dist.evaluation.plots import plot_run
+from mwuf_dist.methods import Method, build_method
+from mwuf_dist.runtime import Runtime, generator_seed
+from mwuf_dist.training.checkpoints import Checkpointer, Cursor, Meta, load_tensors, read_meta
+from mwuf_dist.training.frozen import Frozen
+from mwuf_dist.training.loop import Session
+from mwuf_dist.training.meta_train import MetaTrain, initialise_new_ids, meta_trained_tensors
+from mwuf_dist.training.model import Model
+from mwuf_dist.training.pretrain import Pretrain, pretrained_tensors
+from mwuf_dist.training.recorder import Recorder
+from mwuf_dist.training.results import phase_metrics, results_of, versions
+from mwuf_dist.training.warm_up import WarmUp, warm_up_tensors
+
+
+def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None = None) -> dict[str, Any]:
+    """Runs all stages, or those that are left, and writes what they made into `folder`.
+
+    Args:
+        config: of the run; the folder keeps it as `config.toml`.
+        folder: of the run. One that holds this very run goes on where it stopped.
+        runtime: ranks and device.
+        pretrained: checkpoint of a finished `pretrain` with the same data, backbone and seed, to start from.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        UserError: the folder holds another run, or the data or config is wrong.
+    """
+    results_path = folder / "results.json"
+    _claim(config, folder, runtime)
+    if results_path.exists():
+        return json.loads(results_path.read_text())
+    job = _start(config, folder, runtime)
+    job.pretrain(pretrained)
+    job.meta_train()
+    job.warm_up_and_evaluate()
+    results = results_of(config, job.prepared, runtime, job.session.meta)
+    if runtime.is_main:
+        job.session.recorder.num_bytes()  # flushes
+        metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        plot_run(metrics, results, folder / "run.png")
+        write_atomically(results_path, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    job.session.recorder.close()
+    runtime.barrier()
+    return results
+
+
+def run_pretrain(config: Config, folder: Path, runtime: Runtime) -> Path:
+    """Runs `prepare` and `pretrain` only; returns the checkpoint, for several runs to start from."""
+    _claim(config, folder, runtime)
+    checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint, runtime)
+    found = checkpointer.latest(config_hash(config))
+    if found is None or found[1].cursor.stage == "pretrain":
+        job = _start(config, folder, runtime)
+        job.pretrain(None)
+        job.session.recorder.close()
+        found = checkpointer.latest(config_hash(config))
+    assert found is not None
+    return found[0]
+
+
+def _start(config: Config, folder: Path, runtime: Runtime) -> Run:
+    clock = time.perf_counter()
+    prepared = _prepare(config, runtime)
+    seconds = time.perf_counter() - clock
+    job = Run(config, folder, runtime, prepared)
+    if "prepare" not in job.session.meta.stages:
+        job.session.count("prepare", sum(prepared.num_rows(split) for split in prepared.manifest["splits"]), seconds)
+    return job
+
+
+def _since(clock: float) -> float:
+    return time.perf_counter() - clock
+
+
+def _prepare(config: Config, runtime: Runtime) -> Prepared:
+    # The main rank builds what is missing, then the others find it.
+    if runtime.is_main:
+        prepare(config.data, runtime.show_progress)
+    runtime.barrier()
+    return prepare(config.data)
+
+
+def _claim(config: Config, folder: Path, runtime: Runtime) -> None:
+    """Makes the folder this run's, or refuses one that holds another run."""
+    path = folder / "config.toml"
+    if path.exists():
+        theirs = build(read_toml(path), str(path))
+        different = differences(theirs, config)
+        if different:
+            raise UserError(
+                f"{folder} holds another run, which differs in {'; '.join(different[:3])}"
+                f"{' and more' if len(different) > 3 else ''}: name another --output, or delete the folder"
+            )
+    elif runtime.is_main:
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty and holds no run: name another --output")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, to_toml(config))
+    runtime.barrier()
+
+
+@dataclass
+class Run:
+    """The parts of a run and the stages over them. Each stage is skipped when the checkpoint is past it."""
+
+    config: Config
+    folder: Path
+    runtime: Runtime
+    prepared: Prepared
+
+    def __post_init__(self) -> None:
+        config, runtime = self.config, self.runtime
+        checkpointer = Checkpointer(self.folder / "checkpoints", config.checkpoint, runtime)
+        found = checkpointer.latest(config_hash(config))
+        self._checkpoint, meta = found or (
+            None,
+            Meta(Cursor("pretrain"), config_hash(config), runtime.world_size, versions()),
+        )
+        recorder = Recorder(self.folder, runtime, meta.metrics_bytes)
+        if self._checkpoint is not None:
+            recorder.say(f"goes on from {self._checkpoint.name}")
+        self.session = Session(runtime, recorder, checkpointer, meta)
+        self.model = Model(config, self.prepared, runtime)
+        torch.manual_seed(generator_seed(config.seed, 3))  # the same meta networks on every rank
+        context = self.model.shape.num_item_fields * self.model.dim
+        self.method: Method = build_method(config.method, self.model.dim, context).to(runtime.device)
+        meta.plans = {t.name: dict(t.plan) for t in (*self.model.pretrained_tables, self.model.new_ids)}
+        self._frozen: Frozen | None = None
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where the run stands."""
+        return self.session.meta.cursor
+
+    def pretrain(self, pretrained: Path | None) -> None:
+        """Stage `pretrain`, from a shared checkpoint where one is given."""
+        if self.cursor.stage != "pretrain":
+            load_tensors(self._found(), pretrained_tensors(self.model))
+            return
+        if self._checkpoint is None and pretrained is not None:
+            shared = read_meta(pretrained, None)
+            load_tensors(pretrained, pretrained_tensors(self.model))
+            self.session.meta.stages |= {name: shared.stages[name] for name in ("prepare", "pretrain")}
+        else:
+            stage = Pretrain(self.config, self.model)
+            if self._checkpoint is not None:
+                load_tensors(self._checkpoint, stage.tensors())
+            stage.run(self.session, self.prepared, self.cursor)
+        self.session.save(Cursor("meta_train"), pretrained_tensors(self.model))
+        self._checkpoint = None
+
+    def meta_train(self) -> None:
+        """Stage `meta_train`; nothing to do for a method without meta networks."""
+        self._frozen = Frozen(self.model, self.config.embedding, self._mean_user())
+        if self.cursor.stage == "warm_up":
+            load_tensors(self._found(), meta_trained_tensors(self.model.new_ids, self.method))
+            return
+        initialise_new_ids(self.config, self.model, self.method)
+        if not self.method.meta_trained:
+            return
+        settings = self.config.meta_train
+        users = ItemUsers(self.prepared, ["pretrain"], settings.users_per_item, self.config.seed)
+        self._frozen.set_users(users, range(self.model.num_old))
+        stage = MetaTrain(self.config, self.model, self._frozen, self.method)
+        if self._checkpoint is not None and (self.cursor.epoch or self.cursor.step):
+            load_tensors(self._checkpoint, stage.tensors())
+        stage.run(self.session, self.prepared, self.cursor, lambda: pretrained_tensors(self.model) | stage.tensors())
+
+    def warm_up_and_evaluate(self) -> None:
+        """Stages `warm_up` and `evaluate`, phase by phase."""
+        assert self._frozen is not None
+        model, session = self.model, self.session
+        stage = WarmUp(self.config, model, self._frozen, self.method)
+        first = self.cursor.phase if self.cursor.stage == "warm_up" else 0
+        if first == 0:
+            initialise_new_ids(self.config, model, self.method, from_row=model.num_old)
+        for phase in range(first, len(PHASES)):
+            if phase:
+                stage.run_phase(session, self.prepared, phase)
+            clock = time.perf_counter()
+            stage.finish_phase(self.prepared, phase)
+            session.count("warm_up", 0, _since(clock))
+            self._evaluate(stage, phase)
+            session.save(
+                Cursor("warm_up", phase + 1),
+                pretrained_tensors(model) | meta_trained_tensors(model.new_ids, self.method) | warm_up_tensors(model),
+            )
+
+    def _evaluate(self, stage: WarmUp, phase: int) -> None:
+        next_set = (*WARM_SETS, "test")[phase]
+        clock = time.perf_counter()
+        scores: dict[str, np.ndarray | None] = {}
+        for split in dict.fromkeys((next_set, "test")):
+            scores[split] = stage.score(self.prepared, split)
+        seconds = _since(clock)
+        self.session.count("evaluate", sum(self.prepared.num_rows(split) for split in scores), seconds)
+        if not self.runtime.is_main:
+            return
+        metrics = phase_metrics(self.prepared, next_set, scores)
+        self.session.meta.phases[PHASES[phase]] = metrics
+        record: dict[str, object] = {"stage": "evaluate", "phase": PHASES[phase]}
+        self.session.recorder.write(record | metrics, phase)
+        self.session.recorder.say(
+            f"{PHASES[phase]:>7}   AUC next set {metrics['auc_next']:.4f}   fixed test {metrics['auc_test']:.4f}"
+        )
+
+    def _mean_user(self) -> torch.Tensor:
+        # The unknown user's row is no one's in pretraining, so `pretrain` has left the mean user there.
+        with torch.no_grad():
+            unknown = torch.zeros(1, dtype=torch.int64, device=self.runtime.device)
+            return self.model.user_tables.rows_of("user_id", unknown)[0].clone()
+
+    def _found(self) -> Path:
+        assert self._checkpoint is not None
+        return self._checkpoint

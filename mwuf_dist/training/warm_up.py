@@ -1,0 +1,96 @@
+"""Stages `warm_up` and `evaluate`: new items' rows of phi_new by L_cold, phase by phase, and the scores in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from mwuf_kernels import warm_embedding
+
+from mwuf_dist.config import WARM_SETS, Config
+from mwuf_dist.data.loader import Batch, Loader
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.embeddings.user_means import ItemUsers
+from mwuf_dist.methods import Method
+from mwuf_dist.training.checkpoints import Cursor, table_state
+from mwuf_dist.training.frozen import Frozen
+from mwuf_dist.training.loop import Session, train
+from mwuf_dist.training.model import Model, loss_sum
+from mwuf_dist.training.optimizers import Adam
+
+# Rows scored at once by a rank.
+_SCORE_ROWS = 1 << 15
+
+
+@dataclass
+class WarmUp:
+    """The phases after `cold`. Only rows of new items in phi_new move; every method has the same budget."""
+
+    config: Config
+    model: Model
+    frozen: Frozen
+    method: Method
+
+    def run_phase(self, session: Session, prepared: Prepared, phase: int) -> None:
+        """Trains the phase's rows (1, 2, 3 for warm-a, b, c), with a fresh optimizer.
+
+        It is short: a run that is stopped within it starts the phase again from the checkpoint at its beginning.
+        """
+        settings = self.config.warm_up
+        splits = WARM_SETS[:phase] if settings.carry_over else WARM_SETS[phase - 1 : phase]
+        optimizer = Adam(dense=[], tables=[(self.model.new_ids, settings.learning_rate)])
+        seed = self.config.seed * len(WARM_SETS) + phase
+        loader = Loader(prepared, splits, settings.batch_size, seed, session.runtime)
+
+        def step(batch: Batch) -> torch.Tensor:
+            return self.step(batch, optimizer)
+
+        train(session, Cursor("warm_up", phase), loader, settings.epochs, step, dict)
+
+    def step(self, batch: Batch, optimizer: Adam) -> torch.Tensor:
+        """One step on L_cold; returns this rank's part of it."""
+        items, inverse = self.model.runtime.distinct(batch.item)
+        rows = self.model.new_ids.rows(items)
+        part = self.frozen.part(batch.user, batch.item)
+        loss = loss_sum(self.frozen.logit(rows.index_select(0, inverse), part), batch)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def finish_phase(self, prepared: Prepared, phase: int) -> None:
+        """Computes U(v) of the new items from the sets that are finished now: none of them is still to be scored."""
+        users = ItemUsers(prepared, WARM_SETS[:phase])
+        self.frozen.set_users(users, range(self.model.num_old, self.model.num_items))
+
+    @torch.no_grad()
+    def score(self, prepared: Prepared, split: str) -> np.ndarray | None:
+        """Logits of a split's rows in stored order, float64 [n], on the main rank; None on the others. A collective."""
+        runtime = self.model.runtime
+        columns = prepared.columns(split, ("user", "item"))
+        num_rows = len(columns["user"])
+        begin = runtime.rank * num_rows // runtime.world_size
+        end = (runtime.rank + 1) * num_rows // runtime.world_size
+        scores = []
+        for index in range(runtime.max(-(-(end - begin) // _SCORE_ROWS))):
+            first = min(begin + index * _SCORE_ROWS, end)
+            rows = slice(first, min(first + _SCORE_ROWS, end))
+            user = torch.from_numpy(columns["user"][rows].astype(np.int64)).to(runtime.device)
+            item = torch.from_numpy(columns["item"][rows].astype(np.int64)).to(runtime.device)
+            scores.append(self._logit(runtime.pad(user), runtime.pad(item))[: len(user)].double().cpu().numpy())
+        return runtime.gather_rows(np.concatenate([np.empty(0), *scores]))
+
+    def _logit(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        items, inverse = self.model.runtime.distinct(item)
+        rows = self.model.new_ids.rows(items)
+        scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
+        if scale_and_shift is None:
+            embedding = rows.index_select(0, inverse)
+        else:
+            _, embedding = warm_embedding(rows, inverse, *scale_and_shift)
+        return self.frozen.logit(embedding, self.frozen.part(user, item))
+
+
+def warm_up_tensors(model: Model) -> dict[str, object]:
+    """What the stage has made so far: phi_new."""
+    return table_state(model.new_ids)

@@ -1,0 +1,86 @@
+"""What every test relies on: one thread, a cache of its own, skips that say why and are counted at the end."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Generator
+from pathlib import Path
+
+# Before anything imports torch or Ray. Two OpenMP teams on two cores make single steps 20 to 200 times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """Prepared data go to a temporary folder, which the workers of one `pytest -n` share."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MWUF_CACHE_DIR", str(base / "mwuf-cache"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def movielens_dir() -> Path:
+    """The folder that holds `ml-1m/` with the raw files of MovieLens-1M."""
+    named = os.environ.get("MWUF_DATA_DIR")
+    if not named:
+        pytest.skip("MWUF_DATA_DIR is not set: it names the folder that holds ml-1m/ (MovieLens-1M)")
+    folder = Path(named).expanduser().resolve()
+    if not (folder / "ml-1m" / "ratings.dat").is_file():
+        pytest.skip("MWUF_DATA_DIR has no ml-1m/ratings.dat (MovieLens-1M)")
+    return folder
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    marked_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if marked_gpu and not _has_gpu():
+        for item in marked_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, torch sees none"))
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: runs with `make test PYTEST_ARGS=--slow`"))
+        if item.get_closest_marker("ray"):
+            # One worker runs them all, so that two clusters never share the cores (`--dist loadgroup`).
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """Prints the skips after everything else; outermost, so that pytest's own last line stands above."""
+    yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(session.config, "workerinput"):
+        return  # a worker of `pytest -n`: the main process has its reports
+    reasons = Counter(_reason(report) for report in reporter.stats.get("skipped", []))
+    reporter.write_line(f"Skipped tests: {reasons.total()}")
+    for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])):
+        reporter.write_line(f"  {count:4d}  {reason}")
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    # A skip's longrepr is (path, line, "Skipped: reason"), for a test and for a module alike.
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")

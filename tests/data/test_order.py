@@ -1,0 +1,124 @@
+"""The order of an epoch: every row once, the same global batches on any number of ranks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mwuf_dist.config import UserError
+from mwuf_dist.data import loader as loader_module
+from mwuf_dist.data import order as order_module
+from mwuf_dist.data.loader import Loader
+from mwuf_dist.data.order import EpochOrder, num_lanes
+from mwuf_dist.runtime import Runtime
+
+
+class FakePrepared:
+    """Rows whose user is their own number, so that a batch says which rows it holds."""
+
+    def __init__(self, sizes: dict[str, int], group: int) -> None:
+        self.sizes, self.group = sizes, group
+        first = np.cumsum([0, *sizes.values()])
+        self.rows = {name: np.arange(a, a + n) for (name, n), a in zip(sizes.items(), first, strict=False)}
+
+    def num_rows(self, split: str) -> int:
+        return self.sizes[split]
+
+    def row_group_rows(self, split: str) -> int:
+        return self.group
+
+    def columns(self, split: str, names: Any) -> dict[str, np.ndarray]:
+        return self.read_rows(split, 0, self.sizes[split], names)
+
+    def read_rows(self, split: str, start: int, stop: int, names: Any) -> dict[str, np.ndarray]:
+        user = self.rows[split][start:stop].astype(np.int32)
+        values = {"user": user, "item": user % 7, "label": (user % 2).astype(np.int8)}
+        return {name: values[name] for name in names}
+
+
+def make(prepared: FakePrepared, batch: int, rank: int, world: int, shuffled: bool = True, seed: int = 3) -> Loader:
+    runtime = Runtime(rank, world, torch.device("cpu"), False)
+    return Loader(prepared, list(prepared.sizes), batch, seed, runtime, shuffled)  # type: ignore[arg-type]
+
+
+shapes = st.fixed_dictionaries(
+    {
+        "sizes": st.lists(st.integers(1, 700), min_size=1, max_size=3),
+        "group": st.integers(1, 90),
+        "batch": st.sampled_from([4, 12, 16, 64, 128]),
+        "window": st.sampled_from([1, 64, 200, 1 << 22]),
+        "shuffled": st.booleans(),
+        "in_memory": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, st.integers(0, 2))
+def test_every_row_is_in_an_epoch_once_and_global_batches_do_not_depend_on_the_ranks(
+    shape: dict[str, Any], epoch: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_module, "WINDOW_ROWS", shape["window"])
+        if not shape["in_memory"]:
+            patch.setattr(loader_module, "_IN_MEMORY_ROWS", 0)
+        prepared = FakePrepared({f"s{i}": n for i, n in enumerate(shape["sizes"])}, shape["group"])
+        alone = list(make(prepared, shape["batch"], 0, 1, shape["shuffled"]).epoch(epoch))
+        rows = torch.cat([batch.user[batch.weight > 0] for batch in alone])
+        assert sorted(rows.tolist()) == list(range(sum(shape["sizes"])))
+        assert all(batch.is_full for batch in alone[:-1])
+        for batch in alone:
+            assert int(batch.weight.sum()) == batch.num_rows and len(batch.user) == shape["batch"]
+            assert torch.equal(batch.item[batch.weight > 0], batch.user[batch.weight > 0] % 7)
+        if not shape["shuffled"]:
+            assert rows.tolist() == list(range(sum(shape["sizes"])))
+        for world in (2, 4):
+            ranks = [
+                list(make(prepared, shape["batch"], r, world, shape["shuffled"]).epoch(epoch)) for r in range(world)
+            ]
+            assert {len(batches) for batches in ranks} == {len(alone)}, "a rank would wait for a batch"
+            for step, batch in enumerate(alone):
+                parts = [batches[step] for batches in ranks]
+                for name in ("user", "item", "label", "weight"):
+                    joined = torch.cat([getattr(part, name) for part in parts])
+                    assert torch.equal(joined, getattr(batch, name)), (world, step, name)
+
+
+@settings(max_examples=30, deadline=None)
+@given(shapes, st.data())
+def test_an_epoch_entered_in_the_middle_goes_on_with_the_same_batches(shape: dict[str, Any], data: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_module, "WINDOW_ROWS", shape["window"])
+        prepared = FakePrepared({f"s{i}": n for i, n in enumerate(shape["sizes"])}, shape["group"])
+        loader = make(prepared, shape["batch"], 0, 1, shape["shuffled"])
+        whole = list(loader.epoch(1))
+        assert len(whole) == loader.num_steps
+        start = data.draw(st.integers(0, len(whole)))
+        rest = list(loader.epoch(1, start))
+        assert [batch.step for batch in rest] == [batch.step for batch in whole[start:]]
+        assert all(torch.equal(a.user, b.user) for a, b in zip(rest, whole[start:], strict=True))
+
+
+def test_a_shuffled_batch_is_spread_over_the_whole_data_and_epochs_differ() -> None:
+    prepared = FakePrepared({"pretrain": 64_000}, 125)
+    loader = make(prepared, 640, 0, 1)
+    first, again, second = (next(iter(loader.epoch(e))).user for e in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, second)
+    spread = np.histogram(first.numpy(), bins=8, range=(0, 64_000))[0]
+    assert spread.min() > 40  # 80 expected in each eighth
+    other_seed = next(iter(make(prepared, 640, 0, 1, seed=4).epoch(0))).user
+    assert not torch.equal(first, other_seed)
+
+
+def test_lanes_divide_the_batch_and_too_many_ranks_are_refused_with_the_way_out() -> None:
+    assert [num_lanes(b) for b in (2048, 256, 96, 7, 1)] == [64, 64, 48, 7, 1]
+    order = EpochOrder((10, 10), 6, 0, 0)
+    with pytest.raises(UserError, match="multiple of 64"):
+        order.owned_lanes(0, 4)
+    assert SimpleNamespace(lanes=order.lanes).lanes == 6

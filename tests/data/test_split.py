@@ -1,0 +1,160 @@
+"""The split rule against plain Python, on small random data."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mwuf_dist.config import UserError
+from mwuf_dist.data.split import SPLITS, Split, SplitRule, split_rows
+
+N, K = 9, 2
+
+
+@st.composite
+def interactions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
+    """Rows of a few items, with many equal times, in random order."""
+    counts = draw(st.lists(st.integers(0, 16), min_size=1, max_size=8))
+    item = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    seed = draw(st.integers(0, 2**16))
+    generator = np.random.default_rng(seed)
+    generator.shuffle(item)
+    time = generator.integers(0, draw(st.integers(1, 30)), len(item))
+    return item, time, len(counts)
+
+
+def reference(item: np.ndarray, time: np.ndarray, num_items: int) -> tuple[list[int], list[int], dict[str, list[int]]]:
+    """Old items, new items and the rows of each split, row by row in plain Python."""
+    rows_of = defaultdict(list)
+    for row in sorted(range(len(item)), key=lambda row: (time[row], row)):
+        rows_of[int(item[row])].append(row)
+    old = [j for j in range(num_items) if len(rows_of[j]) > N]
+    new = [j for j in range(num_items) if 3 * K <= len(rows_of[j]) <= N]
+    splits = {
+        "pretrain": [row for j in old for row in rows_of[j]],
+        "warm_a": [row for j in new for row in rows_of[j][:K]],
+        "warm_b": [row for j in new for row in rows_of[j][K : 2 * K]],
+        "warm_c": [row for j in new for row in rows_of[j][2 * K : 3 * K]],
+        "test": [row for j in new for row in rows_of[j][3 * K :]],
+    }
+    return old, new, {name: sorted(rows, key=lambda row: (time[row], row)) for name, rows in splits.items()}
+
+
+@given(interactions())
+def test_split_equals_plain_python(data: tuple[np.ndarray, np.ndarray, int]) -> None:
+    old, new, rows = reference(*data)
+    if not (old and new and rows["test"]):
+        with pytest.raises(UserError, match="no item is|`test` is empty"):
+            split_rows(*data, SplitRule(N, K))
+        return
+    split = split_rows(*data, SplitRule(N, K))
+    assert split.item_order.tolist() == old + new
+    assert (split.num_old_items, split.num_new_items) == (len(old), len(new))
+    assert {name: split.rows[name].tolist() for name in SPLITS} == rows
+
+
+@given(interactions(), st.integers(0, 5))
+def test_old_items_that_play_new_are_split_like_new_ones(data: tuple[np.ndarray, np.ndarray, int], seed: int) -> None:
+    item, time, num_items = data
+    really_old = reference(item, time, num_items)[0]
+    assume(len(really_old) >= 3)
+    split = split_rows(*data, SplitRule(N, K, old_items_as_new=True, old_items_as_new_seed=seed))
+    played = split.item_order[split.num_old_items :]
+    assert sorted(split.item_order.tolist()) == really_old, "an item that is not old is left out"
+    assert len(played) == round(len(really_old) / 5)
+
+    # Cut by hand to the first N rows by (time, place), the played items obey the very same rule.
+    kept, seen = [], defaultdict(int)
+    for row in sorted(range(len(item)), key=lambda row: (time[row], row)):
+        j = int(item[row])
+        if j in really_old and (j not in played or seen[j] < N):
+            kept.append(row)
+        seen[j] += 1
+    kept.sort()
+    again = reference(item[kept], time[kept], num_items)
+    assert again[1] == played.tolist()
+    for name in SPLITS:
+        assert split.rows[name].tolist() == [kept[row] for row in again[2][name]]
+
+
+def random_split(seed: int = 0) -> tuple[np.ndarray, np.ndarray, Split]:
+    generator = np.random.default_rng(seed)
+    item = generator.zipf(1.3, 20_000).clip(max=300) - 1
+    time = generator.integers(0, 2_000, len(item))
+    return item, time, split_rows(item, time, 300, SplitRule(60, 10))
+
+
+def test_no_row_is_in_two_splits() -> None:
+    _, _, split = random_split()
+    rows = np.concatenate(list(split.rows.values()))
+    assert len(np.unique(rows)) == len(rows)
+
+
+def test_rows_of_an_item_come_in_time_order_through_the_splits() -> None:
+    item, time, split = random_split()
+    names = SPLITS[1:]
+    for j in split.item_order[split.num_old_items :]:
+        last = (-1, -1)
+        for name in names:
+            rows = split.rows[name][item[split.rows[name]] == j]
+            places = [(int(time[row]), int(row)) for row in rows]
+            assert places == sorted(places)
+            assert name == "test" or len(places) == 10
+            if places:
+                assert places[0] > last, f"{name} has a row earlier than the set before it"
+                last = places[-1]
+
+
+def test_each_split_ascends_by_time_and_place() -> None:
+    _, time, split = random_split()
+    for rows in split.rows.values():
+        assert (np.lexsort((rows, time[rows])) == np.arange(len(rows))).all()
+
+
+def test_which_fifth_plays_new_is_the_seeds_choice_alone() -> None:
+    item, time, _ = random_split()
+
+    def played(seed: int) -> list[int]:
+        split = split_rows(item, time, 300, SplitRule(60, 10, True, seed))
+        return split.item_order[split.num_old_items :].tolist()
+
+    assert played(1) == played(1)
+    assert played(1) != played(2)
+
+
+def test_no_new_item_is_an_error_with_the_counts_and_the_keys_to_change() -> None:
+    item = np.repeat([0, 1, 2], [10, 12, 5])
+    with pytest.raises(UserError, match=r"is new: of 3 items, 2 .*old_above = 9.*1 fewer.*Raise data.old_above"):
+        split_rows(item, np.arange(len(item)), 3, SplitRule(N, K))
+
+
+def test_no_old_item_is_an_error() -> None:
+    item = np.repeat([0, 1], [8, 7])
+    with pytest.raises(UserError, match="no item is old.*the most rows of an item are 8. Lower data.old_above"):
+        split_rows(item, np.arange(len(item)), 2, SplitRule(N, K))
+
+
+def test_no_rows_at_all_are_an_error() -> None:
+    with pytest.raises(UserError, match="no item is old"):
+        split_rows(np.array([], dtype=np.int32), np.array([], dtype=np.int64), 0, SplitRule(N, K))
+
+
+def test_too_few_old_items_to_play_new_are_an_error() -> None:
+    item = np.repeat([0, 1, 2], [10, 12, 7])
+    with pytest.raises(UserError, match="no item is new"):
+        split_rows(item, np.arange(len(item)), 3, SplitRule(N, K, old_items_as_new=True))
+
+
+def test_empty_test_set_is_an_error() -> None:
+    item = np.repeat([0, 1], [10, 6])
+    with pytest.raises(UserError, match="`test` is empty: lower data.warm_rows"):
+        split_rows(item, np.arange(len(item)), 2, SplitRule(N, K))
+
+
+def test_thresholds_that_leave_no_room_for_new_items_are_an_error() -> None:
+    with pytest.raises(UserError, match=r"data.old_above = 5 is below 3 \* data.warm_rows = 6"):
+        split_rows(np.zeros(3, dtype=np.int32), np.arange(3), 1, SplitRule(5, 2))

@@ -1,0 +1,29 @@
+"""Runs the kernel tests again with the Triton kernels themselves, interpreted on CPU tensors.
+
+All but those of the ops' registration, which knows nothing of kernels and whose imports take as long as all the rest.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mwuf_kernels._triton import INTERPRETED
+
+OPS = ("segments", "warm_embedding", "meta_networks", "user_mean", "bulk_warm")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="already under the interpreter")
+def test_the_kernels_pass_the_same_tests_under_the_interpreter():
+    # A process of its own: Triton reads the variable when the kernels are imported.
+    pytest.importorskip("triton", reason="triton is not installed: its kernels are not tested here")
+    files = [str(Path(__file__).parent / f"test_{op}.py") for op in OPS]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "not opcheck and not compiles"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *files],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]

@@ -1,0 +1,96 @@
+"""user_mean and its incremental form against float64 references."""
+
+import pytest
+import torch
+from mwuf_kernels import add_users_, mean_of_sums, user_mean, user_mean_reference
+from mwuf_kernels.user_mean import add_users_op, user_mean_op
+
+
+def make_inputs(num_users, lengths, dim, dtype=torch.float32, device="cpu", index_type=torch.int64):
+    generator = torch.Generator().manual_seed(num_users + dim)
+    rows = torch.randn((num_users, dim), generator=generator).to(dtype).to(device)
+    users = torch.randint(max(num_users, 1), (sum(lengths),), generator=generator).to(device, index_type)
+    offsets = torch.tensor([0, *lengths]).cumsum(0).to(device, index_type)
+    return [rows, users, offsets, torch.randn(dim, generator=generator).to(dtype).to(device)]
+
+
+def one_by_one(rows, users, offsets, default):
+    """The mean of each item's rows, one item at a time."""
+    parts = rows[users.long()].split(offsets.diff().tolist())
+    means = [part.mean(0) if len(part) else default for part in parts]
+    nothing = 0 * (rows.sum() + default.sum())  # ties both to the result where no item uses them
+    return (torch.stack(means) if means else rows.new_empty((0, rows.shape[1]))) + nothing
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("index_type", [torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    ("num_users", "lengths", "dim"),
+    [(50, [20, 0, 60, 1, 3], 16), (9, [400, 2, 0, 129], 33), (7, [3, 4, 5], 130), (5, [0, 0], 4), (5, [], 4)],
+)
+def test_matches_float64(assert_matches, device, num_users, lengths, dim, index_type, dtype):
+    assert_matches(user_mean, one_by_one, make_inputs(num_users, lengths, dim, dtype, device, index_type))
+
+
+@pytest.mark.parametrize("call", [user_mean_op, user_mean_reference])
+def test_the_registered_op_and_the_reference_match_too(assert_matches, device, call):
+    assert_matches(call, one_by_one, make_inputs(50, [20, 0, 60, 1, 3], 16, device=device))
+
+
+def test_an_item_without_users_is_zero_unless_a_default_is_given(device):
+    rows, users, offsets, default = make_inputs(5, [0, 2], 4, device=device)
+    assert (user_mean(rows, users, offsets)[0] == 0).all()
+    assert torch.equal(user_mean(rows, users, offsets, default)[0], default)
+
+
+def test_three_runs_give_the_same_bits(assert_same_bits, device):
+    assert_same_bits(user_mean, make_inputs(12, [300, 3, 0, 200], 24, device=device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("index_type", [torch.int32, torch.int64])
+@pytest.mark.parametrize(("num_items", "batch_rows"), [(5, 400), (600, 400), (60, 900)])
+def test_batches_added_one_after_another_give_the_mean_of_all(device, num_items, batch_rows, index_type, dtype):
+    generator = torch.Generator().manual_seed(0)
+    lengths = {5: [1000, 2, 0, 129, 7], 60: [40] * 60, 600: [200, 2, 0, 129, 7] + [0] * 595}[num_items]
+    rows, users, offsets, default = make_inputs(20, lengths, 17, dtype, device)
+    items = torch.repeat_interleave(torch.arange(num_items, device=device), offsets.diff())
+    shuffled = torch.randperm(len(items), generator=generator).to(device)
+    sums = torch.zeros((num_items, 17), device=device)
+    counts = torch.zeros(num_items, dtype=torch.int64, device=device)
+    for batch in (*shuffled.split(batch_rows), shuffled[:0]):  # the last batch is empty
+        add_users_(sums, counts, rows, users[batch].to(index_type), items[batch].to(index_type))
+    assert torch.equal(counts, offsets.diff())
+    expected = one_by_one(rows.double(), users, offsets, default.double())
+    # The sums are float32 for bfloat16 rows too, so both types meet the tolerance of float32.
+    assert (mean_of_sums(sums, counts, default) - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("num_items", [5, 600])
+def test_adding_users_gives_the_same_bits_each_time(device, num_items):
+    rows, users, *_ = make_inputs(20, [500], 17, device=device)
+    items = torch.randint(5, (500,), generator=torch.Generator().manual_seed(0)).to(device)
+    runs = []
+    for _ in range(3):
+        sums = torch.ones((num_items, 17), device=device)
+        add_users_(sums, torch.zeros(num_items, dtype=torch.int64, device=device), rows, users, items)
+        runs.append(sums)
+    assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2])
+
+
+def test_gradcheck_in_float64(device):
+    rows, users, offsets, default = make_inputs(6, [3, 0, 5], 3, torch.float64, device)
+    assert torch.autograd.gradcheck(user_mean, (rows.requires_grad_(), users, offsets, default.requires_grad_()))
+
+
+def test_opcheck(device):
+    rows, users, offsets, default = make_inputs(6, [3, 0, 5], 3, device=device)
+    torch.library.opcheck(user_mean_op, (rows.requires_grad_(), users, offsets, default.requires_grad_()))
+    sums, counts = torch.zeros((4, 3), device=device), torch.zeros(4, dtype=torch.int64, device=device)
+    torch.library.opcheck(add_users_op, (sums, counts, rows.detach(), users, users % 4))
+
+
+def test_compiles_in_one_graph(device):
+    inputs = make_inputs(6, [3, 0, 5], 3, device=device)
+    compiled = torch.compile(user_mean, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*inputs), user_mean(*inputs))

@@ -1,0 +1,116 @@
+"""warm_embedding against a float64 reference, and what only this op promises."""
+
+import pytest
+import torch
+from mwuf_kernels import segments, warm_embedding, warm_embedding_backward, warm_embedding_reference
+from mwuf_kernels.warm_embedding import warm_embedding_op
+
+
+def make_inputs(num_places, num_unique, dim, dtype=torch.float32, device="cpu", index_type=torch.int64):
+    generator = torch.Generator().manual_seed(num_places + dim)
+    rows, scale, shift = (torch.randn((num_unique, dim), generator=generator).to(dtype).to(device) for _ in range(3))
+    inverse = torch.randint(max(num_unique, 1), (num_places,), generator=generator, dtype=index_type).to(device)
+    return [rows, inverse, scale, shift]
+
+
+def reference(rows, inverse, scale, shift):
+    """Written with plain indexing and one product per place."""
+    cold = rows[inverse.long()]
+    return cold, cold.detach() * scale[inverse.long()] + shift[inverse.long()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("num_places", "num_unique", "dim"),
+    [(257, 40, 16), (3000, 2, 16), (300, 25, 33), (30, 14, 130), (5, 30, 3), (0, 0, 16), (0, 5, 16)],
+)
+def test_matches_float64(assert_matches, device, num_places, num_unique, dim, dtype):
+    assert_matches(warm_embedding, reference, make_inputs(num_places, num_unique, dim, dtype, device))
+
+
+@pytest.mark.parametrize("call", [warm_embedding_op, warm_embedding_reference])
+def test_the_registered_op_and_the_reference_match_too(assert_matches, device, call):
+    assert_matches(call, reference, make_inputs(257, 40, 16, device=device))
+
+
+@pytest.mark.parametrize("index_type", [torch.int32, torch.int64])
+def test_gathers_from_a_local_table_with_order_made_ahead(assert_matches, device, index_type):
+    _, inverse, scale, shift = make_inputs(300, 40, 17, device=device, index_type=index_type)
+    table = torch.randn((500, 17), device=device)
+    unique = torch.randperm(500)[:40].to(device, index_type)
+    order, offsets = segments(inverse, 40)
+
+    def op(table, scale, shift):
+        return warm_embedding(table, inverse, scale, shift, unique=unique, order=order, offsets=offsets)
+
+    def expected(table, scale, shift):
+        return reference(table[unique.long()], inverse, scale, shift)
+
+    assert_matches(op, expected, [table, scale, shift])
+
+
+def test_three_runs_give_the_same_bits(assert_same_bits, device):
+    assert_same_bits(warm_embedding, make_inputs(900, 10, 24, device=device))
+
+
+def test_the_warm_loss_never_reaches_the_rows(device):
+    rows, inverse, scale, shift = make_inputs(50, 7, 8, device=device)
+    assert not any(out.requires_grad for out in warm_embedding(rows, inverse, scale, shift))
+    rows.requires_grad_()
+    cold, warm = warm_embedding(rows, inverse, scale, shift)
+    assert cold.requires_grad and not warm.requires_grad
+    scale.requires_grad_()
+    cold, warm = warm_embedding(rows, inverse, scale, shift)
+    assert torch.autograd.grad(warm.sum(), rows, retain_graph=True, allow_unused=True)[0] is None
+    assert torch.autograd.grad(cold.sum(), scale, allow_unused=True)[0] is None
+
+
+def test_the_backward_by_hand_is_the_one_of_autograd(device):
+    rows, inverse, scale, shift = (
+        value.requires_grad_() if value.is_floating_point() else value for value in make_inputs(50, 7, 8, device=device)
+    )
+    gradients = torch.randn((50, 8), device=device), torch.randn((50, 8), device=device)
+    expected = torch.autograd.grad(warm_embedding(rows, inverse, scale, shift), (rows, scale, shift), gradients)
+    found = warm_embedding_backward(*gradients, rows.detach(), inverse)
+    for a, b in zip(found, expected, strict=True):
+        assert a is not None and torch.equal(a, b)
+
+
+def test_gradcheck_in_float64(device):
+    rows, inverse, scale, shift = make_inputs(11, 4, 3, torch.float64, device)
+    for tensor in (scale, shift):
+        tensor.requires_grad_()
+    # A finite difference would see rows through warm as well, which is what the detach hides: only cold is checked.
+    assert torch.autograd.gradcheck(lambda a, b: warm_embedding(rows, inverse, a, b)[1], (scale, shift))
+    assert torch.autograd.gradcheck(
+        lambda a: warm_embedding(a, inverse, scale.detach(), shift.detach())[0], rows.requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("with_table", [False, True])
+def test_opcheck(device, with_table):
+    rows, inverse, scale, shift = make_inputs(11, 4, 3, device=device)
+    unique = torch.tensor([5, 1, 4, 0], device=device) if with_table else None
+    table = torch.randn((6, 3), device=device) if with_table else rows
+    inputs = [tensor.requires_grad_() for tensor in (table, scale, shift)]
+    torch.library.opcheck(warm_embedding_op, (inputs[0], inverse, *inputs[1:], unique, *segments(inverse, 4)))
+
+
+def test_compiles_in_one_graph(device):
+    inputs = make_inputs(50, 7, 8, device=device)
+    compiled = torch.compile(warm_embedding, fullgraph=True, backend="aot_eager")
+    for a, b in zip(compiled(*inputs), warm_embedding(*inputs), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_reads_rows_past_2_to_the_31_elements(device):
+    num_rows = 2**31 // 16 + 1000
+    # Never written but for the last rows, so a CPU maps 4 GiB and touches some pages of it.
+    table = torch.empty((num_rows, 16), dtype=torch.bfloat16, device=device)
+    unique = torch.tensor([num_rows - 1, num_rows - 7], device=device)
+    table[unique] = torch.tensor([[3.0], [5.0]], dtype=torch.bfloat16, device=device)
+    scale = torch.full((2, 16), 2.0, dtype=torch.bfloat16, device=device).requires_grad_()
+    inverse = torch.tensor([0, 1, 1], device=device)
+    cold, warm = warm_embedding(table, inverse, scale, torch.zeros_like(scale), unique=unique)
+    assert cold[:, 0].tolist() == [3, 5, 5] and warm[:, 0].tolist() == [6, 10, 10]
+    assert torch.autograd.grad(warm.sum(), scale)[0][:, 0].tolist() == [3, 10]

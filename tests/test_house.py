@@ -1,0 +1,255 @@
+"""The rules of the house: imports go one way, every config key is read, the tools have nothing to complain about."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mwuf_dist import config
+
+ROOT = Path(__file__).resolve().parent.parent
+MAX_LINES = 400
+
+# A room is a module or folder of mwuf_dist, or one of the top-level folders. Each may import itself and these:
+GROUND = {"config", "runtime", "versions"}
+BELOW_TRAINING = {"methods", "backbones", "embeddings", "data"} | GROUND
+BELOW_STUDIES = {"training", "evaluation", "mwuf_kernels"} | BELOW_TRAINING
+EVERYTHING = {"cli", "launch", "studies", "serving", "doctor"} | BELOW_STUDIES
+MAY_IMPORT = {
+    "config": set(),
+    "versions": {"config"},
+    "runtime": {"config", "versions"},
+    "evaluation": {"config"},  # knows arrays, not models
+    "data": GROUND,
+    "embeddings": {"data", "mwuf_kernels"} | GROUND,  # U(v) sums are a segment mean
+    "backbones": {"data"} | GROUND,
+    "methods": {"backbones", "embeddings", "data", "mwuf_kernels"} | GROUND,
+    "training": {"evaluation", "mwuf_kernels"} | BELOW_TRAINING,
+    "studies": BELOW_STUDIES,
+    "serving": BELOW_STUDIES,
+    "doctor": {"data"} | GROUND,
+    "launch": EVERYTHING - {"cli", "launch"},
+    "cli": EVERYTHING,
+    "__main__": EVERYTHING,
+    "mwuf_kernels": set(),
+    "benchmarks": EVERYTHING,
+    "tools": set(),
+}
+
+# Heavy libraries, and the only places (files, or folders with a / at the end) that may import them.
+TORCHREC_PLACES = ("mwuf_dist/embeddings/", "mwuf_dist/data/batch.py", "benchmarks/")
+ONLY_IN = {
+    "ray": (
+        "mwuf_dist/launch/",
+        "mwuf_dist/studies/",
+        "mwuf_dist/data/lanes.py",
+        "mwuf_dist/data/parallel.py",
+        "benchmarks/",
+    ),
+    "torchrec": TORCHREC_PLACES,
+    "fbgemm_gpu": TORCHREC_PLACES,
+    "triton": ("kernels/", "benchmarks/"),
+}
+NEVER_IN = {
+    "mwuf_dist/evaluation/": {"torch"},
+}
+
+
+def sources(*folders: str) -> list[Path]:
+    """Python files below the folders, relative to the project's."""
+    return sorted(path.relative_to(ROOT) for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def room_of(module: str) -> str | None:
+    """The room of a dotted module name; None for what does not belong to the project."""
+    first, *rest = module.split(".")
+    if first == "mwuf_dist":
+        return rest[0] if rest else None
+    return first if first in MAY_IMPORT else None
+
+
+def module_name(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    parts = parts[1:] if parts[0] == "kernels" else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, absolute module) of each import of a file, those within functions too."""
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from mwuf_dist import data` imports a room too, which only the name tells.
+            yield from (
+                (node.lineno, f"{module}.{alias.name}" if module == "mwuf_dist" else module) for alias in node.names
+            )
+
+
+CODE = sources("mwuf_dist", "kernels", "benchmarks", "tools")
+
+
+def test_there_is_code_to_look_at():
+    assert Path("mwuf_dist/config.py") in CODE
+
+
+def test_every_room_has_its_place_in_the_rules():
+    rooms = {room for path in CODE if (room := room_of(module_name(path))) is not None}
+    assert rooms <= set(MAY_IMPORT), f"say in MAY_IMPORT what {sorted(rooms - set(MAY_IMPORT))} may import"
+
+
+def test_the_rules_have_no_cycle():
+    left = {room: allowed - {room} for room, allowed in MAY_IMPORT.items()}
+    while left:
+        free = {room for room, allowed in left.items() if not allowed & set(left)}
+        assert free, f"rooms that need each other: {sorted(left)}"
+        left = {room: allowed for room, allowed in left.items() if room not in free}
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_imports_go_one_way(path: Path):
+    room = room_of(module_name(path))
+    wrong = [
+        f"{path}:{line}: {room} imports {module}"
+        for line, module in imports(path)
+        if (target := room_of(module)) is not None and room is not None and target not in MAY_IMPORT[room] | {room}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_heavy_libraries_stay_in_their_places(path: Path):
+    wrong = []
+    for line, module in imports(path):
+        library = module.split(".")[0]
+        if library in ONLY_IN and not str(path).startswith(ONLY_IN[library]):
+            wrong.append(f"{path}:{line}: {library} only in {', '.join(ONLY_IN[library])}")
+        wrong += [
+            f"{path}:{line}: never {library} in {place}"
+            for place, libraries in NEVER_IN.items()
+            if str(path).startswith(place) and library in libraries
+        ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_command_line_answers_without_waiting_for_torch():
+    code = "import sys, mwuf_dist.cli; print(*{'torch', 'torchrec', 'ray', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout.strip(), f"import late in the functions of cli.py, not at its top: {done.stdout}"
+
+
+def test_kernels_need_torch_and_triton_only():
+    allowed = {"torch", "triton", "mwuf_kernels"} | set(sys.stdlib_module_names)
+    wrong = [f"{path}:{line}: {module}" for path in sources("kernels") for line, module in imports(path)]
+    wrong = [found for found in wrong if found.split(": ")[1].split(".")[0] not in allowed]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_files_stay_short(path: Path):
+    num_lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+    assert num_lines <= MAX_LINES, f"{path} has {num_lines} lines: divide it"
+
+
+def config_keys(section: type = config.Config, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type]]:
+    """((section, ..., key), class of its section) of each key that holds a value."""
+    for field in dataclasses.fields(section):
+        if isinstance(field.default_factory, type) and dataclasses.is_dataclass(field.default_factory):
+            yield from config_keys(field.default_factory, (*prefix, field.name))
+        else:
+            yield (*prefix, field.name), section
+
+
+def words_of_the_readers() -> list[tuple[set[str], set[str]]]:
+    """Per file outside config.py: the attributes it reads, and every name and string it mentions."""
+    found = []
+    for path in sources("mwuf_dist"):
+        if path == Path("mwuf_dist/config.py"):
+            continue
+        nodes = list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+        read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+        named = {node.id for node in nodes if isinstance(node, ast.Name)}
+        named |= {node.name for node in nodes if isinstance(node, ast.alias)}
+        named |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        found.append((read, read | named))
+    return found
+
+
+READERS = words_of_the_readers()
+
+
+@pytest.mark.parametrize(
+    ("key", "section"), list(config_keys()), ids=lambda value: ".".join(value) if isinstance(value, tuple) else ""
+)
+def test_every_config_key_is_read(key: tuple[str, ...], section: type):
+    # A key such as `name` stands in several sections, so its reader must speak of the section too.
+    near = {section.__name__, *key[-2:-1]}
+    assert any(key[-1] in read and near & mentioned for read, mentioned in READERS), (
+        f"nothing outside config.py reads {'.'.join(key)}: remove the key, or read it"
+    )
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """(path, text) of each text file that git has or would take."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout: which files belong to the project is not known")
+    for name in filter(None, listed.stdout.split("\0")):
+        try:
+            yield name, (ROOT / name).read_text(encoding="utf-8")
+        except (UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
+            continue  # an image, or a file removed but not yet from the index
+
+
+MACHINE = re.compile(
+    r"(?<![\w.])/(?:work|root|workspace|opt/(?:wheels|pypi))[/]"  # paths of one machine
+    r"|/(?:home|Users)[/](?!you|user)\w"
+    r"|\b(?:pypi\.org|pythonhosted\.org|download\.pytorch\.org|registry\.npmjs|anaconda\.(?:org|com))"  # registries
+)
+
+
+def test_no_path_of_one_machine_and_no_registry_is_written_down():
+    wrong = [
+        f"{name}:{number}: {line.strip()[:120]}"
+        for name, text in texts()
+        for number, line in enumerate(text.splitlines(), 1)
+        if MACHINE.search(line)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "ruff", "check"],
+        ["-m", "ruff", "format", "--check"],
+        ["-m", "pyright", "--pythonpath", sys.executable],
+    ],
+    ids=["ruff-check", "ruff-format", "pyright"],
+)
+def test_the_tools_have_nothing_to_complain_about(command: list[str]):
+    environment = os.environ | {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"run `make lint` and `make format`:\n{done.stdout}{done.stderr}"

@@ -1,0 +1,114 @@
+"""What is frozen stays bit-equal, and the folded head is the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mwuf_dist.config import Config
+from mwuf_dist.runtime import start
+from mwuf_dist.training import run as run_module
+from mwuf_dist.training.checkpoints import module_state
+from mwuf_dist.training.run import Run
+from mwuf_dist.training.warm_up import WarmUp
+from tests.tiny import tiny
+
+
+@pytest.fixture
+def job(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Run]:
+    """A run whose pretraining is done."""
+    config: Config = getattr(request, "param", None) or tiny()
+    with start(config) as runtime:
+        (tmp_path / "run").mkdir()
+        job = Run(config, tmp_path / "run", runtime, run_module._prepare(config, runtime))
+        job.pretrain(None)
+        yield job
+        job.session.recorder.close()
+
+
+def frozen_values(job: Run) -> dict[str, torch.Tensor]:
+    """Copies of every table and weight that nothing may move after pretraining."""
+    tables = (*job.model.pretrained_tables, job._frozen._parts) if job._frozen else job.model.pretrained_tables
+    values = {f"{t.name}.{name}": shard.weight.clone() for t in tables for name in t.specs for shard in t.shards(name)}
+    return values | {key: value.clone() for key, value in module_state("backbone", job.model.backbone).items()}
+
+
+def new_rows(job: Run) -> torch.Tensor:
+    return torch.cat([shard.weight for shard in job.model.new_ids.shards("new")]).clone()
+
+
+def assert_same_bits(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
+    assert before.keys() <= after.keys()
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), f"{name} has moved"
+
+
+def test_meta_train_and_every_warm_up_phase_leave_all_frozen_tables_and_weights_bit_unchanged(job: Run) -> None:
+    before = frozen_values(job)
+    first = {name: value.clone() for name, value in job.method.state_dict().items()}
+    job.meta_train()
+    assert_same_bits(before, frozen_values(job))
+    assert any(not torch.equal(value, first[name]) for name, value in job.method.state_dict().items())
+    before = frozen_values(job)  # the frozen parts too, from here on
+    method = {name: value.clone() for name, value in job.method.state_dict().items()}
+    stage = WarmUp(job.config, job.model, job._frozen, job.method)  # type: ignore[arg-type]
+    for phase in (1, 2, 3):
+        rows = new_rows(job)
+        stage.run_phase(job.session, job.prepared, phase)
+        moved = (new_rows(job) != rows).any(dim=1)
+        assert not moved[: job.model.num_old].any(), "a row of an old item has moved in phi_new"
+        assert moved[job.model.num_old :].all(), "a new item was not updated"
+        stage.finish_phase(job.prepared, phase)
+        assert_same_bits(before, frozen_values(job))
+        assert_same_bits(method, job.method.state_dict())
+
+
+def test_common_initialisation_is_the_mean_of_the_old_rows_and_users_without_rows_get_the_mean_user(job: Run) -> None:
+    job.meta_train()
+    model = job.model
+    run_module.initialise_new_ids(job.config, model, job.method, from_row=model.num_old)
+    old = torch.cat([shard.weight for shard in model.old_ids.shards("old")])
+    torch.testing.assert_close(new_rows(job)[model.num_old :], old.mean(0).expand(job.prepared.num_new_items, -1))
+    table = torch.cat([shard.weight for shard in model.user_tables.shards("user_id")])
+    seen = np.unique(job.prepared.columns("pretrain", ("user",))["user"]) + 1
+    torch.testing.assert_close(job._mean_user(), table[torch.from_numpy(seen).long()].mean(0))
+
+
+@pytest.mark.parametrize(
+    "job", [tiny(backbone={"name": name}) for name in ("fm", "wide_deep", "deepfm")], indirect=True
+)
+def test_folded_head_scores_and_differentiates_like_the_backbone_itself(job: Run) -> None:
+    job.meta_train()
+    model, frozen = job.model, job._frozen
+    assert frozen is not None and frozen._head is not None
+    torch.manual_seed(1)
+    user = torch.randint(0, job.prepared.num_users, (100,))
+    item = torch.randint(0, job.prepared.num_items, (100,))
+    v = torch.randn(100, model.dim, requires_grad=True)
+    with torch.no_grad():
+        context = torch.cat([model.item_fields(item), model.user_fields(user)], dim=1)
+    expected = model.backbone(v, context)
+    expected_gradient: Any = torch.autograd.grad(expected.sin().sum(), v)
+    found = frozen.logit(v, frozen.part(user, item))
+    found_gradient: Any = torch.autograd.grad(found.sin().sum(), v)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found_gradient[0], expected_gradient[0], rtol=1e-4, atol=1e-5)
+
+
+def test_plain_frozen_path_gives_the_same_results_as_the_folded_one(tmp_path: Path, monkeypatch: Any) -> None:
+    def results(folder: Path) -> dict[str, Any]:
+        with start(tiny()) as runtime:
+            return run_module.run(tiny(), folder, runtime)["phases"]
+
+    folded = results(tmp_path / "folded")
+    monkeypatch.setattr("mwuf_dist.backbones.base.LinearFirstLayer.fold", lambda self: None)
+    plain = results(tmp_path / "plain")
+    for phase, metrics in folded.items():
+        for name, value in metrics.items():
+            assert plain[phase][name] == pytest.approx(value, abs=2e-4), (phase, name)
+    assert folded["warm-c"]["auc_test"] > 0.65

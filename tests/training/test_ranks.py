@@ -1,0 +1,55 @@
+"""One rank and two ranks compute the same thing from the same global batches."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from mwuf_dist.config import build, merge, to_toml
+from tests.tiny import TINY
+
+pytestmark = pytest.mark.dist
+
+
+def run(folder: Path, values: dict[str, Any], ranks: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """`mwuf run` in processes of its own; its results and the tensors of its last checkpoint."""
+    config = folder.with_suffix(".toml")
+    config.write_text(to_toml(build(values)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    launcher = [*torchrun, "-m", "mwuf_dist"] if ranks > 1 else [sys.executable, "-m", "mwuf_dist"]
+    command = [*launcher, "run", str(config), "--output", str(folder)]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    checkpoint = folder / "checkpoints" / (folder / "checkpoints" / "LATEST").read_text()
+    dcp_to_torch_save(checkpoint, folder / "whole.pt")
+    return json.loads((folder / "results.json").read_text()), torch.load(folder / "whole.pt", weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    return run(tmp_path_factory.mktemp("ranks") / "one", TINY, 1)
+
+
+@pytest.mark.parametrize("sharding", ["row_wise", "table_wise", "column_wise"])
+def test_two_ranks_give_the_auc_and_the_tables_of_one_rank(sharding: str, one_rank: Any, tmp_path: Path) -> None:
+    expected, expected_tensors = one_rank
+    assert expected["split"]["pretrain"] % TINY["pretrain"]["batch_size"], "the last batch must not be full"
+    assert all(phase["auc_test"] > 0.62 for phase in expected["phases"].values())
+    found, tensors = run(tmp_path / "two", merge(TINY, {"embedding": {"sharding": sharding}}), 2)
+    assert found["world_size"] == 2
+    for phase, metrics in expected["phases"].items():
+        for name in ("auc_next", "auc_test"):
+            assert found["phases"][phase][name] == pytest.approx(metrics[name], abs=1e-4), (phase, name)
+    tables = [name for name in expected_tensors if name.split(".")[0] in ("user", "item", "old", "new")]
+    assert len(tables) >= 8
+    for name in tables:
+        difference = (tensors[name] - expected_tensors[name]).abs().max()
+        assert difference < 1e-5, (name, float(difference))
