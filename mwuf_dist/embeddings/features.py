@@ -37,9 +37,11 @@ class FeatureStore:
 
     def specs(self, dim: int) -> list[TableSpec]:
         """One table per field."""
-        # A categorical field has one id per bag; the sum of one row is the row.
+        # A categorical field has one id per bag, which any pooling leaves as it is: it takes the pooling of the others,
+        # because fbgemm puts tables of one pooling into one kernel.
+        others = {field.pooling for field in self.fields if field.kind == "multi_valued"} or {"sum"}
         return [
-            TableSpec(field.name, field.size, dim, field.pooling if field.kind == "multi_valued" else "sum")
+            TableSpec(field.name, field.size, dim, field.pooling if field.kind == "multi_valued" else min(others))
             for field in self.fields
         ]
 
@@ -73,12 +75,12 @@ class FeatureStore:
         # Position of each value: the bag's start plus its place in the bag.
         first = torch.cumsum(lengths, 0) - lengths
         place = torch.arange(int(lengths.sum()), device=values.device)
-        return values[torch.repeat_interleave(start - first, lengths) + place], lengths.int()
+        return values[torch.repeat_interleave(start - first, lengths) + place], lengths
 
     def _ones_like(self, values: torch.Tensor) -> torch.Tensor:
         num = len(values)
         if num not in self._ones:
             if len(self._ones) > 64:  # numbers of distinct items differ from batch to batch
                 self._ones.clear()
-            self._ones[num] = torch.ones(num, dtype=torch.int32, device=values.device)
+            self._ones[num] = torch.ones(num, dtype=torch.int64, device=values.device)
         return self._ones[num]

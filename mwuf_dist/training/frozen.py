@@ -99,10 +99,13 @@ class Frozen:
         ids = torch.stack([user, item + self._num_users], dim=1)
         return self._parts.bag_sums(ids)
 
-    def logit(self, item_embedding: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-        """Logits [..., b] of item embeddings [..., b, D] with frozen parts [b, P]; a leading axis holds several."""
+    def logit(self, item_embedding: torch.Tensor, part: torch.Tensor, twice: bool = False) -> torch.Tensor:
+        """Logits [..., b] of item embeddings [..., b, D] with frozen parts [b, P]; a leading axis holds several.
+
+        `twice`: the result can be differentiated twice, which is slower.
+        """
         if self._head is not None:
-            return self._head.logit(item_embedding, part)
+            return (self._head.logit_by_autograd if twice else self._head.logit)(item_embedding, part)
         if item_embedding.dim() == 2:
             return self._model.backbone(item_embedding, part)
         return torch.stack([self._model.backbone(one, part) for one in item_embedding])

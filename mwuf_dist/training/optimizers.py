@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.adamw import adamw
 
-from mwuf_dist.embeddings.tables import Tables, parameters_by_name
+from mwuf_dist.embeddings.tables import Tables
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8
+
+
+@dataclass
+class _Group:
+    """Parameters with one learning rate, and their moments."""
+
+    learning_rate: float
+    weight_decay: float
+    names: list[str] = field(default_factory=list)
+    parameters: list[torch.Tensor] = field(default_factory=list)
+    exp_avg: list[torch.Tensor] = field(default_factory=list)
+    exp_avg_sq: list[torch.Tensor] = field(default_factory=list)
+    steps: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, name: str, parameter: nn.Parameter) -> None:
+        self.names.append(name)
+        self.parameters.append(parameter)
+        self.exp_avg.append(torch.zeros_like(parameter, requires_grad=False))
+        self.exp_avg_sq.append(torch.zeros_like(parameter, requires_grad=False))
+        self.steps.append(torch.zeros((), dtype=torch.float32, device=parameter.device))
 
 
 class Adam:
-    """One fused AdamW over several groups.
+    """AdamW (Loshchilov and Hutter 2019) over several groups, one fused call each.
 
+    The functional form of torch's own optimizer: the class around it takes 0.2 ms a step, as long as a whole lookup.
     Tables that train in their own backward (fused row-wise Adagrad) are left out: there is nothing to do for them here.
 
     Args:
@@ -30,43 +53,58 @@ class Adam:
         tables: Sequence[tuple[Tables, float]],
         weight_decay: float = 0.0,
     ) -> None:
-        self._named: dict[str, nn.Parameter] = {}
         self._sharded: dict[str, tuple[Tables, str]] = {}
-        groups: list[dict[str, Any]] = []
+        self._groups: list[_Group] = []
         for name, module, rate in dense:
-            parameters = dict(module.named_parameters())
-            self._named |= {f"{name}.{key}": parameter for key, parameter in parameters.items()}
-            groups.append({"params": list(parameters.values()), "lr": rate, "weight_decay": weight_decay})
+            group = _Group(rate, weight_decay)
+            for key, parameter in module.named_parameters():
+                group.add(f"{name}.{key}", parameter)
+            self._groups.append(group)
         for collection, rate in tables:
-            owned = list(parameters_by_name([collection]))
-            for owner, table, parameter in owned:
-                key = f"{owner.name}.{table}"
-                self._named[key], self._sharded[key] = parameter, (owner, table)
-            groups.append({"params": [parameter for _, _, parameter in owned], "lr": rate, "weight_decay": 0.0})
-        groups = [group for group in groups if group["params"]]
-        self._optimizer = torch.optim.AdamW(groups, fused=True) if groups else None
+            group = _Group(rate, 0.0)
+            for table, parameter in collection.parameters().items():
+                name = f"{collection.name}.{table}"
+                self._sharded[name] = collection, table
+                group.add(name, parameter)
+            self._groups.append(group)
 
+    @torch.no_grad()
     def step(self) -> None:
-        """One step; gradients are cleared."""
-        if self._optimizer is not None:
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
+        """One step on every parameter that has a gradient; gradients are cleared."""
+        for group in self._groups:
+            ready = [index for index, parameter in enumerate(group.parameters) if parameter.grad is not None]
+            if not ready:
+                continue
+            lists = (group.parameters, group.exp_avg, group.exp_avg_sq, group.steps)
+            parameters, first, second, steps = ([values[index] for index in ready] for values in lists)
+            adamw(
+                parameters,
+                [parameter.grad for parameter in parameters if parameter.grad is not None],
+                first,
+                second,
+                [],
+                steps,
+                fused=True,
+                amsgrad=False,
+                beta1=_BETA_1,
+                beta2=_BETA_2,
+                lr=group.learning_rate,
+                weight_decay=group.weight_decay,
+                eps=_EPS,
+                maximize=False,
+            )
+            for parameter in parameters:
+                parameter.grad = None
 
     def state(self) -> dict[str, Any]:
         """Moments and step counts by parameter name, tables' moments as sharded tensors."""
         out: dict[str, Any] = {}
-        for name, parameter in self._named.items():
-            assert self._optimizer is not None
-            values = self._optimizer.state[parameter]
-            if not values:  # before the first step: what that step would make
-                values["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                values |= {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
-            for moment in _MOMENTS:
-                value = values[moment].detach()
-                if name in self._sharded:
-                    owner, table = self._sharded[name]
-                    value = owner.like(table, value)
-                out[f"adam.{name}.{moment}"] = value
-            # Of a sharded table every rank has the same count.
-            out[f"adam.{name}.step"] = values["step"]
+        for group in self._groups:
+            rows = zip(group.names, group.exp_avg, group.exp_avg_sq, group.steps, strict=True)
+            for name, first, second, steps in rows:
+                for moment, value in (("exp_avg", first), ("exp_avg_sq", second)):
+                    sharded = self._sharded.get(name)
+                    out[f"adam.{name}.{moment}"] = value if sharded is None else sharded[0].like(sharded[1], value)
+                # Of a sharded table every rank has the same count.
+                out[f"adam.{name}.step"] = steps
         return out

@@ -98,6 +98,12 @@ def test_folded_head_scores_and_differentiates_like_the_backbone_itself(job: Run
     found_gradient: Any = torch.autograd.grad(found.sin().sum(), v)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found_gradient[0], expected_gradient[0], rtol=1e-4, atol=1e-5)
+    again = frozen.logit(v, frozen.part(user, item), twice=True)
+    torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(again.sin().sum(), v)[0], expected_gradient[0], rtol=1e-4, atol=1e-5)
+    both = frozen.logit(torch.stack([v, 2 * v]), frozen.part(user, item))
+    torch.testing.assert_close(both[0], found)
+    torch.testing.assert_close(both[1], model.backbone(2 * v, context), rtol=1e-4, atol=1e-5)
 
 
 def test_plain_frozen_path_gives_the_same_results_as_the_folded_one(tmp_path: Path, monkeypatch: Any) -> None:

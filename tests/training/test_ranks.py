@@ -19,7 +19,7 @@ from tests.tiny import TINY
 pytestmark = pytest.mark.dist
 
 # Small steps and few hidden units. Ranks sum in another order, and two things make that rounding visible: Adam, where a
-# gradient is near its epsilon (an error of learning rate x rounding / 1e-8), and a ReLU whose input is zero to rounding.
+# gradient is near its epsilon (an error of learning rate x rounding / 1e-8), and a ReLU whose input is about zero.
 # Over two seeds and both shardings the tables differed by at most 8e-7 with these settings.
 VALUES = merge(TINY, {"backbone": {"hidden": [8]}, "pretrain": {"epochs": 3, "learning_rate": 5e-3}})
 
