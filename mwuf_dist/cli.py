@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import pydantic
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
-from mwuf_dist.config import Config, UserError, build, merge, read_toml, to_dict
+from mwuf_dist.config import Config, UserError, build, read_toml, to_dict, without_studies
 from mwuf_dist.versions import version_problem
 
-T = TypeVar("T", bound="_Options")
+T = TypeVar("T", bound="_PrepareOptions")
 
 _USAGE = """\
 usage: mwuf COMMAND CONFIG [options]
@@ -25,6 +28,7 @@ Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
 
   mwuf run CONFIG       prepare, pretrain, meta_train, warm_up, evaluate; run it again to go on where it stopped
   mwuf compare CONFIG   several methods and seeds (section [study]) and one report
+  mwuf tune CONFIG      choose settings (section [tune]) on old items played as new
   mwuf prepare CONFIG   only read, split and write the data
   mwuf doctor           what this machine has, and what is wrong with it
 
@@ -35,20 +39,52 @@ examples:
 
 `mwuf COMMAND CONFIG --help` lists every key of the config, with the value it has there."""
 
+_EXAMPLES = {
+    "run": """\
+Prepares the data, trains and evaluates one run, or goes on where it stopped.
+
+examples:
+  mwuf run configs/demo.toml
+  mwuf run configs/movielens-1m.toml --seed 1 --output runs/ml-1
+  mwuf run configs/demo.toml --backbone.name deepfm --method.name base --warm-up.epochs 5
+  torchrun --nproc-per-node=2 -m mwuf_dist run configs/movielens-1m.toml""",
+    "compare": """\
+Runs what section [study] of the config names, over several seeds, and writes one report.
+
+examples:
+  mwuf compare configs/demo.toml
+  mwuf compare configs/demo.toml --seeds 5 --output runs/five-seeds
+  mwuf compare configs/demo.toml --backbone.name deepfm --pretrain.epochs 2""",
+    "tune": """\
+Tries the settings of section [tune] on old items played as new, and lists them by what they reach.
+
+examples:
+  mwuf tune configs/movielens-1m-tune.toml
+  mwuf tune configs/movielens-1m-tune.toml --output runs/tune --backbone.name wide_deep""",
+    "prepare": """\
+Reads, splits and writes the data, and stops there; later runs find it.
+
+examples:
+  mwuf prepare configs/demo.toml
+  MWUF_DATA_DIR=data mwuf prepare configs/movielens-1m.toml --data.prepared-dir shards""",
+}
+# Another rank that has found the same mistake would say it once more; the launcher ends it while it waits.
+_OTHER_RANKS_WAIT_S = 3.0
+
 
 @dataclass
-class _Options:
-    """Every key of the config is an option; without any, the config's own values are used."""
-
-    output: Path  # Folder of the results.
+class _PrepareOptions:
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
 @dataclass
-class _CompareOptions(_Options):
-    """Every key of the config is an option, for all runs; without any, the config's own values are used."""
+class _Options(_PrepareOptions):
+    output: Path  # Folder of the results.
 
-    seeds: int = 0  # Number of seeds; 0 takes the config's.
+
+@dataclass
+class _CompareOptions(_Options):
+    seeds: int = 0  # Number of seeds, from 0 on; 0 takes the config's.
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,38 +96,47 @@ def main(argv: list[str] | None = None) -> None:
     try:
         sys.exit(_command(arguments[0])(arguments[1:]))
     except UserError as error:
+        if not _is_main():
+            time.sleep(_OTHER_RANKS_WAIT_S)
         print(f"mwuf: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("mwuf: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # `mwuf ... | head`: nobody reads on. Python must not find out again when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    commands = {"run": _run, "compare": _compare, "prepare": _prepare, "doctor": _doctor}
+    commands = {"run": _run, "compare": _compare, "tune": _tune, "prepare": _prepare, "doctor": _doctor}
     if name not in commands:
         raise UserError(f"no command {name!r}: there are {', '.join(commands)}; `mwuf --help` says what they do")
     return commands[name]
 
 
 def _doctor(arguments: list[str]) -> int:
+    if arguments:
+        print("usage: mwuf doctor\n\nPrints what this machine has, and what is wrong with it. It takes no options.")
+        return 0 if arguments[0] in ("-h", "--help") else 2
     from mwuf_dist.doctor import main as doctor
 
     return doctor()
 
 
 def _prepare(arguments: list[str]) -> int:
-    options, _ = _parse("prepare", arguments, _Options)
+    config = _parse("prepare", arguments, _PrepareOptions).config
     from mwuf_dist.data.prepare import prepare
 
-    prepared = prepare(options.config.data, progress=os.isatty(2))
+    prepared = prepare(config.data, progress=os.isatty(2))
     rows = {name: split["rows"] for name, split in prepared.manifest["splits"].items()}
     print(f"{prepared.path}\n{prepared.num_old_items} old items, {prepared.num_new_items} new items, rows: {rows}")
     return 0
 
 
 def _run(arguments: list[str]) -> int:
-    options, _ = _parse("run", arguments, _Options)
+    options = _parse("run", arguments, _Options)
     _check_environment()
     from mwuf_dist.evaluation import report
     from mwuf_dist.launch import local
@@ -104,49 +149,99 @@ def _run(arguments: list[str]) -> int:
 
 
 def _compare(arguments: list[str]) -> int:
-    options, values = _parse("compare", arguments, _CompareOptions)
+    options = _parse("compare", arguments, _CompareOptions)
     _check_environment()
     from mwuf_dist.evaluation import report
     from mwuf_dist.launch import local
     from mwuf_dist.studies import compare
 
     where = arguments[0]
-    study = compare.read_study(values, where)
-    if options.seeds:
-        study = compare.Study(options.seeds, study.runs)
+    values = read_toml(Path(where))
+    study = compare.read_study(values, where, options.seeds)
     # What the command line says holds for every run; what a run says of itself stands above the file.
-    overridden = _changed(to_dict(options.config), to_dict(build(_without_study(values), where)))
-    study = compare.Study(study.seeds, tuple(merge(run, overridden) for run in study.runs))
-    configs = compare.run_configs(values, study, where)
-    say = (lambda text: print(text, flush=True)) if _is_main() else (lambda text: None)
-    results = compare.compare(configs, options.output, local.train, local.pretrain, say)
+    overridden = _changed(to_dict(options.config), to_dict(build(without_studies(values), where)))
+    configs = compare.run_configs(values, study, where, overridden)
+    results = compare.compare(configs, options.output, local.train, local.pretrain, _say)
     if _is_main():
         report.print_comparison(report.write_comparison(results, options.output))
         print(f"report: {options.output / 'report.html'}   plot: {options.output / 'phases.png'}")
     return 0
 
 
-def _parse(command: str, arguments: list[str], cls: type[T]) -> tuple[T, dict[str, Any]]:
-    """Options, with the config file's values as defaults, and the file's plain values."""
+def _tune(arguments: list[str]) -> int:
+    options = _parse("tune", arguments, _Options)
+    _check_environment()
+    from mwuf_dist.data.prepare import prepare
+    from mwuf_dist.evaluation.files import write_atomically
+    from mwuf_dist.launch import local
+    from mwuf_dist.studies import compare, tune
+
+    where = arguments[0]
+    plan = tune.read_tune(read_toml(Path(where)), where)
+    data = options.config.data
+    played = prepare(dataclasses.replace(data, old_items_as_new=True)).num_new_items
+    shared = to_dict(options.config)
+    configs = tune.tune_configs(shared, plan, played / prepare(data).num_new_items, where)
+    summary = tune.summarise(compare.compare(configs, options.output, local.train, local.pretrain, _say), plan)
+    if _is_main():
+        write_atomically(options.output / "tune.json", json.dumps(summary, indent=1) + "\n")
+        print(tune.table(summary))
+    return 0
+
+
+def _say(text: str) -> None:
+    if _is_main():
+        print(text, flush=True)
+
+
+def _parse(command: str, arguments: list[str], cls: type[T]) -> T:
+    """The options of a command: those of the config file, with what the command line says above them.
+
+    Args:
+        command: its name.
+        arguments: what stands behind it; the config comes first.
+        cls: the options that it takes.
+    """
     if not arguments or arguments[0].startswith("-"):
-        if arguments and arguments[0] in ("-h", "--help"):
-            print(_USAGE)
-            sys.exit(0)
-        raise UserError(f"name the config first: mwuf {command} CONFIG [options], for example configs/demo.toml")
-    path = Path(arguments[0])
-    values = read_toml(path)
-    config = build(_without_study(values), str(path))
-    default = cls(output=Path("runs") / path.stem, config=config)
-    try:
-        options = tyro.cli(cls, default=default, args=arguments[1:], prog=f"mwuf {command} {path}")
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"option {'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r}") from None
-    return options, values
+        if not any(argument in ("-h", "--help") for argument in arguments):
+            raise UserError(f"name the config first: mwuf {command} CONFIG [options], for example configs/demo.toml")
+        path, config, arguments = Path("CONFIG"), Config(), ["CONFIG", "--help"]
+    else:
+        path = Path(arguments[0])
+        config = build(without_studies(read_toml(path)), str(path))
+    output = {"output": Path("runs") / path.stem} if issubclass(cls, _Options) else {}
+    options = tyro.cli(
+        cls,
+        default=cls(config=config, **output),
+        args=arguments[1:],
+        prog=f"mwuf {command} {path}",
+        description=_EXAMPLES[command],
+        registry=_sections_stay_plain(),
+    )
+    # The type does not say so, but the registry has left the config as plain values.
+    values: Any = options.config
+    return dataclasses.replace(options, config=build(values, "command line"))
 
 
-def _without_study(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key != "study"}
+def _sections_stay_plain() -> ConstructorRegistry:
+    """Makes tyro hand over the config's sections as nested dicts, so that `build` checks them as it checks a file's."""
+    registry = ConstructorRegistry()
+    asking = False
+
+    @registry.struct_rule
+    def plain(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal asking
+        if asking or not dataclasses.is_dataclass(info.type) or info.type.__module__ != Config.__module__:
+            return None
+        asking = True
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)  # tyro's own, which has the comments as help
+        finally:
+            asking = False
+        assert isinstance(spec, StructConstructorSpec)
+        return dataclasses.replace(spec, instantiate=dict)
+
+    return registry
 
 
 def _changed(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:

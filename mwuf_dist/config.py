@@ -8,6 +8,7 @@ neighbour; a value of the wrong type is an error that names the key.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import hashlib
 import json
@@ -17,12 +18,13 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import tomli_w
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True)
+_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Count = Annotated[int, Ge(1)]
 CountOrZero = Annotated[int, Ge(0)]
+Seed = Annotated[int, Ge(0), Lt(1 << 63)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -60,7 +62,7 @@ class SyntheticConfig:
     item_bias_scale: NonNegative = 0.9  # By the item alone.
     user_bias_scale: NonNegative = 0.5  # By the user alone.
     label_noise: Share = 0.05  # Share of labels that are coin tosses.
-    seed: int = 0  # Seed of the data (not of the training).
+    seed: Seed = 0  # Seed of the data (not of the training).
 
 
 @_section
@@ -71,7 +73,7 @@ class DataConfig:
     old_above: Count = 200  # N: an old item has more labelled rows than this.
     warm_rows: Count = 20  # K: rows in each warm set; a new item has 3K to N rows.
     old_items_as_new: bool = False  # Validation: a fifth of the old items plays new, real new items are left out.
-    old_items_as_new_seed: int = 0  # Which fifth.
+    old_items_as_new_seed: Seed = 0  # Which fifth.
     prepared_dir: str = ""  # Folder of prepared shards; empty: `prepared` in $MWUF_CACHE_DIR or ~/.cache/mwuf-dist.
     verify_checksums: bool = True  # Refuse raw files of a public data set whose checksum is not the published one.
     synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)  # Options of `name = "synthetic"`.
@@ -83,9 +85,8 @@ class EmbeddingConfig:
 
     dim: Count = 16  # Width d of every embedding.
     init_std: Positive = 0.01  # Every table starts as draws from N(0, init_std^2).
-    optimizer: Literal["auto", "adam", "rowwise_adagrad"] = (
-        "auto"  # adam: dense; rowwise_adagrad: fused; auto: by rows.
-    )
+    # adam: dense; rowwise_adagrad: fused; auto: by rows.
+    optimizer: Literal["auto", "adam", "rowwise_adagrad"] = "auto"
     fused_above_rows: Count = 5_000_000  # `auto` takes rowwise_adagrad above this many rows.
     rowwise_adagrad_lr: Positive = 0.02  # Its learning rate (adam uses the stage's).
     sharding: Literal["auto", "row_wise", "table_wise", "column_wise"] = "auto"  # auto: row-wise for large tables.
@@ -95,25 +96,31 @@ class EmbeddingConfig:
 class BackboneConfig:
     """The deep model f_theta."""
 
-    name: str = "wide_deep"  # A name of `mwuf_dist.backbones`.
-    hidden: tuple[int, ...] = (64, 64)  # Widths of the hidden layers.
+    name: str = "wide_deep"  # A name of `mwuf_dist.backbones`, or a module of your own as "package.module:Class".
+    hidden: Annotated[tuple[Count, ...], MinLen(1)] = (64, 64)  # Widths of the hidden layers.
     batch_norm: bool = False  # BatchNorm (moments of the global batch) after each hidden layer.
     dropout: Share = 0.0  # After each hidden layer, in pretrain only.
+    product: Literal["inner", "outer", "both"] = "inner"  # pnn: products of pairs of fields.
+    cross_layers: Count = 3  # dcn, dcn_v2: number of cross layers.
+    log_neurons: Count = 32  # afn: number of logarithmic neurons.
 
 
 @_section
 class MethodConfig:
     """How new items get an embedding."""
 
-    name: str = "mwuf"  # A name of `mwuf_dist.methods`.
+    name: str = "mwuf"  # A name of `mwuf_dist.methods`, or a method of your own as "package.module:Class".
     variant: str = ""  # A label of your own for the report.
-    initialisation: Literal["default", "mean", "random"] = (
-        "default"  # First rows of phi_new: default is the method's own.
-    )
+    # First rows of phi_new: default is the method's own; metaemb (for mwuf): what MetaEmb's generator makes.
+    initialisation: Literal["default", "mean", "random", "zero", "metaemb"] = "default"
     scaling: bool = True  # mwuf: use the meta scaling network h.
     shifting: bool = True  # mwuf: use the meta shifting network g.
     hidden: Count = 16  # mwuf: width of the hidden layer of h and g.
     residual: bool = True  # mwuf: scale = 1 + h with h and g starting at zero; false: the paper's scale = h.
+    item_dropout: Share = 0.5  # dropoutnet: share of pretrain rows whose item ID embedding is dropped.
+    generator_scale: Positive = 0.2  # metaemb: gamma, the generator's output lies in (-gamma, gamma).
+    inner_learning_rate: Positive = 0.1  # metaemb: of the gradient step from the cold to the warm half of an episode.
+    cold_weight: Annotated[float, Ge(0), Le(1)] = 0.1  # metaemb: alpha, share of the cold half's loss.
 
 
 @_section
@@ -131,7 +138,7 @@ class PretrainConfig:
 class MetaTrainConfig:
     """Stage `meta_train`: phi_new by L_cold, the meta networks by L_warm, everything else frozen."""
 
-    epochs: int | Literal["auto"] = 1  # Passes; auto: until the loss of held-out old items stops falling.
+    epochs: CountOrZero | Literal["auto"] = 1  # Passes; auto: until the loss of held-out old items stops falling.
     max_epochs: Count = 10  # Bound of `epochs = "auto"`.
     batch_size: Count = 2048  # Rows of a global batch.
     learning_rate_cold: Positive = 1e-3  # Adam on phi_new.
@@ -173,7 +180,7 @@ class CheckpointConfig:
 class Config:
     """One run: data, backbone, method, and the five stages."""
 
-    seed: int = 0  # Seed of initialisation, order and dropout.
+    seed: Seed = 0  # Seed of initialisation, order and dropout.
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     embedding: EmbeddingConfig = dataclasses.field(default_factory=EmbeddingConfig)
     backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
@@ -203,9 +210,24 @@ def build(values: dict[str, Any], where: str = "config") -> Config:
         # Through JSON, because strict Python mode refuses a TOML array for a tuple and 1 for a float.
         return _ADAPTER.validate_json(json.dumps(values), strict=True)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: `{key}` = {first['input']!r}: {first['msg']}") from None
+        found = error.errors()
+        key = _key(found[0]["loc"])
+        # A key that takes a number or a word has an error for each.
+        reasons = dict.fromkeys(one["msg"] for one in found if _key(one["loc"]) == key)
+        raise UserError(f"{where}: `{key}` = {found[0]['input']!r}: {' or '.join(reasons)}") from None
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """`section.key` of pydantic's location, without what it says about types behind that."""
+    parts: list[str] = []
+    section: type | None = Config
+    for part in location:
+        known = {field.name for field in dataclasses.fields(section)} if section else ()
+        if part not in known:
+            break
+        parts.append(str(part))
+        section = _sections(section).get(str(part)) if section else None
+    return ".".join(parts)
 
 
 def _refuse_unknown_keys(values: Any, cls: type, where: str, prefix: str = "") -> None:
@@ -219,6 +241,8 @@ def _refuse_unknown_keys(values: Any, cls: type, where: str, prefix: str = "") -
             raise UserError(f"{where}: unknown key `{prefix}{key}`; did you mean `{prefix}{near[0]}`?")
         if key in sections:
             _refuse_unknown_keys(value, sections[key], where, f"{prefix}{key}.")
+        elif isinstance(value, datetime.date | datetime.time):
+            raise UserError(f"{where}: `{prefix}{key}` = {value}: a date, which no key takes; put it in quotes")
 
 
 def _sections(cls: type) -> dict[str, type]:
@@ -229,24 +253,32 @@ def _sections(cls: type) -> dict[str, type]:
     }
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Reads a TOML file and, below it, the file that its `extends` names (relative to it).
 
+    Args:
+        path: of the file.
+        children: the files that extend this one.
+
     Raises:
-        UserError: the file is absent or is not TOML.
+        UserError: the file is absent, is not TOML, or extends itself.
     """
+    if path.resolve() in children:
+        raise UserError(f"{children[-1]}: `extends` leads back to {path}: remove one of them")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name an existing config file") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid TOML, which is UTF-8 text: {error.reason} at byte {error.start}") from None
     parent = values.pop("extends", None)
     if parent is None:
         return values
     if not isinstance(parent, str):
         raise UserError(f"{path}: `extends` must name a file, not {parent!r}")
-    return merge(read_toml(path.parent / parent), values)
+    return merge(read_toml(path.parent / parent, (*children, path.resolve())), values)
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -259,10 +291,13 @@ def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_config(path: Path, overrides: dict[str, Any] | None = None) -> Config:
-    """Reads a config file; the `study` section belongs to `mwuf compare` and `mwuf tune` and is left to them."""
-    values = read_toml(path)
-    values.pop("study", None)
-    return build(merge(values, overrides or {}), str(path))
+    """Reads a config file; sections that say what `mwuf compare` and `mwuf tune` do are left to these."""
+    return build(merge(without_studies(read_toml(path)), overrides or {}), str(path))
+
+
+def without_studies(values: dict[str, Any]) -> dict[str, Any]:
+    """A file's values without the sections of `mwuf compare` and `mwuf tune`."""
+    return {key: value for key, value in values.items() if key not in ("study", "tune")}
 
 
 def to_dict(config: Config) -> dict[str, Any]:

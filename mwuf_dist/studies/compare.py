@@ -14,7 +14,17 @@ from typing import Any
 
 import pydantic
 
-from mwuf_dist.config import Config, MetaTrainConfig, MethodConfig, UserError, WarmUpConfig, build, config_hash, merge
+from mwuf_dist.config import (
+    Config,
+    Count,
+    MetaTrainConfig,
+    MethodConfig,
+    UserError,
+    WarmUpConfig,
+    build,
+    config_hash,
+    merge,
+)
 
 Train = Callable[[Config, Path, Path | None], dict[str, Any]]
 Pretrain = Callable[[Config, Path], Path]
@@ -29,36 +39,65 @@ class Study:
         runs: for each run, the keys that differ from the rest of the file.
     """
 
-    seeds: int = 1
+    seeds: Count = 1
     runs: tuple[dict[str, Any], ...] = ()
 
 
-def read_study(values: dict[str, Any], where: str) -> Study:
+def read_study(values: dict[str, Any], where: str, seeds: int = 0) -> Study:
     """The section `study` of a config's plain values.
+
+    Args:
+        values: of the config.
+        where: named in error messages.
+        seeds: number of seeds; 0 takes the section's.
 
     Raises:
         UserError: it is missing or has a wrong key.
     """
     if "study" not in values:
         raise UserError(f"{where}: no section [study] with `seeds` and [[study.runs]]: see configs/demo.toml")
+    section = values["study"]
+    if isinstance(section, dict) and seeds:
+        section = section | {"seeds": seeds}
     try:
-        study = pydantic.TypeAdapter(Study).validate_python(values["study"])
+        study = pydantic.TypeAdapter(Study).validate_python(section)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{where}: `study.{'.'.join(map(str, first['loc']))}`: {first['msg']}") from None
+        key = ".".join(["study", *map(str, first["loc"])])
+        raise UserError(f"{where}: `{key}` = {first['input']!r}: {first['msg']}") from None
     if not study.runs:
         raise UserError(f"{where}: [study] has no [[study.runs]]: see configs/demo.toml")
     return study
 
 
-def run_configs(values: dict[str, Any], study: Study, where: str) -> list[Config]:
-    """The config of every run, seed by seed."""
-    shared = {key: value for key, value in values.items() if key != "study"}
-    return [
-        build(merge(merge(shared, run), {"seed": seed}), f"{where}, run {number + 1} of [study]")
-        for seed in range(study.seeds)
-        for number, run in enumerate(study.runs)
-    ]
+def run_configs(values: dict[str, Any], study: Study, where: str, overridden: dict[str, Any]) -> list[Config]:
+    """The config of every run, seed by seed.
+
+    Args:
+        values: of the config file.
+        study: its section.
+        where: named in error messages.
+        overridden: keys that the command line sets, for every run.
+
+    Raises:
+        UserError: a run has a wrong key, or two runs could not be told apart in the report.
+    """
+    shared = {key: value for key, value in values.items() if key not in ("study", "tune")}
+    if "seed" in overridden or any("seed" in run for run in study.runs):
+        raise UserError(f"{where}: a comparison has the seeds 0 to N - 1: give `study.seeds` or --seeds N, not `seed`")
+    configs = []
+    for seed in range(study.seeds):
+        for number, run in enumerate(study.runs):
+            own = merge(merge(run, overridden), {"seed": seed})
+            configs.append(build(merge(shared, own), f"{where}, run {number + 1} of [study]"))
+    names = [_name(config) for config in configs[: len(study.runs)]]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise UserError(
+                f"{where}: runs {names.index(name) + 1} and {number + 1} of [study] are both called {name}: give one "
+                "of them a `method.variant`, a label of your own"
+            )
+    return configs
 
 
 def compare(
