@@ -131,7 +131,7 @@ def products_alone(model: Model, config: Config, batch_size: int) -> dict[str, S
         gradient = torch.ones_like(states[-1])
         for state, layer in zip(reversed(states[:-1]), reversed(layers), strict=True):
             if weight_gradients:
-                state.t() @ gradient
+                torch.mm(state.t(), gradient)
             gradient = gradient @ layer.t()
 
     def step(passes: int, first: torch.Tensor, layers: list[torch.Tensor], weight_gradients: bool | None) -> None:
@@ -162,7 +162,7 @@ class Contestants:
     def pretrain(self) -> tuple[Step, Step]:
         """(plain, ours) steps of `pretrain`."""
         optimizer = plain.adam(self.plain, self.config.pretrain.learning_rate)
-        stage = Pretrain(self.config, self.model)
+        stage = Pretrain(self.config, self.model, self.job.method)
         self.model.backbone.train()
         return (
             lambda: plain.pretrain_step(self.plain, optimizer, self.feed.plain()),

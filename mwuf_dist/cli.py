@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
+from annotated_types import Ge
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from mwuf_dist.config import Config, UserError, build, read_toml, to_dict, without_studies
@@ -47,7 +48,8 @@ examples:
   mwuf run configs/demo.toml
   mwuf run configs/movielens-1m.toml --seed 1 --output runs/ml-1
   mwuf run configs/demo.toml --backbone.name deepfm --method.name base --warm-up.epochs 5
-  torchrun --nproc-per-node=2 -m mwuf_dist run configs/movielens-1m.toml""",
+  torchrun --nproc-per-node=2 -m mwuf_dist run configs/movielens-1m.toml
+  mwuf run configs/movielens-1m.toml --launcher ray --num-workers 2""",
     "compare": """\
 Runs what section [study] of the config names, over several seeds, and writes one report.
 
@@ -68,8 +70,8 @@ examples:
   mwuf prepare configs/demo.toml
   MWUF_DATA_DIR=data mwuf prepare configs/movielens-1m.toml --data.prepared-dir shards""",
 }
-# Another rank that has found the same mistake would say it once more; the launcher ends it while it waits.
-_OTHER_RANKS_WAIT_S = 3.0
+# Time for the launcher to end the ranks that wait for the main one to say what is wrong.
+_OTHER_RANKS_WAIT_S = 10.0
 
 
 @dataclass
@@ -80,6 +82,12 @@ class _PrepareOptions:
 @dataclass
 class _Options(_PrepareOptions):
     output: Path  # Folder of the results.
+
+
+@dataclass
+class _RunOptions(_Options):
+    launcher: Literal["here", "ray"] = "here"  # ray: the ranks are actors of a Ray cluster.
+    num_workers: Annotated[int, Ge(1)] = 1  # Ranks that `--launcher ray` starts.
 
 
 @dataclass
@@ -96,10 +104,13 @@ def main(argv: list[str] | None = None) -> None:
     try:
         sys.exit(_command(arguments[0])(arguments[1:]))
     except UserError as error:
-        if not _is_main():
-            time.sleep(_OTHER_RANKS_WAIT_S)
+        _let_main_rank_speak()
         print(f"mwuf: {error}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as end:
+        if end.code:  # a wrong option, which the main rank's parser tells
+            _let_main_rank_speak()
+        raise
     except KeyboardInterrupt:
         print("mwuf: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -136,12 +147,18 @@ def _prepare(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    options = _parse("run", arguments, _Options)
+    options = _parse("run", arguments, _RunOptions)
     _check_environment()
     from mwuf_dist.evaluation import report
-    from mwuf_dist.launch import local
 
-    results = local.train(options.config, options.output)
+    if options.launcher == "ray":
+        from mwuf_dist.launch import ray
+
+        results = ray.train(options.config, options.output, options.num_workers)
+    else:
+        from mwuf_dist.launch import local
+
+        results = local.train(options.config, options.output)
     if _is_main():
         report.print_comparison(report.build_comparison([results]))
         print(f"results, metrics, plot and checkpoints: {options.output}")
@@ -217,6 +234,7 @@ def _parse(command: str, arguments: list[str], cls: type[T]) -> T:
         prog=f"mwuf {command} {path}",
         description=_EXAMPLES[command],
         registry=_sections_stay_plain(),
+        console_outputs=_is_main(),
     )
     # The type does not say so, but the registry has left the config as plain values.
     values: Any = options.config
@@ -239,7 +257,12 @@ def _sections_stay_plain() -> ConstructorRegistry:
         finally:
             asking = False
         assert isinstance(spec, StructConstructorSpec)
-        return dataclasses.replace(spec, instantiate=dict)
+
+        def section(**values: Any) -> dict[str, Any]:
+            return values
+
+        section.__doc__ = info.type.__doc__  # heads the section in --help
+        return dataclasses.replace(spec, instantiate=section)
 
     return registry
 
@@ -259,6 +282,12 @@ def _changed(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
+
+
+def _let_main_rank_speak() -> None:
+    # Every rank finds most mistakes: one message is enough.
+    if not _is_main():
+        time.sleep(_OTHER_RANKS_WAIT_S)
 
 
 def _check_environment() -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +98,22 @@ class Runtime:
         dist.broadcast_object_list(box)
         return box[0]
 
+    def on_main(self, action: Callable[[], object]) -> None:
+        """Does something on the main rank while the others wait.
+
+        Raises:
+            UserError: `action` raised it; every rank does, so that none waits for one that has gone.
+        """
+        problem = None
+        if self.is_main:
+            try:
+                action()
+            except UserError as error:
+                problem = str(error)
+        problem = self.share(problem)
+        if problem is not None:
+            raise UserError(problem)
+
     def barrier(self) -> None:
         """Waits for every rank."""
         if self.world_size > 1:
@@ -133,12 +151,32 @@ def start(config: Config) -> Iterator[Runtime]:
         # No launcher: a store in this process, so that no port is opened.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(backend, store=_store(), rank=rank, world_size=world_size, timeout=timeout)
     progress = settings.progress == "on" or (settings.progress == "auto" and os.isatty(2))
     try:
         yield Runtime(rank, world_size, device, progress and rank == 0, ranks_per_host)
     finally:
         dist.destroy_process_group()
+
+
+def _store() -> dist.Store:
+    """Where the launcher's ranks find each other, with a corner of its own for every process group.
+
+    A comparison makes one group after the other. Without corners, a rank that is ahead reads the address that a peer
+    had in the group before, and waits for an answer until the timeout.
+    """
+    names = ("MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise UserError(f"RANK and WORLD_SIZE are set but {', '.join(missing)} is not: launch with torchrun")
+    store, corners = _meeting_point(*(os.environ[name] for name in names))
+    return dist.PrefixStore(f"group-{next(corners)}", store)
+
+
+@functools.cache
+def _meeting_point(address: str, port: str) -> tuple[dist.Store, Iterator[int]]:
+    store, _, _ = next(iter(dist.rendezvous("env://")))
+    return store, itertools.count()
 
 
 def _place() -> tuple[int, int, int, int]:

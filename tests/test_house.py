@@ -19,12 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 400
 
 # A room is a module or folder of mwuf_dist, or one of the top-level folders. Each may import itself and these:
-GROUND = {"config", "runtime", "versions"}
+GROUND = {"config", "registry", "runtime", "versions"}
 BELOW_TRAINING = {"methods", "backbones", "embeddings", "data"} | GROUND
 BELOW_STUDIES = {"training", "evaluation", "mwuf_kernels"} | BELOW_TRAINING
 EVERYTHING = {"cli", "launch", "studies", "serving", "doctor"} | BELOW_STUDIES
 MAY_IMPORT = {
     "config": set(),
+    "registry": {"config"},
     "versions": {"config"},
     "runtime": {"config", "versions"},
     "evaluation": {"config"},  # knows arrays, not models
@@ -41,6 +42,7 @@ MAY_IMPORT = {
     "__main__": EVERYTHING,
     "mwuf_kernels": set(),
     "benchmarks": EVERYTHING,
+    "examples": {"methods", "backbones"} | GROUND,
     "tools": set(),
 }
 
@@ -99,7 +101,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             )
 
 
-CODE = sources("mwuf_dist", "kernels", "benchmarks", "tools")
+CODE = sources("mwuf_dist", "kernels", "benchmarks", "examples", "tools")
 
 
 def test_there_is_code_to_look_at():

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import difflib
+from torch import nn
 
+from mwuf_dist.backbones.afn import Afn
 from mwuf_dist.backbones.base import Backbone, Shape
+from mwuf_dist.backbones.dcn import Dcn
+from mwuf_dist.backbones.dcn_v2 import DcnV2
 from mwuf_dist.backbones.deepfm import DeepFM
 from mwuf_dist.backbones.fm import Fm
+from mwuf_dist.backbones.own import as_backbone
+from mwuf_dist.backbones.pnn import Pnn
 from mwuf_dist.backbones.wide_deep import WideDeep
-from mwuf_dist.config import BackboneConfig, UserError
+from mwuf_dist.config import BackboneConfig
+from mwuf_dist.registry import find_class
 
-BACKBONES: dict[str, type[Backbone]] = {"deepfm": DeepFM, "fm": Fm, "wide_deep": WideDeep}
+BACKBONES: dict[str, type[Backbone]] = {
+    "afn": Afn,
+    "dcn": Dcn,
+    "dcn_v2": DcnV2,
+    "deepfm": DeepFM,
+    "fm": Fm,
+    "pnn": Pnn,
+    "wide_deep": WideDeep,
+}
 
 
 def build_backbone(config: BackboneConfig, shape: Shape) -> Backbone:
-    """The backbone that the config names.
+    """The backbone that the config names: one of `BACKBONES`, or a user's own module by its import path.
 
     Raises:
         UserError: there is none of that name.
     """
-    if config.name not in BACKBONES:
-        near = difflib.get_close_matches(config.name, BACKBONES, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"backbone.name = {config.name!r}: unknown; did you mean {near!r}? There are {', '.join(BACKBONES)}"
-        )
-    return BACKBONES[config.name](config, shape)
+    return as_backbone(find_class("backbone.name", config.name, BACKBONES, nn.Module), config, shape)
 
 
 __all__ = ["BACKBONES", "Backbone", "Shape", "build_backbone"]

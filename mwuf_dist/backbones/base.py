@@ -31,12 +31,14 @@ class Shape:
 
 
 class Backbone(nn.Module):
-    """Any `torch.nn.Module` with this forward is a backbone.
+    """What the package's own backbones share; any `torch.nn.Module` with this forward is one too (see `own.py`).
 
     Args:
         config: section `backbone`.
         shape: the fields.
     """
+
+    trains_zero_item = True  # Whether an item embedding of zeros has a gradient.
 
     def __init__(self, config: BackboneConfig, shape: Shape) -> None:
         super().__init__()

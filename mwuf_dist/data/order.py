@@ -24,6 +24,26 @@ def num_lanes(batch_size: int) -> int:
     return max(lanes for lanes in range(1, min(MAX_LANES, batch_size) + 1) if batch_size % lanes == 0)
 
 
+def lanes_per_rank(batch_size: int, world_size: int, key: str = "batch_size") -> int:
+    """How many of the lanes each rank owns.
+
+    Args:
+        batch_size: rows of a global batch.
+        world_size: number of ranks.
+        key: of the config, for the message.
+
+    Raises:
+        UserError: the lanes cannot be shared out evenly.
+    """
+    lanes = num_lanes(batch_size)
+    if lanes % world_size:
+        raise UserError(
+            f"{key} = {batch_size} is cut into {lanes} lanes, which {world_size} ranks cannot share evenly: take a "
+            f"multiple of {world_size * max(1, MAX_LANES // world_size)}"
+        )
+    return lanes // world_size
+
+
 @dataclass(frozen=True)
 class EpochOrder:
     """Which rows each lane holds at each step of one epoch.
@@ -85,12 +105,7 @@ class EpochOrder:
         Raises:
             UserError: the lanes cannot be shared out evenly.
         """
-        if self.lanes % world_size:
-            raise UserError(
-                f"a batch size of {self.batch_size} is cut into {self.lanes} lanes, which {world_size} ranks cannot "
-                f"share evenly: take a batch size that is a multiple of {world_size * (MAX_LANES // world_size)}"
-            )
-        share = self.lanes // world_size
+        share = lanes_per_rank(self.batch_size, world_size)
         return range(rank * share, (rank + 1) * share)
 
     def window(self, lane: int, index: int) -> tuple[list[tuple[int, int]], np.ndarray]:

@@ -42,6 +42,11 @@ def prepare(config: DataConfig, progress: bool = False) -> Prepared:
     return Prepared(folder, manifest)
 
 
+def is_prepared(config: DataConfig) -> bool:
+    """Whether `prepare` would only open what an earlier call has written."""
+    return shards.read_manifest(prepared_folder(config, describe(config))) is not None
+
+
 def describe(config: DataConfig) -> dict[str, Any]:
     """Everything that decides the content of the shards: the source's fingerprint, the rule, the layout."""
     return {

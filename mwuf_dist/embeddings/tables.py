@@ -161,7 +161,8 @@ class Tables:
         """
         if self._runtime.world_size > 1:
             return None
-        kernels = [kernel for lookup in self._collection._lookups for kernel in lookup._emb_modules]
+        sharded: Any = self._collection
+        kernels = [kernel for lookup in sharded._lookups for kernel in lookup._emb_modules]
         if len(kernels) != 1 or [table.name for table in kernels[0].config.embedding_tables] != self._names:
             return None
         return kernels[0]._emb_module
@@ -255,6 +256,15 @@ class Tables:
             total[shard.column : shard.column + weight.shape[1]] += weight.sum(0)
         count = spec.rows if used is None else int(used.sum())
         return (self._runtime.sum(total) / max(1, count)).float()
+
+    @torch.no_grad()
+    def reset_optimizer(self) -> None:
+        """Forgets what fused optimizers have accumulated, as if they were made anew."""
+        for key, value in self.state().items():
+            if key.startswith(f"{self.name}.fused."):
+                assert isinstance(value, ShardedTensor)
+                for shard in value.local_shards():
+                    shard.tensor.zero_()
 
     def state(self) -> dict[str, object]:
         """Sharded tensors by table, for a checkpoint; loading writes into them in place."""

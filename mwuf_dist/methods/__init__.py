@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 
-from mwuf_dist.config import MethodConfig, UserError
-from mwuf_dist.methods.base import Base, Method
+from mwuf_dist.config import MethodConfig
+from mwuf_dist.methods.base import Base, Episodes, Method, check_initialisation
+from mwuf_dist.methods.dropoutnet import DropoutNet
+from mwuf_dist.methods.metaemb import MetaEmb
 from mwuf_dist.methods.mwuf import Mwuf
+from mwuf_dist.registry import find_class
 
-METHODS: dict[str, type[Method]] = {"base": Base, "mwuf": Mwuf}
+METHODS: dict[str, type[Method]] = {"base": Base, "dropoutnet": DropoutNet, "metaemb": MetaEmb, "mwuf": Mwuf}
 
 
-def build_method(config: MethodConfig, dim: int, item_context: int) -> Method:
-    """The method that the config names.
+def build_method(config: MethodConfig, dim: int, item_context: int, trains_zero_item: bool = True) -> Method:
+    """The method that the config names: one of `METHODS`, or a user's own by its import path.
 
     Args:
         config: section `method`.
         dim: width D of an embedding.
         item_context: width of an item's own field embeddings side by side.
+        trains_zero_item: whether the backbone can train an item embedding of zeros.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or it cannot start its rows as the config says.
     """
-    if config.name not in METHODS:
-        near = difflib.get_close_matches(config.name, METHODS, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"method.name = {config.name!r}: unknown; did you mean {near!r}? There are {', '.join(METHODS)}"
-        )
-    return METHODS[config.name](config, dim, item_context)
+    method = find_class("method.name", config.name, METHODS, Method)(config, dim, item_context)
+    check_initialisation(method, trains_zero_item)
+    return method
 
 
-__all__ = ["METHODS", "Method", "build_method"]
+def pretraining_of(config: MethodConfig) -> MethodConfig:
+    """The part of section `method` that decides stage `pretrain`; equal for methods that can share a pretraining."""
+    keys = find_class("method.name", config.name, METHODS, Method).pretrain_keys
+    return dataclasses.replace(MethodConfig(), **{key: getattr(config, key) for key in keys})
+
+
+__all__ = ["METHODS", "Episodes", "Method", "build_method", "pretraining_of"]

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import nn
 
-from mwuf_dist.config import MethodConfig
+from mwuf_dist.config import MethodConfig, UserError
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """E old items played as new, each with K support rows and K query rows of its own.
+
+    Attributes:
+        item_context: the items' own field embeddings [E, Fi*D], frozen.
+        support_loss: from item embeddings [E, D] to the mean L_cold [E] of each item's support rows.
+        query_loss: the same for the query rows. Both can be differentiated twice.
+    """
+
+    item_context: torch.Tensor
+    support_loss: Callable[[torch.Tensor], torch.Tensor]
+    query_loss: Callable[[torch.Tensor], torch.Tensor]
 
 
 class Method(nn.Module):
-    """How the rows of phi_new start, and what becomes of a row before the backbone sees it.
+    """How rows of phi_new start, what becomes of a row before the backbone sees it, and what is learned to that end.
+
+    A method overrides what it needs; nothing here does anything. In the order of a run:
+
+    1. `pretrain_item` changes the item embedding of each row in `pretrain`;
+    2. `episode_loss`, for a method that is `episode_trained`, trains its weights on old items played as new;
+    3. `initial_rows`, for a method whose `initialisation` is "own", gives phi_new its first rows;
+    4. `scale_and_shift`, for a method that is `meta_trained`, is trained by Algorithm 1 of MWUF and applied wherever a
+       new item is scored.
 
     Args:
         config: section `method`.
@@ -17,8 +44,12 @@ class Method(nn.Module):
         item_context: width of an item's own field embeddings side by side, Fi*D.
     """
 
-    initialisation = "random"  # Of phi_new, unless the config names another.
-    meta_trained = False  # Whether stage `meta_train` has anything to train.
+    initialisation = "random"  # Of phi_new: "random", "mean", "zero" or "own"; the config may name another.
+    episode_trained = False  # Whether `episode_loss` has weights to train.
+    meta_trained = False  # Whether `scale_and_shift` has weights to train.
+    # The keys of section `method` that decide what `pretrain` computes, where `pretrain_item` does something: runs in
+    # which they are equal can share one pretraining.
+    pretrain_keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: MethodConfig, dim: int, item_context: int) -> None:
         super().__init__()
@@ -26,6 +57,21 @@ class Method(nn.Module):
         self.dim = dim
         if config.initialisation != "default":
             self.initialisation = config.initialisation
+
+    def pretrain_item(self, item: torch.Tensor) -> torch.Tensor:
+        """The item embeddings [b, D] that the backbone sees in `pretrain`, from those of phi_old [b, D].
+
+        Random numbers are a function of the step: the generator has been seeded.
+        """
+        return item
+
+    def episode_loss(self, episodes: Episodes) -> torch.Tensor:
+        """The loss [E] of each of E episodes, with gradients to the method's weights."""
+        raise NotImplementedError
+
+    def initial_rows(self, item_context: torch.Tensor) -> torch.Tensor:
+        """First rows [n, D] of phi_new for items with field embeddings [n, Fi*D]."""
+        raise NotImplementedError
 
     def scale_and_shift(
         self, item_context: torch.Tensor, user_mean: torch.Tensor
@@ -36,3 +82,22 @@ class Method(nn.Module):
 
 class Base(Method):
     """No method: a new item's row starts as a fresh draw and is updated like any other (the paper's baselines)."""
+
+
+def check_initialisation(method: Method, trains_zero_item: bool) -> None:
+    """Refuses first rows that the method cannot make or the backbone cannot train.
+
+    Raises:
+        UserError: naming the keys.
+    """
+    name, initialisation = method.config.name, method.initialisation
+    if initialisation == "metaemb":
+        raise UserError(
+            f"method.initialisation = 'metaemb': method {name!r} has no generator of rows: it goes with mwuf, and "
+            "alone it is method.name = 'metaemb'"
+        )
+    if initialisation == "zero" and not trains_zero_item:
+        raise UserError(
+            f"method {name!r} starts new items at the zero vector, where this backbone has no gradient, so they would "
+            "stay there: choose another backbone, or method.initialisation = 'mean'"
+        )

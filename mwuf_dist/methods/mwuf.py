@@ -9,14 +9,17 @@ import torch
 from torch import nn
 
 from mwuf_dist.config import MethodConfig
-from mwuf_dist.methods.base import Method
+from mwuf_dist.methods.base import Episodes, Method
+from mwuf_dist.methods.metaemb import MetaEmb
 
 
 class Mwuf(Method):
     """Both meta networks are two-layer perceptrons; either can be switched off.
 
     `residual` makes the scale 1 + h and starts the last layers of h and g at zero, so that meta training starts from
-    the common initialisation itself; without it the scale is h, as in the paper.
+    the common initialisation itself; without it the scale is h, as in the paper. `initialisation = "metaemb"` puts
+    MetaEmb's generator in the place of the common initialisation (research question 4): it is trained first, then
+    Algorithm 1 runs on rows that it made.
     """
 
     initialisation = "mean"
@@ -26,6 +29,19 @@ class Mwuf(Method):
         self.scaling = _meta_network(item_context, config.hidden, dim, config.residual) if config.scaling else None
         self.shifting = _meta_network(dim, config.hidden, dim, config.residual) if config.shifting else None
         self.meta_trained = config.scaling or config.shifting
+        self.start = MetaEmb(config, dim, item_context) if self.initialisation == "metaemb" else None
+        if self.start is not None:
+            self.initialisation, self.episode_trained = "own", True
+
+    def episode_loss(self, episodes: Episodes) -> torch.Tensor:
+        """See `Method.episode_loss`."""
+        assert self.start is not None
+        return self.start.episode_loss(episodes)
+
+    def initial_rows(self, item_context: torch.Tensor) -> torch.Tensor:
+        """See `Method.initial_rows`."""
+        assert self.start is not None
+        return self.start.initial_rows(item_context)
 
     def scale_and_shift(
         self, item_context: torch.Tensor, user_mean: torch.Tensor

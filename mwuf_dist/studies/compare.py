@@ -13,18 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
+from torch import nn
 
+from mwuf_dist import methods
+from mwuf_dist.backbones import BACKBONES
 from mwuf_dist.config import (
     Config,
     Count,
     MetaTrainConfig,
-    MethodConfig,
     UserError,
     WarmUpConfig,
     build,
     config_hash,
     merge,
 )
+from mwuf_dist.data import sources
+from mwuf_dist.registry import find_class
 
 Train = Callable[[Config, Path, Path | None], dict[str, Any]]
 Pretrain = Callable[[Config, Path], Path]
@@ -115,6 +119,8 @@ def compare(
     Returns:
         The results of all runs.
     """
+    for config in configs:
+        _check_names(config)
     results = []
     for number, config in enumerate(configs):
         target = folder / "runs" / _name(config)
@@ -126,9 +132,17 @@ def compare(
     return results
 
 
+def _check_names(config: Config) -> None:
+    """Finds a wrong name before hours of training that come before its run."""
+    sources.find(config.data.name)
+    find_class("backbone.name", config.backbone.name, BACKBONES, nn.Module)
+    find_class("method.name", config.method.name, methods.METHODS, methods.Method)
+
+
 def pretraining_of(config: Config) -> Config:
     """The config reduced to what decides stage `pretrain`: equal for runs that can share it."""
-    return dataclasses.replace(config, method=MethodConfig(), meta_train=MetaTrainConfig(), warm_up=WarmUpConfig())
+    method = methods.pretraining_of(config.method)
+    return dataclasses.replace(config, method=method, meta_train=MetaTrainConfig(), warm_up=WarmUpConfig())
 
 
 def _name(config: Config) -> str:

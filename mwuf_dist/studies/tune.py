@@ -102,8 +102,9 @@ def table(summary: dict[str, Any]) -> str:
     """The settings, best first, as lines of text."""
     lines = [f"{'':>3} {'score':>6}   {'fixed test':^27}   {'next set':^27}   setting"]
     for row in summary["rows"]:
-        cells = ["  ".join(f"{value:.4f}"[1:] for value in row[key]) for key in ("auc_test", "auc_next")]
-        lines.append(f"{row['number']:>3} {row['score']:.4f}   {cells[0]:^27}   {cells[1]:^27}   {_words(row['setting'])}")
+        test, next_set = ("  ".join(f"{value:.4f}"[1:] for value in row[key]) for key in ("auc_test", "auc_next"))
+        head = f"{row['number']:>3} {row['score']:.4f}"
+        lines.append(f"{head}   {test:^27}   {next_set:^27}   {_words(row['setting'])}")
     positives = summary["split"]["positives"]
     lines.append(
         f"{summary['folds']} folds; positives of the items that play new: {positives['test']:.2f} in the test set, "

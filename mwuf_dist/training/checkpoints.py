@@ -37,13 +37,17 @@ class Cursor:
 
 @dataclass
 class Meta:
-    """What `meta.json` holds beside the tensors."""
+    """What `meta.json` holds beside the tensors.
+
+    `held_out_loss` is that of the last finished epoch of a stage that trains until it stops falling.
+    """
 
     cursor: Cursor
     config_hash: str
     world_size: int
     versions: dict[str, str]
     metrics_bytes: int = 0
+    held_out_loss: float | None = None
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     phases: dict[str, dict[str, float]] = field(default_factory=dict)
     plans: dict[str, dict[str, str]] = field(default_factory=dict)

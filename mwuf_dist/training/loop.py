@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mwuf_dist.config import PHASES, UserError
+from mwuf_dist.data.episodes import EpisodeLoader
 from mwuf_dist.data.loader import Batch, Loader
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.checkpoints import Checkpointer, Cursor, Meta
@@ -45,10 +46,10 @@ class Session:
 def train(
     session: Session,
     start: Cursor,
-    loader: Loader,
+    loader: Loader | EpisodeLoader,
     epochs: int,
     step: Callable[[Batch], torch.Tensor],
-    tensors: Callable[[], dict[str, Any]],
+    tensors: Callable[[], dict[str, Any]] | None,
 ) -> None:
     """Trains from `start` to the end of the last epoch.
 
@@ -58,7 +59,7 @@ def train(
         loader: the rows.
         epochs: the last epoch is `epochs - 1`.
         step: trains on a batch and returns this rank's part of the loss.
-        tensors: the state to save when a save is due.
+        tensors: the state to save when a save is due; None where the stage is not saved before its end.
     """
     title = start.stage if start.stage != "warm_up" else f"warm_up {'abc'[start.phase - 1]}"
     done = start.epoch * loader.num_steps + start.step
@@ -75,7 +76,7 @@ def train(
             if done % _STEPS_BETWEEN_RECORDS == 0 or is_last:
                 trained = epoch * loader.num_rows + min((batch.step + 1) * loader.batch_size, loader.num_rows)
                 _record(session, start, batch, done, trained, loss)
-            if not is_last and session.checkpointer.due(done):
+            if tensors is not None and not is_last and session.checkpointer.due(done):
                 session.count(start.stage, samples, time.perf_counter() - clock)
                 session.save(replace(start, epoch=epoch, step=batch.step + 1), tensors())
                 clock, samples = time.perf_counter(), 0

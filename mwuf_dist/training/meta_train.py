@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from mwuf_kernels import warm_embedding
 
-from mwuf_dist.config import Config
+from mwuf_dist.config import Config, MetaTrainConfig
+from mwuf_dist.data.episodes import EpisodeLoader
 from mwuf_dist.data.loader import Batch, Loader
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.tables import Tables
@@ -43,9 +45,7 @@ class MetaTrain:
         self._parameters = list(self.method.parameters())
         self._held_out: torch.Tensor | None = None
         if settings.epochs == "auto":
-            generator = torch.Generator().manual_seed(self.config.seed)
-            draws = torch.rand(self.model.num_old, generator=generator)
-            self._held_out = (draws < 1 / _HELD_OUT_ONE_IN).to(self.model.runtime.device)
+            self._held_out = held_out_items(self.config.seed, self.model.num_old).to(self.model.runtime.device)
 
     def tensors(self) -> dict[str, Any]:
         """The state in the middle of the stage, without what `pretrain` made."""
@@ -62,18 +62,7 @@ class MetaTrain:
             session.runtime,
             shuffled=settings.order == "shuffled",
         )
-        if settings.epochs != "auto":
-            train(session, start, loader, settings.epochs, self.step, tensors)
-            return
-        best = float("inf")
-        for epoch in range(start.epoch, settings.max_epochs):
-            train(session, replace(start, epoch=epoch), loader, epoch + 1, self.step, tensors)
-            loss = self._held_out_loss(loader)
-            session.recorder.write({"stage": start.stage, "epoch": epoch, "held_out_loss": loss}, epoch)
-            if loss > best * (1 - _SMALLEST_GAIN):
-                return
-            best = loss
-            start = replace(start, step=0)
+        train_epochs(session, start, loader, settings, self.step, tensors, lambda: self._held_out_loss(loader))
 
     def step(self, batch: Batch) -> torch.Tensor:
         """One step of Algorithm 1, in one backward; returns this rank's part of L_cold + L_warm.
@@ -112,6 +101,36 @@ class MetaTrain:
         return loss / max(weight, 1.0)
 
 
+def held_out_items(seed: int, num_old: int) -> torch.Tensor:
+    """The old items [num_old] bool that `epochs = "auto"` keeps from training: a tenth, and at least one."""
+    place = torch.randperm(num_old, generator=torch.Generator().manual_seed(seed))
+    return place < max(1, num_old // _HELD_OUT_ONE_IN)
+
+
+def train_epochs(
+    session: Session,
+    start: Cursor,
+    loader: Loader | EpisodeLoader,
+    settings: MetaTrainConfig,
+    step: Callable[[Batch], torch.Tensor],
+    tensors: Callable[[], dict[str, Any]],
+    held_out_loss: Callable[[], float],
+) -> None:
+    """Trains `meta_train.epochs` epochs from `start`, or until `held_out_loss` stops falling."""
+    if settings.epochs != "auto":
+        train(session, start, loader, settings.epochs, step, tensors)
+        return
+    best = session.meta.held_out_loss if start.epoch else None
+    for epoch in range(start.epoch, settings.max_epochs):
+        train(session, replace(start, epoch=epoch), loader, epoch + 1, step, tensors)
+        loss = held_out_loss()
+        session.recorder.write({"stage": start.stage, "epoch": epoch, "held_out_loss": loss}, epoch)
+        if best is not None and loss > best * (1 - _SMALLEST_GAIN):
+            return
+        session.meta.held_out_loss = best = loss
+        start = replace(start, step=0)
+
+
 def meta_trained_tensors(new_ids: Tables, method: Method) -> dict[str, Any]:
     """What the stage has made: phi_new and the meta networks."""
     return table_state(new_ids) | module_state("method", method)
@@ -119,9 +138,17 @@ def meta_trained_tensors(new_ids: Tables, method: Method) -> dict[str, Any]:
 
 @torch.no_grad()
 def initialise_new_ids(config: Config, model: Model, method: Method, from_row: int = 0) -> None:
-    """First rows of phi_new: the mean row of phi_old (common initialisation), or fresh draws."""
-    if method.initialisation == "mean":
-        mean = model.old_ids.mean_row("old")
-        model.new_ids.fill("new", lambda rows: mean.expand(len(rows), -1), range(from_row, model.num_items))
-    else:
+    """First rows of phi_new: fresh draws, the mean row of phi_old (common initialisation), zeros, or the method's."""
+    if method.initialisation == "random":
         model.new_ids.draw(config.embedding.init_std, config.seed, "new", from_row)
+        return
+    common = torch.zeros(model.dim, device=model.runtime.device)
+    if method.initialisation == "mean":
+        common = model.old_ids.mean_row("old")
+
+    def first_rows(rows: torch.Tensor) -> torch.Tensor:
+        if method.initialisation == "own":
+            return method.initial_rows(model.item_fields(rows))
+        return common.expand(len(rows), -1)
+
+    model.new_ids.fill("new", first_rows, range(from_row, model.num_items))

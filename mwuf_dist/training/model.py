@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -49,13 +51,19 @@ class Model:
         """The tables that `pretrain` trains and everything later leaves alone."""
         return self.user_tables, self.item_tables, self.old_ids
 
-    def logit(self, batch: Batch) -> torch.Tensor:
-        """Logits [b] of old items' rows, with gradients to every table and weight. A collective."""
+    def logit(self, batch: Batch, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+        """Logits [b] of old items' rows, with gradients to every table and weight. A collective.
+
+        Args:
+            batch: the rows.
+            change: what a method does to the rows' item embeddings [b, D] (`Method.pretrain_item`).
+        """
         # Fields of an item are looked up once per distinct item of the batch.
         items, inverse = self.runtime.distinct(batch.item)
         item_side = torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1)[inverse]
         context = torch.cat([item_side[:, self.dim :], self.user_fields(batch.user)], dim=1)
-        return self.backbone(item_side[:, : self.dim], context, None if batch.is_full else batch.weight)
+        item = item_side[:, : self.dim]
+        return self.backbone(item if change is None else change(item), context, None if batch.is_full else batch.weight)
 
     def user_fields(self, users: torch.Tensor) -> torch.Tensor:
         """Field embeddings [n, Fu*D] of users [n]. A collective."""

@@ -72,7 +72,13 @@ class Adam:
     def step(self) -> None:
         """One step on every parameter that has a gradient; gradients are cleared."""
         for group in self._groups:
-            ready = [index for index, parameter in enumerate(group.parameters) if parameter.grad is not None]
+            ready = []
+            for index, parameter in enumerate(group.parameters):
+                if parameter.grad is not None:
+                    ready.append(index)
+                else:
+                    # A table that another rank holds: counts are the same everywhere, a checkpoint keeps one of them.
+                    group.steps[index] += 1
             if not ready:
                 continue
             lists = (group.parameters, group.exp_avg, group.exp_avg_sq, group.steps)
@@ -105,6 +111,5 @@ class Adam:
                 for moment, value in (("exp_avg", first), ("exp_avg_sq", second)):
                     sharded = self._sharded.get(name)
                     out[f"adam.{name}.{moment}"] = value if sharded is None else sharded[0].like(sharded[1], value)
-                # Of a sharded table every rank has the same count.
                 out[f"adam.{name}.step"] = steps
         return out

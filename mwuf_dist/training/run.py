@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import numpy as np
 import torch
 
 from mwuf_dist.config import PHASES, WARM_SETS, Config, UserError, build, config_hash, differences, read_toml, to_toml
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.order import lanes_per_rank
+from mwuf_dist.data.prepare import is_prepared, prepare
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.evaluation.files import write_atomically
@@ -20,6 +23,7 @@ from mwuf_dist.evaluation.plots import plot_run
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, generator_seed
 from mwuf_dist.training.checkpoints import Checkpointer, Cursor, Meta, load_tensors, read_meta
+from mwuf_dist.training.episodes import EpisodeTrain
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session
 from mwuf_dist.training.meta_train import MetaTrain, initialise_new_ids, meta_trained_tensors
@@ -46,44 +50,52 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
         UserError: the folder holds another run, or the data or config is wrong.
     """
     results_path = folder / "results.json"
-    _claim(config, folder, runtime)
+    runtime.on_main(lambda: _check_folder(config, folder))
     if results_path.exists():
         return json.loads(results_path.read_text())
+    _check_batch_sizes(config, ("pretrain", "meta_train", "warm_up"), runtime)
     job = _start(config, folder, runtime)
-    job.pretrain(pretrained)
-    job.meta_train()
-    job.warm_up_and_evaluate()
+    with contextlib.closing(job.session.recorder):
+        job.pretrain(pretrained)
+        job.meta_train()
+        job.warm_up_and_evaluate()
     results = results_of(config, job.prepared, runtime, job.session.meta)
     if runtime.is_main:
-        job.session.recorder.num_bytes()  # flushes
         metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         plot_run(metrics, results, folder / "run.png")
         write_atomically(results_path, json.dumps(results, indent=1, allow_nan=False) + "\n")
-    job.session.recorder.close()
     runtime.barrier()
     return results
 
 
 def run_pretrain(config: Config, folder: Path, runtime: Runtime) -> Path:
     """Runs `prepare` and `pretrain` only; returns the checkpoint, for several runs to start from."""
-    _claim(config, folder, runtime)
+    runtime.on_main(lambda: _check_folder(config, folder))
+    _check_batch_sizes(config, ("pretrain",), runtime)
     checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint, runtime)
     found = checkpointer.latest(config_hash(config))
     if found is None or found[1].cursor.stage == "pretrain":
         job = _start(config, folder, runtime)
-        job.pretrain(None)
-        job.session.recorder.close()
+        with contextlib.closing(job.session.recorder):
+            job.pretrain(None)
         found = checkpointer.latest(config_hash(config))
     assert found is not None
     return found[0]
 
 
+def _check_batch_sizes(config: Config, stages: Sequence[str], runtime: Runtime) -> None:
+    # Now, and not when the stage begins, hours later.
+    for stage in stages:
+        lanes_per_rank(getattr(config, stage).batch_size, runtime.world_size, f"{stage}.batch_size")
+
+
 def _start(config: Config, folder: Path, runtime: Runtime) -> Run:
+    reused = is_prepared(config.data)
     clock = time.perf_counter()
     prepared = _prepare(config, runtime)
     seconds = time.perf_counter() - clock
     job = Run(config, folder, runtime, prepared)
-    if "prepare" not in job.session.meta.stages:
+    if not reused and "prepare" not in job.session.meta.stages:
         job.session.count("prepare", sum(prepared.num_rows(split) for split in prepared.manifest["splits"]), seconds)
     return job
 
@@ -94,29 +106,33 @@ def _since(clock: float) -> float:
 
 def _prepare(config: Config, runtime: Runtime) -> Prepared:
     # The main rank builds what is missing, then the others find it.
-    if runtime.is_main:
-        prepare(config.data, runtime.show_progress)
-    runtime.barrier()
+    runtime.on_main(lambda: prepare(config.data, runtime.show_progress))
     return prepare(config.data)
 
 
-def _claim(config: Config, folder: Path, runtime: Runtime) -> None:
-    """Makes the folder this run's, or refuses one that holds another run."""
+def _check_folder(config: Config, folder: Path) -> None:
+    """Refuses a folder that holds something else than this very run."""
     path = folder / "config.toml"
     if path.exists():
-        theirs = build(read_toml(path), str(path))
-        different = differences(theirs, config)
+        different = differences(build(read_toml(path), str(path)), config)
         if different:
             raise UserError(
                 f"{folder} holds another run, which differs in {'; '.join(different[:3])}"
                 f"{' and more' if len(different) > 3 else ''}: name another --output, or delete the folder"
             )
-    elif runtime.is_main:
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty and holds no run: name another --output")
+    elif folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: name another --output")
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no run: name another --output")
+
+
+def _claim(config: Config, folder: Path) -> None:
+    """Makes the folder this run's. Only when nothing of the config is left to find fault with: see `Run`."""
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, to_toml(config))
-    runtime.barrier()
+        write_atomically(folder / "config.toml", to_toml(config))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}): name another --output") from None
 
 
 @dataclass
@@ -130,20 +146,23 @@ class Run:
 
     def __post_init__(self) -> None:
         config, runtime = self.config, self.runtime
+        # What the config may have got wrong comes first, so that a mistake leaves no folder behind that is in the way.
+        self.model = Model(config, self.prepared, runtime)
+        torch.manual_seed(generator_seed(config.seed, 3))  # the same meta networks on every rank
+        context = self.model.shape.num_item_fields * self.model.dim
+        zero = self.model.backbone.trains_zero_item
+        self.method: Method = build_method(config.method, self.model.dim, context, zero).to(runtime.device)
         checkpointer = Checkpointer(self.folder / "checkpoints", config.checkpoint, runtime)
         found = checkpointer.latest(config_hash(config))
         self._checkpoint, meta = found or (
             None,
             Meta(Cursor("pretrain"), config_hash(config), runtime.world_size, versions()),
         )
+        runtime.on_main(lambda: _claim(config, self.folder))
         recorder = Recorder(self.folder, runtime, meta.metrics_bytes)
         if self._checkpoint is not None:
             recorder.say(f"goes on from {self._checkpoint.name}")
         self.session = Session(runtime, recorder, checkpointer, meta)
-        self.model = Model(config, self.prepared, runtime)
-        torch.manual_seed(generator_seed(config.seed, 3))  # the same meta networks on every rank
-        context = self.model.shape.num_item_fields * self.model.dim
-        self.method: Method = build_method(config.method, self.model.dim, context).to(runtime.device)
         meta.plans = {t.name: dict(t.plan) for t in (*self.model.pretrained_tables, self.model.new_ids)}
         self._frozen: Frozen | None = None
 
@@ -160,9 +179,11 @@ class Run:
         if self._checkpoint is None and pretrained is not None:
             shared = read_meta(pretrained, None)
             load_tensors(pretrained, pretrained_tensors(self.model))
-            self.session.meta.stages |= {name: shared.stages[name] for name in ("prepare", "pretrain")}
+            self.session.meta.stages |= {
+                name: shared.stages[name] for name in ("prepare", "pretrain") if name in shared.stages
+            }
         else:
-            stage = Pretrain(self.config, self.model)
+            stage = Pretrain(self.config, self.model, self.method)
             if self._checkpoint is not None:
                 load_tensors(self._checkpoint, stage.tensors())
             stage.run(self.session, self.prepared, self.cursor)
@@ -170,11 +191,15 @@ class Run:
         self._checkpoint = None
 
     def meta_train(self) -> None:
-        """Stage `meta_train`; nothing to do for a method without meta networks."""
+        """Stage `meta_train`: phase 0 of the cursor is on episodes, phase 1 is Algorithm 1; a method may skip both."""
         self._frozen = Frozen(self.model, self.config.embedding, self._mean_user())
         if self.cursor.stage == "warm_up":
             load_tensors(self._found(), meta_trained_tensors(self.model.new_ids, self.method))
             return
+        if self.cursor.phase == 0:
+            if self.method.episode_trained:
+                self._train_on_episodes(self._frozen)
+            self.session.meta.cursor = Cursor("meta_train", 1)
         initialise_new_ids(self.config, self.model, self.method)
         if not self.method.meta_trained:
             return
@@ -182,6 +207,12 @@ class Run:
         users = ItemUsers(self.prepared, ["pretrain"], settings.users_per_item, self.config.seed)
         self._frozen.set_users(users, range(self.model.num_old))
         stage = MetaTrain(self.config, self.model, self._frozen, self.method)
+        if self._checkpoint is not None and (self.cursor.epoch or self.cursor.step):
+            load_tensors(self._checkpoint, stage.tensors())
+        stage.run(self.session, self.prepared, self.cursor, lambda: pretrained_tensors(self.model) | stage.tensors())
+
+    def _train_on_episodes(self, frozen: Frozen) -> None:
+        stage = EpisodeTrain(self.config, frozen, self.method)
         if self._checkpoint is not None and (self.cursor.epoch or self.cursor.step):
             load_tensors(self._checkpoint, stage.tensors())
         stage.run(self.session, self.prepared, self.cursor, lambda: pretrained_tensors(self.model) | stage.tensors())

@@ -40,13 +40,14 @@ class WarmUp:
         settings = self.config.warm_up
         splits = WARM_SETS[:phase] if settings.carry_over else WARM_SETS[phase - 1 : phase]
         optimizer = Adam(dense=[], tables=[(self.model.new_ids, settings.learning_rate)])
+        self.model.new_ids.reset_optimizer()
         seed = self.config.seed * len(WARM_SETS) + phase
         loader = Loader(prepared, splits, settings.batch_size, seed, session.runtime)
 
         def step(batch: Batch) -> torch.Tensor:
             return self.step(batch, optimizer)
 
-        train(session, Cursor("warm_up", phase), loader, settings.epochs, step, dict)
+        train(session, Cursor("warm_up", phase), loader, settings.epochs, step, tensors=None)
 
     def step(self, batch: Batch, optimizer: Adam) -> torch.Tensor:
         """One step on L_cold; returns this rank's part of it."""

@@ -1,0 +1,46 @@
+"""A method of your own in one file: a template.
+
+Nothing in the package changes; run it from the folder above this one:
+
+    mwuf run configs/demo.toml --method.name examples.own_method:ContentShift --output runs/own-method
+
+Override what your method needs, and delete the rest; `mwuf_dist.methods.Method` says when each part is called.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mwuf_dist.config import MethodConfig
+from mwuf_dist.methods import Method
+
+
+class ContentShift(Method):
+    """v_warm = v + W [fields of the item, mean of its users], with W trained by Algorithm 1 of MWUF.
+
+    Args:
+        config: section `method`; read from it what you need.
+        dim: width D of an embedding.
+        item_context: width of an item's own field embeddings side by side, Fi*D.
+    """
+
+    initialisation = "mean"  # first rows of phi_new: "random", "mean", "zero", or "own" with `initial_rows` below
+    meta_trained = True  # `scale_and_shift` has weights: stage meta_train trains them
+    episode_trained = False  # True with an `episode_loss`, as in mwuf_dist/methods/metaemb.py
+
+    def __init__(self, config: MethodConfig, dim: int, item_context: int) -> None:
+        super().__init__(config, dim, item_context)
+        self.shift = nn.Linear(item_context + dim, dim)
+        nn.init.zeros_(self.shift.weight)  # start at v itself
+        nn.init.zeros_(self.shift.bias)
+
+    def scale_and_shift(self, item_context: torch.Tensor, user_mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(scale [U, D], shift [U, D]) of U items: the backbone sees v * scale + shift.
+
+        Args:
+            item_context: the items' field embeddings [U, Fi*D], frozen.
+            user_mean: mean embedding [U, D] of the users who met each item in finished phases, frozen.
+        """
+        shift = self.shift(torch.cat([item_context, user_mean], dim=1))
+        return torch.ones_like(shift), shift

@@ -1,0 +1,49 @@
+"""Product-based neural network (Qu et al., ICDM 2016): products of the fields beside them, under an MLP."""
+
+from __future__ import annotations
+
+import torch
+
+from mwuf_dist.backbones.base import Backbone, Shape
+from mwuf_dist.backbones.layers import MLP
+from mwuf_dist.config import BackboneConfig
+
+
+class Pnn(Backbone):
+    """Product-based neural network (Qu et al., ICDM 2016).
+
+    The first hidden layer is relu(W_z z + W_p p + b) over the field embeddings z and their products p (equations 3 to
+    5), which is an MLP over [z, p]. `backbone.product` chooses p:
+
+    * `inner` (IPNN): <f_i, f_j> of every pair of fields i < j, F (F - 1) / 2 of them;
+    * `outer` (OPNN): f_S f_S^T with f_S the sum of the fields, D * D of them: the paper's superposition of all pairs'
+      outer products, which costs one product instead of F * F;
+    * `both`: one after the other (the paper's PNN*).
+    """
+
+    pairs: torch.Tensor
+
+    def __init__(self, config: BackboneConfig, shape: Shape) -> None:
+        super().__init__(config, shape)
+        self.has_inner = config.product in ("inner", "both")
+        self.has_outer = config.product in ("outer", "both")
+        fields, dim = shape.num_fields, shape.dim
+        # Places of the pairs i < j in a flattened [F, F] matrix.
+        first, second = torch.triu_indices(fields, fields, offset=1)
+        self.register_buffer("pairs", first * fields + second, persistent=False)
+        width = fields * dim + self.has_inner * len(self.pairs) + self.has_outer * dim * dim
+        self.mlp = MLP(width, config.hidden, config.batch_norm, config.dropout)
+
+    def forward(
+        self, item: torch.Tensor, context: torch.Tensor, row_weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See `Backbone.forward`."""
+        signals = [item, context]
+        fields = torch.cat(signals, dim=1).view(len(item), -1, self.shape.dim)  # [B, F, D]
+        if self.has_inner:
+            products = torch.bmm(fields, fields.transpose(1, 2)).flatten(1)  # [B, F*F]
+            signals.append(products.index_select(1, self.pairs))
+        if self.has_outer:
+            total = fields.sum(1)  # [B, D]
+            signals.append((total[:, :, None] * total[:, None, :]).flatten(1))
+        return self.mlp(torch.cat(signals, dim=1), row_weight)

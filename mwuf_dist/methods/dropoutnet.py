@@ -1,0 +1,32 @@
+"""DropoutNet (Volkovs, Yu and Poutanen, NIPS 2017): a model that has learned to do without the item ID embedding."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from mwuf_dist.config import MethodConfig
+from mwuf_dist.methods.base import Method
+
+
+class DropoutNet(Method):
+    """DropoutNet (Volkovs, Yu and Poutanen, NIPS 2017), for items.
+
+    In `pretrain` a row's item ID embedding is replaced by zeros with probability `method.item_dropout` (item dropout of
+    their section 4.1), so that the model learns to score from content alone. A new item starts where it has none: at
+    zero. Nothing is dropped anywhere else, and kept embeddings are not scaled up: it is an input that is missing, not a
+    hidden unit that is averaged over.
+    """
+
+    initialisation = "zero"
+    pretrain_keys: ClassVar[tuple[str, ...]] = ("name", "item_dropout")
+
+    def __init__(self, config: MethodConfig, dim: int, item_context: int) -> None:
+        super().__init__(config, dim, item_context)
+        self.share = config.item_dropout
+
+    def pretrain_item(self, item: torch.Tensor) -> torch.Tensor:
+        """See `Method.pretrain_item`."""
+        kept = torch.rand(len(item), 1, device=item.device) >= self.share
+        return item * kept

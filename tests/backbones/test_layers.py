@@ -1,0 +1,82 @@
+"""BatchNorm is PyTorch's on the rows that are not padding, and the frozen layers are eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mwuf_dist.backbones.layers import MLP, GlobalBatchNorm
+from mwuf_dist.config import Config
+from mwuf_dist.runtime import start
+
+ROWS, WIDTH, STEPS = 13, 5, 6
+
+
+@pytest.fixture(autouse=True)
+def _process_group() -> Iterator[None]:
+    with start(Config()):
+        torch.manual_seed(0)
+        yield
+
+
+def pair() -> tuple[GlobalBatchNorm, nn.BatchNorm1d]:
+    ours, theirs = GlobalBatchNorm(WIDTH).double(), nn.BatchNorm1d(WIDTH).double()
+    with torch.no_grad():
+        theirs.weight.copy_(ours.weight.normal_())
+        theirs.bias.copy_(ours.bias.normal_())
+    return ours, theirs
+
+
+def assert_same(ours: GlobalBatchNorm, theirs: nn.BatchNorm1d) -> None:
+    for name in ("weight", "bias"):
+        gradients = [getattr(module, name).grad for module in (ours, theirs)]
+        torch.testing.assert_close(gradients[0], gradients[1])
+    assert theirs.running_mean is not None and theirs.running_var is not None
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+@pytest.mark.parametrize("padding", [None, 0, 4], ids=["no weights", "all weights 1", "4 rows of padding"])
+def test_batch_norm_is_that_of_pytorch_over_the_rows_that_are_not_padding(padding: int | None) -> None:
+    """Values, gradients and running moments over several steps; padding may hold anything."""
+    ours, theirs = pair()
+    weight = None if padding is None else torch.ones(ROWS + padding, dtype=torch.float64)
+    if weight is not None:
+        weight[ROWS:] = 0
+    for step in range(STEPS):
+        x = torch.randn(ROWS, WIDTH, dtype=torch.float64) * (step + 1) + step
+        target = torch.randn(ROWS, WIDTH, dtype=torch.float64)
+        mine, reference = x.clone().requires_grad_(), x.clone().requires_grad_()
+        padded = F.pad(mine, (0, 0, 0, padding or 0), value=1e3)
+        found = ours(padded, weight)[:ROWS]
+        expected = theirs(reference)
+        torch.testing.assert_close(found, expected)
+        (found * target).sum().backward()
+        (expected * target).sum().backward()
+        torch.testing.assert_close(mine.grad, reference.grad)
+        assert_same(ours, theirs)
+    ours.eval(), theirs.eval()
+    x = torch.randn(ROWS, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(ours(x, None), theirs(x))
+    scale, offset = ours.affine()
+    torch.testing.assert_close(x * scale + offset, theirs(x))
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("hidden", [(7,), (7, 4), (7, 4, 3)])
+def test_frozen_layers_are_the_mlp_in_eval_mode(batch_norm: bool, hidden: tuple[int, ...]) -> None:
+    mlp = MLP(WIDTH, hidden, batch_norm, dropout=0.3).double()
+    for _ in range(STEPS):  # moments of their own
+        mlp(torch.randn(ROWS, WIDTH, dtype=torch.float64) * 2 + 1)
+    mlp.eval()
+    x = torch.randn(ROWS, WIDTH, dtype=torch.float64)
+    out = x
+    *layers, last = mlp.frozen_layers()
+    for weight, bias in layers:
+        out = F.relu(F.linear(out, weight, bias))
+    torch.testing.assert_close(F.linear(out, *last).squeeze(-1), mlp(x))
+    assert len(layers) == len(hidden)

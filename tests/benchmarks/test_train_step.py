@@ -1,0 +1,70 @@
+"""The two programs that benchmarks/train_step times compute the same thing, step after step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.train_step import Contestants, products_alone, time_interleaved
+from mwuf_dist.runtime import start
+from mwuf_dist.training.run import Run, _prepare
+from tests.tiny import tiny
+
+STEPS = 50
+
+
+@pytest.fixture
+def contestants(tmp_path: Path) -> Iterator[Contestants]:
+    """Both programs with equal weights, before the first step."""
+    config = tiny(
+        backbone={"batch_norm": False},
+        pretrain={"learning_rate": 1e-3, "batch_size": 128},
+        meta_train={"learning_rate_cold": 1e-3, "learning_rate_warm": 1e-3},
+        warm_up={"learning_rate": 1e-3},
+    )
+    with start(config) as runtime:
+        job = Run(config, tmp_path, runtime, _prepare(config, runtime))
+        yield Contestants(job)
+        job.session.recorder.close()
+
+
+def assert_equal_losses(plain: Callable[[], Any], ours: Callable[[], Any]) -> None:
+    for step in range(STEPS):
+        expected, found = float(plain()), float(ours())
+        assert found == pytest.approx(expected, abs=1e-6), step
+
+
+def test_fifty_steps_of_every_stage_give_the_plain_programs_losses_and_weights(contestants: Contestants) -> None:
+    both, model = contestants, contestants.model
+    first = model.old_ids.shards("old")[0].weight.clone()
+    assert_equal_losses(*both.pretrain())
+    old = model.old_ids.shards("old")[0].weight
+    assert (old - first).abs().max() > 0.01  # it did train
+    torch.testing.assert_close(both.plain.phi_old.weight, old, rtol=0, atol=1e-5)
+    for side, tables in ((both.plain.users, model.user_tables), (both.plain.items, model.item_tables)):
+        for table, name in zip(side.tables, tables.specs, strict=True):
+            torch.testing.assert_close(table.weight, tables.shards(name)[0].weight, rtol=0, atol=1e-5)
+
+    assert_equal_losses(*both.meta_train())
+    new = model.new_ids.shards("new")[0].weight
+    torch.testing.assert_close(both.phi_new.weight, new, rtol=0, atol=1e-5)
+    for theirs, ours in zip(both.meta.parameters(), both.job.method.parameters(), strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+
+    assert_equal_losses(*both.warm_up())
+    torch.testing.assert_close(both.phi_new.weight, new, rtol=0, atol=1e-5)
+
+
+def test_every_contestant_is_timed_and_the_limit_has_a_figure_for_every_stage(contestants: Contestants) -> None:
+    limits = products_alone(contestants.model, contestants.config, 64)
+    calls: list[str] = []
+    steps = {name: (lambda name=name: calls.append(name)) for name in ("a", "b")}
+    seconds = time_interleaved(steps, num_steps=2, rounds=2)
+    assert calls == ["a", "a", "b", "b"] * 2 and all(value > 0 for value in seconds.values())
+    for step in limits.values():
+        step()
+    assert set(limits) == {"pretrain", "meta_train", "warm_up", "evaluate"}

@@ -1,0 +1,81 @@
+"""Ranks as Ray actors: the same results, and a lost rank does not lose the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mwuf_dist.config import UserError
+from mwuf_dist.launch import local
+from tests.tiny import tiny
+
+pytestmark = [pytest.mark.ray, pytest.mark.dist]
+
+SMALL: dict[str, dict[str, Any]] = {"backbone": {"hidden": [8]}, "pretrain": {"epochs": 3, "learning_rate": 5e-3}}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Any:
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+def test_two_ray_ranks_give_the_result_of_one_process(cluster: Any, tmp_path: Path) -> None:
+    from mwuf_dist.launch import ray as ray_launcher
+
+    alone = local.train(tiny(**SMALL), tmp_path / "alone")
+    together = ray_launcher.train(tiny(**SMALL), tmp_path / "ray", 2)
+    assert together["world_size"] == 2
+    for phase, metrics in alone["phases"].items():
+        assert together["phases"][phase]["auc_test"] == pytest.approx(metrics["auc_test"], abs=1e-4)
+
+
+def title(process: Path) -> bytes:
+    """What Ray calls a process; empty when it has just ended."""
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_started_again_and_the_run_ends_with_the_same_result(cluster: Any, tmp_path: Path) -> None:
+    from mwuf_dist.launch import ray as ray_launcher
+
+    config = tiny(**SMALL, checkpoint={"every_s": 1e-9})
+    killed: list[int] = []
+
+    def kill_a_rank_after_its_first_checkpoint() -> None:
+        while not list((tmp_path / "ray" / "checkpoints").glob("pretrain-*")):
+            time.sleep(0.05)
+        rank = next(path for path in Path("/proc").glob("[0-9]*") if title(path).startswith(b"ray::_Rank.train"))
+        os.kill(int(rank.name), signal.SIGKILL)
+        killed.append(int(rank.name))
+
+    killer = threading.Thread(target=kill_a_rank_after_its_first_checkpoint, daemon=True)
+    killer.start()
+    found = ray_launcher.train(config, tmp_path / "ray", 2)
+    assert killed, "the run was over before a rank could be killed"
+    whole = local.train(config, tmp_path / "whole")
+    for phase, metrics in whole["phases"].items():
+        assert found["phases"][phase]["auc_test"] == pytest.approx(metrics["auc_test"], abs=1e-4)
+
+
+def test_wrong_input_is_the_users_error_and_too_many_ranks_are_refused(cluster: Any, tmp_path: Path) -> None:
+    from mwuf_dist.launch import ray as ray_launcher
+
+    with pytest.raises(UserError, match="the cluster has 2"):
+        ray_launcher.train(tiny(), tmp_path / "many", 64)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        ray_launcher.train(tiny(), tmp_path / "full", 2)

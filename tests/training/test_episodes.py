@@ -1,0 +1,92 @@
+"""The part of meta_train that plays old items as new: stopped and run again, on two ranks, until it stops falling."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mwuf_dist.config import Config, build, merge
+from mwuf_dist.training.checkpoints import Checkpointer
+from mwuf_dist.training.episodes import EpisodeTrain
+from mwuf_dist.training.meta_train import MetaTrain
+from tests.tiny import TINY, tiny
+from tests.training import test_ranks, test_resume
+
+# Both parts of the stage: MetaEmb's generator on episodes, then Algorithm 1.
+CONFIG = tiny(
+    method={"name": "mwuf", "initialisation": "metaemb"},
+    pretrain={"epochs": 1, "batch_size": 1024},
+    meta_train={"epochs": 2, "batch_size": 1024},
+    warm_up={"batch_size": 512},
+)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    test_resume.run(CONFIG, folder)
+    return test_resume.outcome(folder)
+
+
+@pytest.mark.parametrize(
+    ("owner", "call", "checkpoint"),
+    [
+        (EpisodeTrain, 0, "meta_train-0-0-00000000"),
+        (EpisodeTrain, 17, "meta_train-0-1-00000003"),
+        (MetaTrain, 0, "meta_train-0-1-00000009"),  # between the two: the last of the episodes are done again
+        (MetaTrain, 17, "meta_train-1-1-00000003"),
+    ],
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    owner: Any, call: int, checkpoint: str, uninterrupted: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpointer, "due", lambda self, step: step % 3 == 0)
+        test_resume.stop_at(patch, owner, "loss" if owner is EpisodeTrain else "step", call)
+        with pytest.raises(test_resume.Stop):
+            test_resume.run(CONFIG, tmp_path / "run")
+    capsys.readouterr()
+    test_resume.run(CONFIG, tmp_path / "run")
+    assert f"goes on from {checkpoint}\n" in capsys.readouterr().out
+    expected, expected_tensors, expected_metrics = uninterrupted
+    found, tensors, metrics = test_resume.outcome(tmp_path / "run")
+    assert found == expected and metrics == expected_metrics
+    assert tensors.keys() == expected_tensors.keys()
+    assert all(torch.equal(tensors[key], value) for key, value in expected_tensors.items())
+
+
+def test_auto_stops_by_the_loss_of_items_that_it_does_not_train_on(tmp_path: Path) -> None:
+    section = {"epochs": "auto", "max_epochs": 6, "batch_size": 512}
+    config: Config = tiny(method={"name": "metaemb"}, pretrain={"epochs": 1}, meta_train=section)
+    results = test_resume.run(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
+    fell = [later <= earlier * (1 - 1e-4) for earlier, later in itertools.pairwise(losses)]
+    assert 2 <= len(losses) <= 6 and all(fell[:-1]), "it went on after the loss had stopped falling"
+    assert len(losses) == 6 or not fell[-1], "it stopped while the loss was falling"
+    assert results["stages"]["meta_train"]["samples"] < len(losses) * results["split"]["pretrain"]
+
+
+@pytest.mark.dist
+def test_two_ranks_learn_the_generator_of_one_rank(tmp_path: Path) -> None:
+    values = merge(
+        TINY,
+        {
+            "backbone": {"name": "dcn", "hidden": [8]},
+            "method": {"name": "metaemb"},
+            "pretrain": {"epochs": 1, "batch_size": 1024, "learning_rate": 5e-3},
+            "warm_up": {"epochs": 1, "batch_size": 512},
+        },
+    )
+    test_resume.run(build(values), tmp_path / "one")
+    expected, tensors, _ = test_resume.outcome(tmp_path / "one")
+    found, split_tensors = test_ranks.run(tmp_path / "two", values, 2)
+    for phase, metrics in expected["phases"].items():
+        assert found["phases"][phase]["auc_test"] == pytest.approx(metrics["auc_test"], abs=1e-4), phase
+    for name in ("method.generator.weight", "new.new"):
+        assert (split_tensors[name] - tensors[name]).abs().max() < 1e-5, name

@@ -1,0 +1,57 @@
+"""The stages call the kernels: what `mwuf_kernels` offers is not beside the product but in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mwuf_kernels
+import pytest
+import torch
+
+from mwuf_dist.embeddings import user_means
+from mwuf_dist.runtime import start
+from mwuf_dist.training import meta_train, warm_up
+from mwuf_dist.training import run as run_module
+from mwuf_dist.training.run import Run
+from tests.tiny import tiny
+
+
+def spy(patch: pytest.MonkeyPatch, module: Any, name: str, log: Callable[..., None]) -> None:
+    """Tells `log` what a module's kernel is called with."""
+    kernel = getattr(module, name)
+    assert kernel is getattr(mwuf_kernels, name), f"{module.__name__}.{name} is not the kernel"
+
+    def spied(*args: torch.Tensor) -> Any:
+        log(*args)
+        return kernel(*args)
+
+    patch.setattr(module, name, spied)
+
+
+def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: Counter[str] = Counter()
+    means: list[int] = []
+    spy(monkeypatch, meta_train, "warm_embedding", lambda table, inverse, *_: rows.update(meta_train=len(inverse)))
+    spy(monkeypatch, warm_up, "warm_embedding", lambda table, inverse, *_: rows.update(evaluate=len(inverse)))
+    spy(monkeypatch, user_means, "user_mean", lambda table, users, offsets, *_: means.append(len(offsets) - 1))
+    config = tiny(pretrain={"epochs": 1})
+    with start(config) as runtime:
+        job = Run(config, tmp_path, runtime, run_module._prepare(config, runtime))
+        job.pretrain(None)
+        assert not rows and not means
+        job.meta_train()
+        prepared = job.prepared
+        # Every row of the epoch, padded to whole batches; each old item's mean user once.
+        assert 0 <= rows["meta_train"] - prepared.num_rows("pretrain") < config.meta_train.batch_size
+        assert means == [prepared.num_old_items]
+        job.warm_up_and_evaluate()
+        scored = ("warm_a", "test", "warm_b", "test", "warm_c", "test", "test")
+        assert rows["evaluate"] == sum(prepared.num_rows(split) for split in scored)
+        # Each new item's mean user once per phase, not per row.
+        assert means == [prepared.num_old_items] + 4 * [prepared.num_new_items]
+        job.session.recorder.close()

@@ -1,0 +1,205 @@
+"""A run that is stopped anywhere and run again computes, to the bit, what it would have computed at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from mwuf_dist.config import Config, UserError
+from mwuf_dist.runtime import start
+from mwuf_dist.training import run as run_module
+from mwuf_dist.training.checkpoints import Checkpointer
+from mwuf_dist.training.meta_train import MetaTrain
+from mwuf_dist.training.pretrain import Pretrain
+from mwuf_dist.training.warm_up import WarmUp
+from tests.tiny import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+SECTIONS: dict[str, Any] = {
+    "backbone": {"hidden": [8, 8], "batch_norm": True, "dropout": 0.2},
+    "pretrain": {"epochs": 2, "batch_size": 1024, "weight_decay": 1e-3},
+    "meta_train": {"epochs": 2, "batch_size": 1024, "users_per_item": 10},
+    "warm_up": {"batch_size": 512, "carry_over": True},
+}
+CONFIGS = {
+    "adam": tiny(**SECTIONS),
+    "rowwise_adagrad": tiny(**SECTIONS, embedding={"optimizer": "rowwise_adagrad", "rowwise_adagrad_lr": 0.05}),
+    "two ranks": tiny(**SECTIONS, embedding={"optimizer": "rowwise_adagrad", "sharding": "row_wise"}),
+    "auto": tiny(**SECTIONS | {"meta_train": SECTIONS["meta_train"] | {"epochs": "auto", "max_epochs": 4}}),
+}
+
+
+Outcome = tuple[dict[str, Any], dict[str, torch.Tensor], str]
+
+
+class Stop(Exception):
+    """The power cut."""
+
+
+def stop_at(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
+    """Makes the `call`-th call of a function raise `Stop` when it is done (0: before the first)."""
+    function: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        if calls == call:
+            raise Stop
+        calls += 1
+        return function(*args, **kwargs)
+
+    patch.setattr(owner, name, counted)
+
+
+def run(config: Config, folder: Path) -> dict[str, Any]:
+    with start(config) as runtime:
+        return run_module.run(config, folder, runtime)
+
+
+def outcome(folder: Path) -> Outcome:
+    """What must be the same: the numbers of results.json that are not times, every tensor, metrics.jsonl."""
+    results = json.loads((folder / "results.json").read_text())
+    samples = {stage: entry["samples"] for stage, entry in results["stages"].items() if stage != "prepare"}
+    checkpoint = folder / "checkpoints" / (folder / "checkpoints" / "LATEST").read_text()
+    dcp_to_torch_save(checkpoint, folder / "whole.pt")
+    tensors = torch.load(folder / "whole.pt", weights_only=False)
+    return {"phases": results["phases"], "samples": samples}, tensors, (folder / "metrics.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    done: dict[str, Any] = {}
+
+    def of(name: str) -> Any:
+        if name not in done:
+            folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+            run(CONFIGS[name], folder)
+            done[name] = outcome(folder)
+        return done[name]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "function", "call", "checkpoint"),
+    [
+        ("adam", Pretrain, "step", 4, "pretrain-0-0-00000003"),
+        ("adam", Pretrain, "step", 17, "pretrain-0-1-00000003"),
+        ("adam", MetaTrain, "step", 0, "meta_train-0-0-00000000"),  # between pretrain and meta_train
+        ("adam", MetaTrain, "step", 17, "meta_train-1-1-00000003"),
+        ("adam", WarmUp, "step", 0, "warm_up-1-0-00000000"),  # between the phases cold and warm-a
+        ("adam", WarmUp, "step", 9, "warm_up-2-0-00000000"),
+        ("adam", WarmUp, "score", 4, "warm_up-2-0-00000000"),  # warm-b is trained, not scored
+        ("adam", run_module, "plot_run", 0, "warm_up-4-0-00000000"),  # all is done but results.json
+        ("rowwise_adagrad", Pretrain, "step", 17, "pretrain-0-1-00000003"),
+        ("rowwise_adagrad", MetaTrain, "step", 17, "meta_train-1-1-00000003"),
+        ("rowwise_adagrad", WarmUp, "score", 4, "warm_up-2-0-00000000"),
+        ("auto", MetaTrain, "step", 17, "meta_train-1-1-00000003"),
+        ("auto", MetaTrain, "_held_out_loss", 1, "meta_train-1-1-00000009"),
+    ],
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    name: str,
+    owner: Any,
+    function: str,
+    call: int,
+    checkpoint: str,
+    uninterrupted: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpointer, "due", lambda self, step: step % 3 == 0)
+        stop_at(patch, owner, function, call)
+        with pytest.raises(Stop):
+            run(CONFIGS[name], tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+    capsys.readouterr()
+    run(CONFIGS[name], tmp_path / "run")
+    assert f"goes on from {checkpoint}\n" in capsys.readouterr().out
+    assert_same(outcome(tmp_path / "run"), uninterrupted(name))
+
+
+def assert_same(found: Outcome, expected: Outcome) -> None:
+    (results, tensors, metrics), (expected_results, expected_tensors, expected_metrics) = found, expected
+    assert results == expected_results
+    assert metrics == expected_metrics
+    assert tensors.keys() == expected_tensors.keys()
+    for key, value in expected_tensors.items():
+        assert torch.equal(tensors[key], value), key
+
+
+@pytest.mark.dist
+def test_two_ranks_that_are_stopped_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", "tests.training.stop_and_resume", str(tmp_path), "two ranks"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "goes on from meta_train-1-1-00000003\n" in done.stdout
+    assert_same(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped in pretrain, after a save."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpointer, "due", lambda self, step: step == 4)
+        stop_at(patch, Pretrain, "step", 6)
+        with pytest.raises(Stop):
+            run(CONFIGS["adam"], folder)
+    return folder
+
+
+def truncate(checkpoint: Path) -> str:
+    path = max(checkpoint.iterdir(), key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-100])
+    return rf"{path.name} has \d+ bytes instead of \d+: the checkpoint is damaged"
+
+
+def remove_a_file(checkpoint: Path) -> str:
+    path = max(checkpoint.iterdir(), key=lambda path: path.stat().st_size)
+    path.unlink()
+    return f"{path.name} is missing: the checkpoint is damaged"
+
+
+def cut_meta(checkpoint: Path) -> str:
+    path = checkpoint / "meta.json"
+    path.write_text(path.read_text()[:40])
+    return "meta.json cannot be read"
+
+
+def remove_it(checkpoint: Path) -> str:
+    shutil.rmtree(checkpoint)
+    return "meta.json cannot be read"
+
+
+def make_it_of_another_config(checkpoint: Path) -> str:
+    path = checkpoint / "meta.json"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps(meta | {"config_hash": "0123456789ab"}))
+    return f"made by a run of config 0123456789ab, this is {meta['config_hash']}"
+
+
+@pytest.mark.parametrize("damage", [truncate, remove_a_file, cut_meta, remove_it, make_it_of_another_config])
+def test_a_damaged_checkpoint_is_refused_with_the_reason_and_the_way_out(
+    damage: Callable[[Path], str], stopped: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(stopped, folder)
+    reason = damage(folder / "checkpoints" / (folder / "checkpoints" / "LATEST").read_text())
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(UserError, match=f"(?s){reason}.*delete the run's `checkpoints` folder"):
+        run(CONFIGS["adam"], folder)
+    assert sorted(path.name for path in folder.iterdir()) == before
+    shutil.rmtree(folder / "checkpoints")  # the way out
+    assert run(CONFIGS["adam"], folder)["phases"].keys() == {"cold", "warm-a", "warm-b", "warm-c"}
