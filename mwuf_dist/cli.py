@@ -231,7 +231,7 @@ def _sections_stay_plain() -> ConstructorRegistry:
     @registry.struct_rule
     def plain(info: StructTypeInfo) -> StructConstructorSpec | None:
         nonlocal asking
-        if asking or not dataclasses.is_dataclass(info.type) or info.type.__module__ != Config.__module__:
+        if asking or not dataclasses.is_dataclass(info.type) or not info.type.__module__.startswith(Config.__module__):
             return None
         asking = True
         try:
