@@ -140,6 +140,7 @@ def _training(rows: int) -> list[str]:
         "[pretrain]",
         f"epochs = {3 if small else 1}",
         f"batch_size = {256 if small else 2048}",
+        f"learning_rate = {'3e-3' if small else '1e-3'}",
         "",
         "[meta_train]",
         f"batch_size = {256 if small else 2048}",
