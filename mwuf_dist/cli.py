@@ -31,6 +31,7 @@ Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
   mwuf compare CONFIG   several methods and seeds (section [study]) and one report
   mwuf tune CONFIG      choose settings (section [tune]) on old items played as new
   mwuf prepare CONFIG   only read, split and write the data
+  mwuf init LOGS        look at your own logs and write a config for them
   mwuf doctor           what this machine has, and what is wrong with it
 
 examples:
@@ -63,6 +64,12 @@ Tries the settings of section [tune] on old items played as new, and lists them 
 examples:
   mwuf tune configs/movielens-1m-tune.toml
   mwuf tune configs/movielens-1m-tune.toml --output runs/tune --backbone.name wide_deep""",
+    "init": """\
+Looks at your own logs (Parquet or CSV, a file or a folder) and writes a commented config that `mwuf run` takes.
+
+examples:
+  mwuf init clicks.parquet --output clicks.toml
+  mwuf init plays/ --items songs.csv --output plays.toml --item song --label finished""",
     "prepare": """\
 Reads, splits and writes the data, and stops there; later runs find it.
 
@@ -95,6 +102,18 @@ class _CompareOptions(_Options):
     seeds: int = 0  # Number of seeds, from 0 on; 0 takes the config's.
 
 
+@dataclass
+class _InitOptions:
+    logs: Annotated[Path, tyro.conf.Positional]  # File or folder of the interactions.
+    output: Path = Path("logs.toml")  # The config to write; must not exist.
+    users: str = ""  # Table of the users, to join.
+    items: str = ""  # Table of the items, to join.
+    user: str = ""  # Column of the user; empty: look for it.
+    item: str = ""  # Column of the item.
+    time: str = ""  # Column of the time.
+    label: str = ""  # Column of the label.
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point; does not return."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -121,7 +140,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    commands = {"run": _run, "compare": _compare, "tune": _tune, "prepare": _prepare, "doctor": _doctor}
+    commands = {"run": _run, "compare": _compare, "tune": _tune, "prepare": _prepare, "init": _init}
+    commands["doctor"] = _doctor
     if name not in commands:
         raise UserError(f"no command {name!r}: there are {', '.join(commands)}; `mwuf --help` says what they do")
     return commands[name]
@@ -143,6 +163,23 @@ def _prepare(arguments: list[str]) -> int:
     prepared = prepare(config.data, progress=os.isatty(2))
     rows = {name: split["rows"] for name, split in prepared.manifest["splits"].items()}
     print(f"{prepared.path}\n{prepared.num_old_items} old items, {prepared.num_new_items} new items, rows: {rows}")
+    return 0
+
+
+def _init(arguments: list[str]) -> int:
+    options = tyro.cli(_InitOptions, args=arguments, prog="mwuf init", description=_EXAMPLES["init"])
+    from mwuf_dist.data.propose import propose
+    from mwuf_dist.data.propose_toml import write_config
+
+    if options.output.exists():
+        raise UserError(f"{options.output}: exists already; name another file with --output")
+    columns = {"user": options.user, "item": options.item, "time": options.time, "label": options.label}
+    text = write_config(propose(str(options.logs), options.users, options.items, **columns))
+    try:
+        options.output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{options.output}: cannot be written ({error.strerror}); name another with --output") from None
+    print(f"{text}\nwritten to {options.output}: read it, correct it, then `mwuf run {options.output}`")
     return 0
 
 
@@ -249,7 +286,7 @@ def _sections_stay_plain() -> ConstructorRegistry:
     @registry.struct_rule
     def plain(info: StructTypeInfo) -> StructConstructorSpec | None:
         nonlocal asking
-        if asking or not dataclasses.is_dataclass(info.type) or info.type.__module__ != Config.__module__:
+        if asking or not dataclasses.is_dataclass(info.type) or not info.type.__module__.startswith(Config.__module__):
             return None
         asking = True
         try:

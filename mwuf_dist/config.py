@@ -18,16 +18,11 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import tomli_w
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Le, MinLen
 
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-Count = Annotated[int, Ge(1)]
-CountOrZero = Annotated[int, Ge(0)]
-Seed = Annotated[int, Ge(0), Lt(1 << 63)]
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
-Share = Annotated[float, Ge(0), Lt(1)]
+from mwuf_dist.config_logs import LogsConfig
+from mwuf_dist.config_types import Count, CountOrZero, NonNegative, Positive, Seed, Share
+from mwuf_dist.config_types import section as _section
 
 PHASES = ("cold", "warm-a", "warm-b", "warm-c")
 WARM_SETS = ("warm_a", "warm_b", "warm_c")
@@ -35,10 +30,6 @@ WARM_SETS = ("warm_a", "warm_b", "warm_c")
 
 class UserError(ValueError):
     """The user's input is wrong: the message says what, where and what to do. No traceback, exit code 2."""
-
-
-def _section(cls: type) -> Any:
-    return pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=True, config=_STRICT)
 
 
 @_section
@@ -77,6 +68,7 @@ class DataConfig:
     prepared_dir: str = ""  # Folder of prepared shards; empty: `prepared` in $MWUF_CACHE_DIR or ~/.cache/mwuf-dist.
     verify_checksums: bool = True  # Refuse raw files of a public data set whose checksum is not the published one.
     synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)  # Options of `name = "synthetic"`.
+    logs: LogsConfig = dataclasses.field(default_factory=LogsConfig)  # Your own files, for `name = "logs"`.
 
 
 @_section
@@ -222,6 +214,9 @@ def _key(location: tuple[int | str, ...]) -> str:
     parts: list[str] = []
     section: type | None = Config
     for part in location:
+        if section and isinstance(part, int):  # one of a list of sections
+            parts.append(str(part))
+            continue
         known = {field.name for field in dataclasses.fields(section)} if section else ()
         if part not in known:
             break
@@ -239,7 +234,10 @@ def _refuse_unknown_keys(values: Any, cls: type, where: str, prefix: str = "") -
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
             raise UserError(f"{where}: unknown key `{prefix}{key}`; did you mean `{prefix}{near[0]}`?")
-        if key in sections:
+        if key in sections and "of" in known[key].metadata:
+            for index, one in enumerate(value if isinstance(value, list | tuple) else [value]):
+                _refuse_unknown_keys(one, sections[key], where, f"{prefix}{key}.{index}.")
+        elif key in sections:
             _refuse_unknown_keys(value, sections[key], where, f"{prefix}{key}.")
         elif isinstance(value, datetime.date | datetime.time):
             raise UserError(f"{where}: `{prefix}{key}` = {value}: a date, which no key takes; put it in quotes")
@@ -247,9 +245,10 @@ def _refuse_unknown_keys(values: Any, cls: type, where: str, prefix: str = "") -
 
 def _sections(cls: type) -> dict[str, type]:
     return {
-        field.name: field.default_factory
+        field.name: field.metadata.get("of", field.default_factory)
         for field in dataclasses.fields(cls)
-        if isinstance(field.default_factory, type) and dataclasses.is_dataclass(field.default_factory)
+        if "of" in field.metadata
+        or (isinstance(field.default_factory, type) and dataclasses.is_dataclass(field.default_factory))
     }
 
 

@@ -19,12 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 400
 
 # A room is a module or folder of mwuf_dist, or one of the top-level folders. Each may import itself and these:
-GROUND = {"config", "registry", "runtime", "versions"}
+GROUND = {"config", "config_logs", "config_types", "registry", "runtime", "versions"}
 BELOW_TRAINING = {"methods", "backbones", "embeddings", "data"} | GROUND
 BELOW_STUDIES = {"training", "evaluation", "mwuf_kernels"} | BELOW_TRAINING
 EVERYTHING = {"cli", "launch", "studies", "serving", "doctor"} | BELOW_STUDIES
 MAY_IMPORT = {
-    "config": set(),
+    "config_types": set(),
+    "config_logs": {"config_types"},
+    "config": {"config_types", "config_logs"},
     "registry": {"config"},
     "versions": {"config"},
     "runtime": {"config", "versions"},

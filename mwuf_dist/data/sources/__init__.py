@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.data.schema import RawDataset
-from mwuf_dist.data.sources import movielens, synthetic
+from mwuf_dist.data.sources import logs, movielens, synthetic
 
 
 class Source(Protocol):
@@ -26,7 +26,7 @@ class Source(Protocol):
         ...
 
 
-SOURCES: dict[str, Source] = {"movielens-1m": movielens, "synthetic": synthetic}
+SOURCES: dict[str, Source] = {"logs": logs, "movielens-1m": movielens, "synthetic": synthetic}
 
 
 def find(name: str) -> Source:

@@ -1,0 +1,160 @@
+"""What rows of own logs say: their label by the rule of the config, and their time as a number."""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import difflib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
+
+from mwuf_dist.config import UserError
+from mwuf_dist.config_logs import LogsConfig
+from mwuf_dist.data.encode import codes, text_of, to_float
+from mwuf_dist.data.tables import LogTable
+
+MISSING = -1
+_ZERO, _ONE = ("0", "0.0", "false"), ("1", "1.0", "true")
+
+
+def read_labels(table: LogTable, options: LogsConfig) -> np.ndarray:
+    """Label of each row by the rule of the config, `MISSING` where its column has none; int8 [R].
+
+    Raises:
+        UserError: a value that the rule cannot read (with file and line), or all labels are the same.
+    """
+    name = options.label or options.label_from
+    if not name:
+        return np.ones(table.num_rows, dtype=np.int8)
+    index, values = codes(table.columns[name])
+    if options.label:
+        of_value = _zero_or_one(values)
+    elif options.label_is:
+        of_value = _one_of(values, options, table)
+    else:
+        number = to_float(values) if pa.types.is_string(values.type) else values.cast(pa.float64()).to_numpy(False)
+        of_value = np.where(np.isnan(number), MISSING, number >= options.label_at_least).astype(np.int8)
+    bad = np.flatnonzero(of_value == MISSING)
+    if len(bad):
+        row = int(np.argmax(np.isin(index, bad)))
+        value = values[int(index[row])].as_py()
+        if options.label:
+            raise UserError(
+                f"{table.place(row)}: {name} is {value!r}, neither 0 nor 1; to make labels of such a column set "
+                f"data.logs.label_from = {name!r} with data.logs.label_at_least or data.logs.label_is, and no label"
+            )
+        raise UserError(
+            f"{table.place(row)}: {name} is {value!r}, no number that could be at least {options.label_at_least}; "
+            "correct it, or set data.logs.label_is to the values that are positive"
+        )
+    label = np.append(of_value, np.int8(MISSING))[index]
+    _refuse_one_class(label[label != MISSING], name, table)
+    return label
+
+
+def _zero_or_one(values: pa.Array) -> np.ndarray:
+    text = [one.strip().lower() for one in values.cast(pa.string()).to_pylist()]
+    return np.array([1 if one in _ONE else 0 if one in _ZERO else MISSING for one in text], dtype=np.int8)
+
+
+def _one_of(values: pa.Array, options: LogsConfig, table: LogTable) -> np.ndarray:
+    there = text_of(values).to_pylist()
+    for wanted in options.label_is:
+        if wanted not in there:
+            near = difflib.get_close_matches(wanted, there, n=1, cutoff=0.0)
+            raise UserError(
+                f"data.logs.label_is: no row of {table.files[0].parent} has {options.label_from} = {wanted!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    return np.array([one in options.label_is for one in there], dtype=np.int8)
+
+
+def _refuse_one_class(label: np.ndarray, name: str, table: LogTable) -> None:
+    if len(label) and (label == label[0]).all():
+        advice = "check the label rule"
+        if label[0]:
+            advice = "for data of positives only, name no label column and set data.logs.negatives_per_positive"
+        raise UserError(f"{table.files[0]}: every label by column {name!r} is {label[0]}: nothing to learn; {advice}")
+
+
+def read_times(table: LogTable, options: LogsConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Time of each row and whether it has one.
+
+    Whole numbers stay as they are, in whatever unit; numbers with fractions are taken as seconds and, like dates,
+    become microseconds. Only the order of times matters.
+
+    Returns:
+        Times, int64 [R] (0 where missing); whether there is one, bool [R].
+
+    Raises:
+        UserError: a time is no number and no date; it names file and line.
+    """
+    if not options.time:
+        return np.arange(table.num_rows), np.ones(table.num_rows, dtype=bool)
+    column = table.columns[options.time]
+    if pa.types.is_dictionary(column.type):  # files that disagreed on its type
+        column = column.cast(column.type.value_type)
+    if options.time_format:
+        return _formatted(column.cast(pa.string()), table, options)
+    if pa.types.is_string(column.type):
+        column = _parsed(column, table, options)
+    if pa.types.is_floating(column.type):
+        number = column.to_numpy()
+        known = np.isfinite(number)
+        scale = 1 if (number[known] == np.floor(number[known])).all() else 1_000_000
+        return np.where(known, np.round(np.nan_to_num(number) * scale), 0).astype(np.int64), known
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    elif not pa.types.is_integer(column.type):
+        raise UserError(f"{table.files[0]}: column {options.time!r} has type {column.type}, which is no time")
+    return column.cast(pa.int64()).fill_null(0).to_numpy(), column.is_valid().to_numpy()
+
+
+def _formatted(column: pa.ChunkedArray, table: LogTable, options: LogsConfig) -> tuple[np.ndarray, np.ndarray]:
+    parsed = pc.strptime(column, format=options.time_format, unit="us", error_is_null=True)
+    bad = pc.and_(column.is_valid(), parsed.is_null()).to_numpy()
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise UserError(
+            f"{table.place(row)}: {options.time} is {column[row].as_py()!r}, not as data.logs.time_format = "
+            f"{options.time_format!r} has it; correct the row or the format"
+        )
+    return parsed.cast(pa.int64()).fill_null(0).to_numpy(), parsed.is_valid().to_numpy()
+
+
+_TIME_TYPES = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ns"))
+
+
+def _parsed(column: pa.ChunkedArray, table: LogTable, options: LogsConfig) -> pa.ChunkedArray:
+    """Text as numbers or ISO 8601 dates: the first way in which every row can be read."""
+    for kind in _TIME_TYPES:
+        if _casts(column, kind):
+            return column.cast(kind)
+    # The way that goes furthest tells which row is wrong.
+    row = max(_first_refused(column, kind) for kind in _TIME_TYPES)
+    raise UserError(
+        f"{table.place(row)}: {options.time} is {column[row].as_py()!r}, neither a number nor an ISO 8601 date like "
+        "the rows before it; correct it, or say in data.logs.time_format how dates are written (as strptime has it)"
+    )
+
+
+def _casts(column: pa.ChunkedArray, kind: pa.DataType) -> bool:
+    try:
+        column.cast(kind)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _first_refused(column: pa.ChunkedArray, kind: pa.DataType) -> int:
+    """The first row that cannot be cast, by halves."""
+    low, high = 0, len(column)  # rows before `low` can be cast, one of those before `high` cannot
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _casts(column.slice(low, middle - low), kind):
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,253 @@
+"""Your own logs: Parquet or CSV files whose columns section `data.logs` names.
+
+The rules, in this order:
+
+* Files of a folder are read by name, one after another; a row's place in them breaks ties in time.
+* A row without user, item, time or label is an error, or left out with `drop_incomplete`.
+* Of rows alike in user, item, time and label the first stays (`repeated_rows`).
+* With no label column every row is positive, and rows of label 0 are drawn (`negatives.py` states how).
+* A field in a side table has the value of the first row of the user (or item) that has one; a field in the
+  interactions that of the earliest such row. Missing, rare and never-listed ones are index 0.
+* Users and items are those of the interactions; in a side table alone they have nothing to train on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mwuf_dist.config import DataConfig, UserError
+from mwuf_dist.config_logs import LogsConfig, LogsField
+from mwuf_dist.data import encode, labels, tables
+from mwuf_dist.data.negatives import add_negatives
+from mwuf_dist.data.schema import RAW_ID, USER_ID, Field, RawDataset, Side
+from mwuf_dist.data.tables import LogTable
+
+VERSION = 1  # Raise it when the same files would give other tables.
+
+SIDES: tuple[Side, Side] = ("user", "item")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entities:
+    """The users or the items.
+
+    Attributes:
+        side: which.
+        ids: their IDs, ascending [E].
+        of_row: the one of each row of the interactions, -1 where it is missing [R].
+    """
+
+    side: Side
+    ids: pa.Array
+    of_row: np.ndarray
+
+
+def fingerprint(config: DataConfig) -> dict[str, Any]:
+    """Reader version, the options, and name, size and time of change of each file."""
+    options = config.logs
+    check_options(options)
+    files = {
+        key: [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+        for key, found in _files(options).items()
+    }
+    return {"source": "logs", "version": VERSION, "files": files, **dataclasses.asdict(options)}
+
+
+def load(config: DataConfig) -> RawDataset:
+    """Reads, labels and joins the files.
+
+    Raises:
+        UserError: something in the files or the options is wrong; it names the file, the column and, where there is
+            one, the line.
+    """
+    options = config.logs
+    check_options(options)
+    log = _read_interactions(options)
+    user, item = (_entities(log, side, getattr(options, side)) for side in SIDES)
+    label = labels.read_labels(log, options)
+    time, has_time = labels.read_times(log, options)
+    complete = {options.user: user.of_row >= 0, options.item: item.of_row >= 0, options.time: has_time}
+    complete[options.label or options.label_from] = label != labels.MISSING
+    kept = _complete_rows(log, complete, options)
+    kept = kept[_not_repeated(user, item, time, label, kept, options.repeated_rows)]
+    sides = {one.side: _entity_table(one, log, time, kept, options) for one in (user, item)}
+
+    rows, row_user, row_label = kept, user.of_row[kept], label[kept]
+    if options.negatives_per_positive:
+        source, row_user, row_label = add_negatives(
+            row_user, item.of_row[kept], len(item.ids), options.negatives_per_positive, options.negatives_seed
+        )
+        rows = kept[source]
+    columns = {"user": row_user, "item": item.of_row[rows], "label": row_label, "time": time[rows]}
+    (users, user_fields), (items, item_fields) = sides["user"], sides["item"]
+    return RawDataset(pa.table(columns), users, items, (*user_fields, *item_fields))
+
+
+def check_options(options: LogsConfig) -> None:
+    """Refuses options that contradict each other.
+
+    Raises:
+        UserError: it names the keys.
+    """
+    if not options.interactions:
+        raise UserError(
+            "data.logs.interactions is empty: name your file or folder (`mwuf init LOGS` writes a whole config for it)"
+        )
+    labelled = [key for key in ("label", "label_from", "negatives_per_positive") if getattr(options, key)]
+    if len(labelled) != 1:
+        found = " and ".join(labelled) or "none of them"
+        raise UserError(
+            "data.logs: labels come from exactly one of `label` (a column of 0 and 1), `label_from` (with "
+            f"`label_at_least` or `label_is`) and `negatives_per_positive` (data of positives only); found {found}"
+        )
+    if options.user == options.item:
+        raise UserError(f"data.logs.user and data.logs.item are the same column, {options.user!r}: name two")
+    taken: dict[str, str] = {RAW_ID: "reserved", USER_ID: "reserved for the user's own ID, which is always a field"}
+    uses = {options.label: "label", options.label_from: "label", options.time: "time"}
+    for index, field in enumerate(options.fields):
+        where = f"data.logs.fields.{index}"
+        if field.name in taken:
+            raise UserError(f"{where}.name = {field.name!r} is {taken[field.name]}: choose another name")
+        taken[field.name] = "the name of another field"
+        column = field.column or field.name
+        if column in uses:
+            raise UserError(f"{where}: column {column!r} is the {uses[column]}, which no feature may know: remove it")
+        if column in (options.user, options.item):
+            raise UserError(f"{where}: column {column!r} is an ID, which the model has without a field: remove it")
+
+
+def _files(options: LogsConfig) -> dict[str, tuple[Path, ...]]:
+    """The files of the interactions and of the side tables, which may lie in the same folder."""
+    named = {"users": options.users, "items": options.items, "interactions": options.interactions}
+    found = {key: tables.find_files(path, f"data.logs.{key}") for key, path in named.items() if path}
+    beside = {*found.get("users", ()), *found.get("items", ())}
+    interactions = tuple(path for path in found["interactions"] if path not in beside)
+    if not interactions:
+        raise UserError("data.logs.interactions names the files of the side tables: name those of the interactions")
+    return {**found, "interactions": interactions}
+
+
+def _read_interactions(options: LogsConfig) -> LogTable:
+    wanted = [options.user, options.item, options.time, options.label, options.label_from]
+    for side in SIDES:
+        in_side_table = _side_columns(options, side)
+        wanted += [c for field in options.fields if field.side == side and (c := _column(field)) not in in_side_table]
+    names = list(dict.fromkeys(filter(None, wanted)))
+    return tables.read(_files(options)["interactions"], names, options, "interactions", plain=[options.time])
+
+
+def _side_columns(options: LogsConfig, side: Side) -> list[str]:
+    """Columns of a side table; none where there is no such table."""
+    named = getattr(options, f"{side}s")
+    if not named:
+        return []
+    return tables.column_names(tables.find_files(named, f"data.logs.{side}s")[0], _of_side_table(options))
+
+
+def _of_side_table(options: LogsConfig) -> LogsConfig:
+    """How a side table is read: it names its own columns."""
+    return dataclasses.replace(options, header=())
+
+
+def _column(field: LogsField) -> str:
+    return field.column or field.name
+
+
+def _entities(log: LogTable, side: Side, column: str) -> _Entities:
+    of_row, ids = encode.encode_ids(log.columns[column])
+    return _Entities(side, ids, of_row)
+
+
+def _complete_rows(log: LogTable, complete: dict[str, np.ndarray], options: LogsConfig) -> np.ndarray:
+    """The rows that have all of the columns [R']."""
+    good = np.ones(log.num_rows, dtype=bool)
+    for name, has in complete.items():
+        if not options.drop_incomplete and not has.all():
+            row = int(np.argmin(has))
+            raise UserError(
+                f"{log.place(row)}: {name} is missing ({int((~has).sum())} of {len(has)} rows); fill it in, or set "
+                "data.logs.drop_incomplete = true to leave such rows out"
+            )
+        good &= has
+    if not good.any():
+        raise UserError(f"{log.files[0]}: no row has all of {', '.join(filter(None, complete))}")
+    return np.flatnonzero(good)
+
+
+def _not_repeated(
+    user: _Entities, item: _Entities, time: np.ndarray, label: np.ndarray, rows: np.ndarray, rule: str
+) -> np.ndarray:
+    """Mask of the rows that count [R']."""
+    if rule == "keep":
+        return np.ones(len(rows), dtype=bool)
+    pair = user.of_row[rows].astype(np.int64) * len(item.ids) + item.of_row[rows]
+    keys = [time[rows], pair] if rule == "first_of_pair" else [label[rows], time[rows], pair]
+    order = np.lexsort(keys)  # Stable: of equal rows the first in the files comes first.
+    same = np.ones(max(len(rows) - 1, 0), dtype=bool)
+    for key in keys if rule == "drop" else keys[1:]:
+        same &= key[order][1:] == key[order][:-1]
+    kept = np.ones(len(rows), dtype=bool)
+    kept[order[1:][same]] = False
+    return kept
+
+
+def _entity_table(
+    entities: _Entities, log: LogTable, time: np.ndarray, kept: np.ndarray, options: LogsConfig
+) -> tuple[pa.Table, list[Field]]:
+    """The table of one side, and its fields."""
+    num = len(entities.ids)
+    columns: dict[str, Any] = {RAW_ID: entities.ids}
+    fields = []
+    if entities.side == "user":
+        columns[USER_ID] = np.arange(1, num + 1, dtype=np.int32)
+        fields.append(Field(USER_ID, "categorical", "user", num + 1))
+    wanted = [field for field in options.fields if field.side == entities.side]
+    there = _side_columns(options, entities.side)
+    joined = _join(entities, [_column(field) for field in wanted if _column(field) in there], options)
+    earliest = kept[np.argsort(time[kept], kind="stable")]
+    for field in wanted:
+        name = _column(field)
+        if name in there:
+            assert joined is not None
+            table, entity, order = joined[0], joined[1], np.arange(joined[0].num_rows)
+        else:
+            table, entity, order = log, entities.of_row, earliest
+        column = table.columns[name]
+        rows = encode.first_rows(entity, column.is_valid().to_numpy(), order, num)
+        refuse = _Refuse(table, name)
+        made, columns[field.name] = encode.encode_field(field, column, rows, refuse)
+        fields.append(made)
+    return pa.table(columns), fields
+
+
+@dataclasses.dataclass(frozen=True)
+class _Refuse:
+    """Makes the error of a row of a column."""
+
+    table: LogTable
+    column: str
+
+    def __call__(self, row: int, why: str) -> UserError:
+        return UserError(f"{self.table.place(row)}: {self.column} {why}")
+
+
+def _join(entities: _Entities, names: list[str], options: LogsConfig) -> tuple[LogTable, np.ndarray] | None:
+    """The side table and the entity of each of its rows, -1 for those that the interactions do not have."""
+    key = f"{entities.side}s"
+    if not getattr(options, key) or not names:
+        return None
+    id_column = getattr(options, entities.side)
+    files = tables.find_files(getattr(options, key), f"data.logs.{key}")
+    table = tables.read(files, list(dict.fromkeys([id_column, *names])), _of_side_table(options), key)
+    entity = encode.find_ids(table.columns[id_column], entities.ids)
+    if not (entity >= 0).any():
+        raise UserError(
+            f"{files[0]}: none of its {table.num_rows} {key} is in the interactions (there {id_column} is like "
+            f"{entities.ids[0].as_py()!r}, here like {table.columns[id_column][0].as_py()!r}); is it the right table?"
+        )
+    return table, entity

@@ -1,0 +1,470 @@
+"""Own logs: the same split from every format, each quirk of real files by hand, each mistake with its place."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import csv
+
+from mwuf_dist.config import DataConfig, SyntheticConfig, UserError, build
+from mwuf_dist.config_logs import LogsConfig, LogsField
+from mwuf_dist.data.negatives import add_negatives
+from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.schema import RawDataset
+from mwuf_dist.data.sources import logs, movielens, synthetic
+from mwuf_dist.data.split import SPLITS
+
+CLICKS = "user_id,item_id,timestamp,clicked\nu1,a,30,1\nu2,b,10,0\nu1,b,20,1\nu3,a,5,0\n"
+
+
+def write(folder: Path, name: str, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = text.encode(encoding)
+    path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    return path
+
+
+def read(path: Path, **options: Any) -> RawDataset:
+    """The data set of a log whose label is the column `clicked`, unless the options say otherwise."""
+    if not options.keys() & {"label", "label_from", "negatives_per_positive"}:
+        options["label"] = "clicked"
+    config = DataConfig(name="logs", logs=LogsConfig(interactions=str(path), **options))
+    dataset = logs.load(config)
+    dataset.check("logs")
+    return dataset
+
+
+def rows(dataset: RawDataset) -> list[tuple[Any, ...]]:
+    """(user ID, item ID, time, label) of each row."""
+    columns = {name: dataset.interactions[name].to_pylist() for name in ("user", "item", "time", "label")}
+    user_ids, item_ids = dataset.users["raw_id"].to_pylist(), dataset.items["raw_id"].to_pylist()
+    return [
+        (user_ids[user], item_ids[item], time, label) for user, item, time, label in zip(*columns.values(), strict=True)
+    ]
+
+
+def of_field(dataset: RawDataset, side: str, name: str) -> dict[Any, Any]:
+    table = dataset.users if side == "user" else dataset.items
+    return dict(zip(table["raw_id"].to_pylist(), table[name].to_pylist(), strict=True))
+
+
+def item_field(name: str, **options: Any) -> tuple[LogsField, ...]:
+    return (LogsField(name=name, side="item", **options),)
+
+
+# ---- the same data in every format
+
+
+@pytest.fixture(scope="module")
+def world() -> pa.Table:
+    """Rows of a generated log with all its fields beside them, in order of time but for the jitter."""
+    config = SyntheticConfig(num_rows=6_000, num_users=80, num_items=60, seed=3)
+    entities = synthetic.make_world(config)
+    table = pa.Table.from_batches(synthetic.generate_batches(config))
+    category = entities.items["category"].take(table["item"])
+    tags = ["|".join(map(str, tags)) for tags in entities.items["tags"].take(table["item"]).to_pylist()]
+    user = pa.array([f"user-{one:03d}" for one in table["user"].to_pylist()])
+    return pa.table(
+        {
+            "user_id": user,
+            "item_id": table["item"],
+            "timestamp": table["time"],
+            "clicked": table["label"],
+            "category": category,
+            "tags": tags,
+        }
+    )
+
+
+def options(path: Path) -> LogsConfig:
+    fields = (*item_field("category"), *item_field("tags", kind="multi_valued"))
+    return LogsConfig(interactions=str(path), label="clicked", fields=fields)
+
+
+def content(config: DataConfig, folder: Path) -> dict[str, Any]:
+    prepared = prepare(replace(config, prepared_dir=str(folder)))
+    out: dict[str, Any] = {}
+    for split in SPLITS:
+        for name, values in prepared.columns(split, ["user", "item", "label", "time", "row"]).items():
+            out[f"{split}.{name}"] = values
+    for side in ("user", "item"):
+        entity = prepared.entity(side)
+        out[f"{side}.raw_ids"] = entity.raw_ids
+        for name, column in entity.columns.items():
+            out[f"{side}.{name}"] = column.values
+            out[f"{side}.{name}.offsets"] = column.offsets if column.offsets is not None else np.zeros(0)
+    return out
+
+
+def save(table: pa.Table, folder: Path, form: str) -> Path:
+    """Writes the log in one of its forms."""
+    folder.mkdir()
+    halves = (table.slice(0, 2_500), table.slice(2_500))
+    if form == "parquet":
+        pq.write_table(table, folder / "log.parquet")
+    elif form == "csv":
+        csv.write_csv(table, folder / "log.csv")
+    elif form == "csv.gz":
+        csv.write_csv(table, folder / "plain")
+        (folder / "log.csv.gz").write_bytes(gzip.compress((folder / "plain").read_bytes()))
+        (folder / "plain").unlink()
+    elif form == "tsv":
+        csv.write_csv(table, folder / "log.tsv", csv.WriteOptions(delimiter="\t"))
+    elif form == "folder of csv":
+        for index, half in enumerate(halves):
+            csv.write_csv(half, folder / f"part-{index}.csv")
+    elif form == "folder of both, columns in another order":
+        csv.write_csv(halves[0], folder / "part-0.csv")
+        pq.write_table(halves[1].select(table.column_names[::-1]), folder / "part-1.parquet")
+    else:
+        lists = pa.array([tags.split("|") for tags in table["tags"].to_pylist()])
+        at = table.column_names.index("tags")
+        pq.write_table(table.set_column(at, "tags", lists), folder / "log.parquet")
+    return folder
+
+
+FORMS = ("csv", "csv.gz", "tsv", "folder of csv", "folder of both, columns in another order", "parquet with lists")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_prepared_data(form: str, world: pa.Table, tmp_path: Path) -> None:
+    config = DataConfig(name="logs", old_above=100, warm_rows=10)
+    expected = content(replace(config, logs=options(save(world, tmp_path / "a", "parquet"))), tmp_path / "prepared")
+    found = content(replace(config, logs=options(save(world, tmp_path / "b", form))), tmp_path / "prepared")
+    assert expected.keys() == found.keys()
+    for key, values in expected.items():
+        np.testing.assert_array_equal(found[key], values, err_msg=key)
+
+
+def test_movielens_read_as_own_logs_has_the_published_split(movielens_dir: Path, tmp_path: Path) -> None:
+    dataset = movielens.read_folder(movielens_dir / "ml-1m")
+    text = (movielens_dir / "ml-1m" / "ratings.dat").read_text().replace("::", ",")
+    ratings = write(tmp_path, "ratings.csv", text)
+    films = pa.table({"item_id": dataset.items["raw_id"], "year": dataset.items["year"]})
+    csv.write_csv(films, tmp_path / "films.csv")
+    header = ("user_id", "item_id", "rating", "timestamp")
+    own = {"header": header, "label_from": "rating", "label_at_least": 4.0, "items": str(tmp_path / "films.csv")}
+    found = read(ratings, **own, fields=item_field("year", kind="numeric"))
+    for name in ("user", "label", "time"):
+        assert found.interactions[name].equals(dataset.interactions[name]), name
+    films_of_rows = [table["raw_id"].to_numpy()[log["item"].to_numpy()] for log, table in _pairs(found, dataset)]
+    np.testing.assert_array_equal(*films_of_rows)
+    config = DataConfig(
+        name="logs", logs=LogsConfig(interactions=str(ratings), **own), prepared_dir=str(tmp_path / "prepared")
+    )
+    counts = {name: prepare(config).num_rows(name) for name in SPLITS}
+    assert counts == {"pretrain": 854_530, "warm_a": 19_440, "warm_b": 19_440, "warm_c": 19_440, "test": 58_409}
+
+
+def _pairs(*datasets: RawDataset) -> list[tuple[pa.Table, pa.Table]]:
+    return [(dataset.interactions, dataset.items) for dataset in datasets]
+
+
+# ---- quirks
+
+
+def test_ids_that_are_text_keep_every_letter(tmp_path: Path) -> None:
+    path = write(tmp_path, "log.csv", "user_id,item_id,timestamp,clicked\n007,x,1,0\n7,x,2,1\n")
+    assert rows(read(path)) == [("007", "x", 1, 0), ("7", "x", 2, 1)]
+
+
+def test_ids_are_text_when_any_file_has_text(tmp_path: Path) -> None:
+    write(tmp_path, "log/1.csv", "user_id,item_id,timestamp,clicked\n7,1,1,0\n8,2,2,1\n")
+    pq.write_table(
+        pa.table({"user_id": [7], "item_id": ["A1"], "timestamp": [3], "clicked": [True]}), tmp_path / "log/2.parquet"
+    )
+    assert rows(read(tmp_path / "log")) == [(7, "1", 1, 0), (8, "2", 2, 1), (7, "A1", 3, 1)]
+
+
+def test_integers_that_pandas_made_floats_are_integers(tmp_path: Path) -> None:
+    columns = {"user_id": [1.0, None, 2.0], "item_id": [5, 5, 6], "timestamp": [1, 2, 3], "clicked": [0, 1, 1]}
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    assert rows(read(tmp_path / "log.parquet", drop_incomplete=True)) == [(1, 5, 1, 0), (2, 6, 3, 1)]
+
+
+def test_a_byte_order_mark_blank_lines_and_line_breaks_in_quotes_are_read(tmp_path: Path) -> None:
+    text = '\ufeffuser_id,item_id,timestamp,clicked,title\nu,a,1,0,"one\ntwo"\n\nu,b,2,1,"x, y"\n'
+    dataset = read(write(tmp_path, "log.csv", text), fields=item_field("title"))
+    assert rows(dataset) == [("u", "a", 1, 0), ("u", "b", 2, 1)]
+    assert of_field(dataset, "item", "title") == {"a": 1, "b": 2}
+
+
+def test_other_letters_and_other_delimiters_are_read_as_told(tmp_path: Path) -> None:
+    text = "user_id;item_id;timestamp;clicked\nZoë;é;1;0\nZoë;ü;2;1\n"
+    path = write(tmp_path, "log.csv", text, "latin-1")
+    assert rows(read(path, delimiter=";", encoding="latin-1")) == [("Zoë", "é", 1, 0), ("Zoë", "ü", 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (("30", "10"), (30, 10)),
+        (("30.5", "10"), (30_500_000, 10_000_000)),
+        (("30.0", "10.0"), (30, 10)),
+        (("1970-01-02", "1970-01-01"), (86_400_000_000, 0)),
+        (("1970-01-01 00:00:02", "1970-01-01T00:00:01.5"), (2_000_000, 1_500_000)),
+        (("1970-01-01T01:00:02+01:00", "1970-01-01T00:00:01Z"), (2_000_000, 1_000_000)),
+    ],
+)
+def test_times_are_numbers_or_dates(times: tuple[str, str], expected: tuple[int, int], tmp_path: Path) -> None:
+    text = f"user_id,item_id,timestamp,clicked\nu,a,{times[0]},1\nu,b,{times[1]},0\n"
+    assert tuple(row[2] for row in rows(read(write(tmp_path, "log.csv", text)))) == expected
+
+
+def test_times_of_any_other_form_are_read_by_their_format(tmp_path: Path) -> None:
+    text = "user_id,item_id,timestamp,clicked\nu,a,02/01/1970 00:00,1\nu,b,01/01/1970 00:01,0\n"
+    dataset = read(write(tmp_path, "log.csv", text), time_format="%d/%m/%Y %H:%M")
+    assert [row[2] for row in rows(dataset)] == [86_400_000_000, 60_000_000]
+
+
+def test_without_a_time_the_order_of_the_rows_is_the_time(tmp_path: Path) -> None:
+    assert [row[2] for row in rows(read(write(tmp_path, "log.csv", CLICKS), time=""))] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"), [("drop", [0, 1, 3, 4]), ("keep", [0, 1, 2, 3, 4]), ("first_of_pair", [1, 4])]
+)
+def test_repeated_rows_count_as_the_rule_says(rule: str, kept: list[int], tmp_path: Path) -> None:
+    body = ["u,a,2,1", "u,a,1,0", "u,a,2,1", "u,a,2,0", "v,a,2,1"]
+    path = write(tmp_path, "log.csv", "\n".join(["user_id,item_id,timestamp,clicked", *body, ""]))
+    found = [f"{user},{item},{time},{label}" for user, item, time, label in rows(read(path, repeated_rows=rule))]
+    assert found == [body[index] for index in kept]
+
+
+def test_label_rules(tmp_path: Path) -> None:
+    text = "user_id,item_id,timestamp,act,stars,yes\nu,a,1,view,3,True\nu,b,2,buy,4,false\nu,c,3,cart,4.5,1.0\n"
+    path = write(tmp_path, "log.csv", text)
+
+    def labels(**rule: Any) -> list[int]:
+        return [row[3] for row in rows(read(path, **rule))]
+
+    assert labels(label_from="act", label_is=("buy", "cart")) == [0, 1, 1]
+    assert labels(label_from="stars", label_at_least=4.0) == [0, 1, 1]
+    assert labels(label="yes") == [1, 0, 1]
+
+
+def test_a_categorical_field_has_an_index_per_value_and_0_for_missing_and_rare_ones(tmp_path: Path) -> None:
+    text = "user_id,item_id,timestamp,clicked,color\nu,a,1,0,red\nu,b,1,1,blue\nu,c,1,1,red\nu,d,1,1,NULL\nu,e,1,1,\n"
+    path = write(tmp_path, "log.csv", text)
+    assert of_field(read(path, fields=item_field("color")), "item", "color") == {"a": 2, "b": 1, "c": 2, "d": 0, "e": 0}
+    rare = read(path, fields=item_field("color", min_count=2))
+    assert of_field(rare, "item", "color") == {"a": 1, "b": 0, "c": 1, "d": 0, "e": 0}
+    assert rare.fields[1].size == 2
+
+
+def test_a_field_in_the_interactions_has_its_earliest_value(tmp_path: Path) -> None:
+    text = "user_id,item_id,timestamp,clicked,color\nu,a,9,0,red\nu,a,3,1,blue\nu,a,1,1,\nu,b,1,1,red\n"
+    dataset = read(write(tmp_path, "log.csv", text), fields=item_field("color"))
+    assert dataset.fields[1].size == 3 and of_field(dataset, "item", "color") == {"a": 1, "b": 2}
+
+
+def test_a_multi_valued_field_lists_distinct_values_in_order(tmp_path: Path) -> None:
+    text = "user_id,item_id,timestamp,clicked,tags\nu,a,1,0,x; y;x\nu,b,1,1,\"['y', 'w']\"\nu,c,1,1,;\nu,d,1,1,\n"
+    path = write(tmp_path, "log.csv", text.replace("'y', 'w'", "'y'; 'w'"))
+    field = item_field("tags", kind="multi_valued", separator=";")
+    assert of_field(read(path, fields=field), "item", "tags") == {"a": [2, 3], "b": [3, 1], "c": [0], "d": [0]}
+    rare = item_field("tags", kind="multi_valued", separator=";", min_count=2)
+    assert of_field(read(path, fields=rare), "item", "tags") == {"a": [1], "b": [1], "c": [0], "d": [0]}
+
+
+def test_a_numeric_field_becomes_quantile_buckets(tmp_path: Path) -> None:
+    numbers = [*range(12), "", "inf"]
+    body = "".join(f"u,{index:02d},1,{index % 2},{number}\n" for index, number in enumerate(numbers))
+    path = write(tmp_path, "log.csv", "user_id,item_id,timestamp,clicked,price\n" + body)
+    few = of_field(read(path, fields=item_field("price", kind="numeric", buckets=3)), "item", "price")
+    assert list(few.values()) == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 0, 0]
+    many = of_field(read(path, fields=item_field("price", kind="numeric", buckets=50)), "item", "price")
+    assert list(many.values()) == [*range(1, 13), 0, 0]
+
+
+def test_side_tables_are_joined_and_may_lack_or_repeat_or_add_ids(tmp_path: Path) -> None:
+    log = write(tmp_path, "log.csv", CLICKS)
+    items = write(tmp_path, "items.csv", "item_id,shop\nz,s9\na,\na,s1\na,s2\n")
+    users = tmp_path / "users.parquet"
+    pq.write_table(pa.table({"user_id": ["u3", "u1"], "age": [30, 20]}), users)
+    fields = (*item_field("maker", column="shop"), LogsField(name="age", side="user"))
+    dataset = read(log, items=str(items), users=str(users), fields=fields)
+    assert of_field(dataset, "item", "maker") == {"a": 1, "b": 0}
+    assert of_field(dataset, "user", "age") == {"u1": 1, "u2": 0, "u3": 2}
+    assert [field.name for field in dataset.fields] == ["user_id", "age", "maker"]
+
+
+def test_side_tables_may_lie_among_the_interactions(tmp_path: Path) -> None:
+    write(tmp_path, "logs/day=1/log.csv", CLICKS)
+    items = write(tmp_path, "logs/items.csv", "item_id,shop\na,s1\n")
+    dataset = read(tmp_path / "logs", items=str(items), fields=item_field("shop"))
+    assert len(rows(dataset)) == 4 and of_field(dataset, "item", "shop") == {"a": 1, "b": 0}
+
+
+def test_paths_are_looked_up_in_the_data_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "mine/log.csv", CLICKS)
+    monkeypatch.setenv("MWUF_DATA_DIR", str(tmp_path))
+    assert len(rows(read(Path("mine/log.csv")))) == 4
+
+
+def test_prepared_data_is_made_again_when_a_file_changes(tmp_path: Path) -> None:
+    path = write(tmp_path, "log.csv", CLICKS)
+    config = DataConfig(name="logs", logs=LogsConfig(interactions=str(path), label="clicked"))
+    first = logs.fingerprint(config)
+    assert logs.fingerprint(config) == first
+    os.utime(path, ns=(1, 1))
+    assert logs.fingerprint(config) != first
+
+
+# ---- positives only
+
+
+def test_negatives_follow_the_stated_rule(tmp_path: Path) -> None:
+    body = "".join(f"u{index % 7},i{index % 3 if index % 7 else 0},{index}\n" for index in range(84))
+    path = write(tmp_path, "log.csv", "user_id,item_id,timestamp\n" + body)
+    dataset = read(path, negatives_per_positive=2, negatives_seed=5)
+    found = rows(dataset)
+    liked = {(user, item) for user, item, _, label in found if label}
+    assert not liked & {(user, item) for user, item, _, label in found if not label}
+    source = 0
+    for user, item, time, label in found:
+        if label:
+            source, item_of_positive, time_of_positive = source + 1, item, time
+            assert f"{user},{item},{time}" == body.split("\n")[source - 1]
+        else:
+            assert (item, time) == (item_of_positive, time_of_positive)
+    assert read(path, negatives_per_positive=2, negatives_seed=5).interactions.equals(dataset.interactions)
+    assert not read(path, negatives_per_positive=2, negatives_seed=6).interactions.equals(dataset.interactions)
+
+
+def test_negatives_are_drawn_by_activity_and_left_out_where_everyone_likes_the_item() -> None:
+    user = np.array([0] * 2 + [1] * 30 + [2] * 10 + [3] * 3, dtype=np.int32)
+    item = np.array([0, 9] + [1] * 30 + [2] * 10 + [9] * 3, dtype=np.int32)
+    item[2], item[32] = 9, 9  # everyone likes item 9
+    source, drawn, label = add_negatives(user, item, 10, 500, 0)
+    assert not (label[item[source] == 9] == 0).any()
+    of_first = drawn[(source == 0) & (label == 0)]  # item 0 is liked by user 0 alone
+    shares = np.bincount(of_first, minlength=4) / len(of_first)
+    np.testing.assert_allclose(shares, [0, 30 / 43, 10 / 43, 3 / 43], atol=0.06)
+
+
+# ---- mistakes
+
+
+def refused(path: Path, *words: str, **options: Any) -> None:
+    with pytest.raises(UserError) as error:
+        read(path, **options)
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+    path = write(tmp_path, "log.csv", CLICKS)
+    refused(path, "log.csv", "'user'", "did you mean 'user_id'?", user="user")
+    refused(path, "log.csv", "'colour'", fields=item_field("colour"))
+
+
+def test_a_column_that_a_later_file_lacks(tmp_path: Path) -> None:
+    write(tmp_path, "log/1.csv", CLICKS)
+    write(tmp_path, "log/2.csv", CLICKS.replace("clicked", "click"))
+    refused(tmp_path / "log", "2.csv", "'clicked'", "did you mean 'click'?")
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz"])
+def test_a_label_that_is_neither_0_nor_1_names_file_and_line(ending: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"log.{ending}", CLICKS + "\nu4,b,7,3\n")
+    refused(path, f"log.{ending}:7: clicked is '3', neither 0 nor 1", "label_at_least")
+
+
+def test_mistakes_in_parquet_name_the_row(tmp_path: Path) -> None:
+    columns = {"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": [1, 2, 3], "clicked": [0, 1, 2]}
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    refused(tmp_path / "log.parquet", "row 2 (counted from 0): clicked is 2")
+
+
+def test_times_that_are_none(tmp_path: Path) -> None:
+    path = write(tmp_path, "log.csv", CLICKS + "u4,b,yesterday,1\n")
+    refused(path, "log.csv:6: timestamp is 'yesterday'", "time_format")
+    path = write(tmp_path, "log.csv", "user_id,item_id,timestamp,clicked\nu,a,01/02/2020,1\nu,b,2020-02-02,0\n")
+    refused(path, "log.csv:3: timestamp is '2020-02-02'", "%d/%m/%Y", time_format="%d/%m/%Y")
+
+
+@pytest.mark.parametrize("line", [",a,1,1", "u,,1,1", "u,a,,1", "u,a,1,"])
+def test_missing_values_are_refused_or_left_out(line: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "log.csv", f"{CLICKS}{line}\n")
+    refused(path, "log.csv:6", "is missing (1 of 5 rows)", "drop_incomplete")
+    assert len(rows(read(path, drop_incomplete=True))) == 4
+
+
+def test_labels_that_are_all_the_same(tmp_path: Path) -> None:
+    path = write(tmp_path, "log.csv", "user_id,item_id,timestamp,clicked\nu,a,1,1\nv,b,2,1\n")
+    refused(path, "every label", "negatives_per_positive")
+
+
+def test_a_label_value_that_no_row_has(tmp_path: Path) -> None:
+    path = write(tmp_path, "log.csv", CLICKS.replace("clicked", "act").replace(",1\n", ",buy\n"))
+    refused(path, "'bye'", "did you mean 'buy'?", label_from="act", label_is=("bye",))
+
+
+def test_lines_of_another_length(tmp_path: Path) -> None:
+    refused(write(tmp_path, "log.csv", CLICKS + "u4,b,7\n"), "log.csv:6: expected 4 columns, found 3", "'u4,b,7'")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty"),
+        ("user_id,item_id,timestamp,clicked\n", "no rows"),
+        ("user_id,item_id,user_id,clicked\nu,a,1,1\n", "two columns are named 'user_id'"),
+    ],
+)
+def test_files_with_nothing_in_them(text: str, words: str, tmp_path: Path) -> None:
+    refused(write(tmp_path, "log.csv", text), "log.csv", words)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    refused(tmp_path / "absent.csv", "absent.csv", "name a file")
+    refused(write(tmp_path, "empty/readme.md", "x").parent, "no file that ends in one of .parquet")
+    refused(write(tmp_path, "log.parquet", CLICKS), "log.parquet", "complete Parquet file")
+    path = write(tmp_path, "log.csv.gz", CLICKS)
+    path.write_bytes(path.read_bytes()[:30])
+    refused(path, "log.csv.gz")
+    refused(write(tmp_path, "log.csv", CLICKS + "Zoë,a,1,1\n", "latin-1"), "log.csv", "encoding")
+
+
+def test_a_number_that_is_none_names_its_line(tmp_path: Path) -> None:
+    text = "user_id,item_id,timestamp,clicked,price\nu,a,1,0,3\nu,b,1,1,cheap\n"
+    path = write(tmp_path, "log.csv", text)
+    refused(path, "log.csv:3: price 'cheap' is no number", fields=item_field("price", kind="numeric"))
+
+
+def test_a_side_table_of_something_else(tmp_path: Path) -> None:
+    items = write(tmp_path, "items.csv", "item_id,shop\n1,s\n")
+    words = ("items.csv", "none of its 1 items is in the interactions", "'a'", "'1'")
+    refused(write(tmp_path, "log.csv", CLICKS), *words, items=str(items), fields=item_field("shop"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"interactions": ""}, "mwuf init"),
+        ({"label": ""}, "found none of them"),
+        ({"label": "a", "label_from": "b"}, "found label and label_from"),
+        ({"item": "user_id"}, "name two"),
+        ({"fields": [{"name": "clicked", "side": "item"}]}, "is the label"),
+        ({"fields": [{"name": "x", "column": "timestamp", "side": "item"}]}, "is the time"),
+        ({"fields": [{"name": "item_id", "side": "item"}]}, "is an ID"),
+        ({"fields": [{"name": "raw_id", "side": "item"}]}, "is reserved"),
+        ({"fields": [{"name": "x", "side": "item"}, {"name": "x", "side": "user"}]}, "fields.1.name"),
+        ({"fields": [{"name": "x", "sides": "item"}]}, "did you mean `data.logs.fields.0.side`"),
+        ({"fields": [{"name": "x", "side": "items"}]}, "data.logs.fields.0.side"),
+    ],
+)
+def test_options_that_contradict_each_other(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match="data.logs") as error:
+        logs.check_options(build({"data": {"logs": {"interactions": "x", "label": "clicked"} | options}}).data.logs)
+    assert words in str(error.value)

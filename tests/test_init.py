@@ -1,0 +1,122 @@
+"""`mwuf init`: what it proposes for logs of several kinds is accepted by `mwuf prepare` and `mwuf run` as it stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mwuf_dist import cli
+from mwuf_dist.config import SyntheticConfig, UserError, load_config
+from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.propose import Proposal, propose
+from mwuf_dist.data.propose_toml import choose
+from mwuf_dist.data.sources import synthetic
+
+
+def mwuf(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(one) for one in arguments])
+    return int(end.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated log as it would lie somewhere, with its side tables."""
+    folder = tmp_path_factory.mktemp("generated") / "log"
+    synthetic.write_raw(SyntheticConfig(num_rows=12_000, num_users=150, num_items=120), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def proposed(generated: Path) -> Path:
+    """The config that `mwuf init` writes for it."""
+    path = generated.parent / "mine.toml"
+    sides = [f"--{side}s={generated / f'{side}s.parquet'}" for side in ("user", "item")]
+    assert mwuf("init", generated / "interactions", *sides, "--output", path) == 0
+    return path
+
+
+def test_the_proposal_for_a_generated_log_is_what_the_log_is(proposed: Path) -> None:
+    logs = load_config(proposed).data.logs
+    assert (logs.user, logs.item, logs.time, logs.label) == ("user_id", "item_id", "timestamp", "label")
+    kinds = {field.name: (field.side, field.kind) for field in logs.fields}
+    assert kinds["category"] == ("item", "categorical") and kinds["tags"] == ("item", "multi_valued")
+    assert kinds["age_group"] == ("user", "categorical")
+
+
+def test_the_whole_protocol_runs_on_the_proposal_without_edits(proposed: Path, tmp_path: Path) -> None:
+    assert mwuf("prepare", proposed) == 0
+    data = prepare(load_config(proposed).data)
+    assert data.num_old_items >= 10 and data.num_new_items >= 10
+    quick = ["--pretrain.epochs", 1, "--warm-up.epochs", 1, "--embedding.dim", 4, "--runtime.progress", "off"]
+    assert mwuf("run", proposed, "--output", tmp_path / "run", *quick) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["dataset"] == "logs" and set(results["phases"]) == {"cold", "warm-a", "warm-b", "warm-c"}
+    assert results["split"]["new_items"] == data.num_new_items
+
+
+def test_an_existing_config_is_not_overwritten(generated: Path, proposed: Path) -> None:
+    before = proposed.read_text()
+    assert mwuf("init", generated / "interactions", "--output", proposed) == 2
+    assert proposed.read_text() == before
+
+
+def proposal(folder: Path, **columns: list[object]) -> Proposal:
+    pq.write_table(pa.table(columns), folder / "log.parquet")
+    return propose(str(folder / "log.parquet"))
+
+
+def base(num: int = 60) -> dict[str, list[object]]:
+    return {
+        "uid": [f"u{index % 10}" for index in range(num)],
+        "productId": [index * 7 % 12 for index in range(num)],
+        "created_at": [1_600_000_000 + index for index in range(num)],
+    }
+
+
+def test_a_rating_is_cut_where_it_halves_the_rows(tmp_path: Path) -> None:
+    options = proposal(tmp_path, **base(), rating=[1 + index % 5 for index in range(60)]).options
+    assert (options.user, options.item, options.time) == ("uid", "productId", "created_at")
+    assert (options.label_from, options.label_at_least) in {("rating", 3.0), ("rating", 4.0)}
+
+
+def test_actions_give_the_most_telling_one_as_positive(tmp_path: Path) -> None:
+    action = [("view", "cart", "purchase")[index % 3] for index in range(60)]
+    options = proposal(tmp_path, **base(), event_type=action).options
+    assert (options.label_from, options.label_is) == ("event_type", ("purchase",))
+
+
+def test_logs_without_a_label_get_negatives(tmp_path: Path) -> None:
+    found = proposal(tmp_path, **base())
+    assert found.options.negatives_per_positive > 0 and "negatives_per_positive" in found.notes
+
+
+def test_columns_are_fields_of_those_for_whom_they_are_constant(tmp_path: Path) -> None:
+    columns = base(600)
+    columns["city"] = [f"c{str(user)[1:]}" for user in columns["uid"]]
+    columns["shelf"] = [f"s{int(str(item)) % 4}" for item in columns["productId"]]
+    columns["device"] = [("phone", "tablet", "tv")[index * index % 7 % 3] for index in range(600)]
+    found = proposal(tmp_path, **columns)
+    assert {field.name: field.side for field in found.options.fields} == {"city": "user", "shelf": "item"}
+    assert set(found.left_out) == {"device"}
+
+
+def test_a_log_whose_item_has_no_telling_name_asks_for_it(tmp_path: Path) -> None:
+    columns = base()
+    columns["thing"] = columns.pop("productId")
+    with pytest.raises(UserError, match="no column looks like the item; name it: --item one of uid, created_at, thing"):
+        proposal(tmp_path, **columns)
+    assert propose(str(tmp_path / "log.parquet"), item="thing").options.item == "thing"
+
+
+def test_the_choice_of_n_and_k_has_old_and_new_items_or_says_why_not() -> None:
+    counts = np.concatenate([np.full(40, 900), np.full(40, 150), np.full(100, 3)])
+    old_above, warm_rows = choose(counts)
+    assert (counts > old_above).sum() >= 10 and ((counts >= 3 * warm_rows) & (counts <= old_above)).sum() >= 10
+    with pytest.raises(UserError, match="at most 3 rows each"):
+        choose(np.full(50, 3))
