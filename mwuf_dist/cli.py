@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -30,6 +31,7 @@ Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
   mwuf compare CONFIG   several methods and seeds (section [study]) and one report
   mwuf tune CONFIG      choose settings (section [tune]) on old items played as new
   mwuf prepare CONFIG   only read, split and write the data
+  mwuf export RUN       warm embeddings and dense model of a finished run, as files for a server
   mwuf doctor           what this machine has, and what is wrong with it
 
 examples:
@@ -111,6 +113,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _command(name: str) -> Callable[[list[str]], int]:
     commands = {"run": _run, "compare": _compare, "tune": _tune, "prepare": _prepare, "doctor": _doctor}
+    commands |= {name: functools.partial(_serve, name) for name in ("export",)}
     if name not in commands:
         raise UserError(f"no command {name!r}: there are {', '.join(commands)}; `mwuf --help` says what they do")
     return commands[name]
@@ -187,6 +190,13 @@ def _tune(arguments: list[str]) -> int:
         write_atomically(options.output / "tune.json", json.dumps(summary, indent=1) + "\n")
         print(tune.table(summary))
     return 0
+
+
+def _serve(command: str, arguments: list[str]) -> int:
+    _check_environment()
+    from mwuf_dist.serving.command_line import run_command
+
+    return run_command(command, arguments)
 
 
 def _say(text: str) -> None:
