@@ -192,6 +192,10 @@ class FinishedRun:
             parts.append(self._frozen.logit(self.embeddings(distinct)[inverse], self._frozen.part(user, item)))
         return torch.cat(parts) if parts else torch.empty(0)
 
+    def load_state(self) -> None:
+        """Reads what is known of all items at once: IDs, users, numbers of interactions. Else it is read when needed."""
+        _ = self.item_ids, self.num_interactions, self._users, self.mean_user
+
     def chunks(self, old_items: bool = False) -> Iterator[ItemChunk]:
         """All new items, after all old ones if asked, some ten thousand at a time in the order of the index."""
         first = 0 if old_items else self.num_old_items
