@@ -6,7 +6,8 @@ A prepared folder with so many new items is made up (three item fields, one row 
 random weights stands for the trained one, and the very code of `mwuf export` writes every item: lookups of the cold
 rows and of the fields, mean users, bulk_warm, files. Each format runs in a process of its own, so that its peak memory
 is its own: "before" is what the process held before the first item was written (the model's tables, the users of each
-item), "more" what writing added to it at its peak. items/s counts reading the users of each item ("state") too.
+item), "more" what writing added to it at its peak. items/s counts reading the users of each item ("state") too;
+items/CPU s is the same by processor time, which other programs on the machine slow down less.
 """
 
 from __future__ import annotations
@@ -79,19 +80,20 @@ def time_export(data: Path, kind: Any, output: Path) -> dict[str, Any]:
             torch.nn.init.normal_(parameter, std=0.1)
         model.new_ids.draw(0.01, 0)
         run = FinishedRun(output, config, {"config_hash": config_hash(config)}, prepared, model, method)
-        clock = time.perf_counter()
+        clock, processor = time.perf_counter(), time.process_time()
         run.load_state()
         state_s = time.perf_counter() - clock
         _forget_peak()
         before = _memory_bytes("VmRSS")
         num_items = write_items(run, kind, output, old_items=False)
-        seconds = time.perf_counter() - clock
+        seconds, cpu_s = time.perf_counter() - clock, time.process_time() - processor
     return {
         "format": kind,
         "items": num_items,
         "state_s": state_s,
         "write_s": seconds - state_s,
         "items_per_s": num_items / seconds,
+        "items_per_cpu_s": num_items / cpu_s,
         "file_bytes": sum(path.stat().st_size for path in output.iterdir()),
         "before_bytes": before,
         "peak_bytes": _memory_bytes("VmHWM"),
@@ -123,7 +125,7 @@ def main() -> None:
         data = Path(scratch) / "data"
         data.mkdir()
         make_data(data, options.items)
-        print("format           items/s   state s   write s   file MB   before MB   peak MB more")
+        print("format           items/s   items/CPU s   state s   write s   file MB   before MB   peak MB more")
         for kind in FORMATS:
             output = Path(scratch) / kind
             output.mkdir()
@@ -133,7 +135,8 @@ def main() -> None:
             records.append(record)
             more = record["peak_bytes"] - record["before_bytes"]
             print(
-                f"{kind:<12} {record['items_per_s']:>11,.0f} {record['state_s']:>9.2f} {record['write_s']:>9.2f} "
+                f"{kind:<12} {record['items_per_s']:>11,.0f} {record['items_per_cpu_s']:>13,.0f} "
+                f"{record['state_s']:>9.2f} {record['write_s']:>9.2f} "
                 f"{record['file_bytes'] / 1e6:>9,.0f} {record['before_bytes'] / 1e6:>11,.0f} {more / 1e6:>14,.0f}",
                 flush=True,
             )

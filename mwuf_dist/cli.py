@@ -32,6 +32,7 @@ Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
   mwuf tune CONFIG      choose settings (section [tune]) on old items played as new
   mwuf prepare CONFIG   only read, split and write the data
   mwuf export RUN       warm embeddings and dense model of a finished run, as files for a server
+  mwuf explain RUN      why one item has its embedding, and how its score moved with its clicks
   mwuf doctor           what this machine has, and what is wrong with it
 
 examples:
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _command(name: str) -> Callable[[list[str]], int]:
     commands = {"run": _run, "compare": _compare, "tune": _tune, "prepare": _prepare, "doctor": _doctor}
-    commands |= {name: functools.partial(_serve, name) for name in ("export",)}
+    commands |= {name: functools.partial(_serve, name) for name in ("export", "explain")}
     if name not in commands:
         raise UserError(f"no command {name!r}: there are {', '.join(commands)}; `mwuf --help` says what they do")
     return commands[name]

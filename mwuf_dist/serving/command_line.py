@@ -21,6 +21,12 @@ Writes the warm embeddings of a finished run's new items, and its dense model, i
 examples:
   mwuf export runs/ml-1
   mwuf export runs/ml-1 --format safetensors --old-items --output serving/today""",
+    "explain": """\
+Says why one item has the embedding it has: scale, shift, nearest old items, and how its score moved with its clicks.
+
+examples:
+  mwuf explain runs/ml-1 --item 3578
+  mwuf explain runs/ml-1 --item 3578 --output item.png""",
 }
 
 
@@ -34,9 +40,18 @@ class ExportOptions:
     old_items: tyro.conf.FlagCreatePairsOff[bool] = False  # The old items too.
 
 
+@dataclass
+class ExplainOptions:
+    """Options of `mwuf explain`."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run.
+    item: str  # Its ID in the raw data.
+    output: Path | None = None  # Picture to write; by default `explain-ITEM.png` in RUN.
+
+
 def run_command(command: str, arguments: list[str]) -> int:
     """Runs a command that takes a finished run; returns the exit code."""
-    return {"export": _export}[command](arguments)
+    return {"export": _export, "explain": _explain}[command](arguments)
 
 
 def _export(arguments: list[str]) -> int:
@@ -52,6 +67,25 @@ def _export(arguments: list[str]) -> int:
     print(f"{num_items} items in {seconds:.1f} s: {folder}")
     for path in sorted(folder.iterdir()):
         print(f"  {path.name:<20} {path.stat().st_size:>14,} bytes")
+    return 0
+
+
+def _explain(arguments: list[str]) -> int:
+    options = _parse("explain", arguments, ExplainOptions)
+    from mwuf_dist.evaluation.item_plot import plot_item
+    from mwuf_dist.serving.explain import explain
+    from mwuf_dist.serving.run_folder import open_run
+
+    with open_run(options.run) as run:
+        found = explain(run, options.item)
+    print(found.text())
+    # An ID may hold anything, a slash too.
+    name = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in str(found.item_id))
+    path = options.output or options.run / f"explain-{name}.png"
+    history = [(point.phase, point.score) for point in found.history]
+    nearest = [(str(item_id), cosine) for item_id, cosine in found.nearest]
+    plot_item(f"item {found.item_id}   ·   {found.phase}", history, found.scale, found.shift, nearest, path)
+    print(f"plot: {path}")
     return 0
 
 

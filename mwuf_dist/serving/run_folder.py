@@ -167,9 +167,10 @@ class FinishedRun:
     def embeddings(self, items: torch.Tensor) -> torch.Tensor:
         """What the backbone reads in the place of items [n]: warm embeddings of new, rows of phi_old of old ones."""
         is_old = items < self.num_old_items
+        if not bool(is_old.any()):
+            return self.warm_embeddings(items)
         out = torch.empty(len(items), self.model.dim, device=items.device)
-        if bool(is_old.any()):
-            out[is_old] = self.model.old_ids.rows(items[is_old])
+        out[is_old] = self.model.old_ids.rows(items[is_old])
         if not bool(is_old.all()):
             out[~is_old] = self.warm_embeddings(items[~is_old])
         return out
@@ -193,7 +194,7 @@ class FinishedRun:
         return torch.cat(parts) if parts else torch.empty(0)
 
     def load_state(self) -> None:
-        """Reads what is known of all items at once: IDs, users, numbers of interactions. Else it is read when needed."""
+        """Reads IDs, users and numbers of interactions of all items now; else they are read when first needed."""
         _ = self.item_ids, self.num_interactions, self._users, self.mean_user
 
     def chunks(self, old_items: bool = False) -> Iterator[ItemChunk]:
