@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -32,6 +33,8 @@ Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
   mwuf tune CONFIG      choose settings (section [tune]) on old items played as new
   mwuf prepare CONFIG   only read, split and write the data
   mwuf init LOGS        look at your own logs and write a config for them
+  mwuf export RUN       warm embeddings and dense model of a finished run, as files for a server
+  mwuf explain RUN      why one item has its embedding, and how its score moved with its clicks
   mwuf doctor           what this machine has, and what is wrong with it
 
 examples:
@@ -141,6 +144,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _command(name: str) -> Callable[[list[str]], int]:
     commands = {"run": _run, "compare": _compare, "tune": _tune, "prepare": _prepare, "init": _init}
+    commands |= {name: functools.partial(_serve, name) for name in ("export", "explain")}
     commands["doctor"] = _doctor
     if name not in commands:
         raise UserError(f"no command {name!r}: there are {', '.join(commands)}; `mwuf --help` says what they do")
@@ -241,6 +245,13 @@ def _tune(arguments: list[str]) -> int:
         write_atomically(options.output / "tune.json", json.dumps(summary, indent=1) + "\n")
         print(tune.table(summary))
     return 0
+
+
+def _serve(command: str, arguments: list[str]) -> int:
+    _check_environment()
+    from mwuf_dist.serving.command_line import run_command
+
+    return run_command(command, arguments)
 
 
 def _say(text: str) -> None:

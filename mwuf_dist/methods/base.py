@@ -79,6 +79,13 @@ class Method(nn.Module):
         """(scale [U, D], shift [U, D]) of items with fields [U, Fi*D] and mean users [U, D]; None: left as they are."""
         return None
 
+    def warm_rows(self, rows: torch.Tensor, item_context: torch.Tensor, user_mean: torch.Tensor) -> torch.Tensor:
+        """Warm embeddings [U, D] of rows [U, D] of phi_new, for millions of items at once, without gradients."""
+        scale_and_shift = self.scale_and_shift(item_context, user_mean)
+        if scale_and_shift is None:
+            return rows
+        return torch.addcmul(scale_and_shift[1], rows, scale_and_shift[0])
+
 
 class Base(Method):
     """No method: a new item's row starts as a fresh draw and is updated like any other (the paper's baselines)."""

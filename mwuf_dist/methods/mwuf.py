@@ -6,6 +6,7 @@ v_warm = v * h(X_item) + g(G(U(v)))        (equation 5; h is equation 3, g is eq
 from __future__ import annotations
 
 import torch
+from mwuf_kernels import Network, bulk_warm
 from torch import nn
 
 from mwuf_dist.config import MethodConfig
@@ -58,6 +59,15 @@ class Mwuf(Method):
         shift = torch.zeros_like(scale) if self.shifting is None else self.shifting(user_mean)
         return scale, shift
 
+    def warm_rows(self, rows: torch.Tensor, item_context: torch.Tensor, user_mean: torch.Tensor) -> torch.Tensor:
+        """See `Method.warm_rows`. A network that is switched off is a constant one."""
+        if not self.meta_trained:
+            return rows
+        residual = self.config.residual
+        h = _weights(self.scaling) or _constant(item_context, self.dim, 0.0 if residual else 1.0)
+        g = _weights(self.shifting) or _constant(user_mean, self.dim, 0.0)
+        return bulk_warm(rows, item_context, user_mean, h, g, residual=residual)
+
 
 def _meta_network(width: int, hidden: int, dim: int, starts_at_zero: bool) -> nn.Sequential:
     network = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, dim))
@@ -67,3 +77,17 @@ def _meta_network(width: int, hidden: int, dim: int, starts_at_zero: bool) -> nn
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
     return network
+
+
+def _weights(network: nn.Sequential | None) -> Network | None:
+    if network is None:
+        return None
+    first, last = network[0], network[2]
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    return first.weight, first.bias, last.weight, last.bias
+
+
+def _constant(inputs: torch.Tensor, dim: int, value: float) -> Network:
+    """A network of one hidden unit that gives `value` whatever the inputs [U, C] are."""
+    zeros = inputs.new_zeros
+    return zeros(1, inputs.shape[1]), zeros(1), zeros(dim, 1), inputs.new_full((dim,), value)

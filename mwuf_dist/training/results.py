@@ -60,6 +60,7 @@ def results_of(config: Config, prepared: Prepared, runtime: Runtime, meta: Meta)
             **{name: split["rows"] for name, split in splits.items()},
             "positives": {name: split["positives"] / max(1, split["rows"]) for name, split in splits.items()},
         },
+        "prepared": prepared.path.name,
         "phases": meta.phases,
         "stages": meta.stages,
         "config_hash": config_hash(config),

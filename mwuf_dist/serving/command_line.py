@@ -1,0 +1,98 @@
+"""`mwuf export RUN` and `mwuf explain RUN`: their options and what they print."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from mwuf_dist.config import UserError
+
+T = TypeVar("T")
+
+EXAMPLES = {
+    "export": """\
+Writes the warm embeddings of a finished run's new items, and its dense model, into a folder for a server.
+
+examples:
+  mwuf export runs/ml-1
+  mwuf export runs/ml-1 --format safetensors --old-items --output serving/today""",
+    "explain": """\
+Says why one item has the embedding it has: scale, shift, nearest old items, and how its score moved with its clicks.
+
+examples:
+  mwuf explain runs/ml-1 --item 3578
+  mwuf explain runs/ml-1 --item 3578 --output item.png""",
+}
+
+
+@dataclass
+class ExportOptions:
+    """Options of `mwuf export`."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run.
+    format: Literal["parquet", "safetensors", "npy"] = "parquet"  # Of the items.
+    output: Path | None = None  # Folder to write; by default `export` in RUN.
+    old_items: tyro.conf.FlagCreatePairsOff[bool] = False  # The old items too.
+
+
+@dataclass
+class ExplainOptions:
+    """Options of `mwuf explain`."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run.
+    item: str  # Its ID in the raw data.
+    output: Path | None = None  # Picture to write; by default `explain-ITEM.png` in RUN.
+
+
+def run_command(command: str, arguments: list[str]) -> int:
+    """Runs a command that takes a finished run; returns the exit code."""
+    return {"export": _export, "explain": _explain}[command](arguments)
+
+
+def _export(arguments: list[str]) -> int:
+    options = _parse("export", arguments, ExportOptions)
+    from mwuf_dist.serving.export import export
+    from mwuf_dist.serving.run_folder import open_run
+
+    with open_run(options.run) as run:
+        clock = time.perf_counter()
+        folder = export(run, options.format, options.output or options.run / "export", options.old_items, os.isatty(2))
+        seconds = time.perf_counter() - clock
+        num_items = run.num_items if options.old_items else run.num_items - run.num_old_items
+    print(f"{num_items} items in {seconds:.1f} s: {folder}")
+    for path in sorted(folder.iterdir()):
+        print(f"  {path.name:<20} {path.stat().st_size:>14,} bytes")
+    return 0
+
+
+def _explain(arguments: list[str]) -> int:
+    options = _parse("explain", arguments, ExplainOptions)
+    from mwuf_dist.evaluation.item_plot import plot_item
+    from mwuf_dist.serving.explain import explain
+    from mwuf_dist.serving.run_folder import open_run
+
+    with open_run(options.run) as run:
+        found = explain(run, options.item)
+    print(found.text())
+    # An ID may hold anything, a slash too.
+    name = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in str(found.item_id))
+    path = options.output or options.run / f"explain-{name}.png"
+    history = [(point.phase, point.score) for point in found.history]
+    nearest = [(str(item_id), cosine) for item_id, cosine in found.nearest]
+    plot_item(f"item {found.item_id}   ·   {found.phase}", history, found.scale, found.shift, nearest, path)
+    print(f"plot: {path}")
+    return 0
+
+
+def _parse(command: str, arguments: list[str], cls: type[T]) -> T:
+    if not any(argument in ("-h", "--help") for argument in arguments) and (
+        not arguments or arguments[0].startswith("-")
+    ):
+        raise UserError(f"name the folder of a finished run first: mwuf {command} RUN [options]")
+    parsed: Any = tyro.cli(cls, args=arguments, prog=f"mwuf {command}", description=EXAMPLES[command])
+    return parsed

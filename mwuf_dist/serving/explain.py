@@ -1,0 +1,194 @@
+"""`mwuf explain`: why one item has the embedding it has, and how its scores moved with its clicks.
+
+A run keeps no history of every item, but its warm-up depends on nothing but the config and the data: it is done again
+here from its first step, with the item's scores taken on the way, and must end at the rows of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mwuf_dist.config import PHASES, WARM_SETS, config_hash
+from mwuf_dist.data.loader import Batch
+from mwuf_dist.serving.run_folder import FinishedRun
+from mwuf_dist.training.checkpoints import Checkpointer, Cursor, Meta
+from mwuf_dist.training.frozen import Frozen
+from mwuf_dist.training.loop import Session
+from mwuf_dist.training.meta_train import initialise_new_ids
+from mwuf_dist.training.model import Model
+from mwuf_dist.training.optimizers import Adam
+from mwuf_dist.training.recorder import Recorder
+from mwuf_dist.training.warm_up import WarmUp
+
+# Users whose mean probability is an item's score: the same at every point, whoever clicked.
+_NUM_USERS = 1024
+
+
+@dataclass(frozen=True)
+class Point:
+    """The item's score at one moment: in `phase`, after `clicks` of its rows have been trained on in that phase."""
+
+    phase: str
+    clicks: int
+    score: float
+
+
+@dataclass
+class Explanation:
+    """What is known about one item.
+
+    Attributes:
+        item_id: raw ID.
+        phase: of the item, or "old".
+        interactions: number of its rows that the model has seen.
+        positives: share of clicks among the rows of each finished set, by its name.
+        scale: [D], None for an old item or a method without scaling and shifting.
+        shift: [D], the same.
+        nearest: (raw ID, cosine) of the old items nearest by what the backbone reads, best first.
+        history: mean probability over the same random users at each moment; empty for an old item.
+        replay_error: largest difference of the item's replayed row of phi_new to that of the checkpoint.
+    """
+
+    item_id: Any
+    phase: str
+    interactions: int
+    positives: dict[str, float]
+    scale: np.ndarray | None
+    shift: np.ndarray | None
+    nearest: list[tuple[Any, float]]
+    history: list[Point] = field(default_factory=list)
+    replay_error: float = 0.0
+
+    def text(self) -> str:
+        """For a terminal."""
+        lines = [f"item {self.item_id}: {self.phase}, {self.interactions} interactions seen"]
+        lines += [f"  clicks in {name}: {share:.0%}" for name, share in self.positives.items()]
+        for name, values in (("scale", self.scale), ("shift", self.shift)):
+            if values is not None:
+                numbers = " ".join(f"{value:+.3f}" for value in values)
+                lines.append(f"{name} (mean {values.mean():+.4f}, norm {np.linalg.norm(values):.4f}): {numbers}")
+        lines.append("nearest old items by cosine of the embeddings")
+        lines += [f"  {cosine:+.4f}  {item_id}" for item_id, cosine in self.nearest]
+        if self.history:
+            lines.append(f"mean probability over the same {_NUM_USERS} random users")
+            for phase in PHASES:
+                scores = [point.score for point in self.history if point.phase == phase]
+                lines.append(f"  {phase:>7}  " + " ".join(f"{score:.4f}" for score in scores))
+            lines.append(f"(the warm-up was done again; its row is the checkpoint's within {self.replay_error:.1e})")
+        return "\n".join(lines)
+
+
+@dataclass
+class _Replay(WarmUp):
+    """The run's own warm-up, which looks at one item after each step that trained it."""
+
+    item: int = -1
+    users: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    clicks: int = 0
+    phase: str = PHASES[0]
+    history: list[Point] = field(default_factory=list)
+
+    def step(self, batch: Batch, optimizer: Adam) -> torch.Tensor:
+        """See `WarmUp.step`."""
+        loss = super().step(batch, optimizer)
+        clicks = int(((batch.item == self.item) & (batch.weight > 0)).sum())
+        if clicks:
+            self.clicks += clicks
+            self.look()
+        return loss
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Takes the item's score as it is now."""
+        items = torch.full_like(self.users, self.item)
+        logits = self._logit(self.users, items)
+        self.history.append(Point(self.phase, self.clicks, float(logits.sigmoid().mean())))
+
+
+def explain(run: FinishedRun, raw_id: int | str, num_nearest: int = 10) -> Explanation:
+    """Explains one item.
+
+    Args:
+        run: the item's.
+        raw_id: of the item.
+        num_nearest: how many old items to name.
+
+    Raises:
+        UserError: the run has no such item.
+    """
+    index = run.index_of(raw_id)
+    item = torch.tensor([index], device=run.model.runtime.device)
+    splits = ("pretrain",) if index < run.num_old_items else WARM_SETS
+    out = Explanation(
+        item_id=run.item_ids[index].as_py(),
+        phase="old" if index < run.num_old_items else run.phase,
+        interactions=int(run.num_interactions[index]),
+        positives={split: _share_of_clicks(run, split, index) for split in splits},
+        scale=None,
+        shift=None,
+        nearest=_nearest(run, item, num_nearest),
+    )
+    if index >= run.num_old_items:
+        with torch.no_grad():
+            pair = run.method.scale_and_shift(*run.meta_inputs(item))
+        if pair is not None:
+            out.scale, out.shift = (values[0].cpu().numpy() for values in pair)
+        out.history, out.replay_error = _history(run, index)
+    return out
+
+
+def _share_of_clicks(run: FinishedRun, split: str, index: int) -> float:
+    columns = run.prepared.columns(split, ("item", "label"))
+    labels = columns["label"][columns["item"] == index]
+    return float(labels.mean()) if len(labels) else 0.0
+
+
+@torch.no_grad()
+def _nearest(run: FinishedRun, item: torch.Tensor, num: int) -> list[tuple[Any, float]]:
+    ours = F.normalize(run.embeddings(item), dim=1)[0]
+    best = torch.empty(0, 2, dtype=torch.float64)
+    for items in torch.arange(run.num_old_items, device=item.device).split(1 << 16):
+        cosine = F.normalize(run.embeddings(items), dim=1) @ ours
+        found = torch.stack([cosine.double(), items.double()], dim=1)[items != item].cpu()
+        best = torch.cat([best, found])
+        best = best[best[:, 0].argsort(descending=True, stable=True)[:num]]
+    return [(run.item_ids[int(index)].as_py(), float(cosine)) for cosine, index in best]
+
+
+def _history(run: FinishedRun, index: int) -> tuple[list[Point], float]:
+    """The item's scores from cold to warm-c by doing the warm-up again on a model of its own."""
+    config, runtime, prepared = run.config, run.model.runtime, run.prepared
+    model = Model(config, prepared, runtime)
+    for tables, theirs in zip(
+        (*model.pretrained_tables, model.new_ids), (*run.model.pretrained_tables, run.model.new_ids), strict=True
+    ):
+        for name in tables.specs:
+            tables.shards(name)[0].weight.copy_(theirs.shards(name)[0].weight)
+    model.backbone.load_state_dict(run.model.backbone.state_dict())
+    initialise_new_ids(config, model, run.method, from_row=model.num_old)
+    generator = torch.Generator().manual_seed(0)
+    users = torch.randint(prepared.num_users, (_NUM_USERS,), generator=generator).to(runtime.device)
+    stage = _Replay(config, model, Frozen(model, config.embedding, run.mean_user), run.method, index, users)
+    stage.finish_phase(prepared, 0)
+    stage.look()
+    with tempfile.TemporaryDirectory() as scratch:
+        recorder = Recorder(Path(scratch), runtime)
+        meta = Meta(Cursor("warm_up"), config_hash(config), 1, {})
+        session = Session(runtime, recorder, Checkpointer(Path(scratch), config.checkpoint, runtime), meta)
+        for phase in range(1, len(PHASES)):
+            stage.phase, stage.clicks = PHASES[phase], 0
+            stage.run_phase(session, prepared, phase)
+            stage.finish_phase(prepared, phase)
+            stage.look()
+        recorder.close()
+    item = torch.tensor([index], device=runtime.device)
+    with torch.no_grad():
+        error = (model.new_ids.rows(item) - run.model.new_ids.rows(item)).abs().max()
+    return stage.history, float(error)

@@ -1,0 +1,144 @@
+"""`mwuf export`: the embeddings of a finished run as files for a server, and the dense model beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import torch
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+from tqdm import tqdm
+
+from mwuf_dist.config import UserError
+from mwuf_dist.serving.formats import ItemWriter, NpyWriter, ParquetWriter, SafetensorsWriter
+from mwuf_dist.serving.run_folder import PHASE_NAMES, FinishedRun
+
+Format = Literal["parquet", "safetensors", "npy"]
+
+SCHEMA = 1
+MODEL_FILE = "model.pt2"
+MANIFEST = "export.json"
+
+
+class DenseModel(nn.Module):
+    """What a server runs: logits [B] from item embeddings [B, D] and the other fields' embeddings [B, F*D].
+
+    Args:
+        backbone: of a finished run, in eval mode.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, item_embedding: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Logits [B]; a probability is their sigmoid."""
+        return self.backbone(item_embedding, context)
+
+
+def export(run: FinishedRun, kind: Format, output: Path, old_items: bool = False, progress: bool = False) -> Path:
+    """Writes an export folder: the items, `model.pt2` and `export.json`. It appears whole or not at all.
+
+    Args:
+        run: to be exported.
+        kind: format of the items; the files are described at its writer in `formats.py`.
+        output: the folder. An earlier export there is replaced.
+        old_items: the old items too, with their rows of phi_old.
+        progress: show a progress bar.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UserError: `output` holds something else, cannot be written, or torch cannot export the backbone.
+    """
+    if output.exists() and not (output / MANIFEST).exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"{output}: exists and is no export of ours; name another --output")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    except OSError as error:
+        raise UserError(f"{output.parent}: cannot be written ({error.strerror}); name another --output") from None
+    try:
+        num_items = write_items(run, kind, beside, old_items, progress)
+        export_model(run, beside / MODEL_FILE)
+        (beside / MANIFEST).write_text(json.dumps(_manifest(run, kind, num_items, old_items), indent=1) + "\n")
+        beside.chmod(0o755)  # mkdtemp's folders are their owner's alone
+        _install(beside, output)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return output
+
+
+def write_items(run: FinishedRun, kind: Format, folder: Path, old_items: bool, progress: bool = False) -> int:
+    """Writes the items into an existing folder, some ten thousand at a time; returns how many."""
+    ids = run.item_ids if old_items else run.item_ids[run.num_old_items :]
+    writer = _writer(kind, folder, ids, run.model.dim)
+    try:
+        with tqdm(total=len(ids), desc="export", unit="item", unit_scale=True, disable=not progress) as bar:
+            for chunk in run.chunks(old_items):
+                writer.write(chunk)
+                bar.update(len(chunk.phase))
+    finally:
+        writer.close()
+    return len(ids)
+
+
+def export_model(run: FinishedRun, path: Path) -> None:
+    """Writes the backbone by `torch.export`, for batches of any size, on the device of the run.
+
+    Raises:
+        UserError: torch cannot export it.
+    """
+    shape, device = run.model.shape, run.model.runtime.device
+    width = (shape.num_fields - 1) * shape.dim
+    example = (torch.zeros(2, shape.dim, device=device), torch.zeros(2, width, device=device))
+    batch = {0: torch.export.Dim("batch", min=1)}
+    module = DenseModel(run.model.backbone).eval()
+    try:
+        # Strict, because the other mode takes `len(tensor)` for a constant.
+        program = torch.export.export(module, example, dynamic_shapes=(batch, batch), strict=True)
+    except (TorchDynamoException, RuntimeError) as error:
+        raise UserError(
+            f"backbone {run.config.backbone.name!r}: torch.export cannot take its forward ({str(error)[:300]}); "
+            "write it without branches on tensor values"
+        ) from error
+    torch.export.save(program, path)
+
+
+def _writer(kind: Format, folder: Path, ids: pa.Array, dim: int) -> ItemWriter:
+    if kind == "parquet":
+        return ParquetWriter(folder, ids.type, dim)
+    return NpyWriter(folder, ids, dim) if kind == "npy" else SafetensorsWriter(folder, ids, dim)
+
+
+def _manifest(run: FinishedRun, kind: Format, num_items: int, old_items: bool) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "format": kind,
+        "num_items": num_items,
+        "old_items": old_items,
+        "dim": run.model.dim,
+        "phases": PHASE_NAMES,
+        "model": MODEL_FILE,
+        "context": [field.name for field in (*run.model.items.fields, *run.model.users.fields)],
+        "run": {key: run.results[key] for key in ("dataset", "backbone", "method", "variant", "seed", "config_hash")},
+        "versions": run.results["versions"],
+    }
+
+
+def _install(beside: Path, output: Path) -> None:
+    """Renames the finished folder to its name, an earlier export out of the way first."""
+    earlier = None
+    if output.exists():
+        earlier = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+        os.rename(output, earlier / "was")
+    os.rename(beside, output)
+    if earlier is not None:
+        shutil.rmtree(earlier)

@@ -1,0 +1,307 @@
+"""A finished run, opened to be used: `with open_run(folder) as run: run.warm_embeddings(items)`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from mwuf_dist.config import PHASES, WARM_SETS, Config, UserError, config_hash, load_config
+from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.schema import RAW_ID
+from mwuf_dist.data.shards import ENTITY_FILES, Prepared
+from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
+from mwuf_dist.methods import Method, build_method
+from mwuf_dist.runtime import Runtime, start
+from mwuf_dist.training.checkpoints import load_tensors, read_meta
+from mwuf_dist.training.frozen import Frozen
+from mwuf_dist.training.meta_train import meta_trained_tensors
+from mwuf_dist.training.model import Model
+from mwuf_dist.training.pretrain import pretrained_tensors
+from mwuf_dist.training.results import SCHEMA, versions
+
+# What an item's phase code counts in: the phases of new items, then the word for old ones.
+PHASE_NAMES = (*PHASES, "old")
+OLD = len(PHASES)
+# Rows scored, counted or exported at once.
+_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class ItemChunk:
+    """Some items as an export holds them.
+
+    Attributes:
+        item_id: raw IDs [n], int64 or string.
+        embedding: what the backbone reads in the item's place [n, D], float32.
+        phase: code [n] uint8 of each item's phase in `PHASE_NAMES`.
+        interactions: number of rows of each item that the model has seen [n], int64.
+    """
+
+    item_id: pa.Array
+    embedding: np.ndarray
+    phase: np.ndarray
+    interactions: np.ndarray
+
+
+@dataclass
+class FinishedRun:
+    """A run whose last phase is done, restored in this process.
+
+    Items and users are named by their index: old items are 0 to num_old_items - 1, new ones follow. `index_of` finds
+    the index of a raw ID. Nothing here changes the run's folder.
+
+    Attributes:
+        folder: of the run.
+        config: of the run.
+        results: what `results.json` holds.
+        prepared: its data.
+        model: theta and the tables, as the run left them, in eval mode.
+        method: with the meta networks as the run left them.
+    """
+
+    folder: Path
+    config: Config
+    results: dict[str, Any]
+    prepared: Prepared
+    model: Model
+    method: Method
+
+    @property
+    def num_items(self) -> int:
+        """Old and new items."""
+        return self.prepared.num_items
+
+    @property
+    def num_old_items(self) -> int:
+        """Items with a smaller index than this are old."""
+        return self.prepared.num_old_items
+
+    @property
+    def phase(self) -> str:
+        """The phase in which the new items are: the last one of the run."""
+        return PHASES[-1]
+
+    @cached_property
+    def item_ids(self) -> pa.Array:
+        """Raw IDs of all items [I], in the order of the index."""
+        table = pq.read_table(self.prepared.path / ENTITY_FILES["item"], columns=[RAW_ID], memory_map=True)
+        return table.combine_chunks()[RAW_ID].chunk(0)
+
+    @property
+    def old_item_ids(self) -> list[Any]:
+        """Raw IDs of the old items."""
+        return self.item_ids[: self.num_old_items].to_pylist()
+
+    @property
+    def new_item_ids(self) -> list[Any]:
+        """Raw IDs of the new items."""
+        return self.item_ids[self.num_old_items :].to_pylist()
+
+    def index_of(self, raw_id: int | str) -> int:
+        """Index of the item with this raw ID (text is read as a number where the IDs are numbers).
+
+        Raises:
+            UserError: the run has no such item.
+        """
+        try:
+            found = self.item_ids.index(pa.scalar(raw_id).cast(self.item_ids.type)).as_py()
+        except pa.ArrowInvalid:
+            found = -1
+        if found < 0:
+            raise UserError(
+                f"{self.folder}: no item {raw_id!r}. Items with too few rows for `data.warm_rows` are not part of a "
+                f"run; IDs look like {self.item_ids[0].as_py()!r}"
+            )
+        return found
+
+    @cached_property
+    def num_interactions(self) -> np.ndarray:
+        """Rows of each item that the model has seen [I], int64: `pretrain` for old items, the warm sets for new."""
+        counts = np.zeros(self.num_items, dtype=np.int64)
+        for split in ("pretrain", *WARM_SETS):
+            num_rows = self.prepared.num_rows(split)
+            for first in range(0, num_rows, 16 * _ROWS):
+                part = self.prepared.read_rows(split, first, min(first + 16 * _ROWS, num_rows), ["item"])
+                np.add.at(counts, part["item"], 1)
+        return counts
+
+    def phase_codes(self, items: torch.Tensor) -> np.ndarray:
+        """Codes [n] uint8 in `PHASE_NAMES` of the phases of items [n]."""
+        return np.where(items.cpu().numpy() < self.num_old_items, OLD, PHASES.index(self.phase)).astype(np.uint8)
+
+    @cached_property
+    def mean_user(self) -> torch.Tensor:
+        """Embedding of the mean user [D]: `pretrain` has left it in the unknown user's row."""
+        row = torch.zeros(1, dtype=torch.int64, device=self.model.runtime.device)
+        with torch.no_grad():
+            return self.model.user_tables.rows_of("user_id", row)[0].clone()
+
+    @cached_property
+    def _users(self) -> ItemUsers:
+        return ItemUsers(self.prepared, WARM_SETS)
+
+    @torch.no_grad()
+    def meta_inputs(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(item fields [n, Fi*D], mean users [n, D]) of new items [n]: what the meta networks read."""
+        users = mean_users(self._users, items, self.model.user_tables, self.mean_user, self.model.runtime)
+        return self.model.item_fields(items), users
+
+    @torch.no_grad()
+    def warm_embeddings(self, items: torch.Tensor) -> torch.Tensor:
+        """Warm embeddings [n, D] of new items [n]: what the run scored them with in its last phase."""
+        assert len(items) == 0 or int(items.min()) >= self.num_old_items, "an old item has no warm embedding"
+        return self.method.warm_rows(self.model.new_ids.rows(items), *self.meta_inputs(items))
+
+    @torch.no_grad()
+    def embeddings(self, items: torch.Tensor) -> torch.Tensor:
+        """What the backbone reads in the place of items [n]: warm embeddings of new, rows of phi_old of old ones."""
+        is_old = items < self.num_old_items
+        if not bool(is_old.any()):
+            return self.warm_embeddings(items)
+        out = torch.empty(len(items), self.model.dim, device=items.device)
+        out[is_old] = self.model.old_ids.rows(items[is_old])
+        if not bool(is_old.all()):
+            out[~is_old] = self.warm_embeddings(items[~is_old])
+        return out
+
+    @torch.no_grad()
+    def context(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """The other fields' embeddings [n, F*D] of pairs: what an exported model reads beside the item embedding."""
+        return torch.cat([self.model.item_fields(items), self.model.user_fields(users)], dim=1)
+
+    @cached_property
+    def _frozen(self) -> Frozen:
+        return Frozen(self.model, self.config.embedding, self.mean_user)
+
+    @torch.no_grad()
+    def scores(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Logits [n], float32, of the pairs (users [n], items [n]), old items and new."""
+        parts = []
+        for user, item in zip(users.split(_ROWS), items.split(_ROWS), strict=True):
+            distinct, inverse = torch.unique(item, return_inverse=True)
+            parts.append(self._frozen.logit(self.embeddings(distinct)[inverse], self._frozen.part(user, item)))
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def load_state(self) -> None:
+        """Reads IDs, users and numbers of interactions of all items now; else they are read when first needed."""
+        _ = self.item_ids, self.num_interactions, self._users, self.mean_user
+
+    def chunks(self, old_items: bool = False) -> Iterator[ItemChunk]:
+        """All new items, after all old ones if asked, some ten thousand at a time in the order of the index."""
+        first = 0 if old_items else self.num_old_items
+        begin = 0
+        with pq.ParquetFile(self.prepared.path / ENTITY_FILES["item"], memory_map=True) as file:
+            for batch in file.iter_batches(_ROWS, columns=[RAW_ID]):
+                ids, skipped = batch.column(0), min(max(first - begin, 0), batch.num_rows)
+                items = torch.arange(begin + skipped, begin + len(ids), device=self.model.runtime.device)
+                begin += len(ids)
+                if len(items):
+                    counts = self.num_interactions[int(items[0]) : begin]
+                    vectors = self.embeddings(items).cpu().numpy()
+                    yield ItemChunk(ids[skipped:], vectors, self.phase_codes(items), counts)
+
+
+@contextlib.contextmanager
+def open_run(folder: Path | str, device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[FinishedRun]:
+    """Opens a finished run in this process.
+
+    Args:
+        folder: of the run.
+        device: where its tensors are to lie; need not be the device of the training.
+
+    Raises:
+        UserError: as `load_run`.
+    """
+    config = read_run(Path(folder))[0]
+    with start(dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))) as runtime:
+        yield load_run(folder, runtime)
+
+
+def load_run(folder: Path | str, runtime: Runtime) -> FinishedRun:
+    """Restores a finished run, on as many ranks as it may have had, in one process.
+
+    Args:
+        folder: of the run.
+        runtime: of this process.
+
+    Raises:
+        UserError: the folder holds no finished run, or one of other data or of another version.
+    """
+    folder = Path(folder)
+    config, results, checkpoint = read_run(folder)
+    if runtime.world_size > 1:
+        raise UserError("a finished run is opened by one process: start it without torchrun")
+    prepared = prepare(config.data, runtime.show_progress)
+    _check_data(folder, results, prepared)
+    model = Model(config, prepared, runtime)
+    method = build_method(config.method, model.dim, model.shape.num_item_fields * model.dim).to(runtime.device)
+    load_tensors(checkpoint, pretrained_tensors(model) | meta_trained_tensors(model.new_ids, method))
+    model.backbone.eval()
+    method.eval()
+    for parameter in (*model.backbone.parameters(), *method.parameters()):
+        parameter.requires_grad_(False)
+    return FinishedRun(folder, config, results, prepared, model, method)
+
+
+def read_run(folder: Path) -> tuple[Config, dict[str, Any], Path]:
+    """(config, content of results.json, last checkpoint) of a finished run.
+
+    Raises:
+        UserError: it is no run, it is not finished, or another version made it.
+    """
+    if not (folder / "config.toml").exists():
+        raise UserError(f"{folder}: no run is here (no config.toml); name the --output folder of a `mwuf run`")
+    try:
+        results = json.loads((folder / "results.json").read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: this run is not finished (no results.json): `mwuf run {folder / 'config.toml'} --output "
+            f"{folder}` goes on where it stopped"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{folder / 'results.json'}: cannot be read ({error}); delete it and run again") from None
+    made_by = results.get("versions", {}).get("mwuf_dist", "unknown")
+    if results.get("schema") != SCHEMA:
+        raise UserError(
+            f"{folder}: results of schema {results.get('schema')!r}; this version ({versions().get('mwuf_dist')}) "
+            f"reads {SCHEMA}: use mwuf-dist {made_by}, which made it"
+        )
+    config = load_config(folder / "config.toml")
+    if config_hash(config) != results["config_hash"]:
+        raise UserError(
+            f"{folder}: config.toml is not that of results.json ({config_hash(config)} and {results['config_hash']}): "
+            f"it was edited, or the run was made by another version (mwuf-dist {made_by}): run again in a new folder"
+        )
+    pointer = folder / "checkpoints" / "LATEST"
+    if not pointer.exists():
+        raise UserError(f"{folder}: its checkpoints are gone; delete results.json and run again to make them anew")
+    checkpoint = pointer.parent / pointer.read_text().strip()
+    cursor = read_meta(checkpoint, results["config_hash"]).cursor
+    if (cursor.stage, cursor.phase) != ("warm_up", len(PHASES)):
+        raise UserError(f"{checkpoint}: not the last checkpoint of a run; delete results.json and run again")
+    return config, results, checkpoint
+
+
+def _check_data(folder: Path, results: dict[str, Any], prepared: Prepared) -> None:
+    split = results["split"]
+    found = {"old_items": prepared.num_old_items, "new_items": prepared.num_new_items}
+    found |= {name: prepared.num_rows(name) for name in prepared.manifest["splits"]}
+    changed = [f"{name} {split[name]} -> {value}" for name, value in found.items() if split[name] != value]
+    if results.get("prepared", prepared.path.name) != prepared.path.name:
+        changed.insert(0, f"shards {results['prepared']} -> {prepared.path.name}")
+    if changed:
+        raise UserError(
+            f"{folder}: the data has changed since the run ({'; '.join(changed)}): bring the old files back, or run "
+            "again in a new folder"
+        )

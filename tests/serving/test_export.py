@@ -1,0 +1,205 @@
+"""An export scores as the run did, in every format, chunk by chunk, and appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mwuf_kernels
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from mwuf_dist import cli
+from mwuf_dist.config import MethodConfig, UserError
+from mwuf_dist.evaluation.metrics import auc
+from mwuf_dist.methods import mwuf
+from mwuf_dist.methods.mwuf import Mwuf
+from mwuf_dist.serving import export as export_module
+from mwuf_dist.serving import run_folder as run_folder_module
+from mwuf_dist.serving.export import export
+from mwuf_dist.serving.formats import NpyWriter, SafetensorsWriter
+from mwuf_dist.serving.run_folder import FinishedRun, ItemChunk, open_run
+from mwuf_dist.training.frozen import Frozen
+from mwuf_dist.training.warm_up import WarmUp
+
+# Logits of the run and of the export differ by float32 rounding alone (the sums are in another order): measured 1.4e-6
+# on logits of up to 7.9, where float32 has steps of 4.8e-7.
+ROUNDING = 5e-6
+
+
+def read_back(folder: Path) -> dict[str, np.ndarray]:
+    """The columns of an export in any format, phases as text."""
+    manifest = json.loads((folder / "export.json").read_text())
+    if manifest["format"] == "parquet":
+        table = pq.read_table(folder / "items.parquet")
+        return {
+            "item_id": table["item_id"].to_numpy(),
+            "embedding": np.array(table["embedding"].to_pylist(), dtype=np.float32),
+            "phase": np.array(table["phase"].to_pylist()),
+            "interactions": table["interactions"].to_numpy(),
+        }
+    if manifest["format"] == "safetensors":
+        columns = load_file(folder / "items.safetensors")
+    else:
+        columns = {name: np.load(folder / f"{name}.npy") for name in ("item_id", "embedding", "phase", "interactions")}
+    return columns | {"phase": np.array(manifest["phases"])[columns["phase"]]}
+
+
+def scores_of_the_stage(run: FinishedRun, split: str) -> np.ndarray:
+    """Logits by the stage that evaluated the run, which knows nothing of `serving`."""
+    frozen = Frozen(run.model, run.config.embedding, run.mean_user)
+    stage = WarmUp(run.config, run.model, frozen, run.method)
+    stage.finish_phase(run.prepared, 3)
+    scores = stage.score(run.prepared, split)
+    assert scores is not None
+    return scores
+
+
+def test_exported_embeddings_and_exported_model_score_as_the_run_did(run: FinishedRun, tmp_path: Path) -> None:
+    folder = export(run, "parquet", tmp_path / "export")
+    columns = read_back(folder)
+    vectors = dict(zip(columns["item_id"].tolist(), torch.from_numpy(columns["embedding"]), strict=True))
+    model = torch.export.load(folder / "model.pt2").module()
+    test = run.prepared.columns("test", ("user", "item", "label"))
+    users, items = (torch.from_numpy(test[name].astype(np.int64)) for name in ("user", "item"))
+    ids = run.item_ids.to_pylist()
+    embeddings = torch.stack([vectors[ids[item]] for item in items.tolist()])
+    with torch.no_grad():
+        found = model(embeddings, run.context(users, items)).double().numpy()
+    expected = scores_of_the_stage(run, "test")
+    assert np.abs(expected).max() > 0.5
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
+    assert auc(found, test["label"]) == pytest.approx(run.results["phases"]["warm-c"]["auc_test"], abs=1e-6)
+    one = model(embeddings[:1], run.context(users[:1], items[:1]))
+    np.testing.assert_allclose(one.detach().numpy(), expected[:1], rtol=0, atol=ROUNDING)
+
+
+def test_every_warm_embedding_of_an_export_comes_from_the_bulk_kernel_once(
+    run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[torch.Tensor] = []
+    assert mwuf.bulk_warm is mwuf_kernels.bulk_warm
+
+    def spied(table: torch.Tensor, *args: Any, **keys: Any) -> torch.Tensor:
+        rows.append(table)
+        return mwuf_kernels.bulk_warm(table, *args, **keys)
+
+    monkeypatch.setattr(mwuf, "bulk_warm", spied)
+    export(run, "parquet", tmp_path / "export", old_items=True)
+    weight = run.model.new_ids.shards("new")[0].weight
+    torch.testing.assert_close(torch.cat(rows), weight[run.num_old_items :], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("old_items", [False, True], ids=["new", "old-and-new"])
+def test_all_formats_hold_the_same_items(run: FinishedRun, tmp_path: Path, old_items: bool) -> None:
+    parquet, safetensors, npy = (
+        read_back(export(run, kind, tmp_path / kind, old_items)) for kind in ("parquet", "safetensors", "npy")
+    )
+    for name, values in parquet.items():
+        np.testing.assert_array_equal(values, safetensors[name])
+        np.testing.assert_array_equal(values, npy[name])
+    ids = run.item_ids.to_pylist() if old_items else run.new_item_ids
+    assert parquet["item_id"].tolist() == ids
+    first_new = run.num_old_items if old_items else 0
+    assert set(parquet["phase"][:first_new]) <= {"old"} and set(parquet["phase"][first_new:]) == {"warm-c"}
+    assert (parquet["interactions"][first_new:] == 3 * run.config.data.warm_rows).all()
+    assert (parquet["interactions"][:first_new] > run.config.data.old_above).all()
+    old = run.model.old_ids.shards("old")[0].weight[:first_new]
+    np.testing.assert_array_equal(parquet["embedding"][:first_new], old.numpy())
+
+
+def test_small_chunks_give_the_file_that_one_chunk_gives(
+    run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read_back(export(run, "safetensors", tmp_path / "whole", old_items=True))
+    monkeypatch.setattr(run_folder_module, "_ROWS", 17)
+    pieces = read_back(export(run, "safetensors", tmp_path / "pieces", old_items=True))
+    for name, values in whole.items():
+        if name == "embedding":  # matrix products of other sizes round differently
+            np.testing.assert_allclose(values, pieces[name], rtol=1e-5, atol=1e-7)
+        else:
+            np.testing.assert_array_equal(values, pieces[name])
+    export(run, "parquet", tmp_path / "groups", old_items=True)
+    assert pq.ParquetFile(tmp_path / "groups" / "items.parquet").num_row_groups == -(-run.num_items // 17)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("scaling", "shifting"), [(True, True), (True, False), (False, True), (False, False)])
+def test_bulk_rows_are_row_times_scale_plus_shift_with_either_network_off(
+    scaling: bool, shifting: bool, residual: bool
+) -> None:
+    torch.manual_seed(0)
+    method = Mwuf(MethodConfig(scaling=scaling, shifting=shifting, residual=residual), 8, 12)
+    for parameter in method.parameters():
+        torch.nn.init.normal_(parameter)
+    rows, context, users = torch.randn(50, 8), torch.randn(50, 12), torch.randn(50, 8)
+    with torch.no_grad():
+        pair = method.scale_and_shift(context, users)
+        expected = rows if pair is None else rows * pair[0] + pair[1]
+        torch.testing.assert_close(method.warm_rows(rows, context, users), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_text_ids_survive_in_the_array_formats(tmp_path: Path) -> None:
+    ids = pa.array(["a", "äöü", "longer-name", ""])
+    chunk = ItemChunk(ids, np.ones((4, 2), np.float32), np.zeros(4, np.uint8), np.arange(4))
+    for writer in (NpyWriter(tmp_path, ids, 2), SafetensorsWriter(tmp_path, ids, 2)):
+        writer.write(chunk)
+        writer.close()
+    assert np.load(tmp_path / "item_id.npy").tolist() == ids.to_pylist()
+    found = load_file(tmp_path / "items.safetensors")
+    assert [bytes(row).rstrip(b"\0").decode() for row in found["item_id"]] == ids.to_pylist()
+    assert found["interactions"].tolist() == [0, 1, 2, 3]
+
+
+def test_an_export_that_fails_leaves_the_earlier_one_whole(
+    run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = export(run, "parquet", tmp_path / "export")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fails(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(export_module, "export_model", fails)
+    with pytest.raises(OSError, match="no space"):
+        export(run, "npy", folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(run: FinishedRun, tmp_path: Path) -> None:
+    folder = export(run, "npy", tmp_path / "export")
+    export(run, "safetensors", folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["export.json", "items.safetensors", "model.pt2"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="no export of ours"):
+        export(run, "npy", tmp_path / "mine")
+
+
+def test_command_writes_the_folder_and_says_what_is_in_it(run_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["export", str(run_folder), "--format", "npy", "--output", str(tmp_path / "out")])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert "embedding.npy" in out and "model.pt2" in out and str(tmp_path / "out") in out
+    with pytest.raises(SystemExit) as end:
+        cli.main(["export", "--format", "npy"])
+    assert end.value.code == 2
+    assert "mwuf export RUN" in capsys.readouterr().err
+
+
+def test_a_run_of_the_base_method_is_exported_as_its_rows_are(tmp_path: Path) -> None:
+    from mwuf_dist.launch import local
+    from tests.tiny import tiny
+
+    local.train(tiny(method={"name": "base"}, pretrain={"epochs": 1}), tmp_path / "base")
+    with open_run(tmp_path / "base") as run:
+        columns = read_back(export(run, "npy", tmp_path / "export"))
+        weight = run.model.new_ids.shards("new")[0].weight
+    np.testing.assert_array_equal(columns["embedding"], weight[run.num_old_items :].numpy())

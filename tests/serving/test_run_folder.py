@@ -1,0 +1,97 @@
+"""A finished run opens with what it left, and a folder that is none is refused with the reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mwuf_dist.config import UserError
+from mwuf_dist.serving.run_folder import FinishedRun, open_run
+from tests.serving.test_export import ROUNDING, scores_of_the_stage
+
+
+def test_scores_of_pairs_are_those_of_the_evaluation(run: FinishedRun) -> None:
+    test = run.prepared.columns("test", ("user", "item"))
+    users, items = (torch.from_numpy(test[name].astype(np.int64)) for name in ("user", "item"))
+    found = run.scores(users, items).double().numpy()
+    np.testing.assert_allclose(found, scores_of_the_stage(run, "test"), rtol=0, atol=ROUNDING)
+
+
+def test_old_items_score_as_in_pretraining(run: FinishedRun) -> None:
+    from mwuf_dist.data.loader import Loader
+
+    batch = next(iter(Loader(run.prepared, ["pretrain"], 256, 0, run.model.runtime).epoch(0)))
+    with torch.no_grad():
+        expected = run.model.logit(batch)
+    torch.testing.assert_close(run.scores(batch.user, batch.item), expected, rtol=0, atol=2e-5)
+
+
+def test_items_are_found_by_their_raw_ids(run: FinishedRun) -> None:
+    ids = [*run.old_item_ids, *run.new_item_ids]
+    assert len(ids) == run.num_items and len(run.old_item_ids) == run.num_old_items
+    for index in (0, run.num_old_items, run.num_items - 1):
+        assert run.index_of(ids[index]) == run.index_of(str(ids[index])) == index
+    for absent in ("no such item", 10**12):
+        with pytest.raises(UserError, match=r"no item .* IDs look like"):
+            run.index_of(absent)
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new))
+
+    return change
+
+
+def change_results(key: str, value: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        results = json.loads((folder / "results.json").read_text())
+        (folder / "results.json").write_text(json.dumps(results | {key: value}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (remove("config.toml"), "no run is here"),
+        (remove("results.json"), "not finished .* goes on where it stopped"),
+        (remove("checkpoints/LATEST"), "checkpoints are gone"),
+        (edit("config.toml", "old_above = 60", "old_above = 61"), "edited, or the run was made by another version"),
+        (edit("config.toml", "old_above = 60", "older_above = 60"), "unknown key `data.older_above`"),
+        (change_results("schema", 99), "results of schema 99"),
+        (change_results("prepared", "synthetic-000000000000"), "data has changed since the run"),
+        (edit("results.json", '"old_items": ', '"old_items": 1'), "data has changed since the run .*old_items"),
+        (edit("checkpoints/LATEST", "warm_up-4", "warm_up-3"), "not the last checkpoint"),
+    ],
+)
+def test_a_folder_without_a_finished_run_of_this_data_and_version_is_refused_with_the_reason(
+    break_it: Callable[[Path], None], message: str, run_folder: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    break_it(copy)
+    with pytest.raises(UserError, match=message), open_run(copy):
+        pass
+
+
+def test_opening_a_run_changes_nothing_in_its_folder(run_folder: Path) -> None:
+    def state() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}
+
+    before = state()
+    with open_run(run_folder) as run:
+        run.embeddings(torch.arange(run.num_items))
+    assert state() == before
