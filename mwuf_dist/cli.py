@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from annotated_types import Ge
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from mwuf_dist.config import Config, UserError, build, read_toml, to_dict, without_studies
@@ -97,7 +96,7 @@ class _Options(_PrepareOptions):
 @dataclass
 class _RunOptions(_Options):
     launcher: Literal["here", "ray"] = "here"  # ray: the ranks are actors of a Ray cluster.
-    num_workers: Annotated[int, Ge(1)] = 1  # Ranks that `--launcher ray` starts.
+    num_workers: int = 1  # Ranks that `--launcher ray` starts.
 
 
 @dataclass
@@ -189,6 +188,12 @@ def _init(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     options = _parse("run", arguments, _RunOptions)
+    if options.num_workers < 1:
+        raise UserError(f"--num-workers {options.num_workers}: there must be at least one rank")
+    if options.num_workers > 1 and options.launcher == "here":
+        raise UserError(
+            "--num-workers is for --launcher ray; without Ray: torchrun --nproc-per-node=N -m mwuf_dist run"
+        )
     _check_environment()
     from mwuf_dist.evaluation import report
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pydantic
 
-from mwuf_dist.config import PHASES, Config, UserError, build, merge
+from mwuf_dist.config import PHASES, Config, Count, UserError, build, merge
 
 _LARGEST_LANE_COUNT = 64
 
@@ -26,7 +26,7 @@ class Tune:
         settings: for each setting, the keys that differ from the rest of the file; the file itself is tried first.
     """
 
-    folds: int = 2
+    folds: Count = 2
     settings: tuple[dict[str, Any], ...] = ()
 
 
@@ -40,7 +40,8 @@ def read_tune(values: dict[str, Any], where: str) -> Tune:
         tune = pydantic.TypeAdapter(Tune).validate_python(values.get("tune", {}))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{where}: `tune.{'.'.join(map(str, first['loc']))}`: {first['msg']}") from None
+        key = ".".join(["tune", *map(str, first["loc"])])
+        raise UserError(f"{where}: `{key}` = {first['input']!r}: {first['msg']}") from None
     if not tune.settings:
         raise UserError(f"{where}: no [[tune.settings]] to try: see configs/movielens-1m-tune.toml")
     return tune

@@ -2,77 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 
-from mwuf_dist import cli
-from mwuf_dist.config import merge
+from mwuf_dist.config import Config, to_dict
 from mwuf_dist.training.meta_train import MetaTrain
 from mwuf_dist.training.pretrain import Pretrain
-from tests.tiny import TINY
-
-FEW_STEPS: dict[str, Any] = {
-    "pretrain": {"epochs": 1, "batch_size": 2048},
-    "meta_train": {"batch_size": 2048},
-    "warm_up": {"batch_size": 1024},
-}
-SHORT = merge(TINY, FEW_STEPS)
-
-
-@dataclass
-class Done:
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def said(self) -> str:
-        """Both streams as one line, without the frame that the parser draws around its messages."""
-        return " ".join((self.out + self.err).replace("│", " ").split())
-
-
-Mwuf = Callable[..., Done]
-
-
-@pytest.fixture
-def mwuf(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mwuf:
-    """Calls a command in an empty folder; arguments are made strings."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Done:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        done = Done(int(end.value.code or 0), captured.out, captured.err)
-        assert "Traceback" not in done.said and "pydantic.dev" not in done.said
-        return done
-
-    return call
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    return write(tmp_path / "short.toml", SHORT)
-
-
-def write(path: Path, values: dict[str, Any]) -> Path:
-    path.write_text(tomli_w.dumps(values))
-    return path
-
+from tests.cli.command import SHORT, Mwuf, interrupt, results, write
 
 # what is called
 
@@ -85,7 +28,7 @@ def test_help_of_a_command_shows_examples_and_every_key(
     done = mwuf(command, *[config] * with_config, "--help")
     assert done.code == 0
     assert f"examples: mwuf {command} configs/demo.toml" in done.said
-    for key in keys():
+    for key in keys() - {"data.logs.fields"}:  # a list of tables, which only a file can hold
         assert f"--{key.replace('_', '-')}" in done.said, key
     # Every key has its comment as help, every section its docstring.
     assert "adam: dense; rowwise_adagrad: fused; auto: by rows. (default: auto)" in done.said
@@ -94,12 +37,10 @@ def test_help_of_a_command_shows_examples_and_every_key(
     assert f"(default: {backbone})" in done.said
 
 
-def keys(values: dict[str, Any] | None = None, prefix: str = "") -> list[str]:
-    from mwuf_dist.config import Config, to_dict
-
-    found = []
+def keys(values: dict[str, Any] | None = None, prefix: str = "") -> set[str]:
+    found = set()
     for key, value in (to_dict(Config()) if values is None else values).items():
-        found += keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+        found |= keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
     return found
 
 
@@ -107,7 +48,7 @@ def test_help_of_the_program_names_the_commands(mwuf: Mwuf) -> None:
     done = mwuf("--help")
     assert done.code == 0
     assert all(f"mwuf {command}" in done.said for command in ("run", "compare", "tune", "prepare", "doctor"))
-    assert mwuf("doctor", "--help").code == 0
+    assert mwuf("doctor", "--help").code == mwuf("init", "--help").code == 0
 
 
 @pytest.mark.parametrize(
@@ -120,9 +61,11 @@ def test_help_of_the_program_names_the_commands(mwuf: Mwuf) -> None:
         (["run", "absent.toml"], "mwuf: absent.toml: cannot be read (No such file or directory); name an existing"),
         (["run", "."], "mwuf: .: cannot be read (Is a directory)"),
         (["doctor", "now"], "It takes no options."),
+        (["run", "short.toml", "--num-workers", "0"], "mwuf: --num-workers 0: there must be at least one rank"),
+        (["run", "short.toml", "--num-workers", "2"], "mwuf: --num-workers is for --launcher ray"),
     ],
 )
-def test_a_wrong_call_is_told_how_to_call(arguments: list[str], said: str, mwuf: Mwuf) -> None:
+def test_a_wrong_call_is_told_how_to_call(arguments: list[str], said: str, mwuf: Mwuf, config: Path) -> None:
     done = mwuf(*arguments)
     assert done.code == 2
     assert said in done.said
@@ -257,10 +200,6 @@ def test_movielens_that_is_absent_and_cannot_be_downloaded_says_what_to_put_wher
 # the output folder
 
 
-def results(folder: str) -> dict[str, Any]:
-    return json.loads(Path(folder, "results.json").read_text())
-
-
 def test_a_run_finishes_says_so_when_run_again_and_refuses_another_config(
     mwuf: Mwuf, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,10 +240,6 @@ def test_an_interrupted_run_goes_on_when_run_again(mwuf: Mwuf, config: Path, mon
     assert results("out")["phases"].keys() == {"cold", "warm-a", "warm-b", "warm-c"}
 
 
-def interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def test_a_folder_of_something_else_and_a_file_are_left_alone(mwuf: Mwuf, config: Path) -> None:
     Path("mine").mkdir()
     Path("mine", "thesis.txt").write_text("...")
@@ -317,59 +252,6 @@ def test_a_folder_of_something_else_and_a_file_are_left_alone(mwuf: Mwuf, config
         assert done.code == 2
         assert done.err.startswith(f"mwuf: {output}")
     assert Path("mine", "thesis.txt").read_text() == "..."
-
-
-# compare
-
-
-STUDY: dict[str, Any] = {"seeds": 1, "runs": [{"method": {"name": "base"}}, {"method": {"name": "mwuf"}}]}
-
-
-@pytest.mark.parametrize(
-    ("study", "arguments", "said"),
-    [
-        (None, [], "no section [study]"),
-        ({"seeds": 2}, [], "[study] has no [[study.runs]]"),
-        (STUDY | {"seeds": 0}, [], "`study.seeds` = 0: Input should be greater than or equal to 1"),
-        (STUDY | {"sedes": 2}, [], "`study.sedes` = 2: Unexpected keyword argument"),
-        (STUDY, ["--seeds", "-1"], "`study.seeds` = -1: Input should be greater than or equal to 1"),
-        (STUDY, ["--seed", "1"], "give `study.seeds` or --seeds N, not `seed`"),
-        ({"runs": [{"method": {"nam": "base"}}]}, [], "run 1 of [study]: unknown key `method.nam`"),
-        ({"runs": [{}, {"warm_up": {"epochs": 3}}]}, [], "runs 1 and 2 of [study] are both called deepfm-mwuf-seed0"),
-        (STUDY | {"runs": [{}, {"method": {"name": "mwufs"}}]}, [], "method.name = 'mwufs': unknown"),
-        (STUDY | {"runs": [{}, {"backbone": {"name": "fmm"}}]}, [], "backbone.name = 'fmm': unknown"),
-        (STUDY, ["--data.synthetic.num-items", "10"], "no item is new"),
-    ],
-)
-def test_a_wrong_comparison_is_refused_before_anything_is_trained(
-    study: dict[str, Any] | None, arguments: list[str], said: str, mwuf: Mwuf, tmp_path: Path
-) -> None:
-    config = write(tmp_path / "study.toml", SHORT if study is None else SHORT | {"study": study})
-    done = mwuf("compare", config, *arguments, "--output", "out")
-    assert done.code == 2
-    assert done.err.startswith("mwuf: ") and said in done.err
-    assert not Path("out").exists()
-
-
-def test_a_comparison_goes_on_and_more_seeds_only_do_the_new_ones(
-    mwuf: Mwuf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = write(tmp_path / "study.toml", SHORT | {"study": STUDY})
-    with monkeypatch.context() as patch:
-        patch.setattr(MetaTrain, "step", interrupt)
-        assert mwuf("compare", config, "--output", "out").code == 130
-    done_before = results("out/runs/deepfm-base-seed0")
-    with monkeypatch.context() as patch:
-        patch.setattr(Pretrain, "step", None)  # base and mwuf share the one that is done
-        assert mwuf("compare", config, "--output", "out").code == 0
-    assert results("out/runs/deepfm-base-seed0") == done_before
-    assert mwuf("compare", config, "--output", "out", "--seeds", "2").code == 0
-    comparison = json.loads(Path("out", "comparison.json").read_text())
-    assert [row["method"] for row in comparison["rows"]] == ["base", "mwuf"]
-    assert {path.name for path in Path("out", "runs").iterdir()} == {
-        f"deepfm-{method}-seed{seed}" for method in ("base", "mwuf") for seed in (0, 1)
-    }
-    assert results("out/runs/deepfm-base-seed0") == done_before
 
 
 # processes

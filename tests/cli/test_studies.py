@@ -1,0 +1,81 @@
+"""`mwuf compare` and `mwuf tune`: mistakes are found before anything is trained, what is done is not done again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mwuf_dist.training.meta_train import MetaTrain
+from mwuf_dist.training.pretrain import Pretrain
+from tests.cli.command import SHORT, Mwuf, interrupt, results, write
+
+STUDY: dict[str, Any] = {"seeds": 1, "runs": [{"method": {"name": "base"}}, {"method": {"name": "mwuf"}}]}
+
+
+@pytest.mark.parametrize(
+    ("study", "arguments", "said"),
+    [
+        (None, [], "no section [study]"),
+        ({"seeds": 2}, [], "[study] has no [[study.runs]]"),
+        (STUDY | {"seeds": 0}, [], "`study.seeds` = 0: Input should be greater than or equal to 1"),
+        (STUDY | {"sedes": 2}, [], "`study.sedes` = 2: Unexpected keyword argument"),
+        (STUDY, ["--seeds", "-1"], "`study.seeds` = -1: Input should be greater than or equal to 1"),
+        (STUDY, ["--seed", "1"], "give `study.seeds` or --seeds N, not `seed`"),
+        ({"runs": [{"method": {"nam": "base"}}]}, [], "run 1 of [study]: unknown key `method.nam`"),
+        ({"runs": [{}, {"warm_up": {"epochs": 3}}]}, [], "runs 1 and 2 of [study] are both called deepfm-mwuf-seed0"),
+        (STUDY | {"runs": [{}, {"method": {"name": "mwufs"}}]}, [], "method.name = 'mwufs': unknown"),
+        (STUDY | {"runs": [{}, {"backbone": {"name": "fmm"}}]}, [], "backbone.name = 'fmm': unknown"),
+        (STUDY, ["--data.synthetic.num-items", "10"], "no item is new"),
+    ],
+)
+def test_a_wrong_comparison_is_refused_before_anything_is_trained(
+    study: dict[str, Any] | None, arguments: list[str], said: str, mwuf: Mwuf, tmp_path: Path
+) -> None:
+    config = write(tmp_path / "study.toml", SHORT if study is None else SHORT | {"study": study})
+    done = mwuf("compare", config, *arguments, "--output", "out")
+    assert done.code == 2
+    assert done.err.startswith("mwuf: ") and said in done.err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("tune", "said"),
+    [
+        (None, "no [[tune.settings]] to try"),
+        (3, "`tune` = 3: Input should be"),
+        ({"folds": 0, "settings": [{}]}, "`tune.folds` = 0: Input should be greater than or equal to 1"),
+        ({"setings": [{}]}, "`tune.setings`"),
+        ({"settings": [{"pretrain": {"epocs": 1}}]}, "setting 1 of [tune]: unknown key `pretrain.epocs`"),
+        ({"settings": [{"method": {"name": "mwufs"}}]}, "method.name = 'mwufs': unknown"),
+    ],
+)
+def test_a_wrong_search_is_refused_before_anything_is_trained(tune: Any, said: str, mwuf: Mwuf, tmp_path: Path) -> None:
+    config = write(tmp_path / "tune.toml", SHORT if tune is None else SHORT | {"tune": tune})
+    done = mwuf("tune", config, "--output", "out")
+    assert done.code == 2
+    assert done.err.startswith("mwuf: ") and said in done.err
+    assert not Path("out").exists()
+
+
+def test_a_comparison_goes_on_and_more_seeds_only_do_the_new_ones(
+    mwuf: Mwuf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write(tmp_path / "study.toml", SHORT | {"study": STUDY})
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaTrain, "step", interrupt)
+        assert mwuf("compare", config, "--output", "out").code == 130
+    done_before = results("out/runs/deepfm-base-seed0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretrain, "step", None)  # base and mwuf share the one that is done
+        assert mwuf("compare", config, "--output", "out").code == 0
+    assert results("out/runs/deepfm-base-seed0") == done_before
+    assert mwuf("compare", config, "--output", "out", "--seeds", "2").code == 0
+    comparison = json.loads(Path("out", "comparison.json").read_text())
+    assert [row["method"] for row in comparison["rows"]] == ["base", "mwuf"]
+    assert {path.name for path in Path("out", "runs").iterdir()} == {
+        f"deepfm-{method}-seed{seed}" for method in ("base", "mwuf") for seed in (0, 1)
+    }
+    assert results("out/runs/deepfm-base-seed0") == done_before
