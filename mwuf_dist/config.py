@@ -95,6 +95,7 @@ class BackboneConfig:
     product: Literal["inner", "outer", "both"] = "inner"  # pnn: products of pairs of fields.
     cross_layers: Count = 3  # dcn, dcn_v2: number of cross layers.
     log_neurons: Count = 32  # afn: number of logarithmic neurons.
+    history_length: Count = 20  # gru4rec, din: L, a row looks back at the last L events of its user before it.
 
 
 @_section

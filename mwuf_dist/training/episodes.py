@@ -41,15 +41,18 @@ class EpisodeTrain:
     def run(self, session: Session, prepared: Prepared, start: Cursor, tensors: Callable[[], dict[str, Any]]) -> None:
         """Trains from `start` to the end; `tensors` gives the whole state to save."""
         settings, seed = self.config.meta_train, self.config.seed
+        histories = self.frozen.model.histories(prepared, 0)
         loaders: list[EpisodeLoader] = []
         if settings.epochs == "auto":
             held_out = held_out_items(seed, prepared.num_old_items).numpy()
             loaders = [
-                EpisodeLoader(prepared, self._half, settings.batch_size, seed, session.runtime, items)
+                EpisodeLoader(prepared, self._half, settings.batch_size, seed, session.runtime, items, histories)
                 for items in (~held_out, held_out)
             ]
         else:
-            loaders = [EpisodeLoader(prepared, self._half, settings.batch_size, seed, session.runtime)]
+            loaders = [
+                EpisodeLoader(prepared, self._half, settings.batch_size, seed, session.runtime, histories=histories)
+            ]
 
         def step(batch: Batch) -> torch.Tensor:
             loss = self.loss(batch)
@@ -73,7 +76,8 @@ class EpisodeTrain:
         half = self._half
         items = batch.item.view(-1, 2 * half)[:, 0]
         num_episodes = len(items)
-        part = self.frozen.part(batch.user, batch.item).unflatten(0, (num_episodes, 2, half))  # [E, 2, K, P]
+        part = self.frozen.part(batch.user, batch.item, batch.history)
+        part = part.unflatten(0, (num_episodes, 2, half))  # [E, 2, K, P]
         label = batch.label.view(num_episodes, 2, half)
 
         def loss_of(which: int) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -61,6 +61,7 @@ class MetaTrain:
             self.config.seed,
             session.runtime,
             shuffled=settings.order == "shuffled",
+            histories=self.model.histories(prepared, 0),
         )
         train_epochs(session, start, loader, settings, self.step, tensors, lambda: self._held_out_loss(loader))
 
@@ -84,7 +85,7 @@ class MetaTrain:
         rows = self.model.new_ids.rows(items)
         scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
         assert scale_and_shift is not None, "a method without meta networks has no stage meta_train"
-        part = self.frozen.part(batch.user, batch.item)
+        part = self.frozen.part(batch.user, batch.item, batch.history)
         embeddings = torch.stack(warm_embedding(rows, inverse, *scale_and_shift))
         logits = self.frozen.logit(embeddings, part)
         return torch.stack([loss_sum(logit, batch) for logit in logits])
@@ -144,7 +145,7 @@ def initialise_new_ids(config: Config, model: Model, method: Method, from_row: i
         return
     common = torch.zeros(model.dim, device=model.runtime.device)
     if method.initialisation == "mean":
-        common = model.old_ids.mean_row("old")
+        common = model.mean_old_row()
 
     def first_rows(rows: torch.Tensor) -> torch.Tensor:
         if method.initialisation == "own":

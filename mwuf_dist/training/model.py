@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mwuf_dist.backbones import Shape, build_backbone
+from mwuf_dist.backbones import EmbeddedHistory, Shape, build_backbone
 from mwuf_dist.config import Config
+from mwuf_dist.data.histories import Histories, History
 from mwuf_dist.data.loader import Batch
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.features import FeatureStore
@@ -21,7 +22,8 @@ class Model:
     """theta, the feature tables, phi_old and phi_new.
 
     `phi_old` has rows for old items, `phi_new` one row for every old and new item. Old items come first in the item
-    index, so one index serves both.
+    index, so one index serves both. For a backbone that looks at histories, `phi_old` has one more row behind: the
+    unknown item, which stands for every dropped item there and is learned in `pretrain` like the others.
 
     Args:
         config: sections `embedding` and `backbone`, and the seed.
@@ -37,14 +39,16 @@ class Model:
         self.users = FeatureStore(prepared.entity("user"), runtime.device)
         self.items = FeatureStore(prepared.entity("item"), runtime.device)
         self.shape = Shape(self.dim, len(self.items.fields), len(self.users.fields))
+        torch.manual_seed(generator_seed(config.seed, 1))  # the same dense weights on every rank
+        self.backbone = build_backbone(config.backbone, self.shape).to(runtime.device)
+        self._history_length = config.backbone.history_length
+        old_rows = self.num_old + self.backbone.uses_history
         self.user_tables = Tables("user", self.users.specs(self.dim), config.embedding, runtime)
         self.item_tables = Tables("item", self.items.specs(self.dim), config.embedding, runtime)
-        self.old_ids = Tables("old", [TableSpec("old", self.num_old, self.dim)], config.embedding, runtime)
+        self.old_ids = Tables("old", [TableSpec("old", old_rows, self.dim)], config.embedding, runtime)
         self.new_ids = Tables("new", [TableSpec("new", self.num_items, self.dim)], config.embedding, runtime)
         for tables in (self.user_tables, self.item_tables, self.old_ids):
             tables.draw(config.embedding.init_std, config.seed)
-        torch.manual_seed(generator_seed(config.seed, 1))  # the same dense weights on every rank
-        self.backbone = build_backbone(config.backbone, self.shape).to(runtime.device)
 
     @property
     def pretrained_tables(self) -> tuple[Tables, ...]:
@@ -60,10 +64,68 @@ class Model:
         """
         # Fields of an item are looked up once per distinct item of the batch.
         items, inverse = self.runtime.distinct(batch.item)
-        item_side = torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1)[inverse]
-        context = torch.cat([item_side[:, self.dim :], self.user_fields(batch.user)], dim=1)
-        item = item_side[:, : self.dim]
+        if batch.history is None:
+            item_side = torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1)[inverse]
+            item, item_context = item_side[:, : self.dim], item_side[:, self.dim :]
+            context = torch.cat([item_context, self.user_fields(batch.user)], dim=1)
+        else:
+            item, history = self._old_rows(batch.item, batch.history)
+            item_context = self.item_fields(items).index_select(0, inverse)
+            context = torch.cat([item_context, self.user_fields(batch.user)], dim=1)
+            context = torch.cat([context, self.backbone.encode(history, context)], dim=1)
         return self.backbone(item if change is None else change(item), context, None if batch.is_full else batch.weight)
+
+    def histories(self, prepared: Prepared, num_finished: int) -> Histories | None:
+        """The histories once so many warm sets are finished; None for a backbone that looks at none."""
+        if not self.backbone.uses_history:
+            return None
+        return Histories(prepared, num_finished, self._history_length, self.runtime.device)
+
+    def _old_rows(self, item: torch.Tensor, history: History) -> tuple[torch.Tensor, EmbeddedHistory]:
+        """Rows of phi_old of old items [b, D] and of their history, of old items too, with gradients. A collective.
+
+        In one lookup, because a fused table takes a step for each.
+        """
+        ids = torch.cat([item, self._row_in_old(history.items)])
+        distinct, inverse = torch.unique(ids, return_inverse=True)
+        rows = self.old_ids.rows(self.runtime.pad(distinct)).index_select(0, inverse)
+        fields = self._history_fields(history)
+        return rows[: len(item)], EmbeddedHistory(**vars(history), embeddings=rows[len(item) :], fields=fields)
+
+    @torch.no_grad()
+    def encoded_history(self, history: History, context: torch.Tensor) -> torch.Tensor:
+        """What the backbone makes of rows' histories [b, W], for rows of fields [b, F*D], all frozen. A collective.
+
+        An old item stands in it by its row of phi_old, a new one by its row of phi_new as it is now.
+        """
+        # One more, so that no lookup is empty.
+        distinct, inverse = torch.unique(F.pad(history.items, (0, 1)), return_inverse=True)
+        distinct, inverse = self.runtime.pad(distinct), inverse[:-1]
+        is_new = (distinct >= self.num_old) & (distinct < self.num_items)
+        old = self.old_ids.rows(self._row_in_old(distinct) * ~is_new)
+        rows = torch.where(is_new[:, None], self.new_ids.rows(distinct * is_new), old)
+        fields = self._history_fields(history)
+        embedded = EmbeddedHistory(**vars(history), embeddings=rows.index_select(0, inverse), fields=fields)
+        return self.backbone.encode(embedded, context)
+
+    def _row_in_old(self, items: torch.Tensor) -> torch.Tensor:
+        """Rows of phi_old [n] of old items and of the unknown one [n]."""
+        return items.masked_fill(items == self.num_items, self.num_old)
+
+    def _history_fields(self, history: History) -> torch.Tensor | None:
+        if not self.backbone.uses_history_fields:
+            return None
+        distinct, inverse = torch.unique(F.pad(history.items, (0, 1)), return_inverse=True)
+        distinct = self.runtime.pad(distinct)
+        is_known = distinct < self.num_items
+        fields = self.item_fields(distinct * is_known) * is_known[:, None]
+        return fields.index_select(0, inverse[:-1])
+
+    def mean_old_row(self) -> torch.Tensor:
+        """Mean row [D] of phi_old over the old items: the common initialisation."""
+        num_rows = self.old_ids.specs["old"].rows
+        used = None if num_rows == self.num_old else torch.arange(num_rows) < self.num_old
+        return self.old_ids.mean_row("old", used)
 
     def user_fields(self, users: torch.Tensor) -> torch.Tensor:
         """Field embeddings [n, Fu*D] of users [n]. A collective."""

@@ -42,7 +42,8 @@ class Pretrain:
         """Trains from `start` to the end, then gives values that no row has used a sensible embedding."""
         settings, runtime = self.config.pretrain, session.runtime
         shuffled = settings.order == "shuffled"
-        loader = Loader(prepared, ["pretrain"], settings.batch_size, self.config.seed, runtime, shuffled)
+        histories = self.model.histories(prepared, 0)
+        loader = Loader(prepared, ["pretrain"], settings.batch_size, self.config.seed, runtime, shuffled, histories)
         self.model.backbone.train()
         train(session, start, loader, settings.epochs, self.step, self.tensors)
         fill_unused_rows(self.model, prepared)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from mwuf_kernels import warm_embedding
 
 from mwuf_dist.config import WARM_SETS, Config
+from mwuf_dist.data.histories import Histories, History
 from mwuf_dist.data.loader import Batch, Loader
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers
@@ -31,6 +32,8 @@ class WarmUp:
     model: Model
     frozen: Frozen
     method: Method
+    # Of the sets that are finished, since `finish_phase`.
+    histories: Histories | None = field(init=False, default=None)
 
     def run_phase(self, session: Session, prepared: Prepared, phase: int) -> None:
         """Trains the phase's rows (1, 2, 3 for warm-a, b, c), with a fresh optimizer.
@@ -42,7 +45,8 @@ class WarmUp:
         optimizer = Adam(dense=[], tables=[(self.model.new_ids, settings.learning_rate)])
         self.model.new_ids.reset_optimizer()
         seed = self.config.seed * len(WARM_SETS) + phase
-        loader = Loader(prepared, splits, settings.batch_size, seed, session.runtime)
+        histories = self.model.histories(prepared, phase - 1)
+        loader = Loader(prepared, splits, settings.batch_size, seed, session.runtime, histories=histories)
 
         def step(batch: Batch) -> torch.Tensor:
             return self.step(batch, optimizer)
@@ -53,16 +57,17 @@ class WarmUp:
         """One step on L_cold; returns this rank's part of it."""
         items, inverse = self.model.runtime.distinct(batch.item)
         rows = self.model.new_ids.rows(items)
-        part = self.frozen.part(batch.user, batch.item)
+        part = self.frozen.part(batch.user, batch.item, batch.history)
         loss = loss_sum(self.frozen.logit(rows.index_select(0, inverse), part), batch)
         loss.backward()
         optimizer.step()
         return loss.detach()
 
     def finish_phase(self, prepared: Prepared, phase: int) -> None:
-        """Computes U(v) of the new items from the sets that are finished now: none of them is still to be scored."""
+        """Takes U(v) of the new items and the histories from the sets that are finished now: none is still to score."""
         users = ItemUsers(prepared, WARM_SETS[:phase])
         self.frozen.set_users(users, range(self.model.num_old, self.model.num_items))
+        self.histories = self.model.histories(prepared, phase)
 
     @torch.no_grad()
     def score(self, prepared: Prepared, split: str) -> np.ndarray | None:
@@ -78,10 +83,15 @@ class WarmUp:
             rows = slice(first, min(first + _SCORE_ROWS, end))
             user = torch.from_numpy(columns["user"][rows].astype(np.int64)).to(runtime.device)
             item = torch.from_numpy(columns["item"][rows].astype(np.int64)).to(runtime.device)
-            scores.append(self._logit(runtime.pad(user), runtime.pad(item))[: len(user)].double().cpu().numpy())
+            padded, history = runtime.pad(user), None
+            if self.histories is not None:
+                before = torch.from_numpy(self.histories.before(split, rows.start, rows.stop).astype(np.int64))
+                history = self.histories.of(padded, runtime.pad(before.to(runtime.device)))
+            logits = self._logit(padded, runtime.pad(item), history)
+            scores.append(logits[: len(user)].double().cpu().numpy())
         return runtime.gather_rows(np.concatenate([np.empty(0), *scores]))
 
-    def _logit(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+    def _logit(self, user: torch.Tensor, item: torch.Tensor, history: History | None) -> torch.Tensor:
         items, inverse = self.model.runtime.distinct(item)
         rows = self.model.new_ids.rows(items)
         scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
@@ -89,7 +99,7 @@ class WarmUp:
             embedding = rows.index_select(0, inverse)
         else:
             _, embedding = warm_embedding(rows, inverse, *scale_and_shift)
-        return self.frozen.logit(embedding, self.frozen.part(user, item))
+        return self.frozen.logit(embedding, self.frozen.part(user, item, history))
 
 
 def warm_up_tensors(model: Model) -> dict[str, object]:
