@@ -95,6 +95,8 @@ class BackboneConfig:
     product: Literal["inner", "outer", "both"] = "inner"  # pnn: products of pairs of fields.
     cross_layers: Count = 3  # dcn, dcn_v2: number of cross layers.
     log_neurons: Count = 32  # afn: number of logarithmic neurons.
+    heads: Count = 4  # encoder: attention heads; they share out the width, the first of `hidden`.
+    field_dropout: Share = 0.25  # encoder: share of item fields left out in pretrain.
     history_length: Count = 20  # gru4rec, din: L, a row looks back at the last L events of its user before it.
 
 
@@ -110,7 +112,8 @@ class MethodConfig:
     shifting: bool = True  # mwuf: use the meta shifting network g.
     hidden: Count = 16  # mwuf: width of the hidden layer of h and g.
     residual: bool = True  # mwuf: scale = 1 + h with h and g starting at zero; false: the paper's scale = h.
-    item_dropout: Share = 0.5  # dropoutnet: share of pretrain rows whose item ID embedding is dropped.
+    item_dropout: Share = 0.5  # dropoutnet, map: share of pretrain rows whose item ID embedding is dropped.
+    prior_precision: Positive = 1.5  # map: of the prior on an item's row; larger keeps it closer to its first row.
     generator_scale: Positive = 0.2  # metaemb: gamma, the generator's output lies in (-gamma, gamma).
     inner_learning_rate: Positive = 0.1  # metaemb: of the gradient step from the cold to the warm half of an episode.
     cold_weight: Annotated[float, Ge(0), Le(1)] = 0.1  # metaemb: alpha, share of the cold half's loss.
@@ -123,8 +126,12 @@ class PretrainConfig:
     epochs: Count = 1  # Passes over the rows.
     batch_size: Count = 2048  # Rows of a global batch.
     learning_rate: Positive = 1e-3  # Adam.
+    learning_rate_ids: NonNegative = 0.0  # Adam on phi_old; 0: as everything else.
+    schedule: Literal["constant", "cosine"] = "constant"  # Of the rates; cosine: from 1 at the start to 0 at the end.
     weight_decay: NonNegative = 0.0  # AdamW's decay, on the dense weights.
-    order: Literal["shuffled", "time"] = "shuffled"  # Order of the rows.
+    item_weight: Literal["rows", "equal"] = "rows"  # equal: every old item weighs the same, however many rows it has.
+    # users: a batch holds parts of users' rows; for a backbone that reads whole histories (encoder).
+    order: Literal["shuffled", "time", "users"] = "shuffled"  # Order of the rows.
 
 
 @_section
@@ -136,7 +143,7 @@ class MetaTrainConfig:
     batch_size: Count = 2048  # Rows of a global batch.
     learning_rate_cold: Positive = 1e-3  # Adam on phi_new.
     learning_rate_warm: Positive = 1e-3  # Adam on h and g.
-    order: Literal["shuffled", "time"] = "shuffled"  # Order of the rows.
+    order: Literal["shuffled", "time", "users"] = "shuffled"  # Order of the rows, as in pretrain.
     users_per_item: CountOrZero = 0  # U(v) of an old item: this many of its users; 0 takes all.
 
 

@@ -10,6 +10,7 @@ from mwuf_dist.backbones.dcn import Dcn
 from mwuf_dist.backbones.dcn_v2 import DcnV2
 from mwuf_dist.backbones.deepfm import DeepFM
 from mwuf_dist.backbones.din import Din
+from mwuf_dist.backbones.encoder import Encoder
 from mwuf_dist.backbones.fm import Fm
 from mwuf_dist.backbones.gru4rec import Gru4Rec
 from mwuf_dist.backbones.own import as_backbone
@@ -24,6 +25,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "dcn_v2": DcnV2,
     "deepfm": DeepFM,
     "din": Din,
+    "encoder": Encoder,
     "fm": Fm,
     "gru4rec": Gru4Rec,
     "pnn": Pnn,

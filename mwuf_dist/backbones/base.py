@@ -14,16 +14,23 @@ from torch import nn
 from mwuf_dist.backbones.folded import FoldedHead
 from mwuf_dist.backbones.layers import MLP, second_order
 from mwuf_dist.config import BackboneConfig
-from mwuf_dist.data.histories import History
+from mwuf_dist.data.histories import History, Scope
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a backbone is built for: embedding width, and how many item and user fields stand beside the item ID."""
+    """What a backbone is built for.
+
+    Attributes:
+        dim: embedding width D.
+        num_item_fields, num_user_fields: fields beside the item ID.
+        user_id_field: which of the user fields is the user's ID.
+    """
 
     dim: int
     num_item_fields: int
     num_user_fields: int
+    user_id_field: int = 0
 
     @property
     def num_fields(self) -> int:
@@ -33,25 +40,27 @@ class Shape:
 
 @dataclass(frozen=True)
 class EmbeddedHistory(History):
-    """A history with the embeddings of its items.
+    """A history with the embeddings of its items, each distinct item of the batch once.
 
     Attributes:
-        embeddings: item ID embedding of each event [h, D]: a row of phi_old, the current row of phi_new of a new item,
-            or the unknown item's row.
-        fields: the items' own field embeddings side by side [h, Fi*D], zeros for the unknown item; None unless the
+        index: of each event, which of the n rows below is its item's [h].
+        rows: item ID embeddings [n, D]: a row of phi_old, the current row of phi_new of a new item, or the unknown
+            item's row.
+        fields: the items' own field embeddings side by side [n, Fi*D], zeros for the unknown item; None unless the
             backbone `uses_history_fields`.
     """
 
-    embeddings: torch.Tensor
+    index: torch.Tensor
+    rows: torch.Tensor
     fields: torch.Tensor | None = None
 
     def padded(self, length: int) -> torch.Tensor:
         """The embeddings of each history [g, length, D], oldest first, with zeros behind."""
-        num, dim = len(self.offsets) - 1, self.embeddings.shape[1]
+        num, dim = len(self.offsets) - 1, self.rows.shape[1]
         shift = torch.arange(num, device=self.offsets.device) * length - self.offsets[:-1]
         place = torch.repeat_interleave(shift, self.lengths) + torch.arange(len(self.items), device=shift.device)
-        dense = self.embeddings.new_zeros(num * length, dim)
-        return dense.index_copy(0, place, self.embeddings).view(num, length, dim)
+        dense = self.rows.new_zeros(num * length, dim)
+        return dense.index_copy(0, place, self.rows.index_select(0, self.index)).view(num, length, dim)
 
 
 class Backbone(nn.Module):
@@ -67,6 +76,8 @@ class Backbone(nn.Module):
     trains_zero_item = True  # Whether an item embedding of zeros has a gradient.
     uses_history = False  # Whether `encode` is called.
     uses_history_fields = False  # Whether it reads `EmbeddedHistory.fields`.
+    history_scope: Scope = "before"  # The user's last L events before the row, or all but the row.
+    linear_in_item = False  # Whether the logit is, with everything else frozen, linear in the item embedding.
     history_width = 0  # Columns W that it makes.
 
     def __init__(self, config: BackboneConfig, shape: Shape) -> None:

@@ -111,7 +111,8 @@ class EpisodeLoader:
         num_rows = min(size, len(first) - step * size) * self._rows
         user, history = user.long().to(device), None
         if self._histories is not None:
-            history = self._histories.of(user, torch.from_numpy(self._columns["before"][chosen]).long().to(device))
+            before = torch.from_numpy(self._columns["before"][chosen]).long().to(device)
+            history = self._histories.of(user, before, in_pretrain=True)
         return Batch(
             user,
             item.long().to(device),

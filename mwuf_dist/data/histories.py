@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ import torch.nn.functional as F
 from mwuf_dist.data.schema import RawDataset
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.split import SPLITS, Split, SplitRule
+
+Scope = Literal["before", "all"]
 
 FOLDER = "histories"
 _NEVER = -1  # Phase of a row that is no event.
@@ -62,12 +65,19 @@ class Histories:
         num_finished: how many of `warm_a`, `warm_b`, `warm_c` are finished: rows of the others are left out.
         length: L, a history is the last L such events; 0 takes all.
         device: where histories are gathered.
+        scope: "before" looks at what is strictly earlier than a row; "all" at whatever may be seen but the row itself
+            and rows of dropped items.
     """
 
-    def __init__(self, prepared: Prepared, num_finished: int, length: int, device: torch.device) -> None:
+    def __init__(
+        self, prepared: Prepared, num_finished: int, length: int, device: torch.device, scope: Scope = "before"
+    ) -> None:
         self._folder = prepared.path / FOLDER
         self._length = length
+        self._scope = scope
         kept = self._load("phases") <= num_finished
+        if scope == "all":
+            kept &= self._load("items") < prepared.num_items
         small = len(kept) < 2**31
         # Place of an event among those that may be seen.
         place = np.zeros(len(kept) + 1, np.int32 if small else np.int64)
@@ -84,11 +94,23 @@ class Histories:
         """How many events of its user are strictly earlier than each of the rows [start, stop) of a split, int32."""
         return np.array(self._load(f"before-{split}")[start:stop])
 
-    def of(self, users: torch.Tensor, before: torch.Tensor) -> History:
-        """The histories of rows by users [b], each of which has `before` [b] earlier events; no two rows share one."""
+    def of(self, users: torch.Tensor, before: torch.Tensor, in_pretrain: bool) -> History:
+        """The histories of rows by users [b], each of which has `before` [b] earlier events.
+
+        Args:
+            users: of the rows.
+            before: how many events of its user are earlier than each row.
+            in_pretrain: the rows are of `pretrain`, so that each is an event itself.
+        """
         first = self._offsets[users]
+        own = self._place[first + before]
         group = torch.arange(len(users), device=users.device)
-        return self._cut(self._place[first], self._place[first + before], group)
+        if self._scope == "before":
+            return self._cut(self._place[first], own, group)
+        if not in_pretrain:
+            return self.whole(users)
+        history = self._cut(self._place[first], self._place[self._offsets[users + 1]], group)
+        return _without(history, (own - self._place[first]).long())
 
     def whole(self, users: torch.Tensor) -> History:
         """The histories of users [b] as of now, all that may be seen; rows of one user share one."""
@@ -103,6 +125,14 @@ class Histories:
         shift = torch.repeat_interleave(first - offsets[:-1], lengths)
         events = shift + torch.arange(len(shift), device=shift.device)
         return History(self._items[events].long(), self._labels[events].float(), offsets, group)
+
+
+def _without(history: History, place: torch.Tensor) -> History:
+    """Histories without the event at a place [g] of each, counted from its first."""
+    kept = torch.ones_like(history.items, dtype=torch.bool)
+    kept[history.offsets[:-1] + place] = False
+    offsets = history.offsets - torch.arange(len(history.offsets), device=place.device)
+    return History(history.items[kept], history.labels[kept], offsets, history.group)
 
 
 def write(dataset: RawDataset, split: Split, rule: SplitRule, folder: Path) -> dict[str, dict[str, int]]:

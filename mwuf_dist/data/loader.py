@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -43,6 +44,27 @@ class Batch:
     epoch: int
     step: int
     history: History | None = None
+
+
+class Batches(Protocol):
+    """What every loader is: global batches, epoch by epoch, from any step on.
+
+    Attributes:
+        batch_size: rows of a global batch.
+        num_rows, num_steps: of an epoch, over all ranks.
+    """
+
+    batch_size: int
+
+    @property
+    def num_rows(self) -> int: ...  # noqa: D102
+
+    @property
+    def num_steps(self) -> int: ...  # noqa: D102
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's part of each global batch from `start_step` on."""
+        ...
 
 
 class Loader:
@@ -125,7 +147,7 @@ class Loader:
             is_full = num_rows == self.batch_size
             history = None
             if self._histories is not None and before is not None:
-                history = self._histories.of(user[row], before[row])
+                history = self._histories.of(user[row], before[row], self._splits == ("pretrain",))
             yield Batch(user[row], item[row], label[row], weights[row], num_rows, is_full, order.epoch, step, history)
 
     def _shuffled_rows(self, order: EpochOrder, index: int, steps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

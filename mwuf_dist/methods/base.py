@@ -36,7 +36,8 @@ class Method(nn.Module):
     2. `episode_loss`, for a method that is `episode_trained`, trains its weights on old items played as new;
     3. `initial_rows`, for a method whose `initialisation` is "own", gives phi_new its first rows;
     4. `scale_and_shift`, for a method that is `meta_trained`, is trained by Algorithm 1 of MWUF and applied wherever a
-       new item is scored.
+       new item is scored;
+    5. `fit`, for a method that `fits_items`, takes the place of the steps of `warm_up`.
 
     Args:
         config: section `method`.
@@ -46,6 +47,7 @@ class Method(nn.Module):
 
     initialisation = "random"  # Of phi_new: "random", "mean", "zero" or "own"; the config may name another.
     episode_trained = False  # Whether `episode_loss` has weights to train.
+    fits_items = False  # Whether `fit` takes the place of the steps of `warm_up`.
     meta_trained = False  # Whether `scale_and_shift` has weights to train.
     # The keys of section `method` that decide what `pretrain` computes, where `pretrain_item` does something: runs in
     # which they are equal can share one pretraining.
@@ -78,6 +80,20 @@ class Method(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(scale [U, D], shift [U, D]) of items with fields [U, Fi*D] and mean users [U, D]; None: left as they are."""
         return None
+
+    def fit(
+        self, start: torch.Tensor, item: torch.Tensor, label: torch.Tensor, offset: torch.Tensor, slope: torch.Tensor
+    ) -> torch.Tensor:
+        """Rows [m, D] of phi_new for m items, from their clicks so far and nothing else.
+
+        Args:
+            start: the items' first rows [m, D].
+            item: whose click each is, from 0 to m - 1 [n].
+            label: [n].
+            offset: the logit of click j is offset[j] + slope[j] . v for the item's row v; [n].
+            slope: [n, D].
+        """
+        raise NotImplementedError
 
     def warm_rows(self, rows: torch.Tensor, item_context: torch.Tensor, user_mean: torch.Tensor) -> torch.Tensor:
         """Warm embeddings [U, D] of rows [U, D] of phi_new, for millions of items at once, without gradients."""

@@ -10,8 +10,7 @@ import torch
 from mwuf_kernels import warm_embedding
 
 from mwuf_dist.config import Config, MetaTrainConfig
-from mwuf_dist.data.episodes import EpisodeLoader
-from mwuf_dist.data.loader import Batch, Loader
+from mwuf_dist.data.loader import Batch, Batches
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.methods import Method
@@ -54,15 +53,7 @@ class MetaTrain:
     def run(self, session: Session, prepared: Prepared, start: Cursor, tensors: Any) -> None:
         """Trains from `start` to the end; `tensors` gives the whole state to save."""
         settings = self.config.meta_train
-        loader = Loader(
-            prepared,
-            ["pretrain"],
-            settings.batch_size,
-            self.config.seed,
-            session.runtime,
-            shuffled=settings.order == "shuffled",
-            histories=self.model.histories(prepared, 0),
-        )
+        loader = self.model.pretrain_rows(prepared, settings.order, settings.batch_size, self.config.seed)
         train_epochs(session, start, loader, settings, self.step, tensors, lambda: self._held_out_loss(loader))
 
     def step(self, batch: Batch) -> torch.Tensor:
@@ -91,7 +82,7 @@ class MetaTrain:
         return torch.stack([loss_sum(logit, batch) for logit in logits])
 
     @torch.no_grad()
-    def _held_out_loss(self, loader: Loader) -> float:
+    def _held_out_loss(self, loader: Batches) -> float:
         """L_warm over the rows of held-out items, whose rows of phi_new nothing has moved."""
         assert self._held_out is not None
         total = torch.zeros(2, dtype=torch.float64, device=self.model.runtime.device)
@@ -111,7 +102,7 @@ def held_out_items(seed: int, num_old: int) -> torch.Tensor:
 def train_epochs(
     session: Session,
     start: Cursor,
-    loader: Loader | EpisodeLoader,
+    loader: Batches,
     settings: MetaTrainConfig,
     step: Callable[[Batch], torch.Tensor],
     tensors: Callable[[], dict[str, Any]],

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from mwuf_dist.backbones import EmbeddedHistory, Shape, build_backbone
-from mwuf_dist.config import Config
+from mwuf_dist.config import Config, UserError
 from mwuf_dist.data.histories import Histories, History
-from mwuf_dist.data.loader import Batch
+from mwuf_dist.data.loader import Batch, Batches, Loader
+from mwuf_dist.data.schema import USER_ID
 from mwuf_dist.data.shards import Prepared
+from mwuf_dist.data.user_batches import UserLoader
 from mwuf_dist.embeddings.features import FeatureStore
 from mwuf_dist.embeddings.tables import Tables, TableSpec
 from mwuf_dist.runtime import Runtime, generator_seed
@@ -38,7 +40,8 @@ class Model:
         self.dim = config.embedding.dim
         self.users = FeatureStore(prepared.entity("user"), runtime.device)
         self.items = FeatureStore(prepared.entity("item"), runtime.device)
-        self.shape = Shape(self.dim, len(self.items.fields), len(self.users.fields))
+        user_id = self.users.names.index(USER_ID)
+        self.shape = Shape(self.dim, len(self.items.fields), len(self.users.fields), user_id)
         torch.manual_seed(generator_seed(config.seed, 1))  # the same dense weights on every rank
         self.backbone = build_backbone(config.backbone, self.shape).to(runtime.device)
         self._history_length = config.backbone.history_length
@@ -79,18 +82,39 @@ class Model:
         """The histories once so many warm sets are finished; None for a backbone that looks at none."""
         if not self.backbone.uses_history:
             return None
+        if self.backbone.history_scope == "all":
+            # Of pretrain alone: nothing of a warm set comes in, so it does not matter what is finished.
+            return Histories(prepared, 0, 0, self.runtime.device, "all")
         return Histories(prepared, num_finished, self._history_length, self.runtime.device)
+
+    def pretrain_rows(self, prepared: Prepared, order: str, batch_size: int, seed: int) -> Batches:
+        """Batches of the rows of `pretrain` in an order that the config names.
+
+        Raises:
+            UserError: the order does not go with the backbone.
+        """
+        if order != "users":
+            histories = self.histories(prepared, 0)
+            return Loader(prepared, ["pretrain"], batch_size, seed, self.runtime, order == "shuffled", histories)
+        if self.backbone.history_scope != "all":
+            raise UserError(
+                "order = 'users' goes with a backbone that reads whole histories (backbone.name = 'encoder'): "
+                "take 'shuffled' or 'time'"
+            )
+        return UserLoader(prepared, batch_size, seed, self.runtime)
 
     def _old_rows(self, item: torch.Tensor, history: History) -> tuple[torch.Tensor, EmbeddedHistory]:
         """Rows of phi_old of old items [b, D] and of their history, of old items too, with gradients. A collective.
 
         In one lookup, because a fused table takes a step for each.
         """
-        ids = torch.cat([item, self._row_in_old(history.items)])
-        distinct, inverse = torch.unique(ids, return_inverse=True)
-        rows = self.old_ids.rows(self.runtime.pad(distinct)).index_select(0, inverse)
-        fields = self._history_fields(history)
-        return rows[: len(item)], EmbeddedHistory(**vars(history), embeddings=rows[len(item) :], fields=fields)
+        distinct, inverse = torch.unique(torch.cat([item, history.items]), return_inverse=True)
+        distinct = self.runtime.pad(distinct)
+        rows = self.old_ids.rows(self._row_in_old(distinct))
+        embedded = EmbeddedHistory(
+            **vars(history), index=inverse[len(item) :], rows=rows, fields=self._history_fields(distinct)
+        )
+        return rows.index_select(0, inverse[: len(item)]), embedded
 
     @torch.no_grad()
     def encoded_history(self, history: History, context: torch.Tensor) -> torch.Tensor:
@@ -104,22 +128,18 @@ class Model:
         is_new = (distinct >= self.num_old) & (distinct < self.num_items)
         old = self.old_ids.rows(self._row_in_old(distinct) * ~is_new)
         rows = torch.where(is_new[:, None], self.new_ids.rows(distinct * is_new), old)
-        fields = self._history_fields(history)
-        embedded = EmbeddedHistory(**vars(history), embeddings=rows.index_select(0, inverse), fields=fields)
-        return self.backbone.encode(embedded, context)
+        fields = self._history_fields(distinct)
+        return self.backbone.encode(EmbeddedHistory(**vars(history), index=inverse, rows=rows, fields=fields), context)
 
     def _row_in_old(self, items: torch.Tensor) -> torch.Tensor:
         """Rows of phi_old [n] of old items and of the unknown one [n]."""
         return items.masked_fill(items == self.num_items, self.num_old)
 
-    def _history_fields(self, history: History) -> torch.Tensor | None:
+    def _history_fields(self, items: torch.Tensor) -> torch.Tensor | None:
         if not self.backbone.uses_history_fields:
             return None
-        distinct, inverse = torch.unique(F.pad(history.items, (0, 1)), return_inverse=True)
-        distinct = self.runtime.pad(distinct)
-        is_known = distinct < self.num_items
-        fields = self.item_fields(distinct * is_known) * is_known[:, None]
-        return fields.index_select(0, inverse[:-1])
+        is_known = items < self.num_items
+        return self.item_fields(items * is_known) * is_known[:, None]
 
     def mean_old_row(self) -> torch.Tensor:
         """Mean row [D] of phi_old over the old items: the common initialisation."""
@@ -140,7 +160,15 @@ class Model:
         return list(self.backbone.parameters())
 
 
-def loss_sum(logit: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Binary cross entropy of this rank's rows over the rows of the global batch: the ranks' sum is the mean loss."""
+def loss_sum(logit: torch.Tensor, batch: Batch, row_weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Binary cross entropy of this rank's rows over the rows of the global batch: the ranks' sum is the mean loss.
+
+    Args:
+        logit: [b].
+        batch: the rows.
+        row_weight: what each weighs [b]; None is 1.
+    """
     weight = None if batch.is_full else batch.weight
+    if row_weight is not None:
+        weight = row_weight * batch.weight
     return F.binary_cross_entropy_with_logits(logit, batch.label, weight, reduction="sum") / batch.num_rows

@@ -150,8 +150,10 @@ class Run:
         self.model = Model(config, self.prepared, runtime)
         torch.manual_seed(generator_seed(config.seed, 3))  # the same meta networks on every rank
         context = self.model.shape.num_item_fields * self.model.dim
-        zero = self.model.backbone.trains_zero_item
-        self.method: Method = build_method(config.method, self.model.dim, context, zero).to(runtime.device)
+        backbone = self.model.backbone
+        self.method: Method = build_method(
+            config.method, self.model.dim, context, backbone.trains_zero_item, backbone.linear_in_item
+        ).to(runtime.device)
         checkpointer = Checkpointer(self.folder / "checkpoints", config.checkpoint, runtime)
         found = checkpointer.latest(config_hash(config))
         self._checkpoint, meta = found or (

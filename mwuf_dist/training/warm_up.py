@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,8 +16,10 @@ from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.methods import Method
 from mwuf_dist.training.checkpoints import Cursor, table_state
+from mwuf_dist.training.fit import ItemFit
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session, train
+from mwuf_dist.training.meta_train import initialise_new_ids
 from mwuf_dist.training.model import Model, loss_sum
 from mwuf_dist.training.optimizers import Adam
 
@@ -34,12 +37,20 @@ class WarmUp:
     method: Method
     # Of the sets that are finished, since `finish_phase`.
     histories: Histories | None = field(init=False, default=None)
+    _fit: ItemFit | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.method.fits_items:
+            self._fit = ItemFit(self.model, self.frozen, self.method)
 
     def run_phase(self, session: Session, prepared: Prepared, phase: int) -> None:
         """Trains the phase's rows (1, 2, 3 for warm-a, b, c), with a fresh optimizer.
 
         It is short: a run that is stopped within it starts the phase again from the checkpoint at its beginning.
         """
+        if self._fit is not None:
+            self._fit_phase(self._fit, session, prepared, phase)
+            return
         settings = self.config.warm_up
         splits = WARM_SETS[:phase] if settings.carry_over else WARM_SETS[phase - 1 : phase]
         optimizer = Adam(dense=[], tables=[(self.model.new_ids, settings.learning_rate)])
@@ -52,6 +63,16 @@ class WarmUp:
             return self.step(batch, optimizer)
 
         train(session, Cursor("warm_up", phase), loader, settings.epochs, step, tensors=None)
+
+    def _fit_phase(self, fit: ItemFit, session: Session, prepared: Prepared, phase: int) -> None:
+        clock = time.perf_counter()
+        # The first rows are those before any click, whatever the phases before have made of them.
+        initialise_new_ids(self.config, self.model, self.method, from_row=self.model.num_old)
+        items = torch.arange(self.model.num_old, self.model.num_items, device=self.model.runtime.device)
+        with torch.no_grad():
+            start = self.model.new_ids.rows(items)
+        num_rows = fit.run_phase(prepared, phase, start)
+        session.count("warm_up", num_rows, time.perf_counter() - clock)
 
     def step(self, batch: Batch, optimizer: Adam) -> torch.Tensor:
         """One step on L_cold; returns this rank's part of it."""
@@ -86,7 +107,7 @@ class WarmUp:
             padded, history = runtime.pad(user), None
             if self.histories is not None:
                 before = torch.from_numpy(self.histories.before(split, rows.start, rows.stop).astype(np.int64))
-                history = self.histories.of(padded, runtime.pad(before.to(runtime.device)))
+                history = self.histories.of(padded, runtime.pad(before.to(runtime.device)), in_pretrain=False)
             logits = self._logit(padded, runtime.pad(item), history)
             scores.append(logits[: len(user)].double().cpu().numpy())
         return runtime.gather_rows(np.concatenate([np.empty(0), *scores]))
