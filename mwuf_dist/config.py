@@ -82,6 +82,9 @@ class EmbeddingConfig:
     fused_above_rows: Count = 5_000_000  # `auto` takes rowwise_adagrad above this many rows.
     rowwise_adagrad_lr: Positive = 0.02  # Its learning rate (adam uses the stage's).
     sharding: Literal["auto", "row_wise", "table_wise", "column_wise"] = "auto"  # auto: row-wise for large tables.
+    # Item fields: a value that fewer old items have is treated as unknown, so that it cannot stand for one of them.
+    min_old_items: CountOrZero = 0
+    smooth_ordinal: bool = False  # An ordinal field (a year, say) is the mean of its value and the two beside it.
 
 
 @_section
@@ -96,7 +99,8 @@ class BackboneConfig:
     cross_layers: Count = 3  # dcn, dcn_v2: number of cross layers.
     log_neurons: Count = 32  # afn: number of logarithmic neurons.
     heads: Count = 4  # encoder: attention heads; they share out the width, the first of `hidden`.
-    field_dropout: Share = 0.25  # encoder: share of item fields left out in pretrain.
+    field_dropout: Share = 0.05  # encoder: share of the values of each item field that are left out in pretrain.
+    field_dropout_of: dict[str, Share] = dataclasses.field(default_factory=dict)  # The same for single item fields.
     history_length: Count = 20  # gru4rec, din: L, a row looks back at the last L events of its user before it.
 
 

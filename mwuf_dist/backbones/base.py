@@ -25,12 +25,14 @@ class Shape:
         dim: embedding width D.
         num_item_fields, num_user_fields: fields beside the item ID.
         user_id_field: which of the user fields is the user's ID.
+        item_fields: names of the item fields.
     """
 
     dim: int
     num_item_fields: int
     num_user_fields: int
     user_id_field: int = 0
+    item_fields: tuple[str, ...] = ()
 
     @property
     def num_fields(self) -> int:

@@ -48,6 +48,7 @@ class Encoder(Backbone):
                 f"hidden[0] = {width} that backbone.heads = {config.heads} divides"
             )
         self.history_width = 1 + dim
+        self._field_dropout = _field_dropout(config, shape)
         content = shape.num_item_fields * dim
         self.query = self._mlp(content, width)
         self.event_fields = nn.Linear(content, width)
@@ -95,15 +96,15 @@ class Encoder(Backbone):
         return cold.squeeze(1) + (item * taste).sum(1)
 
     def _some_fields(self, fields: torch.Tensor) -> torch.Tensor:
-        """Item fields [n, Fi*D], in training each left out (zero) with probability `backbone.field_dropout`.
+        """Item fields [n, Fi*D], in training each left out (zero) with the probability that the config gives it.
 
         Against content that memorises old items: what it knows of one of them is not to hang on a single field.
         """
-        if not self.training or not self.config.field_dropout:
+        if not self.training:
             return fields
-        shape = (len(fields), self.shape.num_item_fields, 1)
-        kept = torch.rand(shape, device=fields.device) >= self.config.field_dropout
-        return (fields.view(*shape[:2], -1) * kept).flatten(1)
+        share = torch.tensor(self._field_dropout, device=fields.device)
+        kept = torch.rand(len(fields), len(share), device=fields.device) >= share
+        return (fields.unflatten(1, (-1, self.shape.dim)) * kept[:, :, None]).flatten(1)
 
     def _attend(
         self, query: torch.Tensor, pairs: torch.Tensor, event: torch.Tensor, history: EmbeddedHistory
@@ -133,6 +134,20 @@ class Encoder(Backbone):
             rows.append(of_row[is_row])
         place = torch.argsort(torch.cat(rows))
         return torch.cat(found).index_select(0, place)
+
+
+def _field_dropout(config: BackboneConfig, shape: Shape) -> list[float]:
+    """The dropout of each item field.
+
+    Raises:
+        UserError: the config names one that is not there.
+    """
+    for name in config.field_dropout_of:
+        if name not in shape.item_fields:
+            raise UserError(
+                f"backbone.field_dropout_of.{name}: no such item field: there are {', '.join(shape.item_fields)}"
+            )
+    return [config.field_dropout_of.get(name, config.field_dropout) for name in shape.item_fields]
 
 
 def _pieces(lengths: torch.Tensor, num_rows: torch.Tensor) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ from mwuf_dist.data.loader import Batch, Batches, Loader
 from mwuf_dist.data.schema import USER_ID
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.user_batches import UserLoader
-from mwuf_dist.embeddings.features import FeatureStore
+from mwuf_dist.embeddings.features import FeatureStore, without_rare_values
 from mwuf_dist.embeddings.tables import Tables, TableSpec
 from mwuf_dist.runtime import Runtime, generator_seed
 
@@ -38,10 +38,12 @@ class Model:
         self.num_old = prepared.num_old_items
         self.num_items = prepared.num_items
         self.dim = config.embedding.dim
-        self.users = FeatureStore(prepared.entity("user"), runtime.device)
-        self.items = FeatureStore(prepared.entity("item"), runtime.device)
+        smooth = config.embedding.smooth_ordinal
+        items = without_rare_values(prepared.entity("item"), self.num_old, config.embedding.min_old_items)
+        self.users = FeatureStore(prepared.entity("user"), runtime.device, smooth)
+        self.items = FeatureStore(items, runtime.device, smooth)
         user_id = self.users.names.index(USER_ID)
-        self.shape = Shape(self.dim, len(self.items.fields), len(self.users.fields), user_id)
+        self.shape = Shape(self.dim, len(self.items.fields), len(self.users.fields), user_id, tuple(self.items.names))
         torch.manual_seed(generator_seed(config.seed, 1))  # the same dense weights on every rank
         self.backbone = build_backbone(config.backbone, self.shape).to(runtime.device)
         self._history_length = config.backbone.history_length

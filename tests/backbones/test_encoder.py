@@ -13,7 +13,7 @@ from mwuf_dist.backbones import encoder as encoder_module
 from mwuf_dist.backbones.encoder import Encoder
 from mwuf_dist.config import BackboneConfig, UserError
 
-SHAPE = Shape(dim=3, num_item_fields=2, num_user_fields=3, user_id_field=1)
+SHAPE = Shape(dim=3, num_item_fields=2, num_user_fields=3, user_id_field=1, item_fields=("a", "b"))
 WIDTH, HEADS = 4, 2
 
 
@@ -136,3 +136,19 @@ def test_fields_are_left_out_in_training_alone() -> None:
 def test_a_width_that_the_heads_do_not_divide_is_the_users_error() -> None:
     with pytest.raises(UserError, match=r"backbone\.heads = 3 divides"):
         build_backbone(BackboneConfig(name="encoder", hidden=(64,), heads=3), SHAPE)
+
+
+def test_the_dropout_of_a_field_that_is_not_there_is_the_users_error() -> None:
+    config = BackboneConfig(name="encoder", field_dropout_of={"colour": 0.5})
+    with pytest.raises(UserError, match="colour: no such item field: there are a, b"):
+        build_backbone(config, SHAPE)
+
+
+def test_a_single_field_has_a_dropout_of_its_own() -> None:
+    config = BackboneConfig(name="encoder", field_dropout=0.0, field_dropout_of={"b": 0.5})
+    backbone = build_backbone(config, SHAPE)
+    assert isinstance(backbone, Encoder)
+    torch.manual_seed(0)
+    kept = backbone._some_fields(torch.ones(1000, 2 * SHAPE.dim)).view(1000, 2, SHAPE.dim)
+    assert (kept[:, 0] == 1).all()
+    assert (kept[:, 1] == kept[:, 1, :1]).all() and 0.4 < kept[:, 1].mean() < 0.6
