@@ -194,7 +194,8 @@ def test_two_ranks_give_the_auc_and_the_tables_of_one_rank(name: str, method: st
             "pretrain": {"learning_rate": 5e-3},
         },
     )
-    expected, expected_tensors = test_ranks.run(tmp_path / "one", values, 1)
+    test_resume.run(build(values), tmp_path / "one")
+    expected, expected_tensors, _ = test_resume.outcome(tmp_path / "one")
     found, tensors = test_ranks.run(tmp_path / "two", merge(values, {"embedding": {"sharding": "row_wise"}}), 2)
     for phase, metrics in expected["phases"].items():
         assert found["phases"][phase]["auc_test"] == pytest.approx(metrics["auc_test"], abs=1e-4), phase
