@@ -226,6 +226,7 @@ def test_a_backbone_of_ones_own_gets_fields_and_labels_of_the_events(tmp_path: P
         model.encoded_history(history, torch.empty(len(users), 0))
         loader = Loader(job.prepared, ["pretrain"], 64, 0, runtime, histories=model.histories(job.prepared, 0))
         batch = next(iter(loader.epoch(0)))
+        assert batch.history is not None
         model.logit(batch).sum().backward()
         for given, expected in zip(model.backbone.given, (history, batch.history), strict=True):
             assert torch.equal(given.labels, expected.labels) and torch.equal(given.items, expected.items)
