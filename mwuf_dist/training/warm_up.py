@@ -112,7 +112,7 @@ class WarmUp:
             scores.append(logits[: len(user)].double().cpu().numpy())
         return runtime.gather_rows(np.concatenate([np.empty(0), *scores]))
 
-    def _logit(self, user: torch.Tensor, item: torch.Tensor, history: History | None) -> torch.Tensor:
+    def _logit(self, user: torch.Tensor, item: torch.Tensor, history: History | None = None) -> torch.Tensor:
         items, inverse = self.model.runtime.distinct(item)
         rows = self.model.new_ids.rows(items)
         scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))

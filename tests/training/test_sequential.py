@@ -194,7 +194,8 @@ def test_two_ranks_give_the_auc_and_the_tables_of_one_rank(name: str, method: st
             "pretrain": {"learning_rate": 5e-3},
         },
     )
-    expected, expected_tensors = test_ranks.run(tmp_path / "one", values, 1)
+    test_resume.run(build(values), tmp_path / "one")
+    expected, expected_tensors, _ = test_resume.outcome(tmp_path / "one")
     found, tensors = test_ranks.run(tmp_path / "two", merge(values, {"embedding": {"sharding": "row_wise"}}), 2)
     for phase, metrics in expected["phases"].items():
         assert found["phases"][phase]["auc_test"] == pytest.approx(metrics["auc_test"], abs=1e-4), phase
@@ -225,6 +226,7 @@ def test_a_backbone_of_ones_own_gets_fields_and_labels_of_the_events(tmp_path: P
         model.encoded_history(history, torch.empty(len(users), 0))
         loader = Loader(job.prepared, ["pretrain"], 64, 0, runtime, histories=model.histories(job.prepared, 0))
         batch = next(iter(loader.epoch(0)))
+        assert batch.history is not None
         model.logit(batch).sum().backward()
         for given, expected in zip(model.backbone.given, (history, batch.history), strict=True):
             assert torch.equal(given.labels, expected.labels) and torch.equal(given.items, expected.items)
