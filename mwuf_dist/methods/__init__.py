@@ -5,13 +5,24 @@ from __future__ import annotations
 import dataclasses
 
 from mwuf_dist.config import MethodConfig
-from mwuf_dist.methods.base import Base, Episodes, Method, check_initialisation
+from mwuf_dist.methods.base import Base, Episodes, Method, PretrainedItems, check_initialisation
+from mwuf_dist.methods.cvar import Cvar
 from mwuf_dist.methods.dropoutnet import DropoutNet
+from mwuf_dist.methods.gme import Gme
+from mwuf_dist.methods.melu import MeLU
 from mwuf_dist.methods.metaemb import MetaEmb
 from mwuf_dist.methods.mwuf import Mwuf
 from mwuf_dist.registry import find_class
 
-METHODS: dict[str, type[Method]] = {"base": Base, "dropoutnet": DropoutNet, "metaemb": MetaEmb, "mwuf": Mwuf}
+METHODS: dict[str, type[Method]] = {
+    "base": Base,
+    "cvar": Cvar,
+    "dropoutnet": DropoutNet,
+    "gme": Gme,
+    "melu": MeLU,
+    "metaemb": MetaEmb,
+    "mwuf": Mwuf,
+}
 
 
 def build_method(config: MethodConfig, dim: int, item_context: int, trains_zero_item: bool = True) -> Method:
@@ -37,4 +48,4 @@ def pretraining_of(config: MethodConfig) -> MethodConfig:
     return dataclasses.replace(MethodConfig(), **{key: getattr(config, key) for key in keys})
 
 
-__all__ = ["METHODS", "Episodes", "Method", "build_method", "pretraining_of"]
+__all__ = ["METHODS", "Episodes", "Method", "PretrainedItems", "build_method", "pretraining_of"]

@@ -39,10 +39,10 @@ class Mwuf(Method):
         assert self.start is not None
         return self.start.episode_loss(episodes)
 
-    def initial_rows(self, item_context: torch.Tensor) -> torch.Tensor:
+    def initial_rows(self, items: torch.Tensor, item_context: torch.Tensor) -> torch.Tensor:
         """See `Method.initial_rows`."""
         assert self.start is not None
-        return self.start.initial_rows(item_context)
+        return self.start.initial_rows(items, item_context)
 
     def scale_and_shift(
         self, item_context: torch.Tensor, user_mean: torch.Tensor

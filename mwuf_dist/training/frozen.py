@@ -13,6 +13,7 @@ import torch
 from mwuf_dist.config import EmbeddingConfig
 from mwuf_dist.embeddings.tables import Tables, TableSpec
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
+from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.model import Model
 
 
@@ -56,6 +57,11 @@ class Frozen:
             width = shape.num_user_fields * shape.dim
             self._parts = Tables("parts", [TableSpec("parts", self._num_users, width)], config, runtime, trained=False)
         self._compute_parts()
+
+    @property
+    def runtime(self) -> Runtime:
+        """Ranks and device."""
+        return self._model.runtime
 
     @torch.no_grad()
     def _compute_parts(self) -> None:
