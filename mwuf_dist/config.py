@@ -123,7 +123,7 @@ class MethodConfig:
     latent_noise: NonNegative = 1e-4  # cvar: factor of the noise of the latent variable in training.
     reconstruction_weight: NonNegative = 1.0  # cvar: of the reconstruction error of old items' ID embeddings.
     divergence_weight: NonNegative = 0.2  # cvar: of the distance between encoder and prior.
-    regenerate: bool = True  # cvar: pass new items' rows through the autoencoder after each warm phase.
+    regenerate: bool = False  # cvar: pass new items' rows through the autoencoder after each warm phase.
 
 
 @_section

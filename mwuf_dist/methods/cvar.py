@@ -36,9 +36,10 @@ class Cvar(Method):
       frequency: a decoder that never saw a rare item is not asked what a rare item's embedding is, but what this one's
       would be if it were well known.
     * After each warm phase the code trains all of CVAR on the phase's rows and then overwrites the new items' rows with
-      the decoder's. Training anything but these rows is more than any other method may do here. With
-      `method.regenerate` they are overwritten by the frozen d(m_q(row), 0): what the row has learned, as one of the
-      embeddings that well-known items have.
+      the decoder's. Training anything but these rows is more than any other method may do here. What is left of it is
+      `method.regenerate`: they are overwritten by the frozen d(m_q(row), 0), what the row has learned as one of the
+      embeddings that well-known items have. It is off by default, because on old items played as new the autoencoder
+      lost more of what a row had learned than it repaired.
 
     Works on every backbone.
     """
