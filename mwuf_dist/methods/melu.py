@@ -26,8 +26,8 @@ class MeLU(Method):
       within the D directions of W_v: of all that could be local in the decision layers, this is the part that does not
       depend on the user. Local weights of deeper layers would need a decision network per item at the server.
     * Every item starts from the same v, as every task of MeLU does. It starts training at the mean row of phi_old, the
-      common initialisation. (A start made from the item's fields is MetaEmb's idea. Tried here, on old items played as
-      new, it was worse in every phase: it remembers the old items.)
+      common initialisation. (A start made from the item's fields is MetaEmb's idea. Tried here, a linear map of
+      them beside v, it was worse in the cold phase of old items played as new.)
     * The local steps on new items are stage `warm_up`: the optimizer and number of steps that every method has.
 
     The gradient goes through the `method.local_steps` local steps, second derivatives and all; with
