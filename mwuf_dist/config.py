@@ -118,9 +118,20 @@ class MethodConfig:
     residual: bool = True  # mwuf: scale = 1 + h with h and g starting at zero; false: the paper's scale = h.
     item_dropout: Share = 0.5  # dropoutnet, map: share of pretrain rows whose item ID embedding is dropped.
     prior_precision: Positive = 1.5  # map: of the prior on an item's row; larger keeps it closer to its first row.
-    generator_scale: Positive = 0.2  # metaemb: gamma, the generator's output lies in (-gamma, gamma).
-    inner_learning_rate: Positive = 0.1  # metaemb: of the gradient step from the cold to the warm half of an episode.
-    cold_weight: Annotated[float, Ge(0), Le(1)] = 0.1  # metaemb: alpha, share of the cold half's loss.
+    generator_scale: Positive = 0.2  # metaemb, gme: gamma, the generator's output lies in (-gamma, gamma).
+    # metaemb, gme, melu: learning rate of the gradient steps from the first to the second half of an episode.
+    inner_learning_rate: Positive = 0.1
+    cold_weight: Annotated[float, Ge(0), Le(1)] = 0.1  # metaemb, gme: alpha, share of the first half's loss.
+    local_steps: Count = 1  # melu: gradient steps on the first half.
+    first_order: bool = False  # melu: leave out the second derivatives of these steps.
+    neighbours: Count = 10  # gme: old items that an item attends to.
+    # gme: attend to the neighbours' ID embeddings (GME-P), generated ones (GME-G), or field embeddings (GME-A).
+    graph: Literal["ids", "generated", "attributes"] = "attributes"
+    latent_dim: Count = 16  # cvar: width of the latent variable.
+    latent_noise: NonNegative = 1e-4  # cvar: factor of the noise of the latent variable in training.
+    reconstruction_weight: NonNegative = 1.0  # cvar: of the reconstruction error of old items' ID embeddings.
+    divergence_weight: NonNegative = 0.2  # cvar: of the distance between encoder and prior.
+    regenerate: bool = False  # cvar: pass new items' rows through the autoencoder after each warm phase.
 
 
 @_section

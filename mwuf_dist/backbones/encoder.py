@@ -37,6 +37,7 @@ class Encoder(Backbone):
     uses_history = True
     uses_history_fields = True
     history_scope = "all"
+    uses_user_id = False
     linear_in_item = True
 
     def __init__(self, config: BackboneConfig, shape: Shape) -> None:

@@ -69,6 +69,23 @@ class FeatureStore:
             used[field.name][self._gather(column, index)[0].cpu()] = True
         return used
 
+    def values_of_all(self) -> tuple[np.ndarray, np.ndarray]:
+        """(entity [p], value [p]) of every known value of every entity, int64, once each, by entity then value.
+
+        Values of all fields are counted through.
+        """
+        entities, values, first = [], [], 0
+        for field, offsets, column in zip(self.fields, self._offsets, self._values, strict=True):
+            lengths = np.ones(self.num_rows, np.int64) if offsets is None else np.diff(offsets.cpu().numpy())
+            value = column.cpu().numpy()
+            known = value > 0
+            entities.append(np.repeat(np.arange(self.num_rows), lengths)[known])
+            values.append(value[known] + first)
+            first += field.size
+        empty = np.empty(0, np.int64)
+        pairs = np.unique(np.stack([np.concatenate([empty, *entities]), np.concatenate([empty, *values])]), axis=1)
+        return pairs[0], pairs[1]
+
     def _gather(self, column: int, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         offsets, values = self._offsets[column], self._values[column]
         if offsets is None:

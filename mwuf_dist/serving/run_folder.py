@@ -29,6 +29,7 @@ from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.meta_train import meta_trained_tensors
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.pretrain import pretrained_tensors
+from mwuf_dist.training.pretrained_items import pretrained_items
 from mwuf_dist.training.results import SCHEMA, versions
 
 # What an item's phase code counts in: the phases of new items, then the word for old ones.
@@ -259,6 +260,7 @@ def load_run(folder: Path | str, runtime: Runtime) -> FinishedRun:
     _check_data(folder, results, prepared)
     model = Model(config, prepared, runtime)
     method = build_method(config.method, model.dim, model.shape.num_item_fields * model.dim).to(runtime.device)
+    method.attach(pretrained_items(model, prepared))
     load_tensors(checkpoint, pretrained_tensors(model) | meta_trained_tensors(model.new_ids, method))
     model.backbone.eval()
     method.eval()

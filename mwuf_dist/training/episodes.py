@@ -14,6 +14,7 @@ from mwuf_dist.data.episodes import EpisodeLoader
 from mwuf_dist.data.loader import Batch
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import Episodes, Method
+from mwuf_dist.runtime import generator_seed
 from mwuf_dist.training.checkpoints import Cursor, module_state
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session
@@ -88,7 +89,15 @@ class EpisodeTrain:
 
             return loss
 
+        runtime = self.frozen.runtime
+
+        def normal(width: int) -> torch.Tensor:
+            # Drawn for the global batch, of which ours is a part.
+            seed = generator_seed(self.config.seed, 5, batch.epoch, batch.step)
+            draws = torch.randn(runtime.world_size, num_episodes, width, generator=torch.Generator().manual_seed(seed))
+            return draws[runtime.rank].to(runtime.device)
+
         item_context, _ = self.frozen.inputs(items)
-        losses = self.method.episode_loss(Episodes(item_context, loss_of(0), loss_of(1)))
+        losses = self.method.episode_loss(Episodes(items, item_context, loss_of(0), loss_of(1), normal))
         weight = batch.weight.view(num_episodes, -1)[:, 0]
         return (losses * weight).sum() * (2 * half / batch.num_rows)

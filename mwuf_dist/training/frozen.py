@@ -14,6 +14,7 @@ from mwuf_dist.config import EmbeddingConfig
 from mwuf_dist.data.histories import History
 from mwuf_dist.embeddings.tables import Tables, TableSpec
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
+from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.model import Model
 
 
@@ -63,6 +64,11 @@ class Frozen:
     def model(self) -> Model:
         """The pretrained model."""
         return self._model
+
+    @property
+    def runtime(self) -> Runtime:
+        """Ranks and device."""
+        return self._model.runtime
 
     @torch.no_grad()
     def _compute_parts(self) -> None:

@@ -140,7 +140,7 @@ def initialise_new_ids(config: Config, model: Model, method: Method, from_row: i
 
     def first_rows(rows: torch.Tensor) -> torch.Tensor:
         if method.initialisation == "own":
-            return method.initial_rows(model.item_fields(rows))
+            return method.initial_rows(rows, model.item_fields(rows))
         return common.expand(len(rows), -1)
 
     model.new_ids.fill("new", first_rows, range(from_row, model.num_items))

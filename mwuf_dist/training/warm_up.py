@@ -63,6 +63,12 @@ class WarmUp:
             return self.step(batch, optimizer)
 
         train(session, Cursor("warm_up", phase), loader, settings.epochs, step, tensors=None)
+        if self.method.regenerates:
+            self.model.new_ids.fill("new", self._regenerated, range(self.model.num_old, self.model.num_items))
+
+    @torch.no_grad()
+    def _regenerated(self, items: torch.Tensor) -> torch.Tensor:
+        return self.method.regenerated_rows(self.model.new_ids.rows(items), self.frozen.inputs(items)[0])
 
     def _fit_phase(self, fit: ItemFit, session: Session, prepared: Prepared, phase: int) -> None:
         clock = time.perf_counter()

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mwuf_dist.config import MethodConfig, UserError
+from mwuf_dist.backbones import Shape, build_backbone
+from mwuf_dist.config import BackboneConfig, MethodConfig, UserError
 from mwuf_dist.methods import build_method
 from mwuf_dist.methods.map import Map
 from mwuf_dist.runtime import start
@@ -88,8 +89,10 @@ def test_rows_do_not_depend_on_the_order_of_clicks_or_on_other_items() -> None:
 
 
 def test_a_backbone_whose_logit_is_not_linear_is_refused_before_any_training() -> None:
+    shape = Shape(dim=DIM, num_item_fields=1, num_user_fields=1)
+    build_method(MethodConfig(name="map"), DIM, 4, build_backbone(BackboneConfig(name="fm"), shape))
     with pytest.raises(UserError, match="'encoder' or 'fm'"):
-        build_method(MethodConfig(name="map"), DIM, 4, linear_in_item=False)
+        build_method(MethodConfig(name="map"), DIM, 4, build_backbone(BackboneConfig(name="deepfm"), shape))
 
 
 @pytest.mark.parametrize("backbone", ["fm", "encoder"])
