@@ -47,20 +47,22 @@ class Batch:
 
 
 class Batches(Protocol):
-    """What every loader is: global batches, epoch by epoch, from any step on.
-
-    Attributes:
-        batch_size: rows of a global batch.
-        num_rows, num_steps: of an epoch, over all ranks.
-    """
-
-    batch_size: int
+    """What every loader is: global batches, epoch by epoch, from any step on."""
 
     @property
-    def num_rows(self) -> int: ...  # noqa: D102
+    def batch_size(self) -> int:
+        """Rows of a global batch, on average."""
+        ...
 
     @property
-    def num_steps(self) -> int: ...  # noqa: D102
+    def num_rows(self) -> int:
+        """Rows of an epoch, over all ranks."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """Global batches of an epoch."""
+        ...
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's part of each global batch from `start_step` on."""
