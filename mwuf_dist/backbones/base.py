@@ -56,13 +56,18 @@ class EmbeddedHistory(History):
     rows: torch.Tensor
     fields: torch.Tensor | None = None
 
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """Item ID embedding of each event [h, D]."""
+        return self.rows.index_select(0, self.index)
+
     def padded(self, length: int) -> torch.Tensor:
         """The embeddings of each history [g, length, D], oldest first, with zeros behind."""
         num, dim = len(self.offsets) - 1, self.rows.shape[1]
         shift = torch.arange(num, device=self.offsets.device) * length - self.offsets[:-1]
         place = torch.repeat_interleave(shift, self.lengths) + torch.arange(len(self.items), device=shift.device)
         dense = self.rows.new_zeros(num * length, dim)
-        return dense.index_copy(0, place, self.rows.index_select(0, self.index)).view(num, length, dim)
+        return dense.index_copy(0, place, self.embeddings).view(num, length, dim)
 
 
 class Backbone(nn.Module):

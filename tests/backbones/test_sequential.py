@@ -34,7 +34,12 @@ def rows() -> tuple[torch.Tensor, torch.Tensor, EmbeddedHistory]:
     num = sum(LENGTHS)
     offsets = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()])
     history = EmbeddedHistory(
-        torch.arange(num), torch.ones(num), offsets, torch.tensor(GROUP), torch.randn(num, D).double()
+        torch.arange(num),
+        torch.ones(num),
+        offsets,
+        torch.tensor(GROUP),
+        index=torch.arange(num),
+        rows=torch.randn(num, D).double(),
     )
     item, context = torch.randn(len(GROUP), D), torch.randn(len(GROUP), (SHAPE.num_fields - 1) * D)
     return item.double(), context.double(), history
@@ -102,11 +107,11 @@ def test_each_event_counts_and_only_for_the_rows_of_its_history(name: str) -> No
     backbone = built(name)
     backbone.mlp = Total()
     item, context, history = rows()
-    history.embeddings.requires_grad_()
+    history.rows.requires_grad_()
     found = logits(backbone, item, context, history)
     owner = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
     for row, group in enumerate(GROUP):
-        (gradient,) = torch.autograd.grad(found[row], history.embeddings, retain_graph=True)
+        (gradient,) = torch.autograd.grad(found[row], history.rows, retain_graph=True)
         assert torch.equal(gradient.abs().sum(1) > 0, owner == group)
 
 
@@ -132,7 +137,7 @@ def test_padding_rows_change_neither_the_other_logits_nor_the_moments(name: str)
     # As the loader makes them: a row of padding has a history of its own, which is empty.
     offsets = torch.cat([history.offsets, history.offsets[-1:], history.offsets[-1:]])
     group = torch.tensor([*GROUP, len(LENGTHS), len(LENGTHS) + 1])
-    longer = EmbeddedHistory(history.items, history.labels, offsets, group, history.embeddings)
+    longer = EmbeddedHistory(history.items, history.labels, offsets, group, history.index, history.rows)
 
     def trained(row_weight: torch.Tensor | None, *inputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
         backbone = built(name, batch_norm=True).train()

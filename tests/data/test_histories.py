@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mwuf_dist.data import histories as histories_module
-from mwuf_dist.data.histories import Histories, History
+from mwuf_dist.data.histories import Histories, History, Scope
 from mwuf_dist.data.loader import Loader
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.data.schema import RawDataset
@@ -64,14 +64,18 @@ class Written:
         folder.mkdir(parents=True, exist_ok=True)
         self.files = histories_module.write(rows.dataset(), self.split, rule, folder)
 
-    def histories(self, num_finished: int, length: int = 0) -> Histories:
-        return Histories(self, num_finished, length, CPU)  # type: ignore[arg-type]
+    @property
+    def num_items(self) -> int:
+        return len(self.split.item_order)
+
+    def histories(self, num_finished: int, length: int = 0, scope: Scope = "before") -> Histories:
+        return Histories(self, num_finished, length, CPU, scope)  # type: ignore[arg-type]
 
     def of_split(self, name: str, num_finished: int, length: int = 0) -> list[list[tuple[int, int]]]:
         """(item, label) of each event of the history of each row of a split."""
         rows, source = self.split.rows[name], self.histories(num_finished, length)
         before = torch.from_numpy(source.before(name, 0, len(rows))).long()
-        return lists(source.of(torch.from_numpy(self.rows.user[rows]).long(), before))
+        return lists(source.of(torch.from_numpy(self.rows.user[rows]).long(), before, name == "pretrain"))
 
 
 def lists(history: History) -> list[list[tuple[int, int]]]:
@@ -170,6 +174,21 @@ def test_changing_future_rows_changes_no_earlier_batch(
             assert batches[0] == batches[1], name
 
 
+def test_the_scope_all_is_every_pretrain_row_of_the_user_but_the_row_itself(tmp_path: Path) -> None:
+    written = Written(random_rows(3), tmp_path)
+    rows, source = written.rows, written.histories(0, scope="all")
+    order = np.lexsort((np.arange(len(rows.time)), rows.time))
+    pretrain = set(written.split.rows["pretrain"].tolist())
+    new_index = {int(raw): place for place, raw in enumerate(written.split.item_order)}
+    for name in SPLITS:
+        chosen = written.split.rows[name]
+        before = torch.from_numpy(source.before(name, 0, len(chosen))).long()
+        found = lists(source.of(torch.from_numpy(rows.user[chosen]).long(), before, name == "pretrain"))
+        for row, events in zip(chosen.tolist(), found, strict=True):
+            others = [r for r in order.tolist() if r in pretrain and r != row and rows.user[r] == rows.user[row]]
+            assert events == [(new_index[int(rows.item[r])], int(rows.label[r])) for r in others]
+
+
 def test_rows_of_a_user_share_a_whole_history_and_padding_has_none(tmp_path: Path) -> None:
     written = Written(random_rows(2), tmp_path)
     source = written.histories(1, length=3)
@@ -177,7 +196,7 @@ def test_rows_of_a_user_share_a_whole_history_and_padding_has_none(tmp_path: Pat
     assert history.group.tolist() == [1, 0, 1, 1] and len(history.offsets) == 3
     everything = lists(written.histories(1).whole(torch.tensor([3, 1, 3, 3])))
     assert lists(history) == [events[-3:] for events in everything]
-    empty = source.of(torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
+    empty = source.of(torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), True)
     assert empty.lengths.tolist() == [0, 0, 0, 0] and len(empty.items) == 0
     assert history.items.dtype == history.offsets.dtype == history.group.dtype == torch.int64
     assert history.labels.dtype == torch.float32
@@ -210,7 +229,7 @@ def test_batches_carry_the_histories_of_their_rows_on_any_number_of_ranks(
     for split in splits:
         rows = prepared.columns(split, ("user", "item", "label"))
         before = torch.from_numpy(source.before(split, 0, prepared.num_rows(split))).long()
-        histories = lists(source.of(torch.from_numpy(rows["user"]).long(), before))
+        histories = lists(source.of(torch.from_numpy(rows["user"]).long(), before, split == "pretrain"))
         keys = zip(*(rows[name].tolist() for name in ("user", "item", "label")), strict=True)
         for key, events in zip(keys, histories, strict=True):
             expected.setdefault(key, []).append(events)

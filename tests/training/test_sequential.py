@@ -24,7 +24,7 @@ from mwuf_dist.training.warm_up import WarmUp
 from tests.tiny import TINY
 from tests.training import test_ranks, test_resume
 
-NAMES = [name for name, cls in BACKBONES.items() if cls.uses_history]
+NAMES = [name for name, cls in BACKBONES.items() if cls.uses_history and cls.history_scope == "before"]
 FEW_STEPS: dict[str, Any] = {
     "pretrain": {"epochs": 1, "batch_size": 1024},
     "meta_train": {"batch_size": 1024},
@@ -106,7 +106,7 @@ def test_the_frozen_path_gives_the_logits_and_gradients_of_the_model_itself(job:
     torch.testing.assert_close(both[0], expected, rtol=1e-4, atol=1e-5)
     histories = model.histories(job.prepared, 0)
     assert histories is not None
-    blind = frozen.part(batch.user, batch.item, histories.of(batch.user, torch.zeros_like(batch.user)))
+    blind = frozen.part(batch.user, batch.item, histories.of(batch.user, torch.zeros_like(batch.user), True))
     assert (frozen.logit(v, blind) - expected).abs().max() > 1e-3, "histories make no difference"
 
 
@@ -168,6 +168,24 @@ def test_a_phase_sees_the_sets_that_are_finished_when_it_trains_and_when_it_is_s
     assert calls == [("score", 0), *(call for n in (1, 2, 3) for call in (("train", n - 1), ("score", n)))]
 
 
+def test_a_stopped_encoder_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    pretrain = {"order": "users", "schedule": "cosine", "item_weight": "equal", "learning_rate_ids": 2e-2, "epochs": 2}
+    config = config_of(
+        "encoder", method={"name": "map"}, pretrain=pretrain, backbone={"name": "encoder", "dropout": 0.2}
+    )
+    test_resume.run(config, tmp_path / "whole")
+    stops: list[tuple[Any, str, int]] = [(Pretrain, "step", 5), (Pretrain, "step", 25), (WarmUp, "run_phase", 2)]
+    for number, (owner, name, call) in enumerate(stops):
+        folder = tmp_path / str(number)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Checkpointer, "due", lambda self, step: step % 3 == 0)
+            test_resume.stop_at(patch, owner, name, call)
+            with pytest.raises(test_resume.Stop):
+                test_resume.run(config, folder)
+        test_resume.run(config, folder)
+        test_resume.assert_same(test_resume.outcome(folder), test_resume.outcome(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stopped_run_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> None:
     config = config_of(name, method={"name": "mwuf"}, backbone={"name": name, "dropout": 0.2, "hidden": [8]})
@@ -184,14 +202,14 @@ def test_a_stopped_run_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize(("name", "method"), [("gru4rec", "mwuf"), ("din", "metaemb")])
+@pytest.mark.parametrize(("name", "method"), [("gru4rec", "mwuf"), ("din", "metaemb"), ("encoder", "map")])
 def test_two_ranks_give_the_auc_and_the_tables_of_one_rank(name: str, method: str, tmp_path: Path) -> None:
     values = merge(
         merge(TINY, FEW_STEPS),
         {
-            "backbone": {"name": name, "hidden": [8], "history_length": 6},
-            "method": {"name": method},
-            "pretrain": {"learning_rate": 5e-3},
+            "backbone": {"name": name, "hidden": [8], "history_length": 6, "batch_norm": False},
+            "method": {"name": method, "item_dropout": 0.0},
+            "pretrain": {"learning_rate": 5e-3, "order": "users" if name == "encoder" else "shuffled"},
         },
     )
     test_resume.run(build(values), tmp_path / "one")
@@ -231,8 +249,9 @@ def test_a_backbone_of_ones_own_gets_fields_and_labels_of_the_events(tmp_path: P
         for given, expected in zip(model.backbone.given, (history, batch.history), strict=True):
             assert torch.equal(given.labels, expected.labels) and torch.equal(given.items, expected.items)
             known = given.items < model.num_items
-            torch.testing.assert_close(given.fields[known], model.item_fields(given.items[known]))
-            assert not given.fields[~known].any()
+            fields = given.fields[given.index]
+            torch.testing.assert_close(fields[known], model.item_fields(given.items[known]))
+            assert not fields[~known].any()
         job.session.recorder.close()
 
 
