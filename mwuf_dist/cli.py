@@ -32,6 +32,7 @@ Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
   mwuf tune CONFIG      choose settings (section [tune]) on old items played as new
   mwuf prepare CONFIG   only read, split and write the data
   mwuf init LOGS        look at your own logs and write a config for them
+  mwuf synthesize NAME  made-up raw files of any size, in the layout of a public data set
   mwuf export RUN       warm embeddings and dense model of a finished run, as files for a server
   mwuf explain RUN      why one item has its embedding, and how its score moved with its clicks
   mwuf doctor           what this machine has, and what is wrong with it
@@ -72,6 +73,15 @@ Looks at your own logs (Parquet or CSV, a file or a folder) and writes a comment
 examples:
   mwuf init clicks.parquet --output clicks.toml
   mwuf init plays/ --items songs.csv --output plays.toml --item song --label finished""",
+    "synthesize": """\
+Writes made-up raw files in the layout of a public data set (cikm2019, taobao-ad) or of the generated one (synthetic),
+with a cold-start problem that methods can learn, of any size and in little memory. They bear a mark, so that no report
+takes them for the real data.
+
+examples:
+  mwuf synthesize taobao-ad --rows 26_500_000 --output data/taobao-ad
+  MWUF_DATA_DIR=data mwuf run configs/taobao-ad.toml
+  mwuf synthesize cikm2019 --rows 1_000_000 --output data/cikm2019 --seed 1""",
     "prepare": """\
 Reads, splits and writes the data, and stops there; later runs find it.
 
@@ -116,6 +126,14 @@ class _InitOptions:
     label: str = ""  # Column of the label.
 
 
+@dataclass
+class _SynthesizeOptions:
+    name: Annotated[str, tyro.conf.Positional]  # cikm2019, synthetic or taobao-ad.
+    rows: int  # Interactions; users and items grow with them.
+    output: Path  # Folder of the files; must not exist or be empty.
+    seed: int = 0  # Another seed, other data.
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point; does not return."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -143,6 +161,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _command(name: str) -> Callable[[list[str]], int]:
     commands = {"run": _run, "compare": _compare, "tune": _tune, "prepare": _prepare, "init": _init}
+    commands["synthesize"] = _synthesize
     commands |= {name: functools.partial(_serve, name) for name in ("export", "explain")}
     commands["doctor"] = _doctor
     if name not in commands:
@@ -183,6 +202,17 @@ def _init(arguments: list[str]) -> int:
     except OSError as error:
         raise UserError(f"{options.output}: cannot be written ({error.strerror}); name another with --output") from None
     print(f"{text}\nwritten to {options.output}: read it, correct it, then `mwuf run {options.output}`")
+    return 0
+
+
+def _synthesize(arguments: list[str]) -> int:
+    options = tyro.cli(_SynthesizeOptions, args=arguments, prog="mwuf synthesize", description=_EXAMPLES["synthesize"])
+    from mwuf_dist.data.synthesize import synthesize
+
+    synthesize(options.name, options.rows, options.output, options.seed, progress=os.isatty(2))
+    for path in sorted(options.output.rglob("*")):
+        if path.is_file():
+            print(f"{path}  {path.stat().st_size:,} bytes")
     return 0
 
 
