@@ -73,15 +73,6 @@ Looks at your own logs (Parquet or CSV, a file or a folder) and writes a comment
 examples:
   mwuf init clicks.parquet --output clicks.toml
   mwuf init plays/ --items songs.csv --output plays.toml --item song --label finished""",
-    "synthesize": """\
-Writes made-up raw files in the layout of a public data set (cikm2019, taobao-ad) or of the generated one (synthetic),
-with a cold-start problem that methods can learn, of any size and in little memory. They bear a mark, so that no report
-takes them for the real data.
-
-examples:
-  mwuf synthesize taobao-ad --rows 26_500_000 --output data/taobao-ad
-  MWUF_DATA_DIR=data mwuf run configs/taobao-ad.toml
-  mwuf synthesize cikm2019 --rows 1_000_000 --output data/cikm2019 --seed 1""",
     "prepare": """\
 Reads, splits and writes the data, and stops there; later runs find it.
 
@@ -124,14 +115,6 @@ class _InitOptions:
     item: str = ""  # Column of the item.
     time: str = ""  # Column of the time.
     label: str = ""  # Column of the label.
-
-
-@dataclass
-class _SynthesizeOptions:
-    name: Annotated[str, tyro.conf.Positional]  # cikm2019, synthetic or taobao-ad.
-    rows: int  # Interactions; users and items grow with them.
-    output: Path  # Folder of the files; must not exist or be empty.
-    seed: int = 0  # Another seed, other data.
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -206,14 +189,9 @@ def _init(arguments: list[str]) -> int:
 
 
 def _synthesize(arguments: list[str]) -> int:
-    options = tyro.cli(_SynthesizeOptions, args=arguments, prog="mwuf synthesize", description=_EXAMPLES["synthesize"])
-    from mwuf_dist.data.synthesize import synthesize
+    from mwuf_dist.data.synthesize_command import run_command
 
-    synthesize(options.name, options.rows, options.output, options.seed, progress=os.isatty(2))
-    for path in sorted(options.output.rglob("*")):
-        if path.is_file():
-            print(f"{path}  {path.stat().st_size:,} bytes")
-    return 0
+    return run_command(arguments)
 
 
 def _run(arguments: list[str]) -> int:

@@ -94,6 +94,8 @@ def read_interactions(
                 raise _first_bad_line(path, kind, "a value that is not allowed")
             for name, array in converted.items():
                 parts.setdefault(name, []).append(array)
+    if not parts:
+        raise UserError(f"{paths[0]}: no rows; get the file again")
     # Column by column, so that no more than one of them is there twice.
     return {name: np.concatenate(parts.pop(name)) for name in list(parts)}
 

@@ -23,7 +23,9 @@ def interactions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
     seed = draw(st.integers(0, 2**16))
     generator = np.random.default_rng(seed)
     generator.shuffle(item)
-    time = generator.integers(0, draw(st.integers(1, 30)), len(item))
+    # Seconds, seconds before 1970, and units so fine that a time and a place do not fit into one number.
+    start, unit = draw(st.sampled_from([(0, 1), (-10, 1), (-(1 << 62), 1 << 58)]))
+    time = start + unit * generator.integers(0, draw(st.integers(1, 30)), len(item))
     return item, time, len(counts)
 
 

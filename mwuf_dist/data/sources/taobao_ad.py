@@ -110,8 +110,8 @@ def find_raw() -> tuple[Path, ...]:
 def _by_hand() -> str:
     return (
         f"Put {', '.join(FILES)} (unpacked from their .tar.gz; .csv.gz will do) into a folder {NAME} in the folder "
-        f"that the environment variable MWUF_DATA_DIR names. {TERMS} Files in the same layout, made up: `mwuf synthesize "
-        f"{NAME} --rows 1_000_000 --output DIR`"
+        f"that the environment variable MWUF_DATA_DIR names. {TERMS} Files in the same layout, made up: `mwuf "
+        f"synthesize {NAME} --rows 1_000_000 --output DIR`"
     )
 
 
