@@ -221,7 +221,7 @@ def join(
     Args:
         side: which.
         ids: the entities' IDs [E].
-        table: the raw side table; of several rows of an ID the first counts.
+        table: the raw side table, its IDs plain text; of several rows of an ID the first counts.
         id_column: its column of IDs.
         fields: column of the table -> the field made of it.
         kept: whose values make the vocabularies and buckets; the others are unknown in every field [E].
@@ -229,7 +229,7 @@ def join(
     Raises:
         UserError: a malformed value, or a table that has none of the entities.
     """
-    entity = encode.find_ids(table.columns[id_column], pa.array(ids))
+    entity = _find(table, id_column, ids)
     if not (entity >= 0).any():
         raise UserError(f"{table.files[0]}: none of its {table.what} is in the interactions; is it the right file?")
     everything = np.ones(table.num_rows, dtype=bool)
@@ -248,3 +248,16 @@ def join(
         one, columns[field.name] = encode.encode_field(field, table.columns[name], rows, refuse)
         made.append(one)
     return pa.table(columns), made
+
+
+def _find(table: LogTable, id_column: str, ids: np.ndarray) -> np.ndarray:
+    """Place of each row's ID among the known ones, which ascend, -1 where it is missing or unknown [rows of table]."""
+    column = table.columns[id_column]
+    try:
+        found = column.cast(pa.int64()).fill_null(-1 << 63).to_numpy()
+    except pa.ArrowInvalid:
+        bad = [row for row, one in enumerate(column.to_pylist()) if one and not re.fullmatch(r"-?[0-9]{1,18}", one)]
+        where, value = table.place(bad[0]), column[bad[0]].as_py()
+        raise UserError(f"{where}: {id_column} is {value!r}, not an integer; correct or remove the line") from None
+    place = np.minimum(np.searchsorted(ids, found), len(ids) - 1)
+    return np.where(ids[place] == found, place, -1)

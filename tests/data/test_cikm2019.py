@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,21 @@ def test_rows_do_not_depend_on_the_size_of_blocks(
     assert cikm2019.load(CONFIG).interactions == whole
 
 
+def test_a_row_costs_13_bytes_and_no_column_is_held_twice_with_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_rows = 200_000
+    text = "".join(f"{row % 977},{row % 1013},pv,{row}\n" for row in range(num_rows))
+    path = write_files(folder, {"user_behavior.csv": text}) / "user_behavior.csv"
+    monkeypatch.setattr(raw_csv, "BLOCK_BYTES", 1 << 16)
+    tracemalloc.start()
+    columns = raw_csv.read_interactions([path], cikm2019.BEHAVIOUR_FILE, cikm2019._convert)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(column.nbytes for column in columns.values()) == 13 * num_rows
+    assert peak < (13 + 4 + 1) * num_rows, "blocks and, of one column, their concatenation"
+
+
 # folders
 
 
@@ -173,6 +189,7 @@ WRONG = {
     "items truncated": ({"item.csv": ITEMS[:-1]}, r"item.csv: the last line has no line end"),
     "uneven items": (replaced("item.csv", "100,10,20,30", "100,10"), r"item.csv:2: expected 4 columns, found 2"),
     "empty": ({"user_behavior.csv": ""}, r"user_behavior.csv: is empty"),
+    "item is text": (replaced("item.csv", "100,10", "x100,10"), r"item.csv:2: item is 'x100', not an integer"),
     "age is text": (replaced("user.csv", "60", "old"), r"user.csv:2: age 'old' is no number"),
     "users of another data set": ({"user.csv": "1000,1,1,1\n"}, r"user.csv: none of its users is in the interactions"),
 }

@@ -185,6 +185,10 @@ WRONG = {
     "sample truncated within a number": ({"raw_sample.csv": SAMPLE[:-2]}, r"raw_sample.csv: the last line has no line"),
     "ads truncated": ({"ad_feature.csv": ADS[:-2]}, r"ad_feature.csv: the last line has no line end"),
     "profiles truncated": ({"user_profile.csv": PROFILES[:-3]}, r"user_profile.csv: the last line has no line end"),
+    "ad is text": (
+        replaced("ad_feature.csv", "\n7,", "\nseven,"),
+        r"ad_feature.csv:3: adgroup_id is 'seven', not an integer",
+    ),
     "price is text": (replaced("ad_feature.csv", "170.0", "cheap"), r"ad_feature.csv:2: price 'cheap' is no number"),
     "another table": (
         replaced("ad_feature.csv", "adgroup_id,cate_id", "ad,category"),

@@ -163,4 +163,4 @@ def _side_table(paths: tuple[Path, ...], what: str, id_column: str, fields: dict
     for path in paths:
         raw_csv.refuse_cut_line(path)
     names = (id_column, *fields)
-    return tables.read(paths, names, LogsConfig(missing=("", "NULL"), header=names), what)
+    return tables.read(paths, names, LogsConfig(missing=("", "NULL"), header=names), what, plain=[id_column])

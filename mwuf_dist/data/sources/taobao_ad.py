@@ -158,5 +158,5 @@ def _side_table(
     raw_csv.refuse_cut_line(path)
     written = {name.strip(): name for name in tables.column_names(path, _SIDE_TABLES)}
     names = {name: written.get(name, name) for name in (id_column, *fields)}
-    table = tables.read([path], list(names.values()), _SIDE_TABLES, what)
+    table = tables.read([path], list(names.values()), _SIDE_TABLES, what, plain=[names[id_column]])
     return table, names[id_column], {names[name]: field for name, field in fields.items()}
