@@ -175,6 +175,17 @@ def test_prepared_counts_follow_from_the_raw_file(
     assert positives == sum(label for _, item, label, _ in rows if item in old | new)
 
 
+def test_the_generated_data_set_can_be_read_as_a_log(tmp_path: Path) -> None:
+    synthesize.synthesize("synthetic", NUM_ROWS, tmp_path / "raw")
+    raw = {"interactions": "raw/interactions", "users": "raw/users.parquet", "items": "raw/items.parquet"}
+    fields = [{"name": "region", "side": "user"}, {"name": "tags", "side": "item", "kind": "multi_valued"}]
+    logs = {key: str(tmp_path / path) for key, path in raw.items()} | {"label": "label", "fields": fields}
+    data = {"name": "logs", "logs": logs, "prepared_dir": str(tmp_path / "prepared")}
+    prepared = prepare(build({"data": data}).data)
+    assert prepared.num_old_items > 20 and prepared.num_new_items > 0
+    assert [field.name for field in prepared.fields] == ["user_id", "region", "tags"]
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_prepared_files_do_not_depend_on_the_size_of_blocks(
     name: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
