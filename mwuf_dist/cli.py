@@ -32,6 +32,7 @@ Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
   mwuf tune CONFIG      choose settings (section [tune]) on old items played as new
   mwuf prepare CONFIG   only read, split and write the data
   mwuf init LOGS        look at your own logs and write a config for them
+  mwuf synthesize NAME  made-up raw files of any size, in the layout of a public data set
   mwuf export RUN       warm embeddings and dense model of a finished run, as files for a server
   mwuf explain RUN      why one item has its embedding, and how its score moved with its clicks
   mwuf doctor           what this machine has, and what is wrong with it
@@ -143,6 +144,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _command(name: str) -> Callable[[list[str]], int]:
     commands = {"run": _run, "compare": _compare, "tune": _tune, "prepare": _prepare, "init": _init}
+    commands["synthesize"] = _synthesize
     commands |= {name: functools.partial(_serve, name) for name in ("export", "explain")}
     commands["doctor"] = _doctor
     if name not in commands:
@@ -184,6 +186,12 @@ def _init(arguments: list[str]) -> int:
         raise UserError(f"{options.output}: cannot be written ({error.strerror}); name another with --output") from None
     print(f"{text}\nwritten to {options.output}: read it, correct it, then `mwuf run {options.output}`")
     return 0
+
+
+def _synthesize(arguments: list[str]) -> int:
+    from mwuf_dist.data.synthesize_command import run_command
+
+    return run_command(arguments)
 
 
 def _run(arguments: list[str]) -> int:

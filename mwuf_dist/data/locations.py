@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from mwuf_dist.config import UserError
 
 
 def cache_dir() -> Path:
@@ -25,3 +31,28 @@ def prepared_root(prepared_dir: str) -> Path:
         prepared_dir: the config key `data.prepared_dir`; empty means the cache.
     """
     return Path(prepared_dir).expanduser() if prepared_dir else cache_dir() / "prepared"
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into that gets its name once it is complete; after an error nothing is left.
+
+    Args:
+        folder: its name; it must not exist or be empty.
+
+    Raises:
+        UserError: the folder holds something or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: already holds something; name a new folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error}); name another folder") from None
+    try:
+        yield beside
+        beside.chmod(0o755)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -90,7 +90,7 @@ def _build(config: DataConfig, made_of: dict[str, Any], folder: Path, progress: 
             step("split")
             split = _split(dataset, _rule(config))
             facts = {
-                "name": config.name,
+                "name": config.name + (" (synthesized)" if "synthesized" in made_of["source"] else ""),
                 "made_of": made_of,
                 "positive_share": positive_share(dataset, split, _rule(config)),
                 "histories": histories.write(dataset, split, _rule(config), beside),

@@ -72,21 +72,21 @@ def split_rows(item: np.ndarray, time: np.ndarray, num_items: int, rule: SplitRu
             f"data.old_above = {rule.old_above} is below 3 * data.warm_rows = {smallest_new}, so that no item can be "
             "new: raise data.old_above or lower data.warm_rows"
         )
-    order = np.argsort(time, kind="stable")  # By (time, place): a stable sort keeps the raw order of equal times.
-    item = item[order]
-    rank = _rank_within_item(item, num_items)
     counts = np.bincount(item, minlength=num_items)
-    if rule.old_items_as_new:
-        kept = _rows_when_old_play_new(item, rank, counts, rule)
-        order, item, rank = order[kept], item[kept], rank[kept]
-        counts = np.bincount(item, minlength=num_items)
-
     is_old = counts > rule.old_above
     is_new = (counts >= smallest_new) & ~is_old
+    if rule.old_items_as_new:
+        is_old, is_new = _old_ones_play_new(is_old, rule)
+        counts = np.where(is_old, counts, np.where(is_new, np.minimum(counts, rule.old_above), 0))
     _refuse_empty_groups(counts, is_old, is_new, rule)
-    warm_set = np.minimum(rank // rule.warm_rows, 3)
-    split_of_row = np.where(is_old[item], 0, np.where(is_new[item], 1 + warm_set, -1))
-    rows = {name: order[split_of_row == index] for index, name in enumerate(SPLITS)}
+    # Only rows that stay are sorted: most rows of a log may be those of dropped items.
+    rows = {"pretrain": _by_time(np.flatnonzero(is_old[item]), time)}
+    of_new = _by_time(np.flatnonzero(is_new[item]), time)
+    rank = _rank_within_item(item[of_new], num_items)
+    for index, name in enumerate(SPLITS[1:]):
+        first = index * rule.warm_rows
+        end = first + rule.warm_rows if name != "test" else rule.old_above
+        rows[name] = of_new[(rank >= first) & (rank < end)]
     old, new = np.flatnonzero(is_old), np.flatnonzero(is_new)
     if not len(rows["test"]):
         raise UserError(
@@ -94,6 +94,21 @@ def split_rows(item: np.ndarray, time: np.ndarray, num_items: int, rule: SplitRu
             "empty: lower data.warm_rows"
         )
     return Split(np.concatenate([old, new]), len(old), rows)
+
+
+def _by_time(rows: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Rows, given ascending, by (time, place) [R']."""
+    time = time[rows]
+    if not len(rows) or (time[1:] >= time[:-1]).all():
+        return rows
+    first, last = int(time.min()), int(time.max())
+    bits = len(rows).bit_length()
+    if (last - first).bit_length() + bits > 63:
+        return rows[np.argsort(time, kind="stable")]
+    # One sort of time and place together, which numpy vectorises: 0.34 s for 10M rows, a stable argsort 2.2 s.
+    key = ((time - first) << bits) | np.arange(len(rows))
+    key.sort()
+    return rows[key & ((1 << bits) - 1)]
 
 
 def _rank_within_item(item: np.ndarray, num_items: int) -> np.ndarray:
@@ -106,14 +121,13 @@ def _rank_within_item(item: np.ndarray, num_items: int) -> np.ndarray:
     return rank
 
 
-def _rows_when_old_play_new(item: np.ndarray, rank: np.ndarray, counts: np.ndarray, rule: SplitRule) -> np.ndarray:
-    """Mask of the rows that stay when a fifth of the old items, cut to N rows each, plays new and the new ones go."""
-    is_old = counts > rule.old_above
+def _old_ones_play_new(is_old: np.ndarray, rule: SplitRule) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of the items that stay old and of those that play new, cut to N rows each; the really new ones go."""
     old = np.flatnonzero(is_old)
-    plays_new = np.zeros(len(counts), dtype=bool)
+    plays_new = np.zeros(len(is_old), dtype=bool)
     generator = np.random.default_rng(rule.old_items_as_new_seed)
     plays_new[generator.permutation(old)[: round(len(old) / 5)]] = True
-    return is_old[item] & (~plays_new[item] | (rank < rule.old_above))
+    return is_old & ~plays_new, plays_new
 
 
 def _refuse_empty_groups(counts: np.ndarray, is_old: np.ndarray, is_new: np.ndarray, rule: SplitRule) -> None:

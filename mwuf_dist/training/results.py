@@ -47,7 +47,7 @@ def results_of(config: Config, prepared: Prepared, runtime: Runtime, meta: Meta)
     splits = prepared.manifest["splits"]
     return {
         "schema": SCHEMA,
-        "dataset": config.data.name,
+        "dataset": prepared.manifest["name"],
         "backbone": config.backbone.name,
         "method": config.method.name,
         "variant": config.method.variant,

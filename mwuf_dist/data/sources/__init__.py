@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.data.schema import RawDataset
-from mwuf_dist.data.sources import logs, movielens, synthetic
+from mwuf_dist.data.sources import cikm2019, logs, movielens, synthetic, taobao_ad
 
 
 class Source(Protocol):
@@ -26,7 +26,13 @@ class Source(Protocol):
         ...
 
 
-SOURCES: dict[str, Source] = {"logs": logs, "movielens-1m": movielens, "synthetic": synthetic}
+SOURCES: dict[str, Source] = {
+    "cikm2019": cikm2019,
+    "logs": logs,
+    "movielens-1m": movielens,
+    "synthetic": synthetic,
+    "taobao-ad": taobao_ad,
+}
 
 
 def find(name: str) -> Source:

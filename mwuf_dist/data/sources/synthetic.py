@@ -18,9 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mwuf_dist.config import DataConfig, SyntheticConfig, UserError
+from mwuf_dist.config import DataConfig, SyntheticConfig
+from mwuf_dist.data.locations import new_folder
 from mwuf_dist.data.schema import INTERACTION_TYPES, RAW_ID, USER_ID, Field, RawDataset, list_column
 
 VERSION = 1  # Raise it when the same options would give other rows.
@@ -94,7 +93,11 @@ def load(config: DataConfig) -> RawDataset:
 
 
 def generate_batches(
-    config: SyntheticConfig, batch_rows: int = BLOCK_ROWS, start: int = 0, stop: int | None = None
+    config: SyntheticConfig,
+    batch_rows: int = BLOCK_ROWS,
+    start: int = 0,
+    stop: int | None = None,
+    world: World | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Interactions of rows `start` to `stop`, the same rows whatever `batch_rows` is.
 
@@ -103,16 +106,22 @@ def generate_batches(
         batch_rows: rows of each batch but the last.
         start: first row.
         stop: row after the last; None means all.
+        world: of `make_world`, where the caller has it already.
 
     Yields:
         Batches with `user`, `item` (rows of the entity tables), `label`, `time` and `bayes_logit`.
     """
     end = config.num_rows if stop is None else stop
     assert 0 <= start <= end <= config.num_rows and batch_rows >= 1
-    return _batches(config, make_world(config), batch_rows, start, end)
+    return _batches(config, world or make_world(config), batch_rows, start, end)
 
 
-def write_raw(config: SyntheticConfig, folder: Path, rows_per_file: int = 64 * BLOCK_ROWS) -> None:
+def write_raw(
+    config: SyntheticConfig,
+    folder: Path,
+    rows_per_file: int = 64 * BLOCK_ROWS,
+    written: Callable[[int], Any] = lambda rows: None,
+) -> None:
     """Streams the data set into Parquet files, as a log would lie there; written beside, then renamed.
 
     `users.parquet`, `items.parquet` (IDs and fields), `interactions/part-*.parquet` (`user_id`, `item_id`, `label`,
@@ -122,26 +131,16 @@ def write_raw(config: SyntheticConfig, folder: Path, rows_per_file: int = 64 * B
         config: the options; any number of rows.
         folder: created; must not exist or be empty.
         rows_per_file: rows of each file of interactions but the last.
+        written: called with the number of rows of each block that is written.
 
     Raises:
         UserError: the folder holds something or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: already holds something; name a new folder")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error}); name another folder") from None
-    try:
-        _write_raw_files(config, beside, rows_per_file)
-        beside.chmod(0o755)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with new_folder(folder) as beside:
+        _write_raw_files(config, beside, rows_per_file, written)
 
 
-def _write_raw_files(config: SyntheticConfig, folder: Path, rows_per_file: int) -> None:
+def _write_raw_files(config: SyntheticConfig, folder: Path, rows_per_file: int, written: Callable[[int], Any]) -> None:
     world = make_world(config)
     users = world.users.drop_columns(USER_ID).rename_columns({RAW_ID: "user_id"})
     pq.write_table(users, folder / "users.parquet", compression="zstd")
@@ -155,6 +154,7 @@ def _write_raw_files(config: SyntheticConfig, folder: Path, rows_per_file: int) 
                 user, item = (batch[name].to_numpy().astype(np.int64) + 1 for name in ("user", "item"))
                 columns = [user, item, batch["label"], batch["time"], batch["bayes_logit"]]
                 writer.write_batch(pa.record_batch(columns, schema=RAW_SCHEMA))
+                written(batch.num_rows)
     options = {"name": "synthetic", "version": VERSION, **dataclasses.asdict(config)}
     (folder / "dataset.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
 

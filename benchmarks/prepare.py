@@ -1,0 +1,109 @@
+"""How long, and in how much memory, does `mwuf prepare` take for the public data sets at full size?
+
+    python -m benchmarks.prepare                                # both: 26.5 and 62 million rows, 4 GB of scratch
+    python -m benchmarks.prepare taobao-ad --rows 1_000_000
+
+Synthesizes the raw files, prepares them by the data set's own config, and measures each command in a process of its
+own: seconds by the clock, seconds of processor time (which other programs on the machine slow down less), and peak
+resident memory. What was written is removed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+# Data set -> rows; goals of `prepare` on two cores.
+FULL_ROWS = {"taobao-ad": 26_500_000, "cikm2019": 62_000_000}
+GOALS = {"taobao-ad": (180, 6e9), "cikm2019": (360, 8e9)}
+
+
+def measure(arguments: list[str], environment: dict[str, str]) -> dict[str, float]:
+    """Runs `mwuf ARGUMENTS` in a process of its own.
+
+    Returns:
+        `wall_s`, `cpu_s` (all threads) and `peak_bytes` (resident).
+    """
+    command = [sys.executable, "-m", "mwuf_dist", *arguments]
+    clock = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall_s = time.perf_counter() - clock
+    if status:
+        raise SystemExit(f"mwuf {' '.join(arguments)}: ended with {os.waitstatus_to_exitcode(status)}")
+    return {
+        "wall_s": round(wall_s, 1),
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    }
+
+
+def measure_data_set(name: str, num_rows: int, scratch: Path, options: list[str]) -> dict[str, Any]:
+    """Synthesizes and prepares one data set.
+
+    Args:
+        name: the data set.
+        num_rows: its interactions.
+        scratch: an empty folder.
+        options: further options of `mwuf prepare`.
+    """
+    raw, prepared = scratch / "raw" / name, scratch / "prepared"
+    made = measure(["synthesize", name, "--rows", str(num_rows), "--output", str(raw)], {})
+    config = str(ROOT / "configs" / f"{name}.toml")
+    command = ["prepare", config, "--data.prepared-dir", str(prepared), *options]
+    done = measure(command, {"MWUF_DATA_DIR": str(raw.parent)})
+    (manifest,) = (json.loads(path.read_text()) for path in prepared.glob("*/manifest.json"))
+    return {
+        "dataset": manifest["name"],
+        "rows": num_rows,
+        "raw_bytes": sum(path.stat().st_size for path in raw.iterdir()),
+        "split": {
+            "old_items": manifest["num_old_items"],
+            "new_items": manifest["num_new_items"],
+            **{split: entry["rows"] for split, entry in manifest["splits"].items()},
+        },
+        "synthesize": made,
+        "prepare": done,
+        "num_cores": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+
+
+def main() -> None:
+    """Measures, prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="data sets; none: all")
+    parser.add_argument("--rows", type=int, help="interactions, instead of the full number")
+    parser.add_argument("--scratch", type=Path, help="where files may be written; by default the temporary folder")
+    parser.add_argument("--output", type=Path, help="JSON file of the figures")
+    arguments, options = parser.parse_known_args()  # What it does not know goes to `mwuf prepare`.
+    unknown = set(arguments.names) - set(FULL_ROWS)
+    if unknown:
+        parser.error(f"no data set {', '.join(unknown)}: there are {', '.join(FULL_ROWS)}")
+    print("data set           rows   command      wall s    CPU s   peak MB")
+    records = []
+    for name in arguments.names or FULL_ROWS:
+        with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+            record = measure_data_set(name, arguments.rows or FULL_ROWS[name], Path(scratch), options)
+        records.append(record)
+        for command in ("synthesize", "prepare"):
+            one = record[command]
+            figures = f"{one['wall_s']:>9.1f} {one['cpu_s']:>8.1f} {one['peak_bytes'] / 1e6:>9,.0f}"
+            print(f"{name:<12} {record['rows']:>11,}   {command:<10} {figures}", flush=True)
+        seconds, num_bytes = GOALS[name]
+        print(f"  goal of prepare at {FULL_ROWS[name]:,} rows: {seconds} s, {num_bytes / 1e6:,.0f} MB", flush=True)
+        print(f"  split: {record['split']}; load of the machine at the end: {record['load_average']}", flush=True)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(records, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

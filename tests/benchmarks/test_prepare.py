@@ -1,0 +1,24 @@
+"""benchmarks/prepare measures the commands that it names, on the rows that it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.prepare import measure, measure_data_set
+
+
+def test_a_record_has_the_rows_the_split_and_the_cost_of_both_commands(tmp_path: Path) -> None:
+    record = measure_data_set("taobao-ad", 20_000, tmp_path, ["--data.old-above", "60", "--data.warm-rows", "8"])
+    assert record["dataset"] == "taobao-ad (synthesized)" and record["rows"] == 20_000
+    assert 0 < record["split"]["pretrain"] < 20_000 and record["split"]["old_items"] > 0
+    assert record["raw_bytes"] > 20 * 20_000
+    for command in ("synthesize", "prepare"):
+        assert record[command]["cpu_s"] > 0 and record[command]["wall_s"] > 0
+        assert 20e6 < record[command]["peak_bytes"] < 1e9
+
+
+def test_a_command_that_fails_ends_the_measurement() -> None:
+    with pytest.raises(SystemExit, match="mwuf prepare none.toml: ended with 2"):
+        measure(["prepare", "none.toml"], {})

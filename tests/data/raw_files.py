@@ -1,0 +1,35 @@
+"""Small raw files, written where the sources look for them."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mwuf_dist.data.schema import RawDataset
+
+
+def write_files(folder: Path, texts: dict[str, str], zipped: bool = False) -> Path:
+    """Writes each text into the file of that name (and `.gz`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        if zipped:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+        else:
+            (folder / name).write_bytes(text.encode())
+    return folder
+
+
+def field_values(dataset: RawDataset, side: str, name: str) -> dict[Any, int]:
+    """Index of a field by raw ID."""
+    table: pa.Table = dataset.users if side == "user" else dataset.items
+    return dict(zip(table["raw_id"].to_pylist(), table[name].to_pylist(), strict=True))
+
+
+def rows_of(dataset: RawDataset) -> list[tuple[Any, ...]]:
+    """(raw user, raw item, label, time) of each row."""
+    users, items = dataset.users["raw_id"].to_pylist(), dataset.items["raw_id"].to_pylist()
+    columns = (dataset.interactions[name].to_pylist() for name in ("user", "item", "label", "time"))
+    return [(users[u], items[i], label, time) for u, i, label, time in zip(*columns, strict=True)]
