@@ -1,4 +1,4 @@
-"""`mwuf export RUN` and `mwuf explain RUN`: their options and what they print."""
+"""`mwuf export RUN`, `mwuf warm RUN` and `mwuf explain RUN`: their options and what they print."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ Writes the warm embeddings of a finished run's new items, and its dense model, i
 examples:
   mwuf export runs/ml-1
   mwuf export runs/ml-1 --format safetensors --old-items --output serving/today""",
+    "warm": """\
+The daily job: new interactions move the rows of new items, by a rule that looks at each item alone, and nothing else.
+RUN stays as it is; the output is a run too, with an export of the items that changed, and the next day's job reads it.
+
+Interactions are rows of a user, an item, a label and a time; their columns are named as in the run's own logs, elsewhere
+user_id, item_id, label and timestamp. Rows that agree in all four are the same interaction, in whatever file they are.
+
+examples:
+  mwuf warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday
+  mwuf warm runs/ml-1 --interactions logs/ --items new_items.csv --output runs/ml-1-tuesday --format npy
+  torchrun --nproc-per-node=2 -m mwuf_dist warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday""",
     "explain": """\
 Says why one item has the embedding it has: scale, shift, nearest old items, and how its score moved with its clicks.
 
@@ -41,6 +52,21 @@ class ExportOptions:
 
 
 @dataclass
+class WarmOptions:
+    """Options of `mwuf warm`."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run, or of a job.
+    interactions: Path  # Parquet or CSV, a file or a folder.
+    output: Path  # Folder to write: a run that has seen these interactions too.
+    items: Path | None = None  # Table with the fields of items that the run has never seen.
+    format: Literal["parquet", "safetensors", "npy"] = "parquet"  # Of the export.
+    user: str = ""  # Column of the user; empty: that of the run's logs.
+    item: str = ""  # Column of the item.
+    time: str = ""  # Column of the time.
+    label: str = ""  # Column of the label, 0 or 1.
+
+
+@dataclass
 class ExplainOptions:
     """Options of `mwuf explain`."""
 
@@ -51,7 +77,7 @@ class ExplainOptions:
 
 def run_command(command: str, arguments: list[str]) -> int:
     """Runs a command that takes a finished run; returns the exit code."""
-    return {"export": _export, "explain": _explain}[command](arguments)
+    return {"export": _export, "warm": _warm, "explain": _explain}[command](arguments)
 
 
 def _export(arguments: list[str]) -> int:
@@ -67,6 +93,25 @@ def _export(arguments: list[str]) -> int:
     print(f"{num_items} items in {seconds:.1f} s: {folder}")
     for path in sorted(folder.iterdir()):
         print(f"  {path.name:<20} {path.stat().st_size:>14,} bytes")
+    return 0
+
+
+def _warm(arguments: list[str]) -> int:
+    options = _parse("warm", arguments, WarmOptions)
+    from mwuf_dist.runtime import start
+    from mwuf_dist.serving.run_folder import read_run
+    from mwuf_dist.serving.warm import warm
+    from mwuf_dist.serving.warm_input import Columns
+
+    columns = Columns(options.user, options.item, options.time, options.label)
+    clock = time.perf_counter()
+    with start(read_run(options.run)[0]) as runtime:
+        report = warm(
+            options.run, options.interactions, options.output, runtime, options.items, columns, options.format
+        )
+        if runtime.is_main:
+            print(report.text(options.output))
+            print(f"{time.perf_counter() - clock:.1f} s")
     return 0
 
 

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from torch._dynamo.exc import TorchDynamoException
 from tqdm import tqdm
 
 from mwuf_dist.config import UserError
+from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.formats import ItemWriter, NpyWriter, ParquetWriter, SafetensorsWriter
 from mwuf_dist.serving.run_folder import PHASE_NAMES, FinishedRun
 
@@ -76,13 +78,40 @@ def export(run: FinishedRun, kind: Format, output: Path, old_items: bool = False
     return output
 
 
+def write_export(run: FinishedRun, items: np.ndarray, kind: Format, folder: Path, runtime: Runtime) -> None:
+    """Writes an export of some items, without the model, which an earlier export has. Every rank calls it.
+
+    Args:
+        run: opened on these ranks.
+        items: their indices, ascending.
+        kind: format.
+        folder: made here.
+        runtime: the main rank writes; the others make the same lookups.
+    """
+    run.load_state()
+    if not runtime.is_main:
+        for _ in run.chunks(items):
+            pass
+        return
+    folder.mkdir()
+    write_some(run, items, kind, folder)
+    manifest = _manifest(run, kind, len(items), False) | {"model": None, "changed_only": True}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
 def write_items(run: FinishedRun, kind: Format, folder: Path, old_items: bool, progress: bool = False) -> int:
     """Writes the items into an existing folder, some ten thousand at a time; returns how many."""
-    ids = run.item_ids if old_items else run.item_ids[run.num_old_items :]
+    items = range(0 if old_items else run.num_old_items, run.num_items)
+    return write_some(run, items, kind, folder, progress)
+
+
+def write_some(run: FinishedRun, items: np.ndarray | range, kind: Format, folder: Path, progress: bool = False) -> int:
+    """The same for the items with these indices."""
+    ids = run.item_ids.take(pa.array(items)) if isinstance(items, np.ndarray) else run.item_ids[items.start : items.stop]
     writer = _writer(kind, folder, ids, run.model.dim)
     try:
         with tqdm(total=len(ids), desc="export", unit="item", unit_scale=True, disable=not progress) as bar:
-            for chunk in run.chunks(old_items):
+            for chunk in run.chunks(items):
                 writer.write(chunk)
                 bar.update(len(chunk.phase))
     finally:
