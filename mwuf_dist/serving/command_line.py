@@ -25,8 +25,8 @@ examples:
 The daily job: new interactions move the rows of new items, by a rule that looks at each item alone, and nothing else.
 RUN stays as it is; the output is a run too, with an export of the items that changed, and the next day's job reads it.
 
-Interactions are rows of a user, an item, a label and a time; their columns are named as in the run's own logs, elsewhere
-user_id, item_id, label and timestamp. Rows that agree in all four are the same interaction, in whatever file they are.
+Interactions are rows of a user, an item, a label and a time; their columns are named as in the run's own logs,
+elsewhere user_id, item_id, label and timestamp. Rows that agree in all four are the same interaction, in any file.
 
 examples:
   mwuf warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday

@@ -107,7 +107,7 @@ def write_items(run: FinishedRun, kind: Format, folder: Path, old_items: bool, p
 
 def write_some(run: FinishedRun, items: np.ndarray | range, kind: Format, folder: Path, progress: bool = False) -> int:
     """The same for the items with these indices."""
-    ids = run.item_ids.take(pa.array(items)) if isinstance(items, np.ndarray) else run.item_ids[items.start : items.stop]
+    ids = run.ids_of(items)
     writer = _writer(kind, folder, ids, run.model.dim)
     try:
         with tqdm(total=len(ids), desc="export", unit="item", unit_scale=True, disable=not progress) as bar:

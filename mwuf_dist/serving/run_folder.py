@@ -216,14 +216,19 @@ class FinishedRun:
         """Reads IDs, users and numbers of interactions of all items now; else they are read when first needed."""
         _ = self.item_ids, self.num_interactions, self._users, self.mean_user
 
+    def ids_of(self, items: np.ndarray | range) -> pa.Array:
+        """Raw IDs [n] of the items with these indices."""
+        if isinstance(items, np.ndarray):
+            return self.item_ids.take(pa.array(items))
+        return self.item_ids[items.start : items.stop]
+
     def chunks(self, items: np.ndarray | range) -> Iterator[ItemChunk]:
         """The items with these indices, some ten thousand at a time."""
         for first in range(0, len(items), _ROWS):
             part = items[first : first + _ROWS]
             index = torch.as_tensor(part if isinstance(part, np.ndarray) else np.arange(part.start, part.stop))
-            ids = self.item_ids.take(pa.array(part)) if isinstance(part, np.ndarray) else self.item_ids[part.start : part.stop]
             vectors = self.embeddings(index.to(self.model.runtime.device)).cpu().numpy()
-            yield ItemChunk(ids, vectors, self.phase_codes(index), self.num_interactions[index.numpy()])
+            yield ItemChunk(self.ids_of(part), vectors, self.phase_codes(index), self.num_interactions[index.numpy()])
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ from mwuf_dist.serving.warm_input import (
     together,
 )
 from mwuf_dist.serving.warm_rule import (
+    FEWEST_ROWS,
     WarmRule,
     folded_slope,
     frozen_double,
@@ -57,7 +58,6 @@ from mwuf_dist.serving.warm_state import Change, Grown, Rows, WarmState
 _GROUP_ROWS = 1 << 18
 # Pairs of a user and an old item that are scored before and after.
 _NUM_PROOFS = 1 << 14
-_LEAST_ROWS = 16  # of a matrix product, see `warm_rule.py`
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ class WarmReport:
         if self.already_done:
             return f"{output}: made from this run and these rows already; nothing to do (state {self.digest})"
         lines = [
-            f"{change.num_new:,} new interactions, {change.num_known:,} known already, {change.num_of_old_items:,} of old "
-            f"items (frozen); {self.num_unseen_users:,} users never seen (the mean user)",
-            f"{self.num_changed:,} items changed, {change.num_new_items:,} of them never seen before; state {self.digest}",
+            f"{change.num_new:,} new interactions, {change.num_known:,} known already, {change.num_of_old_items:,} of "
+            f"old items (frozen); {self.num_unseen_users:,} users never seen (the mean user)",
+            f"{self.num_changed:,} items changed, {change.num_new_items:,} of them never seen before",
             f"proof: {self.num_proofs:,} of {self.num_proofs:,} scores of old items are the same to the bit",
-            f"run: {output}   changed rows: {output / 'export'}",
+            f"run: {output}   state: {self.digest}   changed rows: {output / 'export'}",
         ]
         if not self.num_changed:
             lines.insert(0, "nothing new: all of it was known, and nothing has changed")
@@ -304,7 +304,7 @@ class _Job:
         ends = np.cumsum(counts)
         out = []
         for group in _groups(counts):
-            rows = taken(log, np.arange(ends[group[0]] - counts[group[0]], ends[group[-1]]))
+            rows = taken(log, np.arange(int(ends[group[0]] - counts[group[0]]), int(ends[group[-1]])))
             parts = self._parts(run, rule, touched[group], counts[group], boundary[group], rows)
             ours = np.arange(runtime.rank, len(group), runtime.world_size)
             place = _of_items(counts[group], ours)
@@ -341,8 +341,8 @@ class _Job:
         of_row = np.zeros(len(user), dtype=np.int64)
         of_row[needed] = inverse
         # Never so few rows that a product of them would add in another order.
-        distinct = np.append(distinct, np.full(_LEAST_ROWS, unknown))
-        item = np.append(items, np.repeat(items[:1], _LEAST_ROWS))
+        distinct = np.append(distinct, np.full(FEWEST_ROWS, unknown))
+        item = np.append(items, np.repeat(items[:1], FEWEST_ROWS))
         of_item = torch.from_numpy(np.repeat(np.arange(len(items)), counts))
         with torch.no_grad():
             index = torch.from_numpy(distinct).to(self.runtime.device)

@@ -59,7 +59,10 @@ def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bo
     columns = {field.name: (named[field.name].column or field.name) if is_logs else field.name for field in fields}
     options = dataclasses.replace(options, header=())
     table = tables.read(
-        tables.find_files(str(path), "--items"), list({options.item: 0} | dict.fromkeys(columns.values())), options, "items"
+        tables.find_files(str(path), "--items"),
+        list({options.item: 0} | dict.fromkeys(columns.values())),
+        options,
+        "items",
     )
     entity, ids = encode.encode_ids(table.columns[options.item])
     known = None
@@ -167,10 +170,8 @@ def _encoded(
     separator = own.separator if own.kind == "multi_valued" else ""
     theirs, words = _words(*run, separator), _words(column, rows, separator)
     codes = known[field.name].chunk(0)
-    if own.kind == "numeric":
-        index = _buckets(theirs, codes.to_numpy(), words)
-    else:
-        index = _learned(theirs, codes, words.text)
+    is_number = own.kind == "numeric"
+    index = _buckets(theirs, codes.to_numpy(), words) if is_number else _learned(theirs, codes, words.text)
     return _as_column(field, *_filled(words, index, field))
 
 

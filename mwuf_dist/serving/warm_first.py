@@ -10,9 +10,7 @@ import torch.nn.functional as F
 
 from mwuf_dist.methods import Method
 from mwuf_dist.serving.run_folder import FinishedRun
-from mwuf_dist.serving.warm_rule import frozen_double
-
-_LEAST_ROWS = 16  # of a matrix product, see `warm_rule.py`
+from mwuf_dist.serving.warm_rule import FEWEST_ROWS, frozen_double
 
 
 @torch.no_grad()
@@ -28,12 +26,14 @@ def first_rows(run: FinishedRun, keys: np.ndarray, item_fields: Callable[[], tor
     if initialisation == "random":
         rows = np.empty((len(keys), model.dim), dtype=np.float32)
         for row, key in zip(rows, keys, strict=True):
-            row[:] = np.random.default_rng([run.config.seed, int(key)]).normal(0, run.config.embedding.init_std, model.dim)
+            row[:] = np.random.default_rng([run.config.seed, int(key)]).normal(
+                0, run.config.embedding.init_std, model.dim
+            )
         return torch.from_numpy(rows).to(model.runtime.device)
     if initialisation == "mean":
         return model.old_ids.mean_row("old").expand(len(keys), -1)
     if initialisation == "own":
         method = frozen_double(run.method)
         assert isinstance(method, Method)
-        return method.initial_rows(F.pad(item_fields().double(), (0, 0, 0, _LEAST_ROWS)))[: len(keys)].float()
+        return method.initial_rows(F.pad(item_fields().double(), (0, 0, 0, FEWEST_ROWS)))[: len(keys)].float()
     return torch.zeros(len(keys), model.dim, device=model.runtime.device)

@@ -1,17 +1,17 @@
 """The serving rule: an item's row from the item's own interactions, in order, and the frozen model; nothing else.
 
-The interactions of an item are cut into blocks that end after K, 2K, 3K, 6K, 12K, ... of them (K is `data.warm_rows`: the
-first three are the phases warm-a, warm-b and warm-c). A block starts where the block before it has ended, with a fresh
-Adam, and makes `warm_up.epochs` passes over its interactions in their order, in minibatches of 1, 1, 1, 3, 6, ...: K steps
-a pass whatever the size of the block, so that an item with many clicks is not a long chain of small steps. With
+The interactions of an item are cut into blocks that end after K, 2K, 3K, 6K, 12K, ... of them (K is `data.warm_rows`:
+the first three are the phases warm-a, warm-b and warm-c). A block starts where the block before it has ended, with a
+fresh Adam, and makes `warm_up.epochs` passes over its interactions in their order, in minibatches of 1, 1, 1, 3, 6,
+...: K steps a pass whatever the size of the block, so that an item with many clicks is no long chain of steps. With
 `warm_up.carry_over` a pass starts at the item's first interaction. The last block may be incomplete: its row is served,
-and is made again from the beginning of the block when more has come. That is all the state that there is, so going on is
-the same as doing everything anew.
+and is made again from the beginning of the block when more has come. That is all the state that there is, so going on
+is the same as doing everything anew.
 
 All items go side by side, each with its own moments and step count. So that the company of an item does not change its
-bits, the arithmetic is float64 in products of at least `_FEWEST_ROWS` rows (from 7 rows on, the bits of a row of a matrix
-product depended on nothing but the row: MKL and OpenBLAS kernels for fewer add in another order), and rows are
-rounded to float32 at the end of each block.
+bits, the arithmetic is float64 in products of at least `FEWEST_ROWS` rows, and rows are rounded to float32 at the end
+of each block. (Of products [n, 16] x [16, 64] and [n, 64] x [64, 64] on a CPU with AVX-512, the bits of a row depend on
+nothing but the row from n = 7 on, and not below.)
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from mwuf_dist.backbones.folded import FoldedHead
 from mwuf_dist.config import Config
 
 _BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8
-_FEWEST_ROWS = 16
+FEWEST_ROWS = 16  # of a matrix product
 # The phases of the protocol are the first blocks; every later block doubles what has been seen.
 _NUM_PHASES = 3
 
-# From item embeddings [b, D], frozen parts [b, P], labels [b] and weights [b] to the gradient [b, D] of the summed loss.
+# From item embeddings [b, D], frozen parts [b, P], labels [b] and weights [b] to the gradient [b, D] of the loss.
 Slope = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -147,7 +147,7 @@ def _fit(
     device, num_steps = start.device, -(-(ends - begins) // size)
     order = np.argsort(-num_steps, kind="stable")  # items that still have a j-th step come first
     begins, ends, num_steps = begins[order], ends[order], num_steps[order]
-    padded = _FEWEST_ROWS + len(order)
+    padded = FEWEST_ROWS + len(order)
     v, moment_1, moment_2 = (torch.zeros(padded, start.shape[1], dtype=torch.float64, device=device) for _ in range(3))
     v[: len(order)] = start[torch.from_numpy(order).to(device)]
     needed = _places(begins, ends)
@@ -160,7 +160,7 @@ def _fit(
     for epoch in range(rule.epochs):
         for step in range(int(num_steps[0])):
             active = int(np.searchsorted(-num_steps, -step, side="left"))
-            rows = max(active, -(-_FEWEST_ROWS // size))
+            rows = max(active, -(-FEWEST_ROWS // size))
             place = (F.pad(begin[:active], (0, rows - active)) + step * size)[:, None] + torch.arange(
                 size, device=device
             )

@@ -99,13 +99,17 @@ class WarmState:
             ),
             "boundary": self.rows.boundary,
         }
-        items = self.fields.append_column(_LISTED, pa.array(self.listed)).add_column(0, RAW_ID, self.ids)
+        # Read back, the elements of a list have another name; the files must not tell.
+        plain = [pa.list_(pa.int32()) if pa.types.is_list(kind) else kind for kind in self.fields.schema.types]
+        fields = self.fields.cast(pa.schema(list(zip(self.fields.column_names, plain, strict=True))))
+        items = fields.append_column(_LISTED, pa.array(self.listed)).add_column(0, RAW_ID, self.ids)
         return dict(zip(_FILES, (items, pa.table(self.log), pa.table(rows)), strict=True))
 
 
 def new_state(prepared: Prepared, id_type: pa.DataType, dim: int) -> WarmState:
     """The state of a run that has just ended."""
-    rows = Rows(np.empty(0, np.int64), *(np.empty((0, dim), np.float32) for _ in range(2)), np.empty(0, np.int64))
+    none = np.empty((0, dim), np.float32)
+    rows = Rows(np.empty(0, np.int64), none, none, np.empty(0, np.int64))
     fields = unknown_fields(prepared, 0)
     return WarmState(prepared.num_items, pa.array([], id_type), fields, np.empty(0, bool), empty_log(), rows, {})
 
@@ -162,14 +166,14 @@ def load(run: Path) -> WarmState | None:
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise UserError(f"{path}: is missing or damaged; make the folder again from the run before it")
     items, log, rows = (pq.read_table(run / FOLDER / name).combine_chunks() for name in _FILES)
-    vectors = [_vectors(rows[name]) for name in ("row", "row_at_boundary")]
+    served, at_boundary = (_vectors(rows[name]) for name in ("row", "row_at_boundary"))
     return WarmState(
         num_run_items=about["num_run_items"],
         ids=_array(items[RAW_ID]),
         fields=items.drop_columns([RAW_ID, _LISTED]),
         listed=_array(items[_LISTED]).to_numpy(zero_copy_only=False),
         log={name: log[name].to_numpy() for name in LOG_COLUMNS},
-        rows=Rows(rows["item"].to_numpy(), *vectors, rows["boundary"].to_numpy()),
+        rows=Rows(rows["item"].to_numpy(), served, at_boundary, rows["boundary"].to_numpy()),
         made_from=about["made_from"],
     )
 
@@ -373,4 +377,3 @@ def _appended(column: FieldColumn, extra: pa.Table | None) -> FieldColumn:
 def phases_of(counts: np.ndarray, block_rows: int) -> np.ndarray:
     """Codes of the phases of items by their number of interactions [n], uint8."""
     return np.minimum(counts // block_rows, len(PHASES) - 1).astype(np.uint8)
-
