@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,9 +112,14 @@ def write_some(run: FinishedRun, items: np.ndarray | range, kind: Format, folder
     writer = _writer(kind, folder, ids, run.model.dim)
     try:
         with tqdm(total=len(ids), desc="export", unit="item", unit_scale=True, disable=not progress) as bar:
-            for chunk in run.chunks(items):
-                writer.write(chunk)
-                bar.update(len(chunk.phase))
+            # A chunk is written while the next one is computed.
+            with ThreadPoolExecutor(1) as pool:
+                written = pool.submit(lambda: None)
+                for chunk in run.chunks(items):
+                    written.result()
+                    written = pool.submit(writer.write, chunk)
+                    bar.update(len(chunk.phase))
+                written.result()
     finally:
         writer.close()
     return len(ids)

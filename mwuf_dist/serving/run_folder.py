@@ -37,8 +37,8 @@ PHASE_NAMES = (*PHASES, "old")
 OLD = len(PHASES)
 # Rows scored or exported at once.
 _ROWS = 1 << 16
-# Rows counted at once: as many as there are items would do, and cost less than a pass over the counts for each few.
-_COUNTED_ROWS = 1 << 24
+# Rows counted at once.
+_COUNTED_ROWS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,11 @@ class FinishedRun:
     @cached_property
     def num_interactions(self) -> np.ndarray:
         """Rows of each item that the model has seen [I], int64: `pretrain` for old items, the warm sets for new."""
-        counts = np.zeros(self.num_items, dtype=np.int64)
-        for split in ("pretrain", *WARM_SETS, *self._served):
-            num_rows = self.prepared.num_rows(split)
-            for first in range(0, num_rows, _COUNTED_ROWS):
-                part = self.prepared.read_rows(split, first, min(first + _COUNTED_ROWS, num_rows), ["item"])
-                counts += np.bincount(part["item"], minlength=self.num_items)
+        counts = self._users.counts().copy()
+        num_rows = self.prepared.num_rows("pretrain")
+        for first in range(0, num_rows, _COUNTED_ROWS):
+            part = self.prepared.read_rows("pretrain", first, min(first + _COUNTED_ROWS, num_rows), ["item"])
+            counts[: self.num_old_items] += np.bincount(part["item"], minlength=self.num_old_items)
         return counts
 
     def phase_codes(self, items: torch.Tensor) -> np.ndarray:
@@ -180,7 +179,9 @@ class FinishedRun:
     def warm_embeddings(self, items: torch.Tensor) -> torch.Tensor:
         """Warm embeddings [n, D] of new items [n]: what the run scored them with in its last phase."""
         assert len(items) == 0 or int(items.min()) >= self.num_old_items, "an old item has no warm embedding"
-        return self.method.warm_rows(self.model.new_ids.rows(items), *self.meta_inputs(items))
+        table = self.model.new_ids.whole("new")
+        rows = self.model.new_ids.rows(items) if table is None else table[items]
+        return self.method.warm_rows(rows, *self.meta_inputs(items))
 
     @torch.no_grad()
     def embeddings(self, items: torch.Tensor) -> torch.Tensor:
