@@ -1,4 +1,4 @@
-"""`mwuf export RUN`, `mwuf warm RUN` and `mwuf explain RUN`: their options and what they print."""
+"""`mwuf export RUN`, `mwuf warm RUN`, `mwuf explain RUN` and `mwuf adopt`: their options and what they print."""
 
 from __future__ import annotations
 
@@ -32,6 +32,15 @@ examples:
   mwuf warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday
   mwuf warm runs/ml-1 --interactions logs/ --items new_items.csv --output runs/ml-1-tuesday --format npy
   torchrun --nproc-per-node=2 -m mwuf_dist warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday""",
+    "adopt": """\
+Warm embeddings for the new items of a model that was trained elsewhere; nothing of it is trained.
+
+WEIGHTS is a folder of torch.distributed.checkpoint or a state dict file. The factory that --model names gets its
+tensors by name and returns a module with four methods (docs/serving.md; examples/adopt_torchrec.py has one). The logs
+hold interactions of items with a row in the item table, which teach how items warm up, and of new ones.
+
+examples:
+  mwuf adopt dlrm.pt --item-table item_id --model company.ranking:make_model --logs clicks/ --output warm""",
     "explain": """\
 Says why one item has the embedding it has: scale, shift, nearest old items, and how its score moved with its clicks.
 
@@ -67,6 +76,23 @@ class WarmOptions:
 
 
 @dataclass
+class AdoptOptions:
+    """Options of `mwuf adopt`."""
+
+    weights: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="WEIGHTS")]  # Checkpoint folder or file.
+    item_table: str  # Name of the table of item ID embeddings among the weights, or a part of it.
+    model: str  # "package.module:factory".
+    logs: Path  # Parquet or CSV, a file or a folder.
+    output: Path  # Folder to write.
+    user: str = "user_id"  # Column of the user.
+    item: str = "item_id"  # Column of the item: a number, of known items that of their row.
+    time: str = "timestamp"  # Column of the time.
+    label: str = "label"  # Column of the label, 0 or 1.
+    epochs: int = 1  # Passes over the known items' rows.
+    warm_rows: int = 20  # K of the serving rule.
+
+
+@dataclass
 class ExplainOptions:
     """Options of `mwuf explain`."""
 
@@ -77,7 +103,7 @@ class ExplainOptions:
 
 def run_command(command: str, arguments: list[str]) -> int:
     """Runs a command that takes a finished run; returns the exit code."""
-    return {"export": _export, "warm": _warm, "explain": _explain}[command](arguments)
+    return {"export": _export, "warm": _warm, "adopt": _adopt, "explain": _explain}[command](arguments)
 
 
 def _export(arguments: list[str]) -> int:
@@ -115,6 +141,23 @@ def _warm(arguments: list[str]) -> int:
     return 0
 
 
+def _adopt(arguments: list[str]) -> int:
+    options = _parse("adopt", arguments, AdoptOptions)
+    from mwuf_dist.serving.adopt import AdoptSettings, adopt_files
+
+    settings = AdoptSettings(
+        user=options.user,
+        item=options.item,
+        time=options.time,
+        label=options.label,
+        epochs=options.epochs,
+        warm_rows=options.warm_rows,
+    )
+    found = adopt_files(options.weights, options.item_table, options.model, options.logs, options.output, settings)
+    print(f"{len(found.item_ids):,} new items, {int(found.interactions.sum()):,} interactions: {options.output}")
+    return 0
+
+
 def _explain(arguments: list[str]) -> int:
     options = _parse("explain", arguments, ExplainOptions)
     from mwuf_dist.evaluation.item_plot import plot_item
@@ -138,6 +181,7 @@ def _parse(command: str, arguments: list[str], cls: type[T]) -> T:
     if not any(argument in ("-h", "--help") for argument in arguments) and (
         not arguments or arguments[0].startswith("-")
     ):
-        raise UserError(f"name the folder of a finished run first: mwuf {command} RUN [options]")
+        what = "the weights" if command == "adopt" else "the folder of a finished run"
+        raise UserError(f"name {what} first: mwuf {command} {'WEIGHTS' if command == 'adopt' else 'RUN'} [options]")
     parsed: Any = tyro.cli(cls, args=arguments, prog=f"mwuf {command}", description=EXAMPLES[command])
     return parsed

@@ -17,6 +17,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from tqdm import tqdm
 
+from mwuf_dist.backbones import Shape
 from mwuf_dist.config import UserError
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.formats import ItemWriter, NpyWriter, ParquetWriter, SafetensorsWriter
@@ -111,15 +112,15 @@ def write_some(run: FinishedRun, items: np.ndarray | range, kind: Format, folder
     ids = run.ids_of(items)
     writer = _writer(kind, folder, ids, run.model.dim)
     try:
-        with tqdm(total=len(ids), desc="export", unit="item", unit_scale=True, disable=not progress) as bar:
-            # A chunk is written while the next one is computed.
-            with ThreadPoolExecutor(1) as pool:
-                written = pool.submit(lambda: None)
-                for chunk in run.chunks(items):
-                    written.result()
-                    written = pool.submit(writer.write, chunk)
-                    bar.update(len(chunk.phase))
+        # A chunk is written while the next one is computed.
+        bar = tqdm(total=len(ids), desc="export", unit="item", unit_scale=True, disable=not progress)
+        with bar, ThreadPoolExecutor(1) as pool:
+            written = pool.submit(lambda: None)
+            for chunk in run.chunks(items):
                 written.result()
+                written = pool.submit(writer.write, chunk)
+                bar.update(len(chunk.phase))
+            written.result()
     finally:
         writer.close()
     return len(ids)
@@ -131,17 +132,22 @@ def export_model(run: FinishedRun, path: Path) -> None:
     Raises:
         UserError: torch cannot export it.
     """
-    shape, device = run.model.shape, run.model.runtime.device
+    model = run.model
+    export_backbone(model.backbone, model.shape, model.runtime.device, run.config.backbone.name, path)
+
+
+def export_backbone(backbone: nn.Module, shape: Shape, device: torch.device, name: str, path: Path) -> None:
+    """The same for any backbone in eval mode; `name` is for the message."""
     width = (shape.num_fields - 1) * shape.dim
     example = (torch.zeros(2, shape.dim, device=device), torch.zeros(2, width, device=device))
     batch = {0: torch.export.Dim("batch", min=1)}
-    module = DenseModel(run.model.backbone).eval()
+    module = DenseModel(backbone).eval()
     try:
         # Strict, because the other mode takes `len(tensor)` for a constant.
         program = torch.export.export(module, example, dynamic_shapes=(batch, batch), strict=True)
     except (TorchDynamoException, RuntimeError) as error:
         raise UserError(
-            f"backbone {run.config.backbone.name!r}: torch.export cannot take its forward ({str(error)[:300]}); "
+            f"backbone {name!r}: torch.export cannot take its forward ({str(error)[:300]}); "
             "write it without branches on tensor values"
         ) from error
     torch.export.save(program, path)
