@@ -136,7 +136,7 @@ def _warm(arguments: list[str]) -> int:
             options.run, options.interactions, options.output, runtime, options.items, columns, options.format
         )
         if runtime.is_main:
-            print(report.text(options.output))
+            print(report.text())
             print(f"{time.perf_counter() - clock:.1f} s")
     return 0
 

@@ -11,7 +11,7 @@ class MetaWarmUp(nn.Module):
     """Warm embeddings v * (1 + h(item fields)) + g(mean user) (Zhu et al., SIGIR 2021, equations 3 to 5).
 
     The last layers of h and g start at zero, so that training begins with v itself. Its own parameters are all that a
-    dense optimizer (or data parallelism) sees; where the rows come from (a TorchRec lookup, say) is the caller's matter.
+    dense optimizer (or data parallelism) sees; where rows come from (a TorchRec lookup, say) is the caller's matter.
 
     Args:
         dim: width D of an item embedding.

@@ -154,7 +154,7 @@ class FinishedRun:
         return codes
 
     @property
-    def _served(self) -> tuple[str, ...]:
+    def served_splits(self) -> tuple[str, ...]:
         """The log of `mwuf warm` as one more split."""
         return () if self.state is None else (SERVED,)
 
@@ -167,7 +167,7 @@ class FinishedRun:
 
     @cached_property
     def _users(self) -> ItemUsers:
-        return ItemUsers(self.prepared, (*WARM_SETS, *self._served))
+        return ItemUsers(self.prepared, (*WARM_SETS, *self.served_splits))
 
     @torch.no_grad()
     def meta_inputs(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -65,6 +65,7 @@ class WarmReport:
     """What a job has done.
 
     Attributes:
+        folder: the output.
         change: the numbers of new and known interactions and of items.
         num_changed: items whose row or users changed.
         num_unseen_users: users of the input whom the run has never seen.
@@ -73,6 +74,7 @@ class WarmReport:
         already_done: the output was there, made from the same run and the same input.
     """
 
+    folder: Path
     change: Change
     num_changed: int
     num_unseen_users: int
@@ -80,9 +82,9 @@ class WarmReport:
     digest: str
     already_done: bool = False
 
-    def text(self, output: Path) -> str:
+    def text(self) -> str:
         """For a terminal."""
-        change = self.change
+        change, output = self.change, self.folder
         if self.already_done:
             return f"{output}: made from this run and these rows already; nothing to do (state {self.digest})"
         lines = [
@@ -124,14 +126,14 @@ def warm(
     if output.resolve() == folder.resolve():
         raise UserError(f"{output}: is the run itself, which stays as it is: name another --output")
     prepared = prepare(config.data)
-    run_ids, user_ids = (_raw_ids(prepared, ENTITY_FILES[side]) for side in ("item", "user"))
+    run_ids, user_ids = (raw_ids(prepared, ENTITY_FILES[side]) for side in ("item", "user"))
     before = warm_state.load(folder) or warm_state.new_state(prepared, run_ids.type, config.embedding.dim)
     options = log_options(config, columns or Columns())
     rows = read_interactions(interactions, options, user_ids)
     listed = (rows.item_ids[:0], unknown_fields(prepared, 0))
     if items is not None:
         listed = read_fields(items, options, prepared, config.data.name == "logs")
-    run_log = _run_log(prepared, find(rows.item_ids, run_ids), user_ids)
+    run_log = seen_by_run(prepared, find(rows.item_ids, run_ids), user_ids)
     change = warm_state.change(before, rows, listed, run_ids, prepared, run_log, 3 * config.data.warm_rows)
     change = replace(change, state=replace(change.state, made_from=_made_from(folder, change.state)))
     if output.exists():
@@ -139,7 +141,7 @@ def warm(
     beside = output.parent / f".{output.name}.partial"
     runtime.on_main(lambda: _make_folder(beside))
     try:
-        job = _Job(config, runtime, prepared, change, run_log)
+        job = WarmJob(config, runtime, prepared, change, run_log)
         run = load_run(folder, runtime, several_ranks=True)
         scores = _scores_of_old_items(run)
         state = replace(change.state, rows=job.rows(run))
@@ -153,15 +155,16 @@ def warm(
         runtime.on_main(lambda: os.rename(beside, output))
     finally:
         runtime.on_main(lambda: shutil.rmtree(beside, ignore_errors=True))
-    return WarmReport(change, len(changed), rows.num_unseen_users, len(scores), warm_state.digest_of(output))
+    return WarmReport(output, change, len(changed), rows.num_unseen_users, len(scores), warm_state.digest_of(output))
 
 
-def _raw_ids(prepared: Prepared, name: str) -> pa.Array:
+def raw_ids(prepared: Prepared, name: str) -> pa.Array:
+    """Raw IDs of an entity file of the prepared data."""
     column = pq.read_table(prepared.path / name, columns=[RAW_ID], memory_map=True)[RAW_ID]
     return pa.concat_arrays(column.chunks)
 
 
-def _run_log(prepared: Prepared, items: np.ndarray, user_ids: pa.Array) -> Log:
+def seen_by_run(prepared: Prepared, items: np.ndarray, user_ids: pa.Array) -> Log:
     """What the run has seen of its own new items among these, in the order of its sets."""
     wanted = np.zeros(prepared.num_items + 1, dtype=bool)
     wanted[items] = True
@@ -196,7 +199,7 @@ def _already_done(output: Path, change: Change, rows: NewRows) -> WarmReport:
     about = warm_state.read_about(output) if output.is_dir() else {}
     if about.get("made_from") != change.state.made_from:
         raise UserError(f"{output}: exists, and was not made from this run and these rows: name another --output")
-    return WarmReport(change, 0, rows.num_unseen_users, 0, warm_state.digest_of(output), already_done=True)
+    return WarmReport(output, change, 0, rows.num_unseen_users, 0, warm_state.digest_of(output), already_done=True)
 
 
 def _make_folder(beside: Path) -> None:
@@ -232,7 +235,7 @@ def _scores_of_old_items(run: FinishedRun) -> torch.Tensor:
 
 
 @dataclass
-class _Job:
+class WarmJob:
     """The rows that must move, and what the rule needs of each.
 
     Lookups are collectives, so that every rank makes the same ones; the rule itself runs on a share of the items.

@@ -20,9 +20,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mwuf_dist.config import UserError
+from mwuf_dist.config import PHASES, UserError
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving import warm as warm_module
+from mwuf_dist.serving.explain import explain
 from mwuf_dist.serving.run_folder import FinishedRun, load_run, read_run
 from mwuf_dist.serving.warm import warm
 from mwuf_dist.serving.warm_rule import frozen_double
@@ -182,9 +183,9 @@ def test_the_same_file_again_changes_nothing_and_says_so(
 ) -> None:
     before = files_of(warmed)
     again = job(run_folder, logs, warmed, runtime)
-    assert again.already_done and "nothing to do" in again.text(warmed)
+    assert again.already_done and "nothing to do" in again.text()
     third = job(warmed, logs.slice(0, 100), tmp_path / "run3", runtime)
-    assert third.num_changed == 0 and "nothing new" in third.text(tmp_path / "run3")
+    assert third.num_changed == 0 and "nothing new" in third.text()
     assert third.change.num_known == 100 and state_of(tmp_path / "run3") == state_of(warmed)
     assert pq.read_table(tmp_path / "run3" / "export" / "items.parquet").num_rows == 0
     assert files_of(warmed) == before
@@ -304,3 +305,19 @@ def test_two_ranks_make_the_state_of_one(run_folder: Path, logs: pa.Table, warme
     assert done.returncode == 0, done.stderr[-3000:]
     assert state_of(tmp_path / "two") == state_of(warmed)
     assert done.stdout.count("proof: 16,384 of 16,384") == 1
+
+
+def test_an_explanation_goes_on_with_the_new_clicks_to_the_score_that_is_served(
+    warmed: Path, logs: pa.Table, runtime: Runtime
+) -> None:
+    run = load_run(warmed, runtime)
+    users = torch.randint(run.prepared.num_users, (1024,), generator=torch.Generator().manual_seed(0))
+    known = next(item for item in logs["item_id"].to_pylist() if item < 10**6)
+    for item, phases in ((known, [*PHASES, "served"]), (10**6, ["served"])):
+        found = explain(run, item)
+        assert list(dict.fromkeys(point.phase for point in found.history)) == phases
+        assert found.replay_error == 0.0 and found.text().count("served")
+        served = [point for point in found.history if point.phase == "served"]
+        assert served[0].clicks == 0 and served[-1].clicks == found.interactions - (24 if item == known else 0)
+        expected = run.scores(users, torch.full_like(users, run.index_of(item))).sigmoid().mean()
+        assert served[-1].score == pytest.approx(float(expected), abs=1e-6)
