@@ -46,7 +46,9 @@ _FIELD_SIZES = {"category": 1_000, "brand": 50_000, "shop": 100_000}
 def make_data(folder: Path, num_items: int) -> None:
     """A prepared folder of random interactions."""
     random = np.random.default_rng(0)
-    warm = np.tile(np.arange(_NUM_OLD, _NUM_OLD + num_items, dtype=np.int32), 3)
+    # As in a split, where rows are in the order of time.
+    new = np.arange(_NUM_OLD, _NUM_OLD + num_items, dtype=np.int32)
+    warm = np.concatenate([random.permutation(new) for _ in range(3)])
     item = np.concatenate([np.arange(_NUM_OLD, dtype=np.int32), warm, warm[:1]])
     columns = {
         "user": random.integers(_NUM_USERS, size=len(item), dtype=np.int32),

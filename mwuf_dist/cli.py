@@ -34,7 +34,9 @@ Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
   mwuf init LOGS        look at your own logs and write a config for them
   mwuf synthesize NAME  made-up raw files of any size, in the layout of a public data set
   mwuf export RUN       warm embeddings and dense model of a finished run, as files for a server
+  mwuf warm RUN         the daily job: new interactions move new items' embeddings, and nothing else
   mwuf explain RUN      why one item has its embedding, and how its score moved with its clicks
+  mwuf adopt WEIGHTS    warm embeddings for new items of a model that was trained elsewhere
   mwuf doctor           what this machine has, and what is wrong with it
 
 examples:
@@ -145,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
 def _command(name: str) -> Callable[[list[str]], int]:
     commands = {"run": _run, "compare": _compare, "tune": _tune, "prepare": _prepare, "init": _init}
     commands["synthesize"] = _synthesize
-    commands |= {name: functools.partial(_serve, name) for name in ("export", "explain")}
+    commands |= {name: functools.partial(_serve, name) for name in ("export", "warm", "explain", "adopt")}
     commands["doctor"] = _doctor
     if name not in commands:
         raise UserError(f"no command {name!r}: there are {', '.join(commands)}; `mwuf --help` says what they do")

@@ -44,12 +44,12 @@ MAY_IMPORT = {
     "__main__": EVERYTHING,
     "mwuf_kernels": set(),
     "benchmarks": EVERYTHING,
-    "examples": {"methods", "backbones"} | GROUND,
+    "examples": {"methods", "backbones", "serving", "MetaWarmUp"} | GROUND,
     "tools": set(),
 }
 
 # Heavy libraries, and the only places (files, or folders with a / at the end) that may import them.
-TORCHREC_PLACES = ("mwuf_dist/embeddings/", "mwuf_dist/data/batch.py", "benchmarks/")
+TORCHREC_PLACES = ("mwuf_dist/embeddings/", "mwuf_dist/data/batch.py", "benchmarks/", "examples/")
 ONLY_IN = {
     "ray": (
         "mwuf_dist/launch/",

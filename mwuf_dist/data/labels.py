@@ -19,8 +19,13 @@ MISSING = -1
 _ZERO, _ONE = ("0", "0.0", "false"), ("1", "1.0", "true")
 
 
-def read_labels(table: LogTable, options: LogsConfig) -> np.ndarray:
+def read_labels(table: LogTable, options: LogsConfig, whole: bool = True) -> np.ndarray:
     """Label of each row by the rule of the config, `MISSING` where its column has none; int8 [R].
+
+    Args:
+        table: the rows.
+        options: the rule.
+        whole: they are all rows there are. Of a part of them nobody can say that it lacks a value or a class.
 
     Raises:
         UserError: a value that the rule cannot read (with file and line), or all labels are the same.
@@ -32,7 +37,7 @@ def read_labels(table: LogTable, options: LogsConfig) -> np.ndarray:
     if options.label:
         of_value = _zero_or_one(values)
     elif options.label_is:
-        of_value = _one_of(values, options, table)
+        of_value = _one_of(values, options, table if whole else None)
     else:
         number = to_float(values) if pa.types.is_string(values.type) else values.cast(pa.float64()).to_numpy(False)
         of_value = np.where(np.isnan(number), MISSING, number >= options.label_at_least).astype(np.int8)
@@ -50,7 +55,8 @@ def read_labels(table: LogTable, options: LogsConfig) -> np.ndarray:
             "correct it, or set data.logs.label_is to the values that are positive"
         )
     label = np.append(of_value, np.int8(MISSING))[index]
-    _refuse_one_class(label[label != MISSING], name, table)
+    if whole:
+        _refuse_one_class(label[label != MISSING], name, table)
     return label
 
 
@@ -59,13 +65,13 @@ def _zero_or_one(values: pa.Array) -> np.ndarray:
     return np.array([1 if one in _ONE else 0 if one in _ZERO else MISSING for one in text], dtype=np.int8)
 
 
-def _one_of(values: pa.Array, options: LogsConfig, table: LogTable) -> np.ndarray:
+def _one_of(values: pa.Array, options: LogsConfig, whole: LogTable | None) -> np.ndarray:
     there = text_of(values).to_pylist()
     for wanted in options.label_is:
-        if wanted not in there:
+        if whole is not None and wanted not in there:
             near = difflib.get_close_matches(wanted, there, n=1, cutoff=0.0)
             raise UserError(
-                f"data.logs.label_is: no row of {table.files[0].parent} has {options.label_from} = {wanted!r}"
+                f"data.logs.label_is: no row of {whole.files[0].parent} has {options.label_from} = {wanted!r}"
                 + (f"; did you mean {near[0]!r}?" if near else "")
             )
     return np.array([one in options.label_is for one in there], dtype=np.int8)

@@ -197,6 +197,11 @@ class Tables:
             for shard in sharded.local_shards()
         ]
 
+    def whole(self, table: str) -> torch.Tensor | None:
+        """A table's rows [rows, width] where this rank is the only one, to be read in place; None on several ranks."""
+        shards = self.shards(table)
+        return shards[0].weight.detach() if self._runtime.world_size == 1 and len(shards) == 1 else None
+
     @torch.no_grad()
     def draw(self, std: float, seed: int, table: str | None = None, from_row: int = 0) -> None:
         """Fills tables (or rows from `from_row` on of one table) with draws from N(0, std^2).

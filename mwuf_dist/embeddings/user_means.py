@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from mwuf_kernels import user_mean
+from scipy.sparse import csr_array
 
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.tables import Tables
@@ -34,14 +35,21 @@ class ItemUsers:
         if users_per_item:
             shuffled = np.random.default_rng([seed, 3]).permutation(len(user))
             user, item = user[shuffled], item[shuffled]
-        order = np.argsort(item, kind="stable")
-        user, item = user[order], item[order]
+        # Columns of a sparse matrix with one row per interaction: a stable sort by counting, twice as fast as argsort.
+        ends = np.arange(len(item) + 1, dtype=np.int32 if len(item) < 1 << 31 else np.int64)
+        by_item = csr_array((user, item, ends), shape=(len(item), prepared.num_items)).tocsc()
+        user, offsets = by_item.data, by_item.indptr.astype(np.int64)
         if users_per_item:
-            place = np.arange(len(item)) - np.searchsorted(item, item)
-            user, item = user[place < users_per_item], item[place < users_per_item]
-        self._users = torch.from_numpy(user.astype(np.int64))
-        counts = np.bincount(item, minlength=prepared.num_items)
-        self._offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
+            counts = np.diff(offsets)
+            place = np.arange(len(user)) - np.repeat(offsets[:-1], counts)
+            user = user[place < users_per_item]
+            offsets = np.concatenate([[0], np.cumsum(np.minimum(counts, users_per_item))])
+        self._users = torch.from_numpy(user)
+        self._offsets = torch.from_numpy(offsets)
+
+    def counts(self) -> np.ndarray:
+        """Number of users of each item [I], repeats included, int64."""
+        return np.diff(self._offsets.numpy())
 
     def of(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(users [n], offsets [m + 1]) of the items [m]: item i's users are users[offsets[i]:offsets[i + 1]]."""
@@ -49,8 +57,14 @@ class ItemUsers:
         start = self._offsets[items]
         lengths = self._offsets[items + 1] - start
         offsets = torch.nn.functional.pad(torch.cumsum(lengths, 0), (1, 0))
+        if _is_range(items):  # of neighbours nothing need be gathered
+            return self._users[int(start[0]) : int(start[0] + offsets[-1])].long(), offsets
         shift = torch.repeat_interleave(start - offsets[:-1], lengths)
-        return self._users[shift + torch.arange(len(shift))], offsets
+        return self._users[shift + torch.arange(len(shift))].long(), offsets
+
+
+def _is_range(items: torch.Tensor) -> bool:
+    return len(items) > 0 and bool((items == torch.arange(int(items[0]), int(items[0]) + len(items))).all())
 
 
 def mean_users(
@@ -58,6 +72,9 @@ def mean_users(
 ) -> torch.Tensor:
     """G(U(v)) [m, D] of items [m]; an item without users gets `fallback` [D], the global mean user. A collective."""
     users, offsets = item_users.of(items)
+    table = user_tables.whole("user_id")
+    if table is not None:
+        return user_mean(table, users.to(table.device) + 1, offsets.to(table.device), fallback)
     distinct, inverse = torch.unique(users, return_inverse=True)
     # Row 0 of the user table is the unknown user.
     device = runtime.device

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mwuf_dist.config import PHASES
 from mwuf_dist.evaluation.plots import _COLOURS, _INK, _SOFT, _clean, _figure, _save
 
 
@@ -37,7 +36,7 @@ def plot_item(
         _clean(axes)
         axes.set_title("mean probability, same users", loc="left", fontsize=12, color=_INK)
         axes.plot([score for _, score in history], color=_COLOURS[0], linewidth=1.6, marker="o", markersize=3)
-        for phase in PHASES:
+        for phase in dict.fromkeys(name for name, _ in history):
             last = max(place for place, (name, _) in enumerate(history) if name == phase)
             axes.axvline(last, color=_SOFT, linewidth=0.8, linestyle=":")
             where = {"xycoords": ("data", "axes fraction"), "rotation": 90, "ha": "right", "va": "top"}

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 from mwuf_dist.config import PHASES, WARM_SETS, config_hash
 from mwuf_dist.data.loader import Batch
-from mwuf_dist.serving.run_folder import FinishedRun
+from mwuf_dist.serving.explain_served import SERVED, served_scores
+from mwuf_dist.serving.run_folder import PHASE_NAMES, FinishedRun
 from mwuf_dist.training.checkpoints import Checkpointer, Cursor, Meta
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session
@@ -52,7 +53,8 @@ class Explanation:
         scale: [D], None for an old item or a method without scaling and shifting.
         shift: [D], the same.
         nearest: (raw ID, cosine) of the old items nearest by what the backbone reads, best first.
-        history: mean probability over the same random users at each moment; empty for an old item.
+        history: mean probability over the same random users at each moment, those of the run before those of the
+            interactions that `mwuf warm` has brought; empty for an old item.
         replay_error: largest difference of the item's replayed row of phi_new to that of the checkpoint.
     """
 
@@ -78,10 +80,12 @@ class Explanation:
         lines += [f"  {cosine:+.4f}  {item_id}" for item_id, cosine in self.nearest]
         if self.history:
             lines.append(f"mean probability over the same {_NUM_USERS} random users")
-            for phase in PHASES:
+            for phase in dict.fromkeys(point.phase for point in self.history):
                 scores = [point.score for point in self.history if point.phase == phase]
                 lines.append(f"  {phase:>7}  " + " ".join(f"{score:.4f}" for score in scores))
-            lines.append(f"(the warm-up was done again; its row is the checkpoint's within {self.replay_error:.1e})")
+            lines.append(
+                f"(the run's warm-up was done again; its row is the checkpoint's within {self.replay_error:.1e})"
+            )
         return "\n".join(lines)
 
 
@@ -126,10 +130,10 @@ def explain(run: FinishedRun, raw_id: int | str, num_nearest: int = 10) -> Expla
     """
     index = run.index_of(raw_id)
     item = torch.tensor([index], device=run.model.runtime.device)
-    splits = ("pretrain",) if index < run.num_old_items else WARM_SETS
+    splits = ("pretrain",) if index < run.num_old_items else (*WARM_SETS, *run.served_splits)
     out = Explanation(
         item_id=run.item_ids[index].as_py(),
-        phase="old" if index < run.num_old_items else run.phase,
+        phase=PHASE_NAMES[int(run.phase_codes(item)[0])],
         interactions=int(run.num_interactions[index]),
         positives={split: _share_of_clicks(run, split, index) for split in splits},
         scale=None,
@@ -141,7 +145,10 @@ def explain(run: FinishedRun, raw_id: int | str, num_nearest: int = 10) -> Expla
             pair = run.method.scale_and_shift(*run.meta_inputs(item))
         if pair is not None:
             out.scale, out.shift = (values[0].cpu().numpy() for values in pair)
-        out.history, out.replay_error = _history(run, index)
+        users = _random_users(run)
+        if run.state is None or index < run.state.num_run_items:
+            out.history, out.replay_error = _history(run, index, users)
+        out.history += [Point(SERVED, clicks, score) for clicks, score in served_scores(run, index, users)]
     return out
 
 
@@ -163,7 +170,12 @@ def _nearest(run: FinishedRun, item: torch.Tensor, num: int) -> list[tuple[Any, 
     return [(run.item_ids[int(index)].as_py(), float(cosine)) for cosine, index in best]
 
 
-def _history(run: FinishedRun, index: int) -> tuple[list[Point], float]:
+def _random_users(run: FinishedRun) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(run.prepared.num_users, (_NUM_USERS,), generator=generator).to(run.model.runtime.device)
+
+
+def _history(run: FinishedRun, index: int, users: torch.Tensor) -> tuple[list[Point], float]:
     """The item's scores from cold to warm-c by doing the warm-up again on a model of its own."""
     config, runtime, prepared = run.config, run.model.runtime, run.prepared
     model = Model(config, prepared, runtime)
@@ -174,8 +186,6 @@ def _history(run: FinishedRun, index: int) -> tuple[list[Point], float]:
             tables.shards(name)[0].weight.copy_(theirs.shards(name)[0].weight)
     model.backbone.load_state_dict(run.model.backbone.state_dict())
     initialise_new_ids(config, model, run.method, from_row=model.num_old)
-    generator = torch.Generator().manual_seed(0)
-    users = torch.randint(prepared.num_users, (_NUM_USERS,), generator=generator).to(runtime.device)
     stage = _Replay(config, model, Frozen(model, config.embedding, run.mean_user), run.method, index, users)
     stage.finish_phase(prepared, 0)
     stage.look()
@@ -191,5 +201,6 @@ def _history(run: FinishedRun, index: int) -> tuple[list[Point], float]:
         recorder.close()
     item = torch.tensor([index], device=runtime.device)
     with torch.no_grad():
-        error = (model.new_ids.rows(item) - run.model.new_ids.rows(item)).abs().max()
+        theirs = run.model.new_ids.rows(item) if run.run_rows is None else run.run_rows[item.cpu()].to(item.device)
+        error = (model.new_ids.rows(item) - theirs).abs().max()
     return stage.history, float(error)

@@ -6,16 +6,20 @@ import json
 import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from tqdm import tqdm
 
+from mwuf_dist.backbones import Shape
 from mwuf_dist.config import UserError
+from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.formats import ItemWriter, NpyWriter, ParquetWriter, SafetensorsWriter
 from mwuf_dist.serving.run_folder import PHASE_NAMES, FinishedRun
 
@@ -78,15 +82,47 @@ def export(run: FinishedRun, kind: Format, output: Path, old_items: bool = False
     return output
 
 
+def write_export(run: FinishedRun, items: np.ndarray, kind: Format, folder: Path, runtime: Runtime) -> None:
+    """Writes an export of some items, without the model, which an earlier export has. Every rank calls it.
+
+    Args:
+        run: opened on these ranks.
+        items: their indices, ascending.
+        kind: format.
+        folder: made here.
+        runtime: the main rank writes; the others make the same lookups.
+    """
+    run.load_state()
+    if not runtime.is_main:
+        for _ in run.chunks(items):
+            pass
+        return
+    folder.mkdir()
+    write_some(run, items, kind, folder)
+    manifest = _manifest(run, kind, len(items), False) | {"model": None, "changed_only": True}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
 def write_items(run: FinishedRun, kind: Format, folder: Path, old_items: bool, progress: bool = False) -> int:
     """Writes the items into an existing folder, some ten thousand at a time; returns how many."""
-    ids = run.item_ids if old_items else run.item_ids[run.num_old_items :]
+    items = range(0 if old_items else run.num_old_items, run.num_items)
+    return write_some(run, items, kind, folder, progress)
+
+
+def write_some(run: FinishedRun, items: np.ndarray | range, kind: Format, folder: Path, progress: bool = False) -> int:
+    """The same for the items with these indices."""
+    ids = run.ids_of(items)
     writer = _writer(kind, folder, ids, run.model.dim)
     try:
-        with tqdm(total=len(ids), desc="export", unit="item", unit_scale=True, disable=not progress) as bar:
-            for chunk in run.chunks(old_items):
-                writer.write(chunk)
+        # A chunk is written while the next one is computed.
+        bar = tqdm(total=len(ids), desc="export", unit="item", unit_scale=True, disable=not progress)
+        with bar, ThreadPoolExecutor(1) as pool:
+            written = pool.submit(lambda: None)
+            for chunk in run.chunks(items):
+                written.result()
+                written = pool.submit(writer.write, chunk)
                 bar.update(len(chunk.phase))
+            written.result()
     finally:
         writer.close()
     return len(ids)
@@ -98,17 +134,22 @@ def export_model(run: FinishedRun, path: Path) -> None:
     Raises:
         UserError: torch cannot export it.
     """
-    shape, device = run.model.shape, run.model.runtime.device
-    width = (shape.num_fields - 1) * shape.dim + run.model.backbone.history_width
+    model = run.model
+    export_backbone(model.backbone, model.shape, model.runtime.device, run.config.backbone.name, path)
+
+
+def export_backbone(backbone: nn.Module, shape: Shape, device: torch.device, name: str, path: Path) -> None:
+    """The same for any backbone in eval mode; `name` is for the message."""
+    width = (shape.num_fields - 1) * shape.dim + getattr(backbone, "history_width", 0)
     example = (torch.zeros(2, shape.dim, device=device), torch.zeros(2, width, device=device))
     batch = {0: torch.export.Dim("batch", min=1)}
-    module = DenseModel(run.model.backbone).eval()
+    module = DenseModel(backbone).eval()
     try:
         # Strict, because the other mode takes `len(tensor)` for a constant.
         program = torch.export.export(module, example, dynamic_shapes=(batch, batch), strict=True)
     except (TorchDynamoException, RuntimeError) as error:
         raise UserError(
-            f"backbone {run.config.backbone.name!r}: torch.export cannot take its forward ({str(error)[:300]}); "
+            f"backbone {name!r}: torch.export cannot take its forward ({str(error)[:300]}); "
             "write it without branches on tensor values"
         ) from error
     torch.export.save(program, path)

@@ -24,7 +24,9 @@ from mwuf_dist.data.shards import ENTITY_FILES, Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, start
-from mwuf_dist.training.checkpoints import load_tensors, read_meta
+from mwuf_dist.serving import warm_state
+from mwuf_dist.serving.warm_state import SERVED, Grown, WarmState
+from mwuf_dist.training.checkpoints import load_tensors, module_state, read_meta
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.meta_train import meta_trained_tensors
 from mwuf_dist.training.model import Model
@@ -35,8 +37,10 @@ from mwuf_dist.training.results import SCHEMA, versions
 # What an item's phase code counts in: the phases of new items, then the word for old ones.
 PHASE_NAMES = (*PHASES, "old")
 OLD = len(PHASES)
-# Rows scored, counted or exported at once.
+# Rows scored or exported at once.
 _ROWS = 1 << 16
+# Rows counted at once.
+_COUNTED_ROWS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class FinishedRun:
         prepared: its data.
         model: theta and the tables, as the run left them, in eval mode.
         method: with the meta networks as the run left them.
+        state: what `mwuf warm` has added since; None where it has never been called.
+        run_rows: rows of phi_new as the run left them [num_run_items, D], where `state` has changed some.
     """
 
     folder: Path
@@ -78,6 +84,8 @@ class FinishedRun:
     prepared: Prepared
     model: Model
     method: Method
+    state: WarmState | None = None
+    run_rows: torch.Tensor | None = None
 
     @property
     def num_items(self) -> int:
@@ -91,14 +99,15 @@ class FinishedRun:
 
     @property
     def phase(self) -> str:
-        """The phase in which the new items are: the last one of the run."""
+        """The phase in which the run's own new items are: its last one."""
         return PHASES[-1]
 
     @cached_property
     def item_ids(self) -> pa.Array:
         """Raw IDs of all items [I], in the order of the index."""
         table = pq.read_table(self.prepared.path / ENTITY_FILES["item"], columns=[RAW_ID], memory_map=True)
-        return table.combine_chunks()[RAW_ID].chunk(0)
+        ids = table.combine_chunks()[RAW_ID].chunk(0)
+        return ids if self.state is None else pa.concat_arrays([ids, self.state.ids])
 
     @property
     def old_item_ids(self) -> list[Any]:
@@ -130,17 +139,26 @@ class FinishedRun:
     @cached_property
     def num_interactions(self) -> np.ndarray:
         """Rows of each item that the model has seen [I], int64: `pretrain` for old items, the warm sets for new."""
-        counts = np.zeros(self.num_items, dtype=np.int64)
-        for split in ("pretrain", *WARM_SETS):
-            num_rows = self.prepared.num_rows(split)
-            for first in range(0, num_rows, 16 * _ROWS):
-                part = self.prepared.read_rows(split, first, min(first + 16 * _ROWS, num_rows), ["item"])
-                np.add.at(counts, part["item"], 1)
+        counts = self._users.counts().copy()
+        num_rows = self.prepared.num_rows("pretrain")
+        for first in range(0, num_rows, _COUNTED_ROWS):
+            part = self.prepared.read_rows("pretrain", first, min(first + _COUNTED_ROWS, num_rows), ["item"])
+            counts[: self.num_old_items] += np.bincount(part["item"], minlength=self.num_old_items)
         return counts
 
     def phase_codes(self, items: torch.Tensor) -> np.ndarray:
         """Codes [n] uint8 in `PHASE_NAMES` of the phases of items [n]."""
-        return np.where(items.cpu().numpy() < self.num_old_items, OLD, PHASES.index(self.phase)).astype(np.uint8)
+        index = items.cpu().numpy()
+        codes = np.where(index < self.num_old_items, OLD, PHASES.index(self.phase)).astype(np.uint8)
+        if self.state is not None:
+            later = index >= self.state.num_run_items
+            codes[later] = warm_state.phases_of(self.num_interactions[index[later]], self.config.data.warm_rows)
+        return codes
+
+    @property
+    def served_splits(self) -> tuple[str, ...]:
+        """The log of `mwuf warm` as one more split."""
+        return () if self.state is None else (SERVED,)
 
     @cached_property
     def mean_user(self) -> torch.Tensor:
@@ -151,7 +169,7 @@ class FinishedRun:
 
     @cached_property
     def _users(self) -> ItemUsers:
-        return ItemUsers(self.prepared, WARM_SETS)
+        return ItemUsers(self.prepared, (*WARM_SETS, *self.served_splits))
 
     @torch.no_grad()
     def meta_inputs(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,7 +181,9 @@ class FinishedRun:
     def warm_embeddings(self, items: torch.Tensor) -> torch.Tensor:
         """Warm embeddings [n, D] of new items [n]: what the run scored them with in its last phase."""
         assert len(items) == 0 or int(items.min()) >= self.num_old_items, "an old item has no warm embedding"
-        return self.method.warm_rows(self.model.new_ids.rows(items), *self.meta_inputs(items))
+        table = self.model.new_ids.whole("new")
+        rows = self.model.new_ids.rows(items) if table is None else table[items]
+        return self.method.warm_rows(rows, *self.meta_inputs(items))
 
     @torch.no_grad()
     def embeddings(self, items: torch.Tensor) -> torch.Tensor:
@@ -211,19 +231,19 @@ class FinishedRun:
         """Reads IDs, users and numbers of interactions of all items now; else they are read when first needed."""
         _ = self.item_ids, self.num_interactions, self._users, self.mean_user
 
-    def chunks(self, old_items: bool = False) -> Iterator[ItemChunk]:
-        """All new items, after all old ones if asked, some ten thousand at a time in the order of the index."""
-        first = 0 if old_items else self.num_old_items
-        begin = 0
-        with pq.ParquetFile(self.prepared.path / ENTITY_FILES["item"], memory_map=True) as file:
-            for batch in file.iter_batches(_ROWS, columns=[RAW_ID]):
-                ids, skipped = batch.column(0), min(max(first - begin, 0), batch.num_rows)
-                items = torch.arange(begin + skipped, begin + len(ids), device=self.model.runtime.device)
-                begin += len(ids)
-                if len(items):
-                    counts = self.num_interactions[int(items[0]) : begin]
-                    vectors = self.embeddings(items).cpu().numpy()
-                    yield ItemChunk(ids[skipped:], vectors, self.phase_codes(items), counts)
+    def ids_of(self, items: np.ndarray | range) -> pa.Array:
+        """Raw IDs [n] of the items with these indices."""
+        if isinstance(items, np.ndarray):
+            return self.item_ids.take(pa.array(items))
+        return self.item_ids[items.start : items.stop]
+
+    def chunks(self, items: np.ndarray | range) -> Iterator[ItemChunk]:
+        """The items with these indices, some ten thousand at a time."""
+        for first in range(0, len(items), _ROWS):
+            part = items[first : first + _ROWS]
+            index = torch.as_tensor(part if isinstance(part, np.ndarray) else np.arange(part.start, part.stop))
+            vectors = self.embeddings(index.to(self.model.runtime.device)).cpu().numpy()
+            yield ItemChunk(self.ids_of(part), vectors, self.phase_codes(index), self.num_interactions[index.numpy()])
 
 
 @contextlib.contextmanager
@@ -242,31 +262,50 @@ def open_run(folder: Path | str, device: Literal["auto", "cpu", "cuda"] = "auto"
         yield load_run(folder, runtime)
 
 
-def load_run(folder: Path | str, runtime: Runtime) -> FinishedRun:
+def load_run(folder: Path | str, runtime: Runtime, several_ranks: bool = False) -> FinishedRun:
     """Restores a finished run, on as many ranks as it may have had, in one process.
 
     Args:
         folder: of the run.
         runtime: of this process.
+        several_ranks: the caller makes the same calls with the same arguments on every rank.
 
     Raises:
         UserError: the folder holds no finished run, or one of other data or of another version.
     """
     folder = Path(folder)
     config, results, checkpoint = read_run(folder)
-    if runtime.world_size > 1:
+    if runtime.world_size > 1 and not several_ranks:
         raise UserError("a finished run is opened by one process: start it without torchrun")
     prepared = prepare(config.data, runtime.show_progress)
     _check_data(folder, results, prepared)
+    state = warm_state.load(folder)
+    if state is not None:
+        prepared = Grown(prepared, state)
     model = Model(config, prepared, runtime)
     method = build_method(config.method, model.dim, model.shape.num_item_fields * model.dim).to(runtime.device)
     method.attach(pretrained_items(model, prepared))
-    load_tensors(checkpoint, pretrained_tensors(model) | meta_trained_tensors(model.new_ids, method))
+    run_rows = None
+    if state is None:
+        load_tensors(checkpoint, pretrained_tensors(model) | meta_trained_tensors(model.new_ids, method))
+    else:
+        run_rows = torch.zeros(state.num_run_items, model.dim)
+        table = {f"{model.new_ids.name}.new": run_rows}
+        load_tensors(checkpoint, pretrained_tensors(model) | module_state("method", method) | table)
+        _fill_new_ids(model, run_rows, state)
     model.backbone.eval()
     method.eval()
     for parameter in (*model.backbone.parameters(), *method.parameters()):
         parameter.requires_grad_(False)
-    return FinishedRun(folder, config, results, prepared, model, method)
+    return FinishedRun(folder, config, results, prepared, model, method, state, run_rows)
+
+
+def _fill_new_ids(model: Model, run_rows: torch.Tensor, state: WarmState) -> None:
+    """phi_new with the run's rows and, above them, those of the state."""
+    rows = torch.zeros(state.num_items, model.dim)
+    rows[: len(run_rows)] = run_rows
+    rows[torch.from_numpy(state.rows.item)] = torch.from_numpy(state.rows.served)
+    model.new_ids.fill("new", lambda index: rows[index.cpu()].to(index.device))
 
 
 def read_run(folder: Path) -> tuple[Config, dict[str, Any], Path]:

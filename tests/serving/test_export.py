@@ -15,13 +15,14 @@ import torch
 from safetensors.numpy import load_file
 
 from mwuf_dist import cli
-from mwuf_dist.config import MethodConfig, UserError
+from mwuf_dist.backbones import BACKBONES, Shape, build_backbone
+from mwuf_dist.config import BackboneConfig, MethodConfig, UserError
 from mwuf_dist.evaluation.metrics import auc
 from mwuf_dist.methods import mwuf
 from mwuf_dist.methods.mwuf import Mwuf
 from mwuf_dist.serving import export as export_module
 from mwuf_dist.serving import run_folder as run_folder_module
-from mwuf_dist.serving.export import export
+from mwuf_dist.serving.export import export, export_backbone
 from mwuf_dist.serving.formats import NpyWriter, SafetensorsWriter
 from mwuf_dist.serving.run_folder import FinishedRun, ItemChunk, open_run
 from mwuf_dist.training.frozen import Frozen
@@ -126,6 +127,26 @@ def test_small_chunks_give_the_file_that_one_chunk_gives(
             np.testing.assert_array_equal(values, pieces[name])
     export(run, "parquet", tmp_path / "groups", old_items=True)
     assert pq.ParquetFile(tmp_path / "groups" / "items.parquet").num_row_groups == -(-run.num_items // 17)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_the_exported_model_of_every_backbone_has_the_bits_of_its_forward_at_any_batch_size(
+    name: str, batch_norm: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    shape = Shape(8, 3, 2)
+    backbone = build_backbone(BackboneConfig(name=name, hidden=(16, 8), batch_norm=batch_norm, product="both"), shape)
+    for buffer in (one for key, one in backbone.named_buffers() if "running" in key):
+        torch.nn.init.uniform_(buffer, 0.5, 1.5)
+    backbone.eval()
+    export_backbone(backbone, shape, torch.device("cpu"), name, tmp_path / "model.pt2")
+    model = torch.export.load(tmp_path / "model.pt2").module()
+    for num in (1, 7, 300):
+        item, context = torch.randn(num, 8), torch.randn(num, 5 * 8)
+        with torch.no_grad():
+            # The same operations in the same order: not even the rounding differs.
+            assert torch.equal(model(item, context), backbone(item, context))
 
 
 @pytest.mark.parametrize("residual", [False, True])

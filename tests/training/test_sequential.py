@@ -174,7 +174,7 @@ def test_a_stopped_encoder_goes_on_to_the_same_bits(tmp_path: Path) -> None:
         "encoder", method={"name": "map"}, pretrain=pretrain, backbone={"name": "encoder", "dropout": 0.2}
     )
     test_resume.run(config, tmp_path / "whole")
-    stops: list[tuple[Any, str, int]] = [(Pretrain, "step", 5), (Pretrain, "step", 25), (WarmUp, "run_phase", 2)]
+    stops: list[tuple[Any, str, int]] = [(Pretrain, "step", 5), (Pretrain, "step", 15), (WarmUp, "run_phase", 2)]
     for number, (owner, name, call) in enumerate(stops):
         folder = tmp_path / str(number)
         with pytest.MonkeyPatch.context() as patch:
@@ -207,7 +207,7 @@ def test_two_ranks_give_the_auc_and_the_tables_of_one_rank(name: str, method: st
     values = merge(
         merge(TINY, FEW_STEPS),
         {
-            "backbone": {"name": name, "hidden": [8], "history_length": 6, "batch_norm": False},
+            "backbone": {"name": name, "hidden": [8], "history_length": 6, "batch_norm": False, "field_dropout": 0.0},
             "method": {"name": method, "item_dropout": 0.0},
             "pretrain": {"learning_rate": 5e-3, "order": "users" if name == "encoder" else "shuffled"},
         },

@@ -1,0 +1,115 @@
+"""A model trained elsewhere gets warm embeddings for its new items, and nothing of it changes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from examples import adopt_torchrec, own_loop
+from mwuf_dist import MetaWarmUp, cli
+from mwuf_dist.config import UserError
+from mwuf_dist.evaluation.metrics import auc
+from mwuf_dist.serving.adopt import adopt, find_table, import_factory, load_weights
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adopt")
+    adopt_torchrec.main(folder)
+    return folder
+
+
+def test_new_items_rank_better_warm_than_at_the_common_row_and_the_model_stays(folder: Path) -> None:
+    weights = load_weights(folder / "dlrm.pt")
+    before = copy.deepcopy(weights)
+    model, table = adopt_torchrec.make_model(weights), find_table(weights, "item_id")
+    logs = pq.read_table(folder / "logs.parquet")
+    is_new = logs["item_id"].to_numpy() >= adopt_torchrec.FIELDS["item_id"]
+    later = is_new & (np.arange(len(is_new)) > len(is_new) // 2)
+    found = adopt(model, table, logs.filter(pa.array(~later)))
+    assert found.item_ids.to_pylist() == list(range(120, 160))
+    test = logs.filter(pa.array(later))
+    rows = torch.from_numpy(np.searchsorted(found.item_ids.to_numpy(), test["item_id"].to_numpy()))
+    label = test["label"].to_numpy()
+    with torch.no_grad():
+        context = model.context(test)
+        scores = {
+            "common": model(table.mean(0).expand(len(rows), -1), context),
+            "warm": model(found.embeddings[rows], context),
+        }
+    common, warm = (auc(value.double().numpy(), label) for value in scores.values())
+    assert warm > common + 0.05
+    assert all(torch.equal(before[name], value) for name, value in model.dlrm.state_dict().items())
+
+
+def test_a_distributed_checkpoint_holds_what_a_state_dict_file_holds(folder: Path, tmp_path: Path) -> None:
+    weights = load_weights(folder / "dlrm.pt")
+    dcp.save({"model": weights}, checkpoint_id=str(tmp_path / "checkpoint"), no_dist=True)
+    found = load_weights(tmp_path / "checkpoint")
+    assert len(found) == len(weights)
+    assert torch.equal(find_table(found, "item_id"), find_table(weights, "item_id"))
+
+
+def test_a_pickle_is_refused_as_weights(tmp_path: Path) -> None:
+    torch.save({"model": Path("/")}, tmp_path / "bad.pt")
+    with pytest.raises(UserError, match="state dict file of tensors alone"):
+        load_weights(tmp_path / "bad.pt")
+
+
+@pytest.mark.parametrize(("name", "message"), [("itm_id", "did you mean"), ("bags", "several tables")])
+def test_a_table_that_is_not_one_is_named_with_its_neighbours(name: str, message: str, folder: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        find_table(load_weights(folder / "dlrm.pt"), name)
+
+
+def test_a_factory_that_is_none_is_the_users_error() -> None:
+    for path in ("examples.nowhere:make", "examples.adopt_torchrec:mak_model"):
+        with pytest.raises(UserError, match="--model"):
+            import_factory(path)
+
+
+def test_command_writes_the_new_items(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    arguments = ["adopt", str(folder / "dlrm.pt"), "--item-table", "item_id", "--logs", str(folder / "logs.parquet")]
+    arguments += ["--model", "examples.adopt_torchrec:make_model", "--output", str(tmp_path / "out")]
+    for code, text in ((0, "40 new items"), (2, "name another --output")):
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        printed = capsys.readouterr()
+        assert end.value.code == code and text in printed.out + printed.err
+    items = pq.read_table(tmp_path / "out" / "items.parquet")
+    assert items.num_rows == 40 and len(items["embedding"][0].as_py()) == adopt_torchrec.DIM
+    meta = MetaWarmUp(8, 8, 8)
+    meta.load_state_dict(torch.load(tmp_path / "out" / "meta.pt", weights_only=True))
+
+
+def test_one_backward_trains_rows_by_the_cold_loss_and_networks_by_the_warm_one() -> None:
+    torch.manual_seed(0)
+    meta = MetaWarmUp(4, 6, 5)
+    for parameter in meta.parameters():
+        torch.nn.init.normal_(parameter)
+    rows, fields, users = torch.randn(3, 4, requires_grad=True), torch.randn(3, 6), torch.randn(3, 5)
+    inverse = torch.tensor([2, 0, 2, 1])
+    cold, warm = meta(rows, fields, users, inverse)
+    torch.testing.assert_close(cold, rows[inverse])
+    expected = rows.detach() * (1 + meta.scaling(fields)) + meta.shifting(users)
+    torch.testing.assert_close(warm, expected[inverse])
+    torch.testing.assert_close(meta.embeddings(rows.detach(), fields, users), expected)
+    (cold.square().sum() + warm.square().sum()).backward()
+    assert rows.grad is not None
+    torch.testing.assert_close(rows.grad, 2 * rows.detach() * torch.tensor([[1.0], [1.0], [2.0]]))
+    gradient = torch.autograd.grad(expected[inverse].square().sum(), list(meta.parameters()))
+    for parameter, wanted in zip(meta.parameters(), gradient, strict=True):
+        torch.testing.assert_close(parameter.grad, wanted)
+
+
+def test_the_loop_of_the_example_trains_the_networks_and_not_the_model() -> None:
+    warm_up = own_loop.main()
+    assert float(warm_up.scaling[2].weight.detach().abs().max()) > 0
