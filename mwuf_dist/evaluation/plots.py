@@ -188,8 +188,8 @@ def plot_run(metrics: list[dict[str, Any]], results: dict[str, Any], path: Path)
     """Training curves of one run: a panel of losses per trained stage, and its AUC over the phases.
 
     Args:
-        metrics: rows of `metrics.jsonl`; of each, `stage`, `samples` (seen in the stage, or in the phase where the row
-            names a `phase`) and every number whose name starts with `loss` are read. Rows without a loss are skipped.
+        metrics: rows of `metrics.jsonl`; of each, `stage`, `samples` (seen in the stage, or in the phase or part where
+            the row names a `phase` or `part`) and every number whose name starts with `loss` are read. Rows without a loss are skipped.
         results: the run's `results.json`.
         path: the PNG file to write.
     """
@@ -220,7 +220,7 @@ def _loss_curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, list[tupl
         for key, value in row.items():
             if key.startswith("loss") and isinstance(value, int | float):
                 loss = "" if key == "loss" else key.replace("_", " ")
-                name = " ".join(part for part in (row.get("phase"), loss) if part) or "loss"
+                name = " ".join(part for part in (row.get("phase") or row.get("part"), loss) if part) or "loss"
                 curves.setdefault(row["stage"], {}).setdefault(name, []).append((row["samples"], value))
     return curves
 
