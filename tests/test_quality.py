@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from mwuf_dist.config import PHASES, build, load_config, merge, read_toml, to_dict
 from mwuf_dist.evaluation.report import build_comparison
 from mwuf_dist.launch import local
-from mwuf_dist.studies import compare
+from mwuf_dist.studies import compare, tune
+from mwuf_dist.studies.schedule import Here
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,7 +22,10 @@ def results(config: str, folder: Path, seeds: int) -> dict[str, Any]:
     values = read_toml(ROOT / "configs" / config)
     study = compare.Study(seeds, compare.read_study(values, config).runs)
     configs = compare.run_configs(values, study, config, {})
-    return build_comparison(compare.compare(configs, folder, local.train, local.pretrain, lambda text: None))
+    actions = compare.Actions(local.train, local.pretrain)
+    outcome = compare.compare(configs, folder, actions, lambda _: nullcontext(Here()), lambda text: None)
+    assert not outcome.failures
+    return build_comparison(outcome.records.cells)
 
 
 def auc(comparison: dict[str, Any], method: str, scoring: str) -> list[float]:
@@ -66,10 +71,8 @@ def test_every_shipped_config_is_valid_with_all_its_runs(path: Path) -> None:
     if "study" in values:
         assert compare.run_configs(values, compare.read_study(values, str(path)), str(path), {})
     if "tune" in values:
-        from mwuf_dist.studies import tune
-
         plan = tune.read_tune(values, str(path))
         shared = merge(to_dict(load_config(path)), {})
-        configs = tune.tune_configs(shared, plan, 0.3, str(path))
-        assert len(configs) == plan.folds * (1 + len(plan.settings))
-        assert all(config.data.old_items_as_new for config in configs), "a setting would be chosen on the reported sets"
+        tried = tune.tries(shared, plan, 0.3, str(path))
+        assert len(tried) == plan.folds * sum(len(settings) for _, settings in plan.settings_of_runs())
+        assert all(one.config.data.old_items_as_new for one in tried), "one would be chosen on the reported sets"

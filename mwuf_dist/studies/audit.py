@@ -54,16 +54,14 @@ class HiddenLabels:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Where labels are hidden, in this process: whoever opens the data anew gets the shuffled ones too."""
-        read_rows = Prepared.read_rows
+        read_rows, labels = Prepared.read_rows, self
 
-        def hidden(
-            prepared: Prepared, split: str, start: int, stop: int, names: Sequence[str]
-        ) -> dict[str, np.ndarray]:
-            found = read_rows(prepared, split, start, stop, names)
-            if split not in self._hidden or "label" not in found:
+        def hidden(self: Prepared, split: str, start: int, stop: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+            found = read_rows(self, split, start, stop, names)
+            if split not in labels._hidden or "label" not in found:
                 return found
-            whole = read_rows(prepared, split, 0, prepared.num_rows(split), ("label",))["label"]
-            return found | {"label": self._shuffled(split, whole)[start:stop]}
+            whole = read_rows(self, split, 0, self.num_rows(split), ("label",))["label"]
+            return found | {"label": labels._shuffled(split, whole)[start:stop]}
 
         Prepared.read_rows = hidden  # the one place through which every label comes
         try:

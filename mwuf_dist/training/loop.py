@@ -104,7 +104,7 @@ def _record(session: Session, start: Cursor, batch: Batch, done: int, trained: i
 
 
 def place(cursor: Cursor) -> dict[str, object]:
-    """What a record says of where it was made: the stage and, within it, the phase or part that counts its own steps."""
+    """What a record says of where it was made: the stage, and the phase or part of it that counts its own steps."""
     if cursor.stage == "warm_up":
         return {"stage": cursor.stage, "phase": PHASES[cursor.phase]}
     if cursor.stage == "meta_train":

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from mwuf_dist.training.meta_train import MetaTrain
-from mwuf_dist.training.pretrain import Pretrain
 from tests.cli.command import SHORT, Mwuf, interrupt, results, write
 
 STUDY: dict[str, Any] = {"seeds": 1, "runs": [{"method": {"name": "base"}}, {"method": {"name": "mwuf"}}]}
@@ -68,12 +67,13 @@ def test_a_comparison_goes_on_and_more_seeds_only_do_the_new_ones(
         patch.setattr(MetaTrain, "step", interrupt)
         assert mwuf("compare", config, "--output", "out").code == 130
     done_before = results("out/runs/deepfm-base-seed0")
-    with monkeypatch.context() as patch:
-        patch.setattr(Pretrain, "step", None)  # base and mwuf share the one that is done
-        assert mwuf("compare", config, "--output", "out").code == 0
+    assert mwuf("compare", config, "--output", "out").code == 0
     assert results("out/runs/deepfm-base-seed0") == done_before
+    # To the last digit of its seconds, because it was trained once.
+    assert results("out/runs/deepfm-mwuf-seed0")["stages"]["pretrain"] == done_before["stages"]["pretrain"]
     assert mwuf("compare", config, "--output", "out", "--seeds", "2").code == 0
     comparison = json.loads(Path("out", "comparison.json").read_text())
+    assert comparison["audit"]["passed"] and comparison["audit"]["missing"] == []
     assert [row["method"] for row in comparison["rows"]] == ["base", "mwuf"]
     assert {path.name for path in Path("out", "runs").iterdir()} == {
         f"deepfm-{method}-seed{seed}" for method in ("base", "mwuf") for seed in (0, 1)

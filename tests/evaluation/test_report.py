@@ -87,7 +87,7 @@ def test_latex_rows_have_as_many_cells_as_columns_and_special_characters_are_esc
     results += [make_result("wide_deep", "mwuf", 0, [0.6] * 4, "50% & more_", "movielens-1m")]
     text = latex(build_comparison(results))
     tables = re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}(.*?)\\end\{tabular\}", text, flags=re.DOTALL)
-    assert len(tables) == 7
+    assert len(tables) == 8
     for columns, body in tables:
         rows = body.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
         assert rows
@@ -174,18 +174,18 @@ def test_console_takes_brackets_in_a_variant_as_text():
 
 def test_write_comparison_leaves_a_complete_folder_and_the_same_bytes_each_time(tmp_path):
     folder = tmp_path / "new" / "folder"
-    comparison = write_comparison(two_methods(2), folder)
+    comparison = write_comparison(build_comparison(two_methods(2)), folder)
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     names = ["comparison.json", "comparison.md", "comparison.tex", "phases.png", "report.html", "speed.png"]
     assert sorted(first) == names
     assert json.loads(first["comparison.json"]) == comparison
     assert first["report.html"].count(b"data:image/png;base64,") == 2
-    write_comparison(two_methods(2), folder)
+    write_comparison(build_comparison(two_methods(2)), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
 
 
 def test_a_failing_write_keeps_the_old_report_and_leaves_nothing_beside_it(tmp_path, monkeypatch):
-    write_comparison(two_methods(2), tmp_path)
+    write_comparison(build_comparison(two_methods(2)), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full_disk(*_):
