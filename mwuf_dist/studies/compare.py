@@ -157,7 +157,7 @@ class _Plan:
 
     def __post_init__(self) -> None:
         for config in self.configs:
-            _check_names(config)
+            check_names(config)
         # Before hours of training, and not when the results are put together.
         merged(Records([_planned_cell(config) for config in self.configs]), self.others)
         elsewhere = {cell_key(cell) for _, records in self.others for cell in records.cells}
@@ -292,7 +292,7 @@ def _row_of(config: Config) -> str:
     return row_label(config.backbone.name, config.method.name, config.method.variant)
 
 
-def _check_names(config: Config) -> None:
+def check_names(config: Config) -> None:
     """Finds a wrong name before hours of training that come before its run."""
     sources.find(config.data.name)
     find_class("backbone.name", config.backbone.name, BACKBONES, nn.Module)

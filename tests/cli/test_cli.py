@@ -100,7 +100,7 @@ def test_a_wrong_call_is_told_how_to_call(arguments: list[str], said: str, mwuf:
         ("[backbone]\nhidden = [8, 0]", "bad.toml: `backbone.hidden` = 0: Input should be greater than or equal to 1"),
         ("seed = -1", "bad.toml: `seed` = -1: Input should be greater than or equal to 0"),
         ("extends = 'none.toml'", "none.toml: cannot be read (No such file or directory)"),
-        ("extends = 3", "bad.toml: `extends` must name a file, not 3"),
+        ("extends = 3", "bad.toml: `extends` must name a file, or a list of files, not 3"),
         ("extends = 'bad.toml'", "bad.toml: `extends` leads back to"),
     ],
 )
