@@ -27,6 +27,7 @@ _COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#882255", "#999933", "#7f7f7f",
 )  # fmt: skip
 _MARKERS = "osD^vPX*h<>"
+_BROKEN_LINES = ((0, (7, 1.2, 1, 1.2)), (0, (1, 0.8)), (0, (7, 1.2, 1, 1.2, 1, 1.2)), (0, (9, 2)), (0, (2, 2, 6, 2)))
 _INK, _SOFT, _GRID = "#1a1f26", "#5c6670", "#e4e8eb"
 _DPI = 160
 
@@ -76,10 +77,14 @@ def _row_styles(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Colour, marker and line of each row.
 
     One backbone: a colour per row. Several: the colour is the backbone and the marker the method, so that a method
-    stands beside its own base. The base is dashed everywhere.
+    stands beside its own base; there the lines of methods other than MWUF are broken, as one backbone may have many.
+    The base is dashed everywhere.
     """
     backbones = list(dict.fromkeys(row["backbone"] for row in rows))
     kinds = list(dict.fromkeys((row["method"], row["variant"]) for row in rows))
+    others = [name for name in dict.fromkeys(row["method"] for row in rows) if name not in ("base", "mwuf")]
+    lines: dict[str, Any] = {"base": (0, (3, 1.5)), "mwuf": "-"}
+    lines |= {name: _BROKEN_LINES[index % len(_BROKEN_LINES)] for index, name in enumerate(others)}
     styles = []
     for index, row in enumerate(rows):
         kind = kinds.index((row["method"], row["variant"]))
@@ -89,7 +94,7 @@ def _row_styles(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 "color": _COLOURS[colour % len(_COLOURS)],
                 "marker": _MARKERS[kind % len(_MARKERS)],
-                "linestyle": (0, (3, 1.5)) if is_base else "-",
+                "linestyle": lines[row["method"]] if is_base or len(backbones) > 1 else "-",
                 "linewidth": 1.6 if is_base else 2.0,
             }
         )

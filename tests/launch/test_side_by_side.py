@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +31,14 @@ def runner() -> Iterator[Any]:
 
 def test_a_study_side_by_side_finds_what_one_process_finds_and_outlives_a_failure(runner: Any, tmp_path: Path) -> None:
     good = [tiny(**FEW_STEPS, method={"name": name}) for name in ("base", "mwuf")]
-    bad = tiny(**FEW_STEPS, method={"name": "mwuf", "initialisation": "zero"}, backbone={"name": "pnn"})
-    alone = compare.Actions(local.train, local.pretrain)
-    found = compare.compare([*good, bad], tmp_path / "ray", alone, lambda _: _given(runner), lambda _: None)
-    here = compare.compare(good, tmp_path / "here", alone, lambda _: _given(Here()), lambda _: None)
+    bad = tiny(**FEW_STEPS, method={"name": "metaemb", "initialisation": "mean"})
+    actions = compare.Actions(local.train, local.pretrain)
+    found = compare.compare([*good, bad], tmp_path / "ray", actions, lambda _: nullcontext(runner), lambda _: None)
+    here = compare.compare(good, tmp_path / "here", actions, lambda _: nullcontext(Here()), lambda _: None)
+    assert found.failures.keys() == {"deepfm-metaemb-seed0"}
+    assert "is an initialisation itself" in found.failures["deepfm-metaemb-seed0"].reason
     assert [cell["phases"] for cell in found.records.cells] == [cell["phases"] for cell in here.records.cells]
     assert [cell["scores"] for cell in found.records.cells] == [cell["scores"] for cell in here.records.cells]
-
-
-class _given:
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __enter__(self) -> Any:
-        return self.value
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def test_workers_stand_in_the_folder_of_the_caller_and_see_no_bug_as_the_end(runner: Any) -> None:
