@@ -82,6 +82,9 @@ class EmbeddingConfig:
     fused_above_rows: Count = 5_000_000  # `auto` takes rowwise_adagrad above this many rows.
     rowwise_adagrad_lr: Positive = 0.02  # Its learning rate (adam uses the stage's).
     sharding: Literal["auto", "row_wise", "table_wise", "column_wise"] = "auto"  # auto: row-wise for large tables.
+    # Item fields: a value that fewer old items have is treated as unknown, so that it cannot stand for one of them.
+    min_old_items: CountOrZero = 0
+    smooth_ordinal: bool = False  # An ordinal field (a year, say) is the mean of its value and the two beside it.
 
 
 @_section
@@ -95,6 +98,10 @@ class BackboneConfig:
     product: Literal["inner", "outer", "both"] = "inner"  # pnn: products of pairs of fields.
     cross_layers: Count = 3  # dcn, dcn_v2: number of cross layers.
     log_neurons: Count = 32  # afn: number of logarithmic neurons.
+    heads: Count = 4  # encoder: attention heads; they share out the width, the first of `hidden`.
+    field_dropout: Share = 0.05  # encoder: share of the values of each item field that are left out in pretrain.
+    field_dropout_of: dict[str, Share] = dataclasses.field(default_factory=dict)  # The same for single item fields.
+    history_length: Count = 20  # gru4rec, din: L, a row looks back at the last L events of its user before it.
 
 
 @_section
@@ -109,10 +116,22 @@ class MethodConfig:
     shifting: bool = True  # mwuf: use the meta shifting network g.
     hidden: Count = 16  # mwuf: width of the hidden layer of h and g.
     residual: bool = True  # mwuf: scale = 1 + h with h and g starting at zero; false: the paper's scale = h.
-    item_dropout: Share = 0.5  # dropoutnet: share of pretrain rows whose item ID embedding is dropped.
-    generator_scale: Positive = 0.2  # metaemb: gamma, the generator's output lies in (-gamma, gamma).
-    inner_learning_rate: Positive = 0.1  # metaemb: of the gradient step from the cold to the warm half of an episode.
-    cold_weight: Annotated[float, Ge(0), Le(1)] = 0.1  # metaemb: alpha, share of the cold half's loss.
+    item_dropout: Share = 0.5  # dropoutnet, map: share of pretrain rows whose item ID embedding is dropped.
+    prior_precision: Positive = 1.5  # map: of the prior on an item's row; larger keeps it closer to its first row.
+    generator_scale: Positive = 0.2  # metaemb, gme: gamma, the generator's output lies in (-gamma, gamma).
+    # metaemb, gme, melu: learning rate of the gradient steps from the first to the second half of an episode.
+    inner_learning_rate: Positive = 0.1
+    cold_weight: Annotated[float, Ge(0), Le(1)] = 0.1  # metaemb, gme: alpha, share of the first half's loss.
+    local_steps: Count = 1  # melu: gradient steps on the first half.
+    first_order: bool = False  # melu: leave out the second derivatives of these steps.
+    neighbours: Count = 10  # gme: old items that an item attends to.
+    # gme: attend to the neighbours' ID embeddings (GME-P), generated ones (GME-G), or field embeddings (GME-A).
+    graph: Literal["ids", "generated", "attributes"] = "attributes"
+    latent_dim: Count = 16  # cvar: width of the latent variable.
+    latent_noise: NonNegative = 1e-4  # cvar: factor of the noise of the latent variable in training.
+    reconstruction_weight: NonNegative = 1.0  # cvar: of the reconstruction error of old items' ID embeddings.
+    divergence_weight: NonNegative = 0.2  # cvar: of the distance between encoder and prior.
+    regenerate: bool = False  # cvar: pass new items' rows through the autoencoder after each warm phase.
 
 
 @_section
@@ -122,8 +141,12 @@ class PretrainConfig:
     epochs: Count = 1  # Passes over the rows.
     batch_size: Count = 2048  # Rows of a global batch.
     learning_rate: Positive = 1e-3  # Adam.
+    learning_rate_ids: NonNegative = 0.0  # Adam on phi_old; 0: as everything else.
+    schedule: Literal["constant", "cosine"] = "constant"  # Of the rates; cosine: from 1 at the start to 0 at the end.
     weight_decay: NonNegative = 0.0  # AdamW's decay, on the dense weights.
-    order: Literal["shuffled", "time"] = "shuffled"  # Order of the rows.
+    item_weight: Literal["rows", "equal"] = "rows"  # equal: every old item weighs the same, however many rows it has.
+    # users: a batch holds parts of users' rows; for a backbone that reads whole histories (encoder).
+    order: Literal["shuffled", "time", "users"] = "shuffled"  # Order of the rows.
 
 
 @_section
@@ -135,7 +158,7 @@ class MetaTrainConfig:
     batch_size: Count = 2048  # Rows of a global batch.
     learning_rate_cold: Positive = 1e-3  # Adam on phi_new.
     learning_rate_warm: Positive = 1e-3  # Adam on h and g.
-    order: Literal["shuffled", "time"] = "shuffled"  # Order of the rows.
+    order: Literal["shuffled", "time", "users"] = "shuffled"  # Order of the rows, as in pretrain.
     users_per_item: CountOrZero = 0  # U(v) of an old item: this many of its users; 0 takes all.
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from mwuf_dist.backbones.afn import Afn
-from mwuf_dist.backbones.base import Backbone, Shape
+from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
 from mwuf_dist.backbones.dcn import Dcn
 from mwuf_dist.backbones.dcn_v2 import DcnV2
 from mwuf_dist.backbones.deepfm import DeepFM
+from mwuf_dist.backbones.din import Din
+from mwuf_dist.backbones.encoder import Encoder
 from mwuf_dist.backbones.fm import Fm
+from mwuf_dist.backbones.gru4rec import Gru4Rec
 from mwuf_dist.backbones.own import as_backbone
 from mwuf_dist.backbones.pnn import Pnn
 from mwuf_dist.backbones.wide_deep import WideDeep
@@ -21,7 +24,10 @@ BACKBONES: dict[str, type[Backbone]] = {
     "dcn": Dcn,
     "dcn_v2": DcnV2,
     "deepfm": DeepFM,
+    "din": Din,
+    "encoder": Encoder,
     "fm": Fm,
+    "gru4rec": Gru4Rec,
     "pnn": Pnn,
     "wide_deep": WideDeep,
 }
@@ -36,4 +42,4 @@ def build_backbone(config: BackboneConfig, shape: Shape) -> Backbone:
     return as_backbone(find_class("backbone.name", config.name, BACKBONES, nn.Module), config, shape)
 
 
-__all__ = ["BACKBONES", "Backbone", "Shape", "build_backbone"]
+__all__ = ["BACKBONES", "Backbone", "EmbeddedHistory", "Shape", "build_backbone"]

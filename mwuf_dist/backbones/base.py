@@ -14,15 +14,25 @@ from torch import nn
 from mwuf_dist.backbones.folded import FoldedHead
 from mwuf_dist.backbones.layers import MLP, second_order
 from mwuf_dist.config import BackboneConfig
+from mwuf_dist.data.histories import History, Scope
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a backbone is built for: embedding width, and how many item and user fields stand beside the item ID."""
+    """What a backbone is built for.
+
+    Attributes:
+        dim: embedding width D.
+        num_item_fields, num_user_fields: fields beside the item ID.
+        user_id_field: which of the user fields is the user's ID.
+        item_fields: names of the item fields.
+    """
 
     dim: int
     num_item_fields: int
     num_user_fields: int
+    user_id_field: int = 0
+    item_fields: tuple[str, ...] = ()
 
     @property
     def num_fields(self) -> int:
@@ -30,8 +40,35 @@ class Shape:
         return 1 + self.num_item_fields + self.num_user_fields
 
 
+@dataclass(frozen=True)
+class EmbeddedHistory(History):
+    """A history with the embeddings of its items, each distinct item of the batch once.
+
+    Attributes:
+        index: of each event, which of the n rows below is its item's [h].
+        rows: item ID embeddings [n, D]: a row of phi_old, the current row of phi_new of a new item, or the unknown
+            item's row.
+        fields: the items' own field embeddings side by side [n, Fi*D], zeros for the unknown item; None unless the
+            backbone `uses_history_fields`.
+    """
+
+    index: torch.Tensor
+    rows: torch.Tensor
+    fields: torch.Tensor | None = None
+
+    def padded(self, length: int) -> torch.Tensor:
+        """The embeddings of each history [g, length, D], oldest first, with zeros behind."""
+        num, dim = len(self.offsets) - 1, self.rows.shape[1]
+        shift = torch.arange(num, device=self.offsets.device) * length - self.offsets[:-1]
+        place = torch.repeat_interleave(shift, self.lengths) + torch.arange(len(self.items), device=shift.device)
+        dense = self.rows.new_zeros(num * length, dim)
+        return dense.index_copy(0, place, self.rows.index_select(0, self.index)).view(num, length, dim)
+
+
 class Backbone(nn.Module):
     """What the package's own backbones share; any `torch.nn.Module` with this forward is one too (see `own.py`).
+
+    A backbone that `uses_history` gets what its `encode` has made of a row's history as the last columns of `context`.
 
     Args:
         config: section `backbone`.
@@ -39,6 +76,12 @@ class Backbone(nn.Module):
     """
 
     trains_zero_item = True  # Whether an item embedding of zeros has a gradient.
+    uses_history = False  # Whether `encode` is called.
+    uses_history_fields = False  # Whether it reads `EmbeddedHistory.fields`.
+    history_scope: Scope = "before"  # The user's last L events before the row, or all but the row.
+    uses_user_id = True  # Whether the user's ID embedding takes part in the logit, and so is trained.
+    linear_in_item = False  # Whether the logit is, with everything else frozen, linear in the item embedding.
+    history_width = 0  # Columns W that it makes.
 
     def __init__(self, config: BackboneConfig, shape: Shape) -> None:
         super().__init__()
@@ -52,8 +95,20 @@ class Backbone(nn.Module):
 
         Args:
             item: item ID embedding [B, D].
-            context: the other fields' embeddings side by side [B, F*D]: item fields, then user fields.
+            context: the other fields' embeddings side by side [B, F*D]: item fields, then user fields; behind them,
+                for a backbone that `uses_history`, what `encode` made of the rows' histories [B, W].
             row_weight: [B], 0 on padding; None when there is none. Only moments over the batch need it.
+        """
+        raise NotImplementedError
+
+    def encode(self, history: EmbeddedHistory, context: torch.Tensor) -> torch.Tensor:
+        """What the rows' histories are to the logit apart from the item embedding [B, W], which it must not see.
+
+        After `pretrain` it is computed without gradients, once per batch, whatever becomes of the item embedding.
+
+        Args:
+            history: of the rows; row i has history `group[i]`.
+            context: field embeddings of the rows [B, F*D], as in `forward`.
         """
         raise NotImplementedError
 

@@ -13,8 +13,8 @@ from mwuf_dist.config import BackboneConfig
 class Dcn(Backbone):
     """Deep & Cross (Wang et al., ADKDD 2017).
 
-    `backbone.cross_layers` times x_{l+1} = x_0 (x_l . w_l) + b_l + x_l (equation 3), beside an MLP over x_0. The output
-    layer over both (equation 7) is written as the sum of its two halves.
+    `backbone.cross_layers` times x_{l+1} = x_0 (x_l . w_l) + b_l + x_l, beside an MLP over x_0. The output layer over
+    both is written as the sum of its two halves.
     """
 
     def __init__(self, config: BackboneConfig, shape: Shape) -> None:

@@ -10,3 +10,4 @@ class Fm(LinearFirstLayer):
 
     uses_interactions = True
     uses_mlp = False
+    linear_in_item = True

@@ -12,8 +12,8 @@ from mwuf_dist.config import BackboneConfig
 class Pnn(Backbone):
     """Product-based neural network (Qu et al., ICDM 2016).
 
-    The first hidden layer is relu(W_z z + W_p p + b) over the field embeddings z and their products p (equations 3 to
-    5), which is an MLP over [z, p]. `backbone.product` chooses p:
+    The first hidden layer is relu(W_z z + W_p p + b) over the field embeddings z and their products p, which
+    is an MLP over [z, p]. `backbone.product` chooses p:
 
     * `inner` (IPNN): <f_i, f_j> of every pair of fields i < j, F (F - 1) / 2 of them;
     * `outer` (OPNN): f_S f_S^T with f_S the sum of the fields, D * D of them: the paper's superposition of all pairs'

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mwuf_dist.config import UserError
+from mwuf_dist.data.histories import Histories
 from mwuf_dist.data.loader import Batch
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
@@ -30,6 +31,7 @@ class EpisodeLoader:
         seed: decides the order together with the epoch.
         runtime: which episodes of a batch are ours.
         items: play these items only [num_items] bool; None plays all that have enough rows.
+        histories: gives each row its history.
 
     Raises:
         UserError: no item has 2K rows, or a batch holds less than one episode per rank.
@@ -43,8 +45,12 @@ class EpisodeLoader:
         seed: int,
         runtime: Runtime,
         items: np.ndarray | None = None,
+        histories: Histories | None = None,
     ) -> None:
         self._columns = prepared.columns("pretrain", ("user", "item", "label"))
+        self._histories = histories
+        if histories is not None:
+            self._columns["before"] = histories.before("pretrain", 0, len(self._columns["item"]))
         self._rows = 2 * half
         self._seed = seed
         self._runtime = runtime
@@ -103,8 +109,12 @@ class EpisodeLoader:
         chosen = rows[ours[:, None] + np.arange(self._rows)].reshape(-1)
         user, item, label = (torch.from_numpy(self._columns[name][chosen]) for name in ("user", "item", "label"))
         num_rows = min(size, len(first) - step * size) * self._rows
+        user, history = user.long().to(device), None
+        if self._histories is not None:
+            before = torch.from_numpy(self._columns["before"][chosen]).long().to(device)
+            history = self._histories.of(user, before, in_pretrain=True)
         return Batch(
-            user.long().to(device),
+            user,
             item.long().to(device),
             label.float().to(device),
             torch.from_numpy(weight.reshape(-1)).to(device),
@@ -112,4 +122,5 @@ class EpisodeLoader:
             num_rows == size * self._rows,
             epoch,
             step,
+            history,
         )

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from mwuf_dist.data.histories import Histories, History
 from mwuf_dist.data.order import EpochOrder
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
@@ -30,6 +32,7 @@ class Batch:
         num_rows: rows of the global batch that are not padding: what the loss is divided by.
         is_full: no rank's part has padding.
         epoch, step: the cursor: after this batch, training goes on at (epoch, step + 1).
+        history: what the rows look back at, for a backbone that `uses_history`; padding has none.
     """
 
     user: torch.Tensor
@@ -40,6 +43,30 @@ class Batch:
     is_full: bool
     epoch: int
     step: int
+    history: History | None = None
+
+
+class Batches(Protocol):
+    """What every loader is: global batches, epoch by epoch, from any step on."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a global batch, on average."""
+        ...
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch, over all ranks."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """Global batches of an epoch."""
+        ...
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's part of each global batch from `start_step` on."""
+        ...
 
 
 class Loader:
@@ -52,6 +79,7 @@ class Loader:
         seed: decides the order together with the epoch.
         runtime: which lanes are ours.
         shuffled: False keeps time order.
+        histories: gives each row its history.
     """
 
     def __init__(
@@ -62,6 +90,7 @@ class Loader:
         seed: int,
         runtime: Runtime,
         shuffled: bool = True,
+        histories: Histories | None = None,
     ) -> None:
         self._prepared = prepared
         self._splits = tuple(splits)
@@ -69,12 +98,14 @@ class Loader:
         self._seed = seed
         self._runtime = runtime
         self._shuffled = shuffled
+        self._histories = histories
+        self._columns = (*_COLUMNS, "before") if histories else _COLUMNS
         self._sizes = [prepared.num_rows(split) for split in self._splits]
         self._row_groups = tuple(rows for split in self._splits for rows in _row_groups(prepared, split))
         self._memory: dict[str, np.ndarray] | None = None
         if sum(self._sizes) <= _IN_MEMORY_ROWS:
-            parts = [prepared.columns(split, _COLUMNS) for split in self._splits]
-            self._memory = {name: np.concatenate([part[name] for part in parts]) for name in _COLUMNS}
+            parts = [self._with_before(prepared.columns(split, _COLUMNS), split, 0) for split in self._splits]
+            self._memory = {name: np.concatenate([part[name] for part in parts]) for name in self._columns}
         self._order(0).owned_lanes(runtime.rank, runtime.world_size)  # a bad batch size is an error now, not later
 
     @property
@@ -110,18 +141,22 @@ class Loader:
         item = torch.from_numpy(rows["item"].astype(np.int64)).to(device)
         label = torch.from_numpy(rows["label"].astype(np.float32)).to(device)
         weights = torch.from_numpy(weight).to(device)
+        before = torch.from_numpy(rows["before"].astype(np.int64)).to(device) if self._histories else None
         last = order.num_steps - 1
         for step in range(start, first + len(weight)):
             row = step - first
             num_rows = self.batch_size if step < last else order.num_rows - last * self.batch_size
             is_full = num_rows == self.batch_size
-            yield Batch(user[row], item[row], label[row], weights[row], num_rows, is_full, order.epoch, step)
+            history = None
+            if self._histories is not None and before is not None:
+                history = self._histories.of(user[row], before[row], self._splits == ("pretrain",))
+            yield Batch(user[row], item[row], label[row], weights[row], num_rows, is_full, order.epoch, step, history)
 
     def _shuffled_rows(self, order: EpochOrder, index: int, steps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """[steps, b] arrays: the rows of a window, lane beside lane."""
         lanes = order.owned_lanes(self._runtime.rank, self._runtime.world_size)
         width = order.rows_per_lane
-        rows = {name: np.zeros((len(lanes), steps * width), np.int32) for name in _COLUMNS}
+        rows = {name: np.zeros((len(lanes), steps * width), np.int32) for name in self._columns}
         weight = np.zeros((len(lanes), steps * width), np.float32)
         for slot, lane in enumerate(lanes):
             ranges, permutation = order.window(lane, index)
@@ -150,17 +185,23 @@ class Loader:
 
     def _read(self, ranges: list[tuple[int, int]]) -> dict[str, np.ndarray]:
         if self._memory is not None:
-            return {name: _concatenate([self._memory[name][a:b] for a, b in ranges]) for name in _COLUMNS}
+            return {name: _concatenate([self._memory[name][a:b] for a, b in ranges]) for name in self._columns}
         pieces = [piece for a, b in ranges for piece in self._pieces(a, b)]
-        return {name: _concatenate([piece[name] for piece in pieces]) for name in _COLUMNS}
+        return {name: _concatenate([piece[name] for piece in pieces]) for name in self._columns}
 
     def _pieces(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
         offset = 0
         for split, size in zip(self._splits, self._sizes, strict=True):
             a, b = max(start - offset, 0), min(stop - offset, size)
             if a < b:
-                yield self._prepared.read_rows(split, a, b, _COLUMNS)
+                yield self._with_before(self._prepared.read_rows(split, a, b, _COLUMNS), split, a)
             offset += size
+
+    def _with_before(self, rows: dict[str, np.ndarray], split: str, start: int) -> dict[str, np.ndarray]:
+        """Rows of a split from `start` on, with the column that their histories need."""
+        if self._histories is None:
+            return rows
+        return rows | {"before": self._histories.before(split, start, start + len(rows["user"]))}
 
 
 def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mwuf_dist.config import DataConfig, UserError
-from mwuf_dist.data import shards, sources
+from mwuf_dist.data import histories, shards, sources
 from mwuf_dist.data.locations import prepared_root
 from mwuf_dist.data.schema import RawDataset
 from mwuf_dist.data.shards import Prepared
@@ -93,6 +93,7 @@ def _build(config: DataConfig, made_of: dict[str, Any], folder: Path, progress: 
                 "name": config.name,
                 "made_of": made_of,
                 "positive_share": positive_share(dataset, split, _rule(config)),
+                "histories": histories.write(dataset, split, _rule(config), beside),
             }
             shards.write(dataset, split, beside, facts, step)
         beside.chmod(0o755)  # mkdtemp's folders are their owner's alone; shards may serve a team.

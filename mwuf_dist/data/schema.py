@@ -36,6 +36,7 @@ class Field:
         side: whose feature it is.
         size: number of embedding rows. Row 0 stands for unknown or missing in every field.
         pooling: how the rows of a multi-valued field become one vector.
+        ordinal: consecutive values from 1 on are neighbours (years, ages, price bands).
     """
 
     name: str
@@ -43,6 +44,7 @@ class Field:
     side: Side
     size: int
     pooling: Literal["mean", "sum"] = "mean"
+    ordinal: bool = False
 
     @property
     def arrow_type(self) -> pa.DataType:

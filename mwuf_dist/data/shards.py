@@ -3,6 +3,7 @@
     manifest.json                          written last
     users.parquet, items.parquet           a row per user; per item in the new order, old items first
     pretrain/part-00000.parquet, ...       and warm_a, warm_b, warm_c, test
+    histories/                             see histories.py
 
 Rows of a split are ascending by (time, place in the raw file). Its row groups all have the same number of rows, but for
 the last one, and never cross files: row r is in group r // row_group_rows.
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from mwuf_dist.data.schema import INTERACTION_TYPES, RAW_ID, Field, RawDataset, Side
 from mwuf_dist.data.split import SPLITS, Split
 
-LAYOUT_VERSION = 1  # Raise it when the files change; every prepared folder is then rebuilt.
+LAYOUT_VERSION = 2  # Raise it when the files change; every prepared folder is then rebuilt.
 MANIFEST = "manifest.json"
 ENTITY_FILES: dict[Side, str] = {"user": "users.parquet", "item": "items.parquet"}
 
@@ -147,7 +148,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["layout"] != LAYOUT_VERSION:
             return None
-        sizes = {path: entry["bytes"] for path, entry in manifest["entities"].items()}
+        sizes = {path: entry["bytes"] for path, entry in (manifest["entities"] | manifest["histories"]).items()}
         sizes |= {file["path"]: file["bytes"] for split in manifest["splits"].values() for file in split["files"]}
         complete = all((folder / path).stat().st_size == size for path, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

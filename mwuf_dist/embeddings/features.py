@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from torchrec import KeyedJaggedTensor
 
-from mwuf_dist.data.shards import EntityTable
+from mwuf_dist.data.shards import EntityTable, FieldColumn
 from mwuf_dist.embeddings.tables import TableSpec
 
 
@@ -19,17 +21,19 @@ class FeatureStore:
     Args:
         entities: the prepared side table.
         device: where ids are gathered.
+        smooth: an ordinal field is the mean of a value and its two neighbours, so that rare values lean on them.
     """
 
-    def __init__(self, entities: EntityTable, device: torch.device) -> None:
-        self.fields = entities.fields
+    def __init__(self, entities: EntityTable, device: torch.device, smooth: bool = False) -> None:
+        columns = [entities.columns[field.name] for field in entities.fields]
+        columns = [with_neighbours(column) if smooth and column.field.ordinal else column for column in columns]
+        self.fields = tuple(column.field for column in columns)
         self.num_rows = entities.num_rows
         self.names = [field.name for field in self.fields]
         self._single = all(field.kind == "categorical" for field in self.fields)
         self._values: list[torch.Tensor] = []
         self._offsets: list[torch.Tensor | None] = []
-        for field in self.fields:
-            column = entities.columns[field.name]
+        for column in columns:
             self._values.append(torch.from_numpy(column.values.astype(np.int64)).to(device))
             self._offsets.append(None if column.offsets is None else torch.from_numpy(column.offsets.copy()).to(device))
         self._matrix = torch.stack(self._values) if self._single and self._values else None
@@ -65,6 +69,23 @@ class FeatureStore:
             used[field.name][self._gather(column, index)[0].cpu()] = True
         return used
 
+    def values_of_all(self) -> tuple[np.ndarray, np.ndarray]:
+        """(entity [p], value [p]) of every known value of every entity, int64, once each, by entity then value.
+
+        Values of all fields are counted through.
+        """
+        entities, values, first = [], [], 0
+        for field, offsets, column in zip(self.fields, self._offsets, self._values, strict=True):
+            lengths = np.ones(self.num_rows, np.int64) if offsets is None else np.diff(offsets.cpu().numpy())
+            value = column.cpu().numpy()
+            known = value > 0
+            entities.append(np.repeat(np.arange(self.num_rows), lengths)[known])
+            values.append(value[known] + first)
+            first += field.size
+        empty = np.empty(0, np.int64)
+        pairs = np.unique(np.stack([np.concatenate([empty, *entities]), np.concatenate([empty, *values])]), axis=1)
+        return pairs[0], pairs[1]
+
     def _gather(self, column: int, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         offsets, values = self._offsets[column], self._values[column]
         if offsets is None:
@@ -84,3 +105,27 @@ class FeatureStore:
                 self._ones.clear()
             self._ones[num] = torch.ones(num, dtype=torch.int64, device=values.device)
         return self._ones[num]
+
+
+def with_neighbours(column: FieldColumn) -> FieldColumn:
+    """A categorical column as a multi-valued one: of each value v but 0 (unknown), v - 1, v and v + 1 within range."""
+    value = column.values
+    bags = np.stack([value - 1, value, value + 1], axis=1)  # [E, 3]
+    is_member = (bags >= 1) & (bags < column.field.size) & (value > 0)[:, None]
+    is_member[:, 1] = True
+    offsets = np.concatenate([[0], np.cumsum(is_member.sum(1))])
+    field = dataclasses.replace(column.field, kind="multi_valued", pooling="mean")
+    return FieldColumn(field, offsets, bags[is_member])
+
+
+def without_rare_values(entities: EntityTable, num_known: int, min_known: int) -> EntityTable:
+    """The entities with 0 (unknown) for every value that fewer than `min_known` of the first `num_known` have."""
+    columns = {}
+    for name, column in entities.columns.items():
+        offsets = np.arange(entities.num_rows + 1) if column.offsets is None else column.offsets
+        known = column.values[: offsets[num_known]]
+        counts = np.bincount(known, minlength=column.field.size)
+        columns[name] = dataclasses.replace(
+            column, values=np.where(counts[column.values] < min_known, 0, column.values)
+        )
+    return dataclasses.replace(entities, columns=columns)

@@ -145,7 +145,8 @@ class Tables:
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows [n, widths] of every table at the same `ids` [n]. A collective."""
         num = len(self._names)
-        values = ids if num == 1 else ids.repeat(num)
+        # How ids are sent to other ranks takes no strides into account: a strided column would fetch other rows.
+        values = ids.contiguous() if num == 1 else ids.repeat(num)
         return self(KeyedJaggedTensor(self._names, values, offsets=self._offsets_of_one(len(values), ids.device)))
 
     def _offsets_of_one(self, num_bags: int, device: torch.device) -> torch.Tensor:
@@ -170,7 +171,7 @@ class Tables:
     def rows_of(self, table: str, ids: torch.Tensor) -> torch.Tensor:
         """Rows [n, width] of one table; the others get empty bags. A collective."""
         lengths = [torch.full((len(ids),), int(name == table)) for name in self._names]
-        out = self(KeyedJaggedTensor(self._names, ids, lengths=torch.cat(lengths).to(ids.device)))
+        out = self(KeyedJaggedTensor(self._names, ids.contiguous(), lengths=torch.cat(lengths).to(ids.device)))
         start = sum(self.specs[name].dim for name in self._names[: self._names.index(table)])
         return out[:, start : start + self.specs[table].dim]
 
@@ -178,7 +179,7 @@ class Tables:
         """Sums [n, width] of the rows `ids` [n, k] of the only table. A collective."""
         (name,) = self._names
         lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
-        return self(KeyedJaggedTensor([name], ids.reshape(-1), lengths=lengths))
+        return self(KeyedJaggedTensor([name], ids.contiguous().view(-1), lengths=lengths))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Local parameters of the tables that a torch optimizer trains (the fused ones train in their backward)."""

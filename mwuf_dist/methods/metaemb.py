@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mwuf_dist.config import MethodConfig, UserError
-from mwuf_dist.methods.base import Episodes, Method
+from mwuf_dist.config import MethodConfig
+from mwuf_dist.methods.base import Episodes, Method, starts_with_own_rows
 
 
 class MetaEmb(Method):
@@ -23,22 +23,21 @@ class MetaEmb(Method):
 
     def __init__(self, config: MethodConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
-        if config.initialisation not in ("default", "metaemb"):
-            raise UserError(
-                f"method.initialisation = {config.initialisation!r}: method 'metaemb' is an initialisation itself: "
-                "leave the key out, or take method.name = 'base'"
-            )
-        self.initialisation = "own"
+        self.initialisation = starts_with_own_rows(config, "metaemb")
         self.generator = nn.Linear(item_context, dim, bias=False)
 
-    def initial_rows(self, item_context: torch.Tensor) -> torch.Tensor:
-        """See `Method.initial_rows`."""
+    def generate(self, item_context: torch.Tensor) -> torch.Tensor:
+        """Embeddings [n, D] from field embeddings [n, Fi*D]."""
         return self.config.generator_scale * torch.tanh(self.generator(item_context))
+
+    def initial_rows(self, items: torch.Tensor, item_context: torch.Tensor) -> torch.Tensor:
+        """See `Method.initial_rows`."""
+        return self.generate(item_context)
 
     def episode_loss(self, episodes: Episodes) -> torch.Tensor:
         """See `Method.episode_loss`."""
         config = self.config
-        v = self.initial_rows(episodes.item_context)
+        v = self.initial_rows(episodes.items, episodes.item_context)
         cold = episodes.support_loss(v)
         # Item i's loss depends on its own row of v only, so the gradient of the sum holds each item's own.
         (slope,) = torch.autograd.grad(cold.sum(), v, create_graph=True)

@@ -30,6 +30,7 @@ class Mwuf(Method):
         self.scaling = _meta_network(item_context, config.hidden, dim, config.residual) if config.scaling else None
         self.shifting = _meta_network(dim, config.hidden, dim, config.residual) if config.shifting else None
         self.meta_trained = config.scaling or config.shifting
+        self.reads_user_means = config.shifting
         self.start = MetaEmb(config, dim, item_context) if self.initialisation == "metaemb" else None
         if self.start is not None:
             self.initialisation, self.episode_trained = "own", True
@@ -39,10 +40,10 @@ class Mwuf(Method):
         assert self.start is not None
         return self.start.episode_loss(episodes)
 
-    def initial_rows(self, item_context: torch.Tensor) -> torch.Tensor:
+    def initial_rows(self, items: torch.Tensor, item_context: torch.Tensor) -> torch.Tensor:
         """See `Method.initial_rows`."""
         assert self.start is not None
-        return self.start.initial_rows(item_context)
+        return self.start.initial_rows(items, item_context)
 
     def scale_and_shift(
         self, item_context: torch.Tensor, user_mean: torch.Tensor

@@ -108,7 +108,8 @@ class _Replay(WarmUp):
     def look(self) -> None:
         """Takes the item's score as it is now."""
         items = torch.full_like(self.users, self.item)
-        logits = self._logit(self.users, items)
+        history = self.histories.whole(self.users) if self.histories is not None else None
+        logits = self._logit(self.users, items, history)
         self.history.append(Point(self.phase, self.clicks, float(logits.sigmoid().mean())))
 
 

@@ -29,6 +29,8 @@ MANIFEST = "export.json"
 class DenseModel(nn.Module):
     """What a server runs: logits [B] from item embeddings [B, D] and the other fields' embeddings [B, F*D].
 
+    A backbone that looks at histories reads what it made of them [B, W] behind the fields.
+
     Args:
         backbone: of a finished run, in eval mode.
     """
@@ -97,7 +99,7 @@ def export_model(run: FinishedRun, path: Path) -> None:
         UserError: torch cannot export it.
     """
     shape, device = run.model.shape, run.model.runtime.device
-    width = (shape.num_fields - 1) * shape.dim
+    width = (shape.num_fields - 1) * shape.dim + run.model.backbone.history_width
     example = (torch.zeros(2, shape.dim, device=device), torch.zeros(2, width, device=device))
     batch = {0: torch.export.Dim("batch", min=1)}
     module = DenseModel(run.model.backbone).eval()
@@ -128,6 +130,7 @@ def _manifest(run: FinishedRun, kind: Format, num_items: int, old_items: bool) -
         "phases": PHASE_NAMES,
         "model": MODEL_FILE,
         "context": [field.name for field in (*run.model.items.fields, *run.model.users.fields)],
+        "history_width": run.model.backbone.history_width,
         "run": {key: run.results[key] for key in ("dataset", "backbone", "method", "variant", "seed", "config_hash")},
         "versions": run.results["versions"],
     }

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from mwuf_dist.config import PHASES, WARM_SETS, Config, UserError, config_hash, load_config
+from mwuf_dist.data.histories import Histories
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.data.schema import RAW_ID
 from mwuf_dist.data.shards import ENTITY_FILES, Prepared
@@ -28,6 +29,7 @@ from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.meta_train import meta_trained_tensors
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.pretrain import pretrained_tensors
+from mwuf_dist.training.pretrained_items import pretrained_items
 from mwuf_dist.training.results import SCHEMA, versions
 
 # What an item's phase code counts in: the phases of new items, then the word for old ones.
@@ -177,8 +179,18 @@ class FinishedRun:
 
     @torch.no_grad()
     def context(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """The other fields' embeddings [n, F*D] of pairs: what an exported model reads beside the item embedding."""
-        return torch.cat([self.model.item_fields(items), self.model.user_fields(users)], dim=1)
+        """The other fields' embeddings [n, F*D] of pairs: what an exported model reads beside the item embedding.
+
+        Behind them, for a backbone that looks at histories, what it makes of the users' histories as of now [n, W].
+        """
+        fields = torch.cat([self.model.item_fields(items), self.model.user_fields(users)], dim=1)
+        if self._histories is None:
+            return fields
+        return torch.cat([fields, self.model.encoded_history(self._histories.whole(users), fields)], dim=1)
+
+    @cached_property
+    def _histories(self) -> Histories | None:
+        return self.model.histories(self.prepared, len(WARM_SETS))
 
     @cached_property
     def _frozen(self) -> Frozen:
@@ -186,11 +198,13 @@ class FinishedRun:
 
     @torch.no_grad()
     def scores(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Logits [n], float32, of the pairs (users [n], items [n]), old items and new."""
+        """Logits [n], float32, of the pairs (users [n], items [n]), old items and new, with histories as of now."""
         parts = []
         for user, item in zip(users.split(_ROWS), items.split(_ROWS), strict=True):
             distinct, inverse = torch.unique(item, return_inverse=True)
-            parts.append(self._frozen.logit(self.embeddings(distinct)[inverse], self._frozen.part(user, item)))
+            history = self._histories.whole(user) if self._histories is not None else None
+            part = self._frozen.part(user, item, history)
+            parts.append(self._frozen.logit(self.embeddings(distinct)[inverse], part))
         return torch.cat(parts) if parts else torch.empty(0)
 
     def load_state(self) -> None:
@@ -246,6 +260,7 @@ def load_run(folder: Path | str, runtime: Runtime) -> FinishedRun:
     _check_data(folder, results, prepared)
     model = Model(config, prepared, runtime)
     method = build_method(config.method, model.dim, model.shape.num_item_fields * model.dim).to(runtime.device)
+    method.attach(pretrained_items(model, prepared))
     load_tensors(checkpoint, pretrained_tensors(model) | meta_trained_tensors(model.new_ids, method))
     model.backbone.eval()
     method.eval()

@@ -14,6 +14,7 @@ from mwuf_dist.data.episodes import EpisodeLoader
 from mwuf_dist.data.loader import Batch
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import Episodes, Method
+from mwuf_dist.runtime import generator_seed
 from mwuf_dist.training.checkpoints import Cursor, module_state
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session
@@ -41,15 +42,18 @@ class EpisodeTrain:
     def run(self, session: Session, prepared: Prepared, start: Cursor, tensors: Callable[[], dict[str, Any]]) -> None:
         """Trains from `start` to the end; `tensors` gives the whole state to save."""
         settings, seed = self.config.meta_train, self.config.seed
+        histories = self.frozen.model.histories(prepared, 0)
         loaders: list[EpisodeLoader] = []
         if settings.epochs == "auto":
             held_out = held_out_items(seed, prepared.num_old_items).numpy()
             loaders = [
-                EpisodeLoader(prepared, self._half, settings.batch_size, seed, session.runtime, items)
+                EpisodeLoader(prepared, self._half, settings.batch_size, seed, session.runtime, items, histories)
                 for items in (~held_out, held_out)
             ]
         else:
-            loaders = [EpisodeLoader(prepared, self._half, settings.batch_size, seed, session.runtime)]
+            loaders = [
+                EpisodeLoader(prepared, self._half, settings.batch_size, seed, session.runtime, histories=histories)
+            ]
 
         def step(batch: Batch) -> torch.Tensor:
             loss = self.loss(batch)
@@ -73,7 +77,8 @@ class EpisodeTrain:
         half = self._half
         items = batch.item.view(-1, 2 * half)[:, 0]
         num_episodes = len(items)
-        part = self.frozen.part(batch.user, batch.item).unflatten(0, (num_episodes, 2, half))  # [E, 2, K, P]
+        part = self.frozen.part(batch.user, batch.item, batch.history)
+        part = part.unflatten(0, (num_episodes, 2, half))  # [E, 2, K, P]
         label = batch.label.view(num_episodes, 2, half)
 
         def loss_of(which: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -84,7 +89,15 @@ class EpisodeTrain:
 
             return loss
 
+        runtime = self.frozen.runtime
+
+        def normal(width: int) -> torch.Tensor:
+            # Drawn for the global batch, of which ours is a part.
+            seed = generator_seed(self.config.seed, 5, batch.epoch, batch.step)
+            draws = torch.randn(runtime.world_size, num_episodes, width, generator=torch.Generator().manual_seed(seed))
+            return draws[runtime.rank].to(runtime.device)
+
         item_context, _ = self.frozen.inputs(items)
-        losses = self.method.episode_loss(Episodes(item_context, loss_of(0), loss_of(1)))
+        losses = self.method.episode_loss(Episodes(items, item_context, loss_of(0), loss_of(1), normal))
         weight = batch.weight.view(num_episodes, -1)[:, 0]
         return (losses * weight).sum() * (2 * half / batch.num_rows)

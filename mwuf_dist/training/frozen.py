@@ -11,8 +11,10 @@ from __future__ import annotations
 import torch
 
 from mwuf_dist.config import EmbeddingConfig
+from mwuf_dist.data.histories import History
 from mwuf_dist.embeddings.tables import Tables, TableSpec
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
+from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.model import Model
 
 
@@ -45,6 +47,7 @@ class Frozen:
             trained=False,
         )
         self._head = model.backbone.fold() if fold else None
+        assert self._head is None or not model.backbone.uses_history, "a folded head has no place for histories"
         self._num_users = model.users.num_rows
         if self._head is not None:
             # One table for both sides, so that a row's part is one bag of two ids.
@@ -56,6 +59,16 @@ class Frozen:
             width = shape.num_user_fields * shape.dim
             self._parts = Tables("parts", [TableSpec("parts", self._num_users, width)], config, runtime, trained=False)
         self._compute_parts()
+
+    @property
+    def model(self) -> Model:
+        """The pretrained model."""
+        return self._model
+
+    @property
+    def runtime(self) -> Runtime:
+        """Ranks and device."""
+        return self._model.runtime
 
     @torch.no_grad()
     def _compute_parts(self) -> None:
@@ -90,12 +103,18 @@ class Frozen:
         return rows[:, : self._context_width], rows[:, self._context_width :]
 
     @torch.no_grad()
-    def part(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """The frozen part [b, P] of rows (user [b], item [b]). A collective."""
+    def part(self, user: torch.Tensor, item: torch.Tensor, history: History | None = None) -> torch.Tensor:
+        """The frozen part [b, P] of rows (user [b], item [b]) with what they look back at. A collective.
+
+        A history is encoded with the rows of phi_new as they are now, without a gradient to them.
+        """
         if self._head is None:
             distinct, inverse = self._model.runtime.distinct(item)
             context = self.meta_inputs.rows(distinct)[:, : self._context_width]
-            return torch.cat([context[inverse], self._parts.rows(user)], dim=1)
+            part = torch.cat([context[inverse], self._parts.rows(user)], dim=1)
+            if history is None:
+                return part
+            return torch.cat([part, self._model.encoded_history(history, part)], dim=1)
         ids = torch.stack([user, item + self._num_users], dim=1)
         return self._parts.bag_sums(ids)
 

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from mwuf_dist.config import PHASES, UserError
-from mwuf_dist.data.episodes import EpisodeLoader
-from mwuf_dist.data.loader import Batch, Loader
+from mwuf_dist.data.loader import Batch, Batches
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.checkpoints import Checkpointer, Cursor, Meta
 from mwuf_dist.training.recorder import Recorder
@@ -53,7 +52,7 @@ class Session:
 def train(
     session: Session,
     start: Cursor,
-    loader: Loader | EpisodeLoader,
+    loader: Batches,
     epochs: int,
     step: Callable[[Batch], torch.Tensor],
     tensors: Callable[[], dict[str, Any]] | None,

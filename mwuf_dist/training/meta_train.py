@@ -10,8 +10,7 @@ import torch
 from mwuf_kernels import warm_embedding
 
 from mwuf_dist.config import Config, MetaTrainConfig
-from mwuf_dist.data.episodes import EpisodeLoader
-from mwuf_dist.data.loader import Batch, Loader
+from mwuf_dist.data.loader import Batch, Batches
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.methods import Method
@@ -54,14 +53,7 @@ class MetaTrain:
     def run(self, session: Session, prepared: Prepared, start: Cursor, tensors: Any) -> None:
         """Trains from `start` to the end; `tensors` gives the whole state to save."""
         settings = self.config.meta_train
-        loader = Loader(
-            prepared,
-            ["pretrain"],
-            settings.batch_size,
-            self.config.seed,
-            session.runtime,
-            shuffled=settings.order == "shuffled",
-        )
+        loader = self.model.pretrain_rows(prepared, settings.order, settings.batch_size, self.config.seed)
         train_epochs(session, start, loader, settings, self.step, tensors, lambda: self._held_out_loss(loader))
 
     def step(self, batch: Batch) -> torch.Tensor:
@@ -84,13 +76,13 @@ class MetaTrain:
         rows = self.model.new_ids.rows(items)
         scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
         assert scale_and_shift is not None, "a method without meta networks has no stage meta_train"
-        part = self.frozen.part(batch.user, batch.item)
+        part = self.frozen.part(batch.user, batch.item, batch.history)
         embeddings = torch.stack(warm_embedding(rows, inverse, *scale_and_shift))
         logits = self.frozen.logit(embeddings, part)
         return torch.stack([loss_sum(logit, batch) for logit in logits])
 
     @torch.no_grad()
-    def _held_out_loss(self, loader: Loader) -> float:
+    def _held_out_loss(self, loader: Batches) -> float:
         """L_warm over the rows of held-out items, whose rows of phi_new nothing has moved."""
         assert self._held_out is not None
         total = torch.zeros(2, dtype=torch.float64, device=self.model.runtime.device)
@@ -110,7 +102,7 @@ def held_out_items(seed: int, num_old: int) -> torch.Tensor:
 def train_epochs(
     session: Session,
     start: Cursor,
-    loader: Loader | EpisodeLoader,
+    loader: Batches,
     settings: MetaTrainConfig,
     step: Callable[[Batch], torch.Tensor],
     tensors: Callable[[], dict[str, Any]],
@@ -144,11 +136,11 @@ def initialise_new_ids(config: Config, model: Model, method: Method, from_row: i
         return
     common = torch.zeros(model.dim, device=model.runtime.device)
     if method.initialisation == "mean":
-        common = model.old_ids.mean_row("old")
+        common = model.mean_old_row()
 
     def first_rows(rows: torch.Tensor) -> torch.Tensor:
         if method.initialisation == "own":
-            return method.initial_rows(model.item_fields(rows))
+            return method.initial_rows(rows, model.item_fields(rows))
         return common.expand(len(rows), -1)
 
     model.new_ids.fill("new", first_rows, range(from_row, model.num_items))

@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mwuf_dist.backbones import Shape, build_backbone
-from mwuf_dist.config import Config
-from mwuf_dist.data.loader import Batch
+from mwuf_dist.backbones import EmbeddedHistory, Shape, build_backbone
+from mwuf_dist.config import Config, UserError
+from mwuf_dist.data.histories import Histories, History
+from mwuf_dist.data.loader import Batch, Batches, Loader
+from mwuf_dist.data.schema import USER_ID
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.embeddings.features import FeatureStore
+from mwuf_dist.data.user_batches import UserLoader
+from mwuf_dist.embeddings.features import FeatureStore, without_rare_values
 from mwuf_dist.embeddings.tables import Tables, TableSpec
 from mwuf_dist.runtime import Runtime, generator_seed
 
@@ -21,7 +24,8 @@ class Model:
     """theta, the feature tables, phi_old and phi_new.
 
     `phi_old` has rows for old items, `phi_new` one row for every old and new item. Old items come first in the item
-    index, so one index serves both.
+    index, so one index serves both. For a backbone that looks at histories, `phi_old` has one more row behind: the
+    unknown item, which stands for every dropped item there and is learned in `pretrain` like the others.
 
     Args:
         config: sections `embedding` and `backbone`, and the seed.
@@ -34,17 +38,22 @@ class Model:
         self.num_old = prepared.num_old_items
         self.num_items = prepared.num_items
         self.dim = config.embedding.dim
-        self.users = FeatureStore(prepared.entity("user"), runtime.device)
-        self.items = FeatureStore(prepared.entity("item"), runtime.device)
-        self.shape = Shape(self.dim, len(self.items.fields), len(self.users.fields))
+        smooth = config.embedding.smooth_ordinal
+        items = without_rare_values(prepared.entity("item"), self.num_old, config.embedding.min_old_items)
+        self.users = FeatureStore(prepared.entity("user"), runtime.device, smooth)
+        self.items = FeatureStore(items, runtime.device, smooth)
+        user_id = self.users.names.index(USER_ID)
+        self.shape = Shape(self.dim, len(self.items.fields), len(self.users.fields), user_id, tuple(self.items.names))
+        torch.manual_seed(generator_seed(config.seed, 1))  # the same dense weights on every rank
+        self.backbone = build_backbone(config.backbone, self.shape).to(runtime.device)
+        self._history_length = config.backbone.history_length
+        old_rows = self.num_old + self.backbone.uses_history
         self.user_tables = Tables("user", self.users.specs(self.dim), config.embedding, runtime)
         self.item_tables = Tables("item", self.items.specs(self.dim), config.embedding, runtime)
-        self.old_ids = Tables("old", [TableSpec("old", self.num_old, self.dim)], config.embedding, runtime)
+        self.old_ids = Tables("old", [TableSpec("old", old_rows, self.dim)], config.embedding, runtime)
         self.new_ids = Tables("new", [TableSpec("new", self.num_items, self.dim)], config.embedding, runtime)
         for tables in (self.user_tables, self.item_tables, self.old_ids):
             tables.draw(config.embedding.init_std, config.seed)
-        torch.manual_seed(generator_seed(config.seed, 1))  # the same dense weights on every rank
-        self.backbone = build_backbone(config.backbone, self.shape).to(runtime.device)
 
     @property
     def pretrained_tables(self) -> tuple[Tables, ...]:
@@ -60,10 +69,85 @@ class Model:
         """
         # Fields of an item are looked up once per distinct item of the batch.
         items, inverse = self.runtime.distinct(batch.item)
-        item_side = torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1)[inverse]
-        context = torch.cat([item_side[:, self.dim :], self.user_fields(batch.user)], dim=1)
-        item = item_side[:, : self.dim]
+        if batch.history is None:
+            item_side = torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1)[inverse]
+            item, item_context = item_side[:, : self.dim], item_side[:, self.dim :]
+            context = torch.cat([item_context, self.user_fields(batch.user)], dim=1)
+        else:
+            item, history = self._old_rows(batch.item, batch.history)
+            item_context = self.item_fields(items).index_select(0, inverse)
+            context = torch.cat([item_context, self.user_fields(batch.user)], dim=1)
+            context = torch.cat([context, self.backbone.encode(history, context)], dim=1)
         return self.backbone(item if change is None else change(item), context, None if batch.is_full else batch.weight)
+
+    def histories(self, prepared: Prepared, num_finished: int) -> Histories | None:
+        """The histories once so many warm sets are finished; None for a backbone that looks at none."""
+        if not self.backbone.uses_history:
+            return None
+        if self.backbone.history_scope == "all":
+            # Of pretrain alone: nothing of a warm set comes in, so it does not matter what is finished.
+            return Histories(prepared, 0, 0, self.runtime.device, "all")
+        return Histories(prepared, num_finished, self._history_length, self.runtime.device)
+
+    def pretrain_rows(self, prepared: Prepared, order: str, batch_size: int, seed: int) -> Batches:
+        """Batches of the rows of `pretrain` in an order that the config names.
+
+        Raises:
+            UserError: the order does not go with the backbone.
+        """
+        if order != "users":
+            histories = self.histories(prepared, 0)
+            return Loader(prepared, ["pretrain"], batch_size, seed, self.runtime, order == "shuffled", histories)
+        if self.backbone.history_scope != "all":
+            raise UserError(
+                "order = 'users' goes with a backbone that reads whole histories (backbone.name = 'encoder'): "
+                "take 'shuffled' or 'time'"
+            )
+        return UserLoader(prepared, batch_size, seed, self.runtime)
+
+    def _old_rows(self, item: torch.Tensor, history: History) -> tuple[torch.Tensor, EmbeddedHistory]:
+        """Rows of phi_old of old items [b, D] and of their history, of old items too, with gradients. A collective.
+
+        In one lookup, because a fused table takes a step for each.
+        """
+        distinct, inverse = torch.unique(torch.cat([item, history.items]), return_inverse=True)
+        distinct = self.runtime.pad(distinct)
+        rows = self.old_ids.rows(self._row_in_old(distinct))
+        embedded = EmbeddedHistory(
+            **vars(history), index=inverse[len(item) :], rows=rows, fields=self._history_fields(distinct)
+        )
+        return rows.index_select(0, inverse[: len(item)]), embedded
+
+    @torch.no_grad()
+    def encoded_history(self, history: History, context: torch.Tensor) -> torch.Tensor:
+        """What the backbone makes of rows' histories [b, W], for rows of fields [b, F*D], all frozen. A collective.
+
+        An old item stands in it by its row of phi_old, a new one by its row of phi_new as it is now.
+        """
+        # One more, so that no lookup is empty.
+        distinct, inverse = torch.unique(F.pad(history.items, (0, 1)), return_inverse=True)
+        distinct, inverse = self.runtime.pad(distinct), inverse[:-1]
+        is_new = (distinct >= self.num_old) & (distinct < self.num_items)
+        old = self.old_ids.rows(self._row_in_old(distinct) * ~is_new)
+        rows = torch.where(is_new[:, None], self.new_ids.rows(distinct * is_new), old)
+        fields = self._history_fields(distinct)
+        return self.backbone.encode(EmbeddedHistory(**vars(history), index=inverse, rows=rows, fields=fields), context)
+
+    def _row_in_old(self, items: torch.Tensor) -> torch.Tensor:
+        """Rows of phi_old [n] of old items and of the unknown one [n]."""
+        return items.masked_fill(items == self.num_items, self.num_old)
+
+    def _history_fields(self, items: torch.Tensor) -> torch.Tensor | None:
+        if not self.backbone.uses_history_fields:
+            return None
+        is_known = items < self.num_items
+        return self.item_fields(items * is_known) * is_known[:, None]
+
+    def mean_old_row(self) -> torch.Tensor:
+        """Mean row [D] of phi_old over the old items: the common initialisation."""
+        num_rows = self.old_ids.specs["old"].rows
+        used = None if num_rows == self.num_old else torch.arange(num_rows) < self.num_old
+        return self.old_ids.mean_row("old", used)
 
     def user_fields(self, users: torch.Tensor) -> torch.Tensor:
         """Field embeddings [n, Fu*D] of users [n]. A collective."""
@@ -78,7 +162,15 @@ class Model:
         return list(self.backbone.parameters())
 
 
-def loss_sum(logit: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Binary cross entropy of this rank's rows over the rows of the global batch: the ranks' sum is the mean loss."""
+def loss_sum(logit: torch.Tensor, batch: Batch, row_weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Binary cross entropy of this rank's rows over the rows of the global batch: the ranks' sum is the mean loss.
+
+    Args:
+        logit: [b].
+        batch: the rows.
+        row_weight: what each weighs [b]; None is 1.
+    """
     weight = None if batch.is_full else batch.weight
+    if row_weight is not None:
+        weight = row_weight * batch.weight
     return F.binary_cross_entropy_with_logits(logit, batch.label, weight, reduction="sum") / batch.num_rows

@@ -69,8 +69,8 @@ class Adam:
             self._groups.append(group)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One step on every parameter that has a gradient; gradients are cleared."""
+    def step(self, rate: float = 1.0) -> None:
+        """One step on every parameter that has a gradient, at `rate` times its learning rate; gradients are cleared."""
         for group in self._groups:
             ready = []
             for index, parameter in enumerate(group.parameters):
@@ -94,7 +94,7 @@ class Adam:
                 amsgrad=False,
                 beta1=_BETA_1,
                 beta2=_BETA_2,
-                lr=group.learning_rate,
+                lr=group.learning_rate * rate,
                 weight_decay=group.weight_decay,
                 eps=_EPS,
                 maximize=False,

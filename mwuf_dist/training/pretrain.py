@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from mwuf_dist.config import Config
-from mwuf_dist.data.loader import Batch, Loader
+from mwuf_dist.data.loader import Batch
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import Method
 from mwuf_dist.runtime import generator_seed
@@ -30,9 +32,15 @@ class Pretrain:
         settings = self.config.pretrain
         self.optimizer = Adam(
             dense=[("backbone", self.model.backbone, settings.learning_rate)],
-            tables=[(tables, settings.learning_rate) for tables in self.model.pretrained_tables],
+            tables=[
+                (self.model.user_tables, settings.learning_rate),
+                (self.model.item_tables, settings.learning_rate),
+                (self.model.old_ids, settings.learning_rate_ids or settings.learning_rate),
+            ],
             weight_decay=settings.weight_decay,
         )
+        self._num_steps = 0  # of the whole stage
+        self._item_weight: torch.Tensor | None = None  # [num_old]
 
     def tensors(self) -> dict[str, Any]:
         """The state in the middle of the stage."""
@@ -41,8 +49,10 @@ class Pretrain:
     def run(self, session: Session, prepared: Prepared, start: Cursor) -> None:
         """Trains from `start` to the end, then gives values that no row has used a sensible embedding."""
         settings, runtime = self.config.pretrain, session.runtime
-        shuffled = settings.order == "shuffled"
-        loader = Loader(prepared, ["pretrain"], settings.batch_size, self.config.seed, runtime, shuffled)
+        loader = self.model.pretrain_rows(prepared, settings.order, settings.batch_size, self.config.seed)
+        self._num_steps = settings.epochs * loader.num_steps
+        if settings.item_weight == "equal":
+            self._item_weight = equal_item_weights(prepared).to(runtime.device)
         self.model.backbone.train()
         train(session, start, loader, settings.epochs, self.step, self.tensors)
         fill_unused_rows(self.model, prepared)
@@ -51,11 +61,25 @@ class Pretrain:
         """One step; returns this rank's part of the mean loss."""
         # Masks are a function of the cursor, so that a resumed run draws the same ones (0.03 ms a step).
         torch.manual_seed(generator_seed(self.config.seed, 2, batch.epoch, batch.step, self.model.runtime.rank))
-        loss = loss_sum(self.model.logit(batch, self.method.pretrain_item), batch)
+        weight = None if self._item_weight is None else self._item_weight[batch.item]
+        loss = loss_sum(self.model.logit(batch, self.method.pretrain_item), batch, weight)
         loss.backward()
         self.model.runtime.sum_gradients(self.model.dense_parameters())
-        self.optimizer.step()
+        self.optimizer.step(self._rate(batch))
         return loss.detach()
+
+    def _rate(self, batch: Batch) -> float:
+        """The schedule: a function of the cursor, so that a resumed run goes on with it."""
+        if self.config.pretrain.schedule == "constant":
+            return 1.0
+        done = batch.epoch * (self._num_steps // self.config.pretrain.epochs) + batch.step
+        return 0.5 * (1 + math.cos(math.pi * done / self._num_steps))
+
+
+def equal_item_weights(prepared: Prepared) -> torch.Tensor:
+    """What a row of each old item weighs [num_old] for all items to weigh the same and the mean row to weigh 1."""
+    counts = np.bincount(prepared.columns("pretrain", ("item",))["item"], minlength=prepared.num_old_items)
+    return torch.from_numpy(counts.sum() / len(counts) / np.maximum(counts, 1)).float()
 
 
 def pretrained_tensors(model: Model) -> dict[str, Any]:

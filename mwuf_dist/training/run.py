@@ -29,6 +29,7 @@ from mwuf_dist.training.loop import Session
 from mwuf_dist.training.meta_train import MetaTrain, initialise_new_ids, meta_trained_tensors
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.pretrain import Pretrain, pretrained_tensors
+from mwuf_dist.training.pretrained_items import pretrained_items
 from mwuf_dist.training.recorder import Recorder
 from mwuf_dist.training.results import NEXT_SETS, phase_metrics, results_of, versions, write_scores
 from mwuf_dist.training.warm_up import WarmUp, warm_up_tensors
@@ -150,8 +151,8 @@ class Run:
         self.model = Model(config, self.prepared, runtime)
         torch.manual_seed(generator_seed(config.seed, 3))  # the same meta networks on every rank
         context = self.model.shape.num_item_fields * self.model.dim
-        zero = self.model.backbone.trains_zero_item
-        self.method: Method = build_method(config.method, self.model.dim, context, zero).to(runtime.device)
+        method = build_method(config.method, self.model.dim, context, self.model.backbone)
+        self.method: Method = method.to(runtime.device)
         checkpointer = Checkpointer(self.folder / "checkpoints", config.checkpoint, runtime)
         found = checkpointer.latest(config_hash(config))
         self._checkpoint, meta = found or (
@@ -193,6 +194,7 @@ class Run:
     def meta_train(self) -> None:
         """Stage `meta_train`: phase 0 of the cursor is on episodes, phase 1 is Algorithm 1; a method may skip both."""
         self._frozen = Frozen(self.model, self.config.embedding, self._mean_user())
+        self.method.attach(pretrained_items(self.model, self.prepared))
         if self.cursor.stage == "warm_up":
             load_tensors(self._found(), meta_trained_tensors(self.model.new_ids, self.method))
             return

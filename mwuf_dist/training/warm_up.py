@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from mwuf_kernels import warm_embedding
 
 from mwuf_dist.config import WARM_SETS, Config
+from mwuf_dist.data.histories import Histories, History
 from mwuf_dist.data.loader import Batch, Loader
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.methods import Method
 from mwuf_dist.training.checkpoints import Cursor, table_state
+from mwuf_dist.training.fit import ItemFit
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session, train
+from mwuf_dist.training.meta_train import initialise_new_ids
 from mwuf_dist.training.model import Model, loss_sum
 from mwuf_dist.training.optimizers import Adam
 
@@ -31,38 +35,66 @@ class WarmUp:
     model: Model
     frozen: Frozen
     method: Method
+    # Of the sets that are finished, since `finish_phase`.
+    histories: Histories | None = field(init=False, default=None)
+    _fit: ItemFit | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.method.fits_items:
+            self._fit = ItemFit(self.model, self.frozen, self.method)
 
     def run_phase(self, session: Session, prepared: Prepared, phase: int) -> None:
         """Trains the phase's rows (1, 2, 3 for warm-a, b, c), with a fresh optimizer.
 
         It is short: a run that is stopped within it starts the phase again from the checkpoint at its beginning.
         """
+        if self._fit is not None:
+            self._fit_phase(self._fit, session, prepared, phase)
+            return
         settings = self.config.warm_up
         splits = WARM_SETS[:phase] if settings.carry_over else WARM_SETS[phase - 1 : phase]
         optimizer = Adam(dense=[], tables=[(self.model.new_ids, settings.learning_rate)])
         self.model.new_ids.reset_optimizer()
         seed = self.config.seed * len(WARM_SETS) + phase
-        loader = Loader(prepared, splits, settings.batch_size, seed, session.runtime)
+        histories = self.model.histories(prepared, phase - 1)
+        loader = Loader(prepared, splits, settings.batch_size, seed, session.runtime, histories=histories)
 
         def step(batch: Batch) -> torch.Tensor:
             return self.step(batch, optimizer)
 
         train(session, Cursor("warm_up", phase), loader, settings.epochs, step, tensors=None)
+        if self.method.regenerates:
+            self.model.new_ids.fill("new", self._regenerated, range(self.model.num_old, self.model.num_items))
+
+    @torch.no_grad()
+    def _regenerated(self, items: torch.Tensor) -> torch.Tensor:
+        return self.method.regenerated_rows(self.model.new_ids.rows(items), self.frozen.inputs(items)[0])
+
+    def _fit_phase(self, fit: ItemFit, session: Session, prepared: Prepared, phase: int) -> None:
+        clock = time.perf_counter()
+        # The first rows are those before any click, whatever the phases before have made of them.
+        initialise_new_ids(self.config, self.model, self.method, from_row=self.model.num_old)
+        items = torch.arange(self.model.num_old, self.model.num_items, device=self.model.runtime.device)
+        with torch.no_grad():
+            start = self.model.new_ids.rows(items)
+        num_rows = fit.run_phase(prepared, phase, start)
+        session.count("warm_up", num_rows, time.perf_counter() - clock)
 
     def step(self, batch: Batch, optimizer: Adam) -> torch.Tensor:
         """One step on L_cold; returns this rank's part of it."""
         items, inverse = self.model.runtime.distinct(batch.item)
         rows = self.model.new_ids.rows(items)
-        part = self.frozen.part(batch.user, batch.item)
+        part = self.frozen.part(batch.user, batch.item, batch.history)
         loss = loss_sum(self.frozen.logit(rows.index_select(0, inverse), part), batch)
         loss.backward()
         optimizer.step()
         return loss.detach()
 
     def finish_phase(self, prepared: Prepared, phase: int) -> None:
-        """Computes U(v) of the new items from the sets that are finished now: none of them is still to be scored."""
+        """Takes U(v) of the new items and the histories from the sets that are finished now: none is still to score."""
         users = ItemUsers(prepared, WARM_SETS[:phase])
         self.frozen.set_users(users, range(self.model.num_old, self.model.num_items))
+        self.histories = self.model.histories(prepared, phase)
 
     @torch.no_grad()
     def score(self, prepared: Prepared, split: str) -> np.ndarray | None:
@@ -78,10 +110,15 @@ class WarmUp:
             rows = slice(first, min(first + _SCORE_ROWS, end))
             user = torch.from_numpy(columns["user"][rows].astype(np.int64)).to(runtime.device)
             item = torch.from_numpy(columns["item"][rows].astype(np.int64)).to(runtime.device)
-            scores.append(self._logit(runtime.pad(user), runtime.pad(item))[: len(user)].double().cpu().numpy())
+            padded, history = runtime.pad(user), None
+            if self.histories is not None:
+                before = torch.from_numpy(self.histories.before(split, rows.start, rows.stop).astype(np.int64))
+                history = self.histories.of(padded, runtime.pad(before.to(runtime.device)), in_pretrain=False)
+            logits = self._logit(padded, runtime.pad(item), history)
+            scores.append(logits[: len(user)].double().cpu().numpy())
         return runtime.gather_rows(np.concatenate([np.empty(0), *scores]))
 
-    def _logit(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+    def _logit(self, user: torch.Tensor, item: torch.Tensor, history: History | None = None) -> torch.Tensor:
         items, inverse = self.model.runtime.distinct(item)
         rows = self.model.new_ids.rows(items)
         scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
@@ -89,7 +126,7 @@ class WarmUp:
             embedding = rows.index_select(0, inverse)
         else:
             _, embedding = warm_embedding(rows, inverse, *scale_and_shift)
-        return self.frozen.logit(embedding, self.frozen.part(user, item))
+        return self.frozen.logit(embedding, self.frozen.part(user, item, history))
 
 
 def warm_up_tensors(model: Model) -> dict[str, object]:

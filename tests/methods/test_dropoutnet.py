@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mwuf_dist.config import Config, MethodConfig, UserError, config_hash
+from mwuf_dist.backbones import Shape, build_backbone
+from mwuf_dist.config import BackboneConfig, Config, MethodConfig, UserError, config_hash
 from mwuf_dist.data.loader import Loader
 from mwuf_dist.methods import build_method
 from mwuf_dist.methods.dropoutnet import DropoutNet
@@ -101,6 +102,7 @@ def test_pretraining_is_shared_by_methods_that_leave_it_alone_and_with_nobody_el
 
 
 def test_a_backbone_that_cannot_train_a_zero_row_is_refused() -> None:
+    afn = build_backbone(BackboneConfig(name="afn"), Shape(dim=4, num_item_fields=2, num_user_fields=1))
     with pytest.raises(UserError, match="no gradient, so they would stay there: choose another backbone"):
-        build_method(MethodConfig(name="dropoutnet"), 4, 8, trains_zero_item=False)
-    build_method(MethodConfig(name="dropoutnet", initialisation="mean"), 4, 8, trains_zero_item=False)
+        build_method(MethodConfig(name="dropoutnet"), 4, 8, afn)
+    build_method(MethodConfig(name="dropoutnet", initialisation="mean"), 4, 8, afn)

@@ -19,7 +19,13 @@ from mwuf_dist.training.run import Run
 from tests.tiny import tiny
 
 EPISODES, HALF, DIM, CONTEXT = 3, 5, 2, 4
+ITEMS = torch.arange(EPISODES)
 CONFIG = MethodConfig(name="metaemb", inner_learning_rate=0.7, cold_weight=0.3, generator_scale=0.5)
+
+
+def normal(width: int) -> torch.Tensor:
+    """Draws that are the same at each call, as within one step."""
+    return torch.randn(EPISODES, width, generator=torch.Generator().manual_seed(width)).double()
 
 
 class Rows:
@@ -36,7 +42,7 @@ class Rows:
         return F.binary_cross_entropy_with_logits(logit, self.labels[half], reduction="none").mean(1)
 
     def episodes(self) -> Episodes:
-        return Episodes(self.context, lambda v: self.loss(0, v), lambda v: self.loss(1, v))
+        return Episodes(ITEMS, self.context, lambda v: self.loss(0, v), lambda v: self.loss(1, v), normal)
 
 
 def literal_loss(rows: Rows, weight: torch.Tensor, rate: float) -> float:
@@ -81,9 +87,9 @@ def test_the_gradient_has_the_second_order_term() -> None:
     rows = Rows()
     method = MetaEmb(CONFIG, DIM, CONTEXT).double()
     exact = torch.autograd.grad(method.episode_loss(rows.episodes()).sum(), method.generator.weight)[0]
-    v = method.initial_rows(rows.context)
+    v = method.initial_rows(ITEMS, rows.context)
     slope = torch.autograd.grad(rows.loss(0, v).sum(), v)[0].detach()  # a constant: the first-order shortcut
-    v = method.initial_rows(rows.context)
+    v = method.initial_rows(ITEMS, rows.context)
     first_order = 0.3 * rows.loss(0, v) + 0.7 * rows.loss(1, v - 0.7 * slope)
     shortcut = torch.autograd.grad(first_order.sum(), method.generator.weight)[0]
     assert (exact - shortcut).abs().max() > 1e-3
@@ -129,7 +135,7 @@ def test_new_items_start_where_the_generator_puts_them(tmp_path: Path) -> None:
         run_module.initialise_new_ids(config, job.model, job.method, from_row=job.model.num_old)
         items = torch.arange(job.model.num_old, job.model.num_items)
         with torch.no_grad():
-            expected = job.method.initial_rows(job.model.item_fields(items))
+            expected = job.method.initial_rows(items, job.model.item_fields(items))
         found = job.model.new_ids.shards("new")[0].weight[items]
         torch.testing.assert_close(found, expected)
         assert found.std(0).min() > 0  # items with other fields start elsewhere

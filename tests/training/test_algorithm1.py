@@ -41,7 +41,7 @@ class FrozenStub:
     def inputs(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.context[items], self.user_mean[items]
 
-    def part(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+    def part(self, user: torch.Tensor, item: torch.Tensor, history: None = None) -> torch.Tensor:
         return torch.sin(user[:, None] + torch.arange(DIM) + item[:, None]).double()
 
     def logit(self, embedding: torch.Tensor, part: torch.Tensor) -> torch.Tensor:

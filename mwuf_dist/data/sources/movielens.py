@@ -251,7 +251,7 @@ def _read_movies(path: Path) -> tuple[np.ndarray, pa.Table, list[Field]]:
     genre_column, num_genres = _multi_valued(genres, 1)
     table = pa.table({RAW_ID: known, "year": index, "title": title_column, "genres": genre_column})
     fields = [
-        Field("year", "categorical", "item", int(index.max()) + 1),
+        Field("year", "categorical", "item", int(index.max()) + 1, ordinal=True),
         Field("title", "multi_valued", "item", num_words + 1),
         Field("genres", "multi_valued", "item", num_genres + 1),
     ]

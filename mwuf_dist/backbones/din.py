@@ -1,0 +1,59 @@
+"""Deep interest network (Zhou et al., KDD 2018): the user's history pooled by its relevance to the item."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
+from mwuf_dist.backbones.layers import MLP
+from mwuf_dist.config import BackboneConfig
+
+# Hidden units of the activation unit, as in figure 2 of the paper.
+_UNITS = 36
+
+
+class Din(Backbone):
+    """Deep interest network (Zhou et al., KDD 2018).
+
+    With v_A the item's embedding and e_1, ..., e_H those of the items in the history, the user is (equation 3)
+
+        v_U(A) = sum_j a(e_j, v_A) e_j
+
+    The activation unit a is a feed-forward network with one hidden layer of 36 units (PReLU) over [e_j, e_j * v_A, v_A]
+    whose output is the weight itself: no softmax, so that strong interests stay strong. v_U(A) enters an MLP beside the
+    item's embedding and the other fields. It is zero for a user without history.
+    """
+
+    uses_history = True
+
+    def __init__(self, config: BackboneConfig, shape: Shape) -> None:
+        super().__init__(config, shape)
+        self.history_width = config.history_length * shape.dim
+        self.unit = nn.Linear(3 * shape.dim, _UNITS)
+        self.activation = nn.PReLU()
+        self.relevance = nn.Linear(_UNITS, 1)
+        self.mlp = MLP((shape.num_fields + 1) * shape.dim, config.hidden, config.batch_norm, config.dropout)
+
+    def encode(self, history: EmbeddedHistory, context: torch.Tensor) -> torch.Tensor:
+        """See `Backbone.encode`: the embeddings of the last L items side by side [B, L*D], zeros where there are fewer.
+
+        Everything else depends on the item.
+        """
+        return history.padded(self.config.history_length).flatten(1).index_select(0, history.group)
+
+    def forward(
+        self, item: torch.Tensor, context: torch.Tensor, row_weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See `Backbone.forward`."""
+        dim = self.shape.dim
+        fields, events = context.split([context.shape[1] - self.history_width, self.history_width], dim=1)
+        events = events.reshape(len(item), -1, dim)  # [B, L, D]
+        # The share of v_A in the unit is the same for every event of a row.
+        of_event, of_item = self.unit.weight.split([2 * dim, dim], dim=1)
+        hidden = torch.cat([events, events * item[:, None]], dim=2) @ of_event.t()  # [B, L, 36]
+        hidden = self.activation(hidden + (item @ of_item.t() + self.unit.bias)[:, None])
+        weight = self.relevance(hidden)  # [B, L, 1]
+        # Padding is a zero vector, so its weight does not matter.
+        interest = (weight * events).sum(1)
+        return self.mlp(torch.cat([item, fields, interest], dim=1), row_weight)

@@ -1,0 +1,167 @@
+"""Encoder of content and history: what a user liked before, attended to by what the item is."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
+from mwuf_dist.config import BackboneConfig, UserError
+
+# Columns of a user's vector that are not learned: one constant, so that an item embedding has an intercept. Its square
+# is the ratio of a coordinate's prior precision to the intercept's (chosen on old items played as new).
+_INTERCEPT = 0.775
+# Padded events of one attention call: histories are sorted by length and cut into pieces of about this size.
+_CELLS = 1 << 16
+
+
+class Encoder(Backbone):
+    """A click model whose cold part knows no item ID, and in which the ID is a residual in the last layer.
+
+        logit = f(z_u, a_ui, q_i) + v_i . x_u
+
+    * q_i = MLP(fields of the item), W wide.
+    * An event of a history is h_j = ReLU(W2 ReLU(Wc c_j + We v_j + r[y_j])), from the fields c_j, the ID embedding v_j
+      and the label y_j of its item. Equal (item, label) pairs are encoded once per batch.
+    * The user is z_u = MLP([mean_j h_j, user fields, log(1 + events) / 5]); the user's ID is not used.
+    * a_ui: multi-head attention (Vaswani et al. 2017) of the query q_i over the h_j. The query is made of content
+      alone, so an item without a click can ask.
+    * f = MLP([z_u, a_ui, q_i, z_u * q_i]) + w . z_u, and x_u = [W_x ReLU(z_u), constant].
+
+    With everything but v frozen the logit is linear in v, so that warming up an item is a convex problem (method
+    `map`). W is `backbone.hidden[0]`. Its history is all of a user's `pretrain` rows but the row itself, later ones
+    too: as much as a user ID embedding has seen. `pretrain.order = "users"` shares a history among a user's rows.
+    """
+
+    uses_history = True
+    uses_history_fields = True
+    history_scope = "all"
+    uses_user_id = False
+    linear_in_item = True
+
+    def __init__(self, config: BackboneConfig, shape: Shape) -> None:
+        super().__init__(config, shape)
+        width, dim = config.hidden[0], shape.dim
+        if width % config.heads or dim < 2:
+            raise UserError(
+                f"backbone.name = 'encoder' needs an embedding.dim of at least 2, not {dim}, and a width backbone."
+                f"hidden[0] = {width} that backbone.heads = {config.heads} divides"
+            )
+        self.history_width = 1 + dim
+        self._field_dropout = _field_dropout(config, shape)
+        content = shape.num_item_fields * dim
+        self.query = self._mlp(content, width)
+        self.event_fields = nn.Linear(content, width)
+        self.event_id = nn.Linear(dim, width, bias=False)
+        self.event_label = nn.Embedding(2, width)
+        self.event_out = nn.Linear(width, width)
+        self.user = self._mlp(width + (shape.num_user_fields - 1) * dim + 1, width)
+        self.attention_query = nn.Linear(width, width)
+        self.attention_key = nn.Linear(width, width)
+        self.attention_value = nn.Linear(width, width)
+        self.cold = self._mlp(4 * width, width, 1)
+        self.cold_user = nn.Linear(width, 1)
+        self.taste = nn.Linear(width, dim - 1)
+
+    def _mlp(self, inputs: int, hidden: int, outputs: int = 0) -> nn.Sequential:
+        dropout = nn.Dropout(self.config.dropout)
+        return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), dropout, nn.Linear(hidden, outputs or hidden))
+
+    def encode(self, history: EmbeddedHistory, context: torch.Tensor) -> torch.Tensor:
+        """See `Backbone.encode`: [f, x_u], [B, 1 + D]."""
+        assert history.fields is not None
+        dim, num_item_columns = self.shape.dim, self.shape.num_item_fields * self.shape.dim
+        query = self.query(self._some_fields(context[:, :num_item_columns]))  # [B, W]
+        pairs = self.event_fields(self._some_fields(history.fields)) + self.event_id(history.rows)  # [n, W]
+        pairs = torch.relu(pairs[:, None] + self.event_label.weight)  # [n, 2, W]
+        pairs = torch.relu(self.event_out(pairs)).flatten(0, 1)  # [2n, W]
+        event = history.index * 2 + history.labels.long()  # [h]
+
+        mean = F.embedding_bag(event, pairs, history.offsets[:-1], mode="mean")  # [g, W], zeros where there is no event
+        person = context[:, num_item_columns:].unflatten(1, (-1, dim))
+        others = [field for field in range(self.shape.num_user_fields) if field != self.shape.user_id_field]
+        known = torch.cat([mean, torch.log1p(history.lengths.to(mean))[:, None] / 5], dim=1)
+        user = self.user(torch.cat([known.index_select(0, history.group), person[:, others].flatten(1)], dim=1))
+
+        attended = self._attend(self.attention_query(query), pairs, event, history)
+        cold = self.cold(torch.cat([user, attended, query, user * query], dim=1)) + self.cold_user(user)
+        taste = self.taste(torch.relu(user))
+        return torch.cat([cold, taste, taste.new_full((len(taste), 1), _INTERCEPT)], dim=1)
+
+    def forward(
+        self, item: torch.Tensor, context: torch.Tensor, row_weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See `Backbone.forward`."""
+        cold, taste = context[:, -self.history_width :].split([1, self.shape.dim], dim=1)
+        return cold.squeeze(1) + (item * taste).sum(1)
+
+    def _some_fields(self, fields: torch.Tensor) -> torch.Tensor:
+        """Item fields [n, Fi*D], in training each left out (zero) with the probability that the config gives it.
+
+        Against content that memorises old items: what it knows of one of them is not to hang on a single field.
+        """
+        if not self.training:
+            return fields
+        share = torch.tensor(self._field_dropout, device=fields.device)
+        kept = torch.rand(len(fields), len(share), device=fields.device) >= share
+        return (fields.unflatten(1, (-1, self.shape.dim)) * kept[:, :, None]).flatten(1)
+
+    def _attend(
+        self, query: torch.Tensor, pairs: torch.Tensor, event: torch.Tensor, history: EmbeddedHistory
+    ) -> torch.Tensor:
+        """What each row's query [B, W] finds among the events of its history [B, W]; zeros where there are none."""
+        keys, values = self.attention_key(pairs), self.attention_value(pairs)  # [2n, W]
+        lengths = history.lengths
+        num_rows = torch.bincount(history.group, minlength=len(lengths))
+        by_group = torch.argsort(history.group, stable=True)
+        first_row = torch.cumsum(num_rows, 0) - num_rows
+        found, rows = [], []
+        for groups in _pieces(lengths, num_rows):
+            place, is_event = _padded(history.offsets[groups], lengths[groups])  # [g, L]
+            of_event = event[place.clamp(max=max(0, len(event) - 1))] if len(event) else place * 0
+            of_row, is_row = _padded(first_row[groups], num_rows[groups])  # [g, T]
+            of_row = by_group[of_row.clamp(max=len(by_group) - 1)]
+            split = (len(groups), -1, self.config.heads, query.shape[1] // self.config.heads)
+            q, k, v = (
+                table[index].view(split).transpose(1, 2)
+                for table, index in ((query, of_row), (keys, of_event), (values, of_event))
+            )
+            # A history without events attends to padding, and what it finds is taken away.
+            has_events = is_event.any(1)
+            mask = (is_event | ~has_events[:, None])[:, None, None]
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)  # [g, T, W]
+            found.append((out * has_events[:, None, None])[is_row])
+            rows.append(of_row[is_row])
+        place = torch.argsort(torch.cat(rows))
+        return torch.cat(found).index_select(0, place)
+
+
+def _field_dropout(config: BackboneConfig, shape: Shape) -> list[float]:
+    """The dropout of each item field.
+
+    Raises:
+        UserError: the config names one that is not there.
+    """
+    for name in config.field_dropout_of:
+        if name not in shape.item_fields:
+            raise UserError(
+                f"backbone.field_dropout_of.{name}: no such item field: there are {', '.join(shape.item_fields)}"
+            )
+    return [config.field_dropout_of.get(name, config.field_dropout) for name in shape.item_fields]
+
+
+def _pieces(lengths: torch.Tensor, num_rows: torch.Tensor) -> list[torch.Tensor]:
+    """Histories with at least one row, sorted by length and cut so that a padded piece is about `_CELLS` large."""
+    order = torch.argsort(lengths, stable=True)
+    order = order[num_rows[order] > 0]
+    # Longest last: the padded size of a piece is its number of histories times its last length.
+    sizes = torch.maximum(lengths[order], num_rows[order]).clamp(min=1)
+    piece = torch.cumsum(sizes, 0) // _CELLS
+    return [groups for groups in order.split(torch.bincount(piece).tolist()) if len(groups)]
+
+
+def _padded(first: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places first[j], first[j] + 1, ... [g, longest], and which of them are within lengths[j]."""
+    step = torch.arange(max(1, int(lengths.max())), device=first.device)
+    return first[:, None] + step, step < lengths[:, None]

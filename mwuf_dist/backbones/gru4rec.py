@@ -1,0 +1,51 @@
+"""GRU4Rec (Hidasi et al., ICLR 2016): a recurrent network over the items of the user's history, under an MLP."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
+from mwuf_dist.backbones.layers import MLP
+from mwuf_dist.config import BackboneConfig
+
+
+class Gru4Rec(Backbone):
+    """GRU4Rec (Hidasi et al., ICLR 2016) as a model of clicks.
+
+    Over the item ID embeddings x_t of a history, oldest first, with h_0 = 0 (equations 1 to 4 of their section 2.1):
+
+        h_t  = (1 - z_t) h_{t-1} + z_t h^_t
+        z_t  = sigmoid(W_z x_t + U_z h_{t-1})
+        h^_t = tanh(W x_t + U (r_t * h_{t-1}))
+        r_t  = sigmoid(W_r x_t + U_r h_{t-1})
+
+    `torch.nn.GRU` computes it in cuDNN's form: with biases, with r_t * (U h_{t-1} + b) in the place of
+    U (r_t * h_{t-1}), and with 1 - z_t called z_t. The paper ranks all items by the last state. Here, as in MWUF's
+    evaluation, the last state (D wide) enters an MLP beside the item's embedding and the other fields. It is zero for a
+    user without history.
+    """
+
+    uses_history = True
+
+    def __init__(self, config: BackboneConfig, shape: Shape) -> None:
+        super().__init__(config, shape)
+        self.history_width = shape.dim
+        self.gru = nn.GRU(shape.dim, shape.dim, batch_first=True)
+        self.mlp = MLP((shape.num_fields + 1) * shape.dim, config.hidden, config.batch_norm, config.dropout)
+
+    def encode(self, history: EmbeddedHistory, context: torch.Tensor) -> torch.Tensor:
+        """See `Backbone.encode`: the last state [B, D]."""
+        lengths = history.lengths
+        longest = max(1, int(lengths.max()))
+        # Padded rather than packed: forward and backward of 1024 histories of up to 20 took 18 ms against 35.
+        states, _ = self.gru(history.padded(longest))  # [g, T, D]
+        last = torch.arange(len(lengths), device=lengths.device) * longest + lengths.clamp(min=1) - 1
+        state = states.flatten(0, 1).index_select(0, last) * (lengths > 0)[:, None]
+        return state.index_select(0, history.group)
+
+    def forward(
+        self, item: torch.Tensor, context: torch.Tensor, row_weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See `Backbone.forward`."""
+        return self.mlp(torch.cat([item, context], dim=1), row_weight)

@@ -1,0 +1,191 @@
+"""Histories: the events of each user in (time, place) order, and which of them a row may look back at.
+
+    histories/offsets.npy       int64 [U + 1]; the events of user u are offsets[u] to offsets[u + 1] - 1
+    histories/items.npy         int32 [E]; item, `num_items` for any item that was dropped
+    histories/labels.npy        int8 [E]
+    histories/phases.npy        int8 [E]; warm sets that must be finished before the event may be seen: 0 for rows of
+                                `pretrain` and of dropped items, 1, 2, 3 for rows of warm_a, warm_b, warm_c
+    histories/before-SPLIT.npy  int32 [rows]; for each row of a split, how many events of its user are strictly earlier
+
+A row of `test` is no event, so it is in nobody's history; nor is any row that the split leaves out while old items play
+new. Jagged throughout: an event is stored once, whatever the length of a history.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mwuf_dist.data.schema import RawDataset
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.data.split import SPLITS, Split, SplitRule
+
+Scope = Literal["before", "all"]
+
+FOLDER = "histories"
+_NEVER = -1  # Phase of a row that is no event.
+
+
+@dataclass(frozen=True)
+class History:
+    """What the b rows of a batch look back at, as g jagged histories, oldest event first.
+
+    Several rows may share one history, so that what is made of it is made once; none need to (g = b).
+
+    Attributes:
+        items: item of each event, `num_items` for the unknown one (dropped items), int64 [h].
+        labels: float32 [h].
+        offsets: history j has the events offsets[j] to offsets[j + 1] - 1, int64 [g + 1].
+        group: the history of each row, int64 [b].
+    """
+
+    items: torch.Tensor
+    labels: torch.Tensor
+    offsets: torch.Tensor
+    group: torch.Tensor
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Events of each history, int64 [g]."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+
+class Histories:
+    """The events that may be seen once some warm sets are finished, in memory on the rank's device.
+
+    It holds 5 bytes per event that may be seen and 4 (8 from 2^31 events on) per event of the folder.
+
+    Args:
+        prepared: the data set.
+        num_finished: how many of `warm_a`, `warm_b`, `warm_c` are finished: rows of the others are left out.
+        length: L, a history is the last L such events; 0 takes all.
+        device: where histories are gathered.
+        scope: "before" looks at what is strictly earlier than a row; "all" at whatever may be seen but the row itself
+            and rows of dropped items.
+    """
+
+    def __init__(
+        self, prepared: Prepared, num_finished: int, length: int, device: torch.device, scope: Scope = "before"
+    ) -> None:
+        self._folder = prepared.path / FOLDER
+        self._length = length
+        self._scope = scope
+        kept = self._load("phases") <= num_finished
+        if scope == "all":
+            kept &= self._load("items") < prepared.num_items
+        small = len(kept) < 2**31
+        # Place of an event among those that may be seen.
+        place = np.zeros(len(kept) + 1, np.int32 if small else np.int64)
+        np.cumsum(kept, out=place[1:])
+        self._place = torch.from_numpy(place).to(device)
+        self._offsets = torch.from_numpy(np.array(self._load("offsets"))).to(device)
+        self._items = torch.from_numpy(self._load("items")[kept]).to(device)
+        self._labels = torch.from_numpy(self._load("labels")[kept]).to(device)
+
+    def _load(self, name: str) -> np.ndarray:
+        return np.load(self._folder / f"{name}.npy", mmap_mode="r")
+
+    def before(self, split: str, start: int, stop: int) -> np.ndarray:
+        """How many events of its user are strictly earlier than each of the rows [start, stop) of a split, int32."""
+        return np.array(self._load(f"before-{split}")[start:stop])
+
+    def of(self, users: torch.Tensor, before: torch.Tensor, in_pretrain: bool) -> History:
+        """The histories of rows by users [b], each of which has `before` [b] earlier events.
+
+        Args:
+            users: of the rows.
+            before: how many events of its user are earlier than each row.
+            in_pretrain: the rows are of `pretrain`, so that each is an event itself.
+        """
+        first = self._offsets[users]
+        own = self._place[first + before]
+        group = torch.arange(len(users), device=users.device)
+        if self._scope == "before":
+            return self._cut(self._place[first], own, group)
+        if not in_pretrain:
+            return self.whole(users)
+        history = self._cut(self._place[first], self._place[self._offsets[users + 1]], group)
+        return _without(history, (own - self._place[first]).long())
+
+    def whole(self, users: torch.Tensor) -> History:
+        """The histories of users [b] as of now, all that may be seen; rows of one user share one."""
+        distinct, group = torch.unique(users, return_inverse=True)
+        return self._cut(self._place[self._offsets[distinct]], self._place[self._offsets[distinct + 1]], group)
+
+    def _cut(self, first: torch.Tensor, stop: torch.Tensor, group: torch.Tensor) -> History:
+        if self._length:
+            first = torch.maximum(first, stop - self._length)
+        lengths = (stop - first).long()
+        offsets = F.pad(torch.cumsum(lengths, 0), (1, 0))
+        shift = torch.repeat_interleave(first - offsets[:-1], lengths)
+        events = shift + torch.arange(len(shift), device=shift.device)
+        return History(self._items[events].long(), self._labels[events].float(), offsets, group)
+
+
+def _without(history: History, place: torch.Tensor) -> History:
+    """Histories without the event at a place [g] of each, counted from its first."""
+    kept = torch.ones_like(history.items, dtype=torch.bool)
+    kept[history.offsets[:-1] + place] = False
+    offsets = history.offsets - torch.arange(len(history.offsets), device=place.device)
+    return History(history.items[kept], history.labels[kept], offsets, history.group)
+
+
+def write(dataset: RawDataset, split: Split, rule: SplitRule, folder: Path) -> dict[str, dict[str, int]]:
+    """Writes the files into a prepared folder.
+
+    Args:
+        dataset: the raw data.
+        split: which rows go where.
+        rule: that made the split.
+        folder: exists.
+
+    Returns:
+        Path of each file in the folder -> {"bytes": its size}, for the manifest.
+    """
+    user, item, label, time = (dataset.interactions[name].to_numpy() for name in ("user", "item", "label", "time"))
+    num_raw_items = dataset.items.num_rows
+    phase = event_phases(item, num_raw_items, split, rule)
+    # A stable sort: events of one user and second keep the order of the raw file.
+    order = np.lexsort((time, user))
+    is_event = (phase >= 0)[order]
+    counts = np.bincount(user[phase >= 0], minlength=dataset.users.num_rows)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    before = np.empty(len(order), np.int32)
+    before[order] = np.cumsum(is_event) - is_event - offsets[user[order]]
+    events = order[is_event]
+    new_index = np.full(num_raw_items, len(split.item_order), np.int32)
+    new_index[split.item_order] = np.arange(len(split.item_order), dtype=np.int32)
+    (folder / FOLDER).mkdir()
+    arrays = {
+        "offsets": offsets,
+        "items": new_index[item[events]],
+        "labels": label[events],
+        "phases": phase[events],
+        **{f"before-{name}": before[split.rows[name]] for name in SPLITS},
+    }
+    for name, array in arrays.items():
+        np.save(folder / FOLDER / f"{name}.npy", array)
+    paths = [f"{FOLDER}/{name}.npy" for name in arrays]
+    return {path: {"bytes": (folder / path).stat().st_size} for path in paths}
+
+
+def event_phases(item: np.ndarray, num_items: int, split: Split, rule: SplitRule) -> np.ndarray:
+    """Warm sets that must be finished before each raw row may be seen, -1 for a row that is no event; int8 [R].
+
+    Args:
+        item: raw item of each row [R].
+        num_items: number of raw items.
+        split: which rows go where.
+        rule: that made the split.
+    """
+    # By the raw counts: neither a really new item nor a row cut off while old items play new is a dropped one.
+    is_dropped = np.bincount(item, minlength=num_items) < 3 * rule.warm_rows
+    phase = np.where(is_dropped[item], 0, _NEVER).astype(np.int8)
+    for number, name in enumerate(SPLITS[:-1]):
+        phase[split.rows[name]] = number
+    return phase

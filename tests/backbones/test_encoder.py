@@ -1,0 +1,154 @@
+"""The encoder against its equations in plain loops, and what it must not see."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mwuf_dist.backbones import EmbeddedHistory, Shape, build_backbone
+from mwuf_dist.backbones import encoder as encoder_module
+from mwuf_dist.backbones.encoder import Encoder
+from mwuf_dist.config import BackboneConfig, UserError
+
+SHAPE = Shape(dim=3, num_item_fields=2, num_user_fields=3, user_id_field=1, item_fields=("a", "b"))
+WIDTH, HEADS = 4, 2
+
+
+def built(dropout: float = 0.0, field_dropout: float = 0.0) -> Encoder:
+    torch.manual_seed(0)
+    config = BackboneConfig(name="encoder", hidden=(WIDTH,), heads=HEADS, dropout=dropout, field_dropout=field_dropout)
+    backbone = build_backbone(config, SHAPE).double()
+    assert isinstance(backbone, Encoder)
+    for parameter in backbone.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return backbone
+
+
+def example() -> tuple[torch.Tensor, torch.Tensor, EmbeddedHistory]:
+    """Five rows with three histories, of 3, 0 and 2 events, over two distinct items."""
+    torch.manual_seed(1)
+    item = torch.randn(5, SHAPE.dim).double()
+    context = torch.randn(5, (SHAPE.num_fields - 1) * SHAPE.dim).double()
+    history = EmbeddedHistory(
+        items=torch.tensor([4, 7, 4, 7, 4]),
+        labels=torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0]).double(),
+        offsets=torch.tensor([0, 3, 3, 5]),
+        group=torch.tensor([2, 0, 0, 1, 2]),
+        index=torch.tensor([0, 1, 0, 1, 0]),
+        rows=torch.randn(2, SHAPE.dim).double(),
+        fields=torch.randn(2, SHAPE.num_item_fields * SHAPE.dim).double(),
+    )
+    return item, context, history
+
+
+def logits(backbone: Encoder, item: torch.Tensor, context: torch.Tensor, history: EmbeddedHistory) -> torch.Tensor:
+    return backbone(item, torch.cat([context, backbone.encode(history, context)], dim=1))
+
+
+def literal_logit(
+    backbone: Encoder, row: int, item: torch.Tensor, context: torch.Tensor, history: EmbeddedHistory
+) -> float:
+    """The docstring's equations for one row, event by event."""
+    assert history.fields is not None
+    dim, content = SHAPE.dim, SHAPE.num_item_fields * SHAPE.dim
+    group = int(history.group[row])
+    events = []
+    for event in range(int(history.offsets[group]), int(history.offsets[group + 1])):
+        place = int(history.index[event])
+        inner = backbone.event_fields(history.fields[place]) + backbone.event_id.weight @ history.rows[place]
+        inner = torch.relu(inner + backbone.event_label.weight[int(history.labels[event])])
+        events.append(torch.relu(backbone.event_out(inner)))
+    query = backbone.query(context[row, :content])
+    mean = torch.stack(events).mean(0) if events else torch.zeros(WIDTH).double()
+    fields = context[row, content:].view(-1, dim)
+    number = torch.tensor([math.log(1 + len(events)) / 5], dtype=torch.float64)
+    user = backbone.user(torch.cat([mean, number, fields[0], fields[2]]))
+    found = torch.zeros(WIDTH).double()
+    size = WIDTH // HEADS
+    for head in range(HEADS if events else 0):
+        part = slice(head * size, (head + 1) * size)
+        asked = backbone.attention_query(query)[part]
+        scores = [math.exp(float(asked @ backbone.attention_key(h)[part]) / math.sqrt(size)) for h in events]
+        for score, h in zip(scores, events, strict=True):
+            found[part] += score / sum(scores) * backbone.attention_value(h)[part]
+    cold = backbone.cold(torch.cat([user, found, query, user * query])) + backbone.cold_user(user)
+    taste = torch.cat([backbone.taste(torch.relu(user)), torch.tensor([0.775], dtype=torch.float64)])
+    return float(cold + item[row] @ taste)
+
+
+@torch.no_grad()
+def test_logits_equal_the_equations_event_by_event() -> None:
+    backbone = built().eval()
+    item, context, history = example()
+    found = logits(backbone, item, context, history)
+    expected = [literal_logit(backbone, row, item, context, history) for row in range(5)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_cutting_the_attention_into_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = built().eval()
+    whole = logits(backbone, *example())
+    monkeypatch.setattr(encoder_module, "_CELLS", 1)
+    assert torch.allclose(logits(backbone, *example()), whole, atol=1e-12)
+
+
+def test_the_cold_part_and_the_users_taste_do_not_see_the_item_id_or_the_user_id() -> None:
+    backbone = built().eval()
+    item, context, history = example()
+    first = SHAPE.num_item_fields * SHAPE.dim + SHAPE.user_id_field * SHAPE.dim
+    other = context.clone()
+    other[:, first : first + SHAPE.dim] += 1
+    assert torch.equal(backbone.encode(history, other), backbone.encode(history, context))
+    assert (logits(backbone, item, context, history) != logits(backbone, item + 1, context, history)).all()
+
+
+@torch.no_grad()
+def test_a_batch_in_which_nobody_has_a_history_works() -> None:
+    backbone = built().eval()
+    item, context, full = example()
+    empty = EmbeddedHistory(
+        items=full.items[:0],
+        labels=full.labels[:0],
+        offsets=torch.zeros(2, dtype=torch.int64),
+        group=torch.zeros(5, dtype=torch.int64),
+        index=full.index[:0],
+        rows=full.rows,
+        fields=full.fields,
+    )
+    found = logits(backbone, item, context, empty)
+    expected = [literal_logit(backbone, row, item, context, empty) for row in range(5)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_fields_are_left_out_in_training_alone() -> None:
+    backbone = built(field_dropout=0.5)
+    item, context, history = example()
+    backbone.eval()
+    assert torch.equal(logits(backbone, item, context, history), logits(backbone, item, context, history))
+    backbone.train()
+    torch.manual_seed(0)
+    assert not torch.equal(logits(backbone, item, context, history), logits(backbone, item, context, history))
+
+
+def test_a_width_that_the_heads_do_not_divide_is_the_users_error() -> None:
+    with pytest.raises(UserError, match=r"backbone\.heads = 3 divides"):
+        build_backbone(BackboneConfig(name="encoder", hidden=(64,), heads=3), SHAPE)
+
+
+def test_the_dropout_of_a_field_that_is_not_there_is_the_users_error() -> None:
+    config = BackboneConfig(name="encoder", field_dropout_of={"colour": 0.5})
+    with pytest.raises(UserError, match="colour: no such item field: there are a, b"):
+        build_backbone(config, SHAPE)
+
+
+def test_a_single_field_has_a_dropout_of_its_own() -> None:
+    config = BackboneConfig(name="encoder", field_dropout=0.0, field_dropout_of={"b": 0.5})
+    backbone = build_backbone(config, SHAPE)
+    assert isinstance(backbone, Encoder)
+    torch.manual_seed(0)
+    kept = backbone._some_fields(torch.ones(1000, 2 * SHAPE.dim)).view(1000, 2, SHAPE.dim)
+    assert (kept[:, 0] == 1).all()
+    assert (kept[:, 1] == kept[:, 1, :1]).all() and 0.4 < kept[:, 1].mean() < 0.6

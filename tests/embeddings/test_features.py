@@ -1,0 +1,45 @@
+"""What a feature store makes of values before they are looked up."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mwuf_dist.data.schema import Field
+from mwuf_dist.data.shards import EntityTable, FieldColumn
+from mwuf_dist.embeddings.features import FeatureStore, without_rare_values
+
+YEAR = FieldColumn(Field("year", "categorical", "item", 6, ordinal=True), None, np.array([3, 0, 1, 5], np.int32))
+WORDS = FieldColumn(
+    Field("words", "multi_valued", "item", 5), np.array([0, 2, 3, 5, 7]), np.array([1, 2, 1, 3, 2, 4, 4], np.int32)
+)
+ITEMS = EntityTable(4, np.arange(4), {"year": YEAR, "words": WORDS})
+
+
+def bags(store: FeatureStore, field: str) -> list[list[int]]:
+    """The values of the field of every entity."""
+    keyed = store.features(torch.arange(store.num_rows)).to_dict()[field]
+    return [values.tolist() for values in torch.split(keyed.values(), keyed.lengths().tolist())]
+
+
+def test_an_ordinal_value_takes_its_neighbours_within_range_and_unknown_none() -> None:
+    store = FeatureStore(ITEMS, torch.device("cpu"), smooth=True)
+    assert bags(store, "year") == [[2, 3, 4], [0], [1, 2], [4, 5]]
+    assert bags(store, "words") == [[1, 2], [1], [3, 2], [4, 4]]
+    assert next(spec for spec in store.specs(8) if spec.name == "year").pooling == "mean"
+
+
+def test_without_smoothing_a_value_stands_alone() -> None:
+    assert bags(FeatureStore(ITEMS, torch.device("cpu")), "year") == [[3], [0], [1], [5]]
+
+
+def test_a_value_that_too_few_old_items_have_is_unknown() -> None:
+    kept = without_rare_values(ITEMS, num_known=3, min_known=2)
+    # Word 4 is met twice, but in the one item that is not old.
+    assert kept.columns["words"].values.tolist() == [1, 2, 1, 0, 2, 0, 0]
+    assert kept.columns["year"].values.tolist() == [0, 0, 0, 0]
+
+
+def test_with_no_bound_every_value_stays() -> None:
+    kept = without_rare_values(ITEMS, num_known=3, min_known=0)
+    assert all((kept.columns[name].values == column.values).all() for name, column in ITEMS.columns.items())

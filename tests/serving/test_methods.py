@@ -1,0 +1,34 @@
+"""A finished run of every method scores, and warms up again, as it did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mwuf_dist.evaluation.metrics import auc
+from mwuf_dist.launch import local
+from mwuf_dist.methods import METHODS
+from mwuf_dist.serving.explain import explain
+from mwuf_dist.serving.run_folder import open_run
+from tests.tiny import tiny
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_opened_run_has_the_embeddings_that_were_scored_and_can_be_replayed(method: str, tmp_path: Path) -> None:
+    config = tiny(
+        method={"name": method},
+        pretrain={"epochs": 1, "batch_size": 1024},
+        meta_train={"batch_size": 2048},
+        warm_up={"batch_size": 512},
+    )
+    local.train(config, tmp_path / "run")
+    with open_run(tmp_path / "run") as run:
+        test = run.prepared.columns("test", ("user", "item", "label"))
+        users, items = (torch.from_numpy(test[name]).long() for name in ("user", "item"))
+        scores = run.scores(users, items).double().numpy()
+        assert auc(scores, test["label"]) == pytest.approx(run.results["phases"]["warm-c"]["auc_test"], abs=1e-6)
+        (chunk,) = run.chunks()
+        assert chunk.embedding.shape == (len(run.new_item_ids), config.embedding.dim)
+        assert explain(run, run.new_item_ids[0]).replay_error < 1e-6
