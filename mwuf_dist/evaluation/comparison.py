@@ -24,8 +24,12 @@ from mwuf_dist.evaluation.significance import Summary, paired_t_test, summarize
 SCORINGS = ("next", "test")
 STAGES = ("prepare", "pretrain", "meta_train", "warm_up", "evaluate")
 _METRICS = ("auc", "logloss", "calibration")
-# Backbones that read a user's history; `backbone.history` says which part of it.
-_READS_HISTORY = ("gru4rec", "din")
+# What backbones read of a user's history; L is `backbone.history_length`.
+_HISTORIES = {
+    "gru4rec": "the last L events before the row",
+    "din": "the last L events before the row",
+    "encoder": "all of the user's events in pretrain but the row itself, later ones too",
+}
 _CONFIG_OF_ONE_RUN = ("seed", "data.prepared_dir")  # differs between runs of one row, or between machines
 
 Result = dict[str, Any]
@@ -166,10 +170,11 @@ def _clicks_curve(results: list[Result]) -> list[dict[str, Any]]:
 
 
 def _history(by_seed: dict[int, Result]) -> str | None:
-    """Which history of a user the row's backbone has read; None where it reads none, or does not say."""
+    """Which history of a user the row's backbone has read; None where it reads none."""
     result = next(iter(by_seed.values()))
-    reads = result["backbone"] in _READS_HISTORY or ":" in result["backbone"]  # one of the user's own may
-    return result.get("config", {}).get("backbone", {}).get("history") if reads else None
+    length = result.get("config", {}).get("backbone", {}).get("history_length")
+    history = _HISTORIES.get(result["backbone"])
+    return history and history.replace(" L ", f" {length} " if length else " ")
 
 
 def _audit(rows: list[Row], audits: Sequence[dict[str, Any]]) -> dict[str, Any]:

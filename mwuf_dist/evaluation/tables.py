@@ -151,7 +151,7 @@ def sentences(comparison: dict[str, Any]) -> list[str]:
     found = [
         about.get("note", ""),
         audit_sentence(comparison["audit"]) if about else "",
-        f"Users' histories (backbone.history): {'; '.join(histories)}." if histories else "",
+        f"Users' histories: {'; '.join(histories)}." if histories else "",
         f"FAILED, missing above: {'; '.join(failed)}." if failed else "",
         f"Made by: {about['command']}" if "command" in about else "",
     ]

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from mwuf_dist.config import PHASES, Config, config_hash
+from mwuf_dist.config import PHASES, WARM_SETS, Config, config_hash
+from mwuf_dist.data.histories import Histories
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime, generator_seed, start
@@ -47,6 +48,14 @@ class HiddenLabels:
     def _shuffled(self, split: str, label: np.ndarray) -> np.ndarray:
         return np.random.default_rng(generator_seed(self._seed, NEXT_SETS.index(split))).permutation(label)
 
+    def _shuffled_events(self, label: np.ndarray, phases: np.ndarray) -> np.ndarray:
+        """Labels of the events of histories [E]; events of the k-th warm set are of phase k."""
+        label = np.array(label)
+        for number, split in enumerate(WARM_SETS, 1):
+            if split in self._hidden:
+                label[phases == number] = self._shuffled(split, label[phases == number])
+        return label
+
     def reveal(self, phase: int) -> None:
         """From here on the set that was scored in `phase` shows its labels; `test` never does."""
         self._hidden -= {NEXT_SETS[phase]} - {"test"}
@@ -63,11 +72,17 @@ class HiddenLabels:
             whole = read_rows(self, split, 0, self.num_rows(split), ("label",))["label"]
             return found | {"label": labels._shuffled(split, whole)[start:stop]}
 
-        Prepared.read_rows = hidden  # the one place through which every label comes
+        load = Histories.load
+
+        def hidden_events(self: Histories, name: str) -> np.ndarray:
+            found = load(self, name)
+            return labels._shuffled_events(found, load(self, "phases")) if name == "labels" else found
+
+        Prepared.read_rows, Histories.load = hidden, hidden_events  # the two places through which every label comes
         try:
             yield
         finally:
-            Prepared.read_rows = read_rows
+            Prepared.read_rows, Histories.load = read_rows, load
 
 
 class _Pass(Run):

@@ -232,8 +232,8 @@ def test_audits_of_the_rows_are_one_and_a_row_without_is_named():
 
 
 def test_the_history_is_told_of_rows_whose_backbone_reads_one():
-    config = {"backbone": {"history": "past"}}
-    results = [make_result(name, "base", 0, [0.6] * 4, config=config) for name in ("din", "fm", "mine:Net")]
-    rows = build_comparison(results)["rows"]
-    assert [row["history"] for row in rows] == ["past", None, "past"]
-    assert build_comparison([make_result("din", "base", 0, [0.6] * 4)])["rows"][0]["history"] is None
+    config = {"backbone": {"history_length": 7}}
+    results = [make_result(name, "base", 0, [0.6] * 4, config=config) for name in ("din", "fm", "encoder")]
+    din, fm, encoder = (row["history"] for row in build_comparison(results)["rows"])
+    assert (din, fm) == ("the last 7 events before the row", None)
+    assert "later ones too" in encoder

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mwuf_dist.config import MethodConfig
+from mwuf_dist.data.histories import Histories
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import METHODS, Method
@@ -106,6 +107,29 @@ def test_a_pretraining_that_has_seen_the_test_labels_fails(tmp_path: Path, monke
     monkeypatch.setattr(Pretrain, "run", peeks)
     found = audit(tiny(**FEW_STEPS), tmp_path / "audit")
     assert len(found["changed"]) == 7, "all phases and sets"
+
+
+def test_a_backbone_that_reads_labels_of_events_passes(tmp_path: Path) -> None:
+    config = tiny(**FEW_STEPS, backbone={"name": "encoder", "hidden": [8], "heads": 2}, method={"name": "base"})
+    assert audit(config, tmp_path / "audit")["passed"]
+
+
+def test_labels_of_events_are_hidden_too_until_their_set_is_scored() -> None:
+    prepared = prepare(tiny().data)
+
+    def of_events() -> np.ndarray:
+        return np.array(Histories(prepared, 3, 0, torch.device("cpu")).load("labels"))
+
+    true = of_events()
+    phases = np.array(Histories(prepared, 3, 0, torch.device("cpu")).load("phases"))
+    labels = HiddenLabels(seed=3)
+    with labels.active():
+        for revealed in range(3):
+            differs = [bool((of_events() != true)[phases == phase].any()) for phase in range(4)]
+            assert differs == [phase > revealed for phase in range(4)]
+            assert of_events().sum() == true.sum()
+            labels.reveal(revealed)
+        assert np.array_equal(of_events(), true)
 
 
 def test_hidden_labels_are_a_permutation_and_the_same_in_every_piece() -> None:
