@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import sys
 import time
@@ -12,13 +11,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from mwuf_dist.config import Config, UserError, build, read_toml, to_dict, without_studies
 from mwuf_dist.versions import version_problem
+
+if TYPE_CHECKING:
+    from mwuf_dist.studies.command_line import Place
 
 T = TypeVar("T", bound="_PrepareOptions")
 
@@ -62,13 +64,18 @@ Runs what section [study] of the config names, over several seeds, and writes on
 examples:
   mwuf compare configs/demo.toml
   mwuf compare configs/demo.toml --seeds 5 --output runs/five-seeds
+  mwuf compare configs/movielens-1m-rq1.toml --parallel 4
+  mwuf compare configs/demo.toml --seeds 5 --first-seed 5 --output runs/five-more
+  mwuf compare configs/demo.toml --seeds 10 --records runs/five-seeds runs/five-more
   mwuf compare configs/demo.toml --backbone.name deepfm --pretrain.epochs 2""",
     "tune": """\
-Tries the settings of section [tune] on old items played as new, and lists them by what they reach.
+Tries the settings of section [tune] on old items played as new, lists them by what they reach, and writes a config with
+the best of each run, which `mwuf compare` takes.
 
 examples:
   mwuf tune configs/movielens-1m-tune.toml
-  mwuf tune configs/movielens-1m-tune.toml --output runs/tune --backbone.name wide_deep""",
+  mwuf tune configs/movielens-1m-tune.toml --output runs/tune --backbone.name wide_deep
+  mwuf tune configs/movielens-1m-equal-budget.toml --parallel 4""",
     "init": """\
 Looks at your own logs (Parquet or CSV, a file or a folder) and writes a commented config that `mwuf run` takes.
 
@@ -103,8 +110,17 @@ class _RunOptions(_Options):
 
 
 @dataclass
-class _CompareOptions(_Options):
-    seeds: int = 0  # Number of seeds, from 0 on; 0 takes the config's.
+class _StudyOptions(_Options):
+    # Runs side by side, each in a process of its own (Ray): 1 none, 0 as many as the cores allow where it pays.
+    parallel: int = 0
+    ray_address: str = ""  # A running Ray cluster that does the runs; RAY_ADDRESS names one too.
+
+
+@dataclass
+class _CompareOptions(_StudyOptions):
+    seeds: int = 0  # Number of seeds; 0 takes the config's.
+    first_seed: int = 0  # The first of them: another machine takes the next ones.
+    records: tuple[Path, ...] = ()  # Results of other comparisons to count in: their folders, or their records.json.
 
 
 @dataclass
@@ -224,42 +240,45 @@ def _run(arguments: list[str]) -> int:
 def _compare(arguments: list[str]) -> int:
     options = _parse("compare", arguments, _CompareOptions)
     _check_environment()
-    from mwuf_dist.evaluation import report
-    from mwuf_dist.launch import local
-    from mwuf_dist.studies import compare
+    from mwuf_dist.studies import command_line
 
     where = arguments[0]
-    values = read_toml(Path(where))
-    study = compare.read_study(values, where, options.seeds)
-    # What the command line says holds for every run; what a run says of itself stands above the file.
-    overridden = _changed(to_dict(options.config), to_dict(build(without_studies(values), where)))
-    configs = compare.run_configs(values, study, where, overridden)
-    results = compare.compare(configs, options.output, local.train, local.pretrain, _say)
-    if _is_main():
-        report.print_comparison(report.write_comparison(results, options.output))
-        print(f"report: {options.output / 'report.html'}   plot: {options.output / 'phases.png'}")
-    return 0
+    return command_line.compare_command(
+        where,
+        _overridden(where, options),
+        options.output,
+        _studies_place(options),
+        seeds=options.seeds,
+        first_seed=options.first_seed,
+        record_paths=options.records,
+    )
 
 
 def _tune(arguments: list[str]) -> int:
-    options = _parse("tune", arguments, _Options)
+    options = _parse("tune", arguments, _StudyOptions)
     _check_environment()
-    from mwuf_dist.data.prepare import prepare
-    from mwuf_dist.evaluation.files import write_atomically
-    from mwuf_dist.launch import local
-    from mwuf_dist.studies import compare, tune
+    from mwuf_dist.studies import command_line
 
     where = arguments[0]
-    plan = tune.read_tune(read_toml(Path(where)), where)
-    data = options.config.data
-    played = prepare(dataclasses.replace(data, old_items_as_new=True)).num_new_items
-    shared = to_dict(options.config)
-    configs = tune.tune_configs(shared, plan, played / prepare(data).num_new_items, where)
-    summary = tune.summarise(compare.compare(configs, options.output, local.train, local.pretrain, _say), plan)
-    if _is_main():
-        write_atomically(options.output / "tune.json", json.dumps(summary, indent=1) + "\n")
-        print(tune.table(summary))
-    return 0
+    overridden = _overridden(where, options)
+    return command_line.tune_command(where, options.config, overridden, options.output, _studies_place(options))
+
+
+def _overridden(where: str, options: _StudyOptions) -> dict[str, Any]:
+    """What the command line says, which holds for every run; what a run says of itself stands above the file."""
+    return _changed(to_dict(options.config), to_dict(build(without_studies(read_toml(Path(where))), where)))
+
+
+def _studies_place(options: _StudyOptions) -> Place:
+    """Where the runs of a study are done."""
+    from mwuf_dist.launch import local
+    from mwuf_dist.launch.side_by_side import side_by_side
+    from mwuf_dist.studies.command_line import Place
+
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    return Place(
+        local.train, local.pretrain, side_by_side, options.parallel, options.ray_address, _is_main(), num_ranks
+    )
 
 
 def _serve(command: str, arguments: list[str]) -> int:
@@ -267,11 +286,6 @@ def _serve(command: str, arguments: list[str]) -> int:
     from mwuf_dist.serving.command_line import run_command
 
     return run_command(command, arguments)
-
-
-def _say(text: str) -> None:
-    if _is_main():
-        print(text, flush=True)
 
 
 def _parse(command: str, arguments: list[str], cls: type[T]) -> T:

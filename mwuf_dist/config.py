@@ -1,8 +1,8 @@
 """The configuration: typed, frozen, strict. Every section is the help text of `mwuf run --help`.
 
-A TOML file names only what differs from the defaults here, `extends = "other.toml"` starts from another file, and any
-key may be given on the command line as `--section.key VALUE`. An unknown key is an error that names its nearest
-neighbour; a value of the wrong type is an error that names the key.
+A TOML file names only what differs from the defaults here, `extends = "other.toml"` starts from another file (or, as a
+list, from several, the later above the earlier), and any key may be given on the command line as `--section.key VALUE`.
+An unknown key is an error that names its nearest neighbour; a value of the wrong type is an error that names the key.
 """
 
 from __future__ import annotations
@@ -276,7 +276,9 @@ def _sections(cls: type) -> dict[str, type]:
 
 
 def read_toml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Reads a TOML file and, below it, the file that its `extends` names (relative to it).
+    """Reads a TOML file and, below it, the file that its `extends` names, or the files, each above those before it.
+
+    Their paths are relative to the file that names them.
 
     Args:
         path: of the file.
@@ -295,12 +297,14 @@ def read_toml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid TOML, which is UTF-8 text: {error.reason} at byte {error.start}") from None
-    parent = values.pop("extends", None)
-    if parent is None:
-        return values
-    if not isinstance(parent, str):
-        raise UserError(f"{path}: `extends` must name a file, not {parent!r}")
-    return merge(read_toml(path.parent / parent, (*children, path.resolve())), values)
+    parents = values.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not (isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)):
+        raise UserError(f"{path}: `extends` must name a file, or a list of files, not {parents!r}")
+    below: dict[str, Any] = {}
+    for parent in parents:
+        below = merge(below, read_toml(path.parent / parent, (*children, path.resolve())))
+    return merge(below, values)
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mwuf_dist.config import PHASES, build, load_config, merge, read_toml, to_dict
+from mwuf_dist.config import PHASES, build, load_config, merge, read_toml, to_dict, without_studies
+from mwuf_dist.evaluation.published import ROWS
 from mwuf_dist.evaluation.report import build_comparison
 from mwuf_dist.launch import local
-from mwuf_dist.studies import compare
+from mwuf_dist.studies import compare, tune
+from mwuf_dist.studies.schedule import Here
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,7 +23,10 @@ def results(config: str, folder: Path, seeds: int) -> dict[str, Any]:
     values = read_toml(ROOT / "configs" / config)
     study = compare.Study(seeds, compare.read_study(values, config).runs)
     configs = compare.run_configs(values, study, config, {})
-    return build_comparison(compare.compare(configs, folder, local.train, local.pretrain, lambda text: None))
+    actions = compare.Actions(local.train, local.pretrain)
+    outcome = compare.compare(configs, folder, actions, lambda _: nullcontext(Here()), lambda text: None)
+    assert not outcome.failures
+    return build_comparison(outcome.records.cells)
 
 
 def auc(comparison: dict[str, Any], method: str, scoring: str) -> list[float]:
@@ -63,13 +69,29 @@ def test_movielens_paper_regime_reproduces_the_published_gain_on_one_seed(moviel
 def test_every_shipped_config_is_valid_with_all_its_runs(path: Path) -> None:
     values = read_toml(path)
     assert build(to_dict(load_config(path))) == load_config(path)
-    if "study" in values:
-        assert compare.run_configs(values, compare.read_study(values, str(path)), str(path), {})
+    if "study" in values and "runs" in values["study"]:
+        for config in compare.run_configs(values, compare.read_study(values, str(path), 1), str(path), {}):
+            compare.check_names(config)
     if "tune" in values:
-        from mwuf_dist.studies import tune
-
         plan = tune.read_tune(values, str(path))
         shared = merge(to_dict(load_config(path)), {})
-        configs = tune.tune_configs(shared, plan, 0.3, str(path))
-        assert len(configs) == plan.folds * (1 + len(plan.settings))
-        assert all(config.data.old_items_as_new for config in configs), "a setting would be chosen on the reported sets"
+        tried = tune.tries(shared, plan, 0.3, str(path))
+        assert len(tried) == plan.folds * sum(len(settings) for _, settings in plan.settings_of_runs())
+        assert all(one.config.data.old_items_as_new for one in tried), "one would be chosen on the reported sets"
+        budgets = {(one.config.warm_up.epochs, one.config.warm_up.carry_over) for one in tried}
+        assert "equal-budget" not in path.name or len(budgets) == 1
+
+
+def test_every_data_set_and_regime_has_the_four_questions_of_the_paper_with_one_list_of_runs_each() -> None:
+    for question in range(1, 5):
+        runs = read_toml(ROOT / "configs" / "rq" / f"rq{question}.toml")["study"]["runs"]
+        for name in ("movielens-1m", "movielens-1m-paper", "taobao-ad", "cikm2019"):
+            values = read_toml(ROOT / "configs" / f"{name}-rq{question}.toml")
+            assert values["study"]["runs"] == runs
+            assert without_studies(values) == without_studies(read_toml(ROOT / "configs" / f"{name}.toml"))
+
+
+def test_the_first_question_has_every_row_of_the_papers_table() -> None:
+    values = read_toml(ROOT / "configs" / "movielens-1m-rq1.toml")
+    configs = compare.run_configs(values, compare.read_study(values, "rq1", 1), "rq1", {})
+    assert {(config.backbone.name, config.method.name) for config in configs} == set(ROWS)

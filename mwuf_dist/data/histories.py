@@ -75,24 +75,25 @@ class Histories:
         self._folder = prepared.path / FOLDER
         self._length = length
         self._scope = scope
-        kept = self._load("phases") <= num_finished
+        kept = self.load("phases") <= num_finished
         if scope == "all":
-            kept &= self._load("items") < prepared.num_items
+            kept &= self.load("items") < prepared.num_items
         small = len(kept) < 2**31
         # Place of an event among those that may be seen.
         place = np.zeros(len(kept) + 1, np.int32 if small else np.int64)
         np.cumsum(kept, out=place[1:])
         self._place = torch.from_numpy(place).to(device)
-        self._offsets = torch.from_numpy(np.array(self._load("offsets"))).to(device)
-        self._items = torch.from_numpy(self._load("items")[kept]).to(device)
-        self._labels = torch.from_numpy(self._load("labels")[kept]).to(device)
+        self._offsets = torch.from_numpy(np.array(self.load("offsets"))).to(device)
+        self._items = torch.from_numpy(self.load("items")[kept]).to(device)
+        self._labels = torch.from_numpy(self.load("labels")[kept]).to(device)
 
-    def _load(self, name: str) -> np.ndarray:
+    def load(self, name: str) -> np.ndarray:
+        """One of the arrays of the folder."""
         return np.load(self._folder / f"{name}.npy", mmap_mode="r")
 
     def before(self, split: str, start: int, stop: int) -> np.ndarray:
         """How many events of its user are strictly earlier than each of the rows [start, stop) of a split, int32."""
-        return np.array(self._load(f"before-{split}")[start:stop])
+        return np.array(self.load(f"before-{split}")[start:stop])
 
     def of(self, users: torch.Tensor, before: torch.Tensor, in_pretrain: bool) -> History:
         """The histories of rows by users [b], each of which has `before` [b] earlier events.

@@ -6,12 +6,14 @@ that does not exist. Beside them stand
 
 * `rela_impr_next`, `rela_impr_test`: RelaImpr in percent against the row named in `rela_impr_base`;
 * `versus_base_*`, `versus_best_*`: `{"row", "difference", "p_value"}` of the AUC against the base of the same backbone
-  and against the best row of any other method, by the paired t-test over common seeds.
+  and against the best row of any other method, by the paired t-test over common seeds;
+* `auc_by_clicks` of a row: the AUC of the next-set scoring by how many rows an item had before the scored one;
+* `about`: what the study says of itself; `audit`: the leak audit of its rows; `failures`: cells that have no result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mwuf_dist.config import PHASES, UserError
@@ -22,6 +24,12 @@ from mwuf_dist.evaluation.significance import Summary, paired_t_test, summarize
 SCORINGS = ("next", "test")
 STAGES = ("prepare", "pretrain", "meta_train", "warm_up", "evaluate")
 _METRICS = ("auc", "logloss", "calibration")
+# What backbones read of a user's history; L is `backbone.history_length`.
+_HISTORIES = {
+    "gru4rec": "the last L events before the row",
+    "din": "the last L events before the row",
+    "encoder": "all of the user's events in pretrain but the row itself, later ones too",
+}
 _CONFIG_OF_ONE_RUN = ("seed", "data.prepared_dir")  # differs between runs of one row, or between machines
 
 Result = dict[str, Any]
@@ -30,12 +38,20 @@ Row = dict[str, Any]
 Runs = dict[tuple[str, str, str], dict[int, Result]]
 
 
-def build_comparison(results: list[Result]) -> dict[str, Any]:
+def build_comparison(
+    results: list[Result],
+    audits: Sequence[dict[str, Any]] = (),
+    about: Mapping[str, str] | None = None,
+    failures: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Summarises runs of one data set and split.
 
     Args:
         results: `results.json` of finished runs, in the order in which the rows shall stand. A run may carry its
             resolved `config`; the report then shows what is common and in what the rows differ.
+        audits: leak audits of rows (`row`, `seed`, `passed`, `num_scores`, `num_labels`, `changed`).
+        about: `title`, `regime`, `note` and `command` of the study.
+        failures: by cell, why it has no result.
 
     Returns:
         The comparison (see the module's docstring). It holds only what JSON can.
@@ -49,8 +65,10 @@ def build_comparison(results: list[Result]) -> dict[str, Any]:
     for row, key in zip(rows, runs, strict=True):
         _add_baselines(row, key, runs)
         row["published"] = _published(row, first["dataset"])
+        row["history"] = _history(runs[key])
     comparison = {
         "schema": 1,
+        "about": {key: value for key, value in (about or {}).items() if value},
         "dataset": first["dataset"],
         "split": first["split"],
         "seeds": sorted({result["seed"] for result in results}),
@@ -58,6 +76,8 @@ def build_comparison(results: list[Result]) -> dict[str, Any]:
         "ceiling": _ceiling(results),
         "published_source": CITATION if any(row["published"] for row in rows) else None,
         "versions": _distinct(result.get("versions", {}) for result in results),
+        "audit": _audit(rows, audits),
+        "failures": dict(failures or {}),
     }
     comparison["config"] = _split_configs(rows, runs)
     return comparison
@@ -108,7 +128,7 @@ def _row(key: tuple[str, str, str], by_seed: dict[int, Result]) -> Row:
     stages = {
         stage: {
             number: summarize(result["stages"].get(stage, {}).get(number) for result in found)
-            for number in ("samples_per_s", "seconds")
+            for number in ("samples", "samples_per_s", "seconds")
         }
         for stage in STAGES
         if any(result["stages"].get(stage) for result in found)
@@ -120,6 +140,7 @@ def _row(key: tuple[str, str, str], by_seed: dict[int, Result]) -> Row:
         "label": row_label(*key),
         "seeds": sorted(by_seed),
         "phases": phases,
+        "auc_by_clicks": _clicks_curve(found),
         "stages": stages,
         "cells": [_cell(by_seed[seed]) for seed in sorted(by_seed)],
     }
@@ -133,6 +154,39 @@ def _cell(result: Result) -> dict[str, Any]:
         "world_size": result.get("world_size"),
         "config_hash": result.get("config_hash"),
         "seconds": {stage: numbers.get("seconds") for stage, numbers in result["stages"].items() if numbers},
+    }
+
+
+def _clicks_curve(results: list[Result]) -> list[dict[str, Any]]:
+    """The buckets of the four phases behind each other, `auc` summarised over seeds; empty where no run has them."""
+    aucs: dict[tuple[int, int | None, int], list[float | None]] = {}
+    for result in results:
+        for phase in PHASES:
+            for bucket in result["phases"].get(phase, {}).get("auc_by_clicks", ()):
+                aucs.setdefault((bucket["from"], bucket["to"], bucket["rows"]), []).append(bucket["auc"])
+    return [
+        {"from": low, "to": high, "rows": rows, "auc": summarize(values)} for (low, high, rows), values in aucs.items()
+    ]
+
+
+def _history(by_seed: dict[int, Result]) -> str | None:
+    """Which history of a user the row's backbone has read; None where it reads none."""
+    result = next(iter(by_seed.values()))
+    length = result.get("config", {}).get("backbone", {}).get("history_length")
+    history = _HISTORIES.get(result["backbone"])
+    return history and history.replace(" L ", f" {length} " if length else " ")
+
+
+def _audit(rows: list[Row], audits: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The leak audits of the rows in one; `passed` is None where no row has been audited."""
+    by_row = {audit["row"]: audit for audit in audits}
+    found = [by_row[row["label"]] for row in rows if row["label"] in by_row]
+    return {
+        "passed": all(audit["passed"] for audit in found) if found else None,
+        "num_scores": sum(audit["num_scores"] for audit in found),
+        "num_labels": sum(audit["num_labels"] for audit in found),
+        "rows": found,
+        "missing": [row["label"] for row in rows if row["label"] not in by_row],
     }
 
 

@@ -13,11 +13,15 @@ from mwuf_dist.evaluation.tables import (
     Cell,
     Table,
     auc_table,
+    budget_table,
+    clicks_table,
     group_spans,
     hardware,
     metric_tables,
     published_table,
+    sentences,
     speed_table,
+    title,
 )
 
 _STYLE = """
@@ -50,6 +54,7 @@ td.best { font-weight: 700; color: var(--accent); }
 .spread { display: block; color: var(--soft); font-size: 11.5px; font-weight: 400; line-height: 1.2; }
 .mark { position: absolute; color: var(--accent); font-weight: 700; padding-left: 1px; }
 tr.ceiling > * { color: var(--soft); font-style: italic; font-weight: 400; }
+.failed { color: #b00020; font-weight: 600; }
 figure { margin: 18px 0 0; } figure img { max-width: 100%; height: auto; display: block; }
 details { margin-top: 14px; border-top: 1px solid var(--line); padding-top: 10px; }
 summary { cursor: pointer; font-weight: 600; } details table { margin-top: 10px; }
@@ -67,11 +72,11 @@ def html(comparison: dict[str, Any], plots: Sequence[Path]) -> str:
     Returns:
         The page's text.
     """
-    published = published_table(comparison)
-    tables = metric_tables(comparison) + ([published] if published else []) + [speed_table(comparison)]
-    title = f"{comparison['dataset']}: cold-start comparison"
+    optional = [published_table(comparison), clicks_table(comparison)]
+    tables = [*metric_tables(comparison), *filter(None, optional), speed_table(comparison), budget_table(comparison)]
+    heading = title(comparison)
     parts = [
-        _header(comparison, title),
+        _header(comparison, heading),
         _section(auc_table(comparison)),
         *(f"<figure>{_image(path)}</figure>" for path in plots),
         *map(_section, tables),
@@ -86,11 +91,11 @@ def html(comparison: dict[str, Any], plots: Sequence[Path]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+        f"<title>{escape(heading)}</title><style>{_STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
     )
 
 
-def _header(comparison: dict[str, Any], title: str) -> str:
+def _header(comparison: dict[str, Any], heading: str) -> str:
     split = comparison["split"]
     rows_of = ("pretrain", "warm_a", "warm_b", "warm_c", "test")
     facts = {name.replace("_", " "): f"{split[name]:,}" for name in ("old_items", "new_items") if name in split}
@@ -100,7 +105,8 @@ def _header(comparison: dict[str, Any], title: str) -> str:
     positives = ", ".join(f"{name} {share:.3f}" for name, share in split.get("positives", {}).items())
     share = f'<p class="note">Share of positives: {escape(positives)}.</p>' if positives else ""
     lead = f"{len(comparison['rows'])} rows, one per backbone / method (variant), on {hardware(comparison)}."
-    return f'<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p><dl class="facts">{items}</dl>{share}'
+    told = "".join(f"<p{_classes(failed='FAILED' in one)}>{escape(one)}</p>" for one in sentences(comparison))
+    return f'<h1>{escape(heading)}</h1><p class="lead">{escape(lead)}</p>{told}<dl class="facts">{items}</dl>{share}'
 
 
 def _section(table: Table) -> str:
@@ -177,11 +183,12 @@ def _cells_table(comparison: dict[str, Any]) -> str:
     """One line per run: the seconds of its stages, and the hash of its configuration."""
     cells = [(row["label"], cell) for row in comparison["rows"] for cell in row["cells"]]
     stages = list(dict.fromkeys(stage for _, cell in cells for stage in cell["seconds"]))
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("seed", "device", "ranks", *stages, "config"))
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("seed", "device", "ranks", *stages, "in all", "config"))
     rows = ""
     for label, cell in cells:
         seconds = [cell["seconds"].get(stage) for stage in stages]
         shown = [cell["seed"], cell["device"], cell["world_size"]]
-        shown += ["" if value is None else f"{value:.2f}" for value in seconds] + [cell["config_hash"]]
+        total = sum(value for value in seconds if value is not None)
+        shown += ["" if value is None else f"{value:.2f}" for value in seconds] + [f"{total:.1f}", cell["config_hash"]]
         rows += f"<tr><th>{escape(label)}</th>" + "".join(f"<td>{escape(str(one))}</td>" for one in shown) + "</tr>"
     return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'

@@ -27,6 +27,7 @@ _COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#882255", "#999933", "#7f7f7f",
 )  # fmt: skip
 _MARKERS = "osD^vPX*h<>"
+_BROKEN_LINES = ((0, (7, 1.2, 1, 1.2)), (0, (1, 0.8)), (0, (7, 1.2, 1, 1.2, 1, 1.2)), (0, (9, 2)), (0, (2, 2, 6, 2)))
 _INK, _SOFT, _GRID = "#1a1f26", "#5c6670", "#e4e8eb"
 _DPI = 160
 
@@ -76,10 +77,14 @@ def _row_styles(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Colour, marker and line of each row.
 
     One backbone: a colour per row. Several: the colour is the backbone and the marker the method, so that a method
-    stands beside its own base. The base is dashed everywhere.
+    stands beside its own base; there the lines of methods other than MWUF are broken, as one backbone may have many.
+    The base is dashed everywhere.
     """
     backbones = list(dict.fromkeys(row["backbone"] for row in rows))
     kinds = list(dict.fromkeys((row["method"], row["variant"]) for row in rows))
+    others = [name for name in dict.fromkeys(row["method"] for row in rows) if name not in ("base", "mwuf")]
+    lines: dict[str, Any] = {"base": (0, (3, 1.5)), "mwuf": "-"}
+    lines |= {name: _BROKEN_LINES[index % len(_BROKEN_LINES)] for index, name in enumerate(others)}
     styles = []
     for index, row in enumerate(rows):
         kind = kinds.index((row["method"], row["variant"]))
@@ -89,7 +94,7 @@ def _row_styles(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 "color": _COLOURS[colour % len(_COLOURS)],
                 "marker": _MARKERS[kind % len(_MARKERS)],
-                "linestyle": (0, (3, 1.5)) if is_base else "-",
+                "linestyle": lines[row["method"]] if is_base or len(backbones) > 1 else "-",
                 "linewidth": 1.6 if is_base else 2.0,
             }
         )
@@ -105,23 +110,71 @@ def _name_line_ends(panels: Any, comparison: dict[str, Any]) -> None:
         for row, style in zip(rows, styles, strict=True):
             end = row["phases"][PHASES[-1]][f"auc_{scoring}"]["mean"]
             if end is not None:
-                label = row["label"].removeprefix(f"{row['backbone']} / ") if one_backbone else row["label"]
-                names.append((end, label, style["color"]))
+                names.append((end, _short_label(row, one_backbone), style["color"]))
         ceiling = comparison["ceiling"] and comparison["ceiling"][scoring][PHASES[-1]]
         if ceiling:
             names.append((ceiling, "Bayes ceiling", _SOFT))
-        names.sort(key=lambda name: name[0])
-        low, high = axes.get_ylim()
-        height_points = axes.get_window_extent().height * 72 / axes.figure.dpi
-        gap = 13.0 * (high - low) / height_points
-        heights = spread_apart([end for end, _, _ in names], gap)
-        last = len(PHASES) - 1
-        for (end, label, colour), height in zip(names, heights, strict=True):
-            leader = {"arrowstyle": "-", "color": colour, "lw": 0.7, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 0}
-            axes.annotate(
-                label, xy=(last + 0.03, end), xytext=(last + 0.25, height), color=colour, va="center", fontsize=10,
-                annotation_clip=False, arrowprops=leader,
-            )  # fmt: skip
+        _write_names(axes, names, len(PHASES) - 1, len(PHASES))
+
+
+def _write_names(axes: Axes, names: list[tuple[float, str, str]], last: float, width: float) -> None:
+    """Writes (height, name, colour) right of x = `last`, in a panel that shows about `width` of x."""
+    names = sorted(names, key=lambda name: name[0])
+    low, high = axes.get_ylim()
+    height_points = axes.get_window_extent().height * 72 / axes.figure.dpi
+    gap = 13.0 * (high - low) / height_points
+    heights = spread_apart([end for end, _, _ in names], gap)
+    for (end, label, colour), height in zip(names, heights, strict=True):
+        leader = {"arrowstyle": "-", "color": colour, "lw": 0.7, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 0}
+        axes.annotate(
+            label, xy=(last + 0.008 * width, end), xytext=(last + 0.06 * width, height), color=colour, va="center",
+            fontsize=10, annotation_clip=False, arrowprops=leader,
+        )  # fmt: skip
+
+
+def _short_label(row: dict[str, Any], one_backbone: bool) -> str:
+    return row["label"].removeprefix(f"{row['backbone']} / ") if one_backbone else row["label"]
+
+
+def plot_clicks(comparison: dict[str, Any], path: Path) -> None:
+    """AUC against the clicks that an item has had: a line per row, banded by one standard deviation over seeds.
+
+    A point stands over the middle of its bucket, that of the rows after the last warm set over its beginning. Where the
+    model learns of a warm set, a dotted line stands.
+    """
+    rows, styles = comparison["rows"], _row_styles(comparison["rows"])
+    figure = _figure(11.5, max(4.6, 1.6 + 0.3 * len(rows)))
+    axes = figure.subplots()
+    _clean(axes)
+    axes.set_title("AUC by clicks of the item, next set", loc="left", fontsize=12, color=_INK)
+    axes.set_xlabel("labelled rows that the item had before the scored one", fontsize=10, color=_SOFT)
+    one_backbone = len({row["backbone"] for row in rows}) == 1
+    names: list[tuple[float, str, str]] = []
+    last = 0.0
+    for row, style in zip(rows, styles, strict=True):
+        curve = [bucket for bucket in row["auc_by_clicks"] if bucket["auc"]["mean"] is not None]
+        if not curve:
+            continue
+        places = [b["from"] if b["to"] is None else (b["from"] + b["to"] - 1) / 2 for b in curve]
+        means = _floats(bucket["auc"]["mean"] for bucket in curve)
+        spreads = np.nan_to_num(_floats(bucket["auc"]["std"] for bucket in curve))
+        axes.plot(places, means, markersize=4.5, markeredgewidth=0, **style)
+        axes.fill_between(places, means - spreads, means + spreads, color=style["color"], alpha=0.16, linewidth=0)
+        names.append((means[-1], _short_label(row, one_backbone), style["color"]))
+        last = max(last, places[-1])
+    for end in _ends_of_warm_sets(comparison):
+        axes.axvline(end - 0.5, color=_SOFT, linewidth=0.9, linestyle=":")
+    axes.set_xlim(-0.02 * last, 1.02 * last)
+    _caption_phases(figure, comparison, markers=False)
+    figure.draw_without_rendering()
+    _write_names(axes, names, 1.02 * last, 0.8 * last)
+    _save(figure, path)
+
+
+def _ends_of_warm_sets(comparison: dict[str, Any]) -> list[int]:
+    """The click counts at which the model has learned from one more warm set: K, 2K, 3K."""
+    bounds = [bucket["from"] for row in comparison["rows"] for bucket in row["auc_by_clicks"] if bucket["to"] is None]
+    return [max(bounds) * part // 3 for part in (1, 2, 3)] if bounds else []
 
 
 def spread_apart(heights: list[float], gap: float) -> list[float]:
@@ -143,12 +196,12 @@ def spread_apart(heights: list[float], gap: float) -> list[float]:
     return [height + index * gap for index, height in enumerate(pooled)]
 
 
-def _caption_phases(figure: Figure, comparison: dict[str, Any]) -> None:
+def _caption_phases(figure: Figure, comparison: dict[str, Any], markers: bool = True) -> None:
     backbones = {row["backbone"] for row in comparison["rows"]}
     notes = [f"{comparison['dataset']}, {backbones.pop()}" if len(backbones) == 1 else comparison["dataset"]]
     num_seeds = len(comparison["seeds"])
     notes.append(f"bands: ± 1 standard deviation, {num_seeds} seeds" if num_seeds > 1 else "one seed")
-    if comparison["published_source"]:
+    if comparison["published_source"] and markers:
         notes.append(f"open markers: {comparison['published_source'].split(',')[0]} {_year(comparison)}")
     figure.supxlabel("   ·   ".join(notes), fontsize=10, color=_SOFT, x=0.01, ha="left")
 
@@ -188,8 +241,9 @@ def plot_run(metrics: list[dict[str, Any]], results: dict[str, Any], path: Path)
     """Training curves of one run: a panel of losses per trained stage, and its AUC over the phases.
 
     Args:
-        metrics: rows of `metrics.jsonl`; of each, `stage`, `samples` (seen in the stage, or in the phase where the row
-            names a `phase`) and every number whose name starts with `loss` are read. Rows without a loss are skipped.
+        metrics: rows of `metrics.jsonl`; of each, `stage`, `samples` (seen in the stage, or in the phase or part where
+            the row names a `phase` or `part`) and every number whose name starts with `loss` are read. Rows without a
+            loss are skipped.
         results: the run's `results.json`.
         path: the PNG file to write.
     """
@@ -220,7 +274,7 @@ def _loss_curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, list[tupl
         for key, value in row.items():
             if key.startswith("loss") and isinstance(value, int | float):
                 loss = "" if key == "loss" else key.replace("_", " ")
-                name = " ".join(part for part in (row.get("phase"), loss) if part) or "loss"
+                name = " ".join(part for part in (row.get("phase") or row.get("part"), loss) if part) or "loss"
                 curves.setdefault(row["stage"], {}).setdefault(name, []).append((row["samples"], value))
     return curves
 

@@ -16,42 +16,47 @@ from mwuf_dist.config import PHASES
 from mwuf_dist.evaluation.comparison import SCORINGS, build_comparison
 from mwuf_dist.evaluation.files import write_atomically
 from mwuf_dist.evaluation.html import html
-from mwuf_dist.evaluation.plots import plot_phases, plot_speed
+from mwuf_dist.evaluation.plots import plot_clicks, plot_phases, plot_speed
 from mwuf_dist.evaluation.tables import (
     MISSING,
     SCORING_NAMES,
     Cell,
     Table,
     auc_table,
+    budget_table,
+    clicks_table,
     group_spans,
     metric_cell,
     metric_tables,
     number,
     published_table,
+    sentences,
     speed_table,
+    title,
 )
 
 __all__ = ["build_comparison", "html", "latex", "markdown", "print_comparison", "write_comparison"]
 
 
-def write_comparison(results: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def write_comparison(comparison: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Writes the whole report of some runs; each file appears whole or not at all.
 
     Args:
-        results: `results.json` of the runs, see `build_comparison`.
-        folder: receives `comparison.json`, `.md`, `.tex`, `phases.png`, `speed.png` and `report.html`; made if absent.
+        comparison: of `build_comparison`.
+        folder: receives `comparison.json`, `.md`, `.tex`, `report.html` and the plots `phases.png`, `clicks.png` (where
+            AUC by clicks is known) and `speed.png`; made if absent.
 
     Returns:
         The comparison.
-
-    Raises:
-        UserError: the results cannot be compared.
     """
-    comparison = build_comparison(results)
     folder.mkdir(parents=True, exist_ok=True)
-    plots = [folder / "phases.png", folder / "speed.png"]
+    plots = [folder / "phases.png", folder / "clicks.png", folder / "speed.png"]
     plot_phases(comparison, plots[0])
-    plot_speed(comparison, plots[1])
+    if clicks_table(comparison) is None:
+        del plots[1]
+    else:
+        plot_clicks(comparison, plots[1])
+    plot_speed(comparison, plots[-1])
     write_atomically(folder / "comparison.md", markdown(comparison))
     write_atomically(folder / "comparison.tex", latex(comparison))
     write_atomically(folder / "report.html", html(comparison, plots))
@@ -63,13 +68,13 @@ def write_comparison(results: list[dict[str, Any]], folder: Path) -> dict[str, A
 def _text_tables(comparison: dict[str, Any]) -> list[Table]:
     """All tables; the AUC of each scoring by itself, as both would not fit a line."""
     tables = [auc_table(comparison, (scoring,)) for scoring in SCORINGS] + metric_tables(comparison)
-    published = published_table(comparison)
-    return [*tables, *([published] if published else []), speed_table(comparison)]
+    optional = [published_table(comparison), clicks_table(comparison)]
+    return [*tables, *filter(None, optional), speed_table(comparison), budget_table(comparison)]
 
 
 def markdown(comparison: dict[str, Any]) -> str:
     """The tables as Markdown."""
-    parts = [f"# {comparison['dataset']}"]
+    parts = [f"# {_escape_markdown(title(comparison))}", *map(_escape_markdown, sentences(comparison))]
     for table in _text_tables(comparison):
         parts.append(f"## {_title(table)}\n\n{_markdown_table(table)}")
     return "\n\n".join(parts) + "\n"
@@ -103,7 +108,8 @@ def _escape_markdown(text: str) -> str:
 
 def latex(comparison: dict[str, Any]) -> str:
     """The tables as LaTeX `table*` environments; needs the package booktabs."""
-    head = f"% {comparison['dataset']}. Needs \\usepackage{{booktabs}}."
+    head = f"% {_escape_latex(title(comparison))}. Needs \\usepackage{{booktabs}}."
+    head += "".join(f"\n% {_escape_latex(sentence)}" for sentence in sentences(comparison))
     return "\n\n".join([head, *map(_latex_table, _text_tables(comparison))]) + "\n"
 
 
@@ -167,6 +173,8 @@ def print_comparison(comparison: dict[str, Any], console: Console | None = None)
     for scoring in SCORINGS:
         console.print(_console_table(comparison, scoring))
     console.print(_console_speed_table(comparison))
+    for sentence in sentences(comparison):
+        console.print(escape(sentence), highlight=False)
 
 
 def _console_table(comparison: dict[str, Any], scoring: str) -> RichTable:

@@ -107,6 +107,75 @@ def published_table(comparison: dict[str, Any]) -> Table | None:
     return Table("Against the published figures", columns, tuple(rows), note)
 
 
+def clicks_table(comparison: dict[str, Any]) -> Table | None:
+    """AUC by the number of clicks that an item has had, or None when no run has measured it."""
+    buckets = dict.fromkeys((one["from"], one["to"]) for row in comparison["rows"] for one in row["auc_by_clicks"])
+    if not buckets:
+        return None
+    names = [f"{low}–{high - 1}" if high is not None else f"{low} on" for low, high in buckets]
+    rows = []
+    for row in comparison["rows"]:
+        by_bucket = {(one["from"], one["to"]): one["auc"] for one in row["auc_by_clicks"]}
+        rows.append((row["label"], tuple(_summary_cell(by_bucket.get(bucket), ".4f") for bucket in buckets)))
+    columns = tuple(Column(name, "clicks that the item had before the row") for name in names)
+    note = (
+        "AUC of the rows before which their item had so many labelled rows, next set: the model has learned from the "
+        "finished warm sets among them."
+    )
+    return Table("AUC by clicks of the item", columns, tuple(rows), note)
+
+
+def budget_table(comparison: dict[str, Any]) -> Table:
+    """Samples that each stage was trained on: a method with more of them in warm_up than the base has an advantage."""
+    stages = [stage for stage in STAGES[1:4] if any(stage in row["stages"] for row in comparison["rows"])]
+    rows = tuple(
+        (row["label"], tuple(_count_cell(row["stages"].get(stage, {}).get("samples")) for stage in stages))
+        for row in comparison["rows"]
+    )
+    note = "Samples seen in training, mean over seeds; a row counts once in every epoch."
+    return Table("Budget", tuple(Column(stage, "samples") for stage in stages), rows, note)
+
+
+def title(comparison: dict[str, Any]) -> str:
+    """Data set, title and regime of the study."""
+    about = comparison["about"]
+    parts = [comparison["dataset"], about.get("title") or "cold-start comparison"]
+    return ": ".join(parts) + (f" ({about['regime']} regime)" if "regime" in about else "")
+
+
+def sentences(comparison: dict[str, Any]) -> list[str]:
+    """What is told in words: the study's note, the leak audit, histories, what failed, the command."""
+    about, failures = comparison["about"], comparison["failures"]
+    failed = [f"{cell}: {reason}" for cell, reason in failures.items()]
+    histories = [f"{row['label']}: {row['history']}" for row in comparison["rows"] if row["history"]]
+    found = [
+        about.get("note", ""),
+        audit_sentence(comparison["audit"]) if about else "",
+        f"Users' histories: {'; '.join(histories)}." if histories else "",
+        f"FAILED, missing above: {'; '.join(failed)}." if failed else "",
+        f"Made by: {about['command']}" if "command" in about else "",
+    ]
+    return [sentence for sentence in found if sentence]
+
+
+def audit_sentence(audit: dict[str, Any]) -> str:
+    """The leak audit in a line."""
+    if audit["passed"] is None:
+        return "Leak audit: not made."
+    without = f" Not audited: {', '.join(audit['missing'])}." if audit["missing"] else ""
+    if audit["passed"]:
+        return (
+            f"Leak audit: passed, {audit['num_scores']:,} scores of {len(audit['rows'])} rows unchanged to the bit by "
+            f"a shuffle that changes {audit['num_labels']:,} labels of sets that are still to be scored.{without}"
+        )
+    failed = []
+    for one in audit["rows"]:
+        changed = [f"{num:,} scores of {where}" for where, num in one["changed"].items()]
+        if not one["passed"]:
+            failed.append(f"{one['row']}: {', '.join(changed) or 'the shuffle changed no label'}")
+    return f"Leak audit: FAILED, a shuffle of labels still to be scored changed {'; '.join(failed)}.{without}"
+
+
 def speed_table(comparison: dict[str, Any]) -> Table:
     """Samples per second and seconds of every stage, mean over seeds."""
     stages = stage_names(comparison)
@@ -160,6 +229,16 @@ def speed(samples_per_s: float | None) -> str:
             scaled = samples_per_s / size
             return f"{scaled:.{0 if scaled >= 99.95 else 1 if scaled >= 9.995 else 2}f} {unit}"
     return f"{samples_per_s:.0f}"
+
+
+def _summary_cell(summary: dict[str, Any] | None, form: str) -> Cell:
+    if summary is None or summary["mean"] is None:
+        return Cell(MISSING)
+    return Cell(format(summary["mean"], form), "" if summary["std"] is None else format(summary["std"], form))
+
+
+def _count_cell(summary: dict[str, Any] | None) -> Cell:
+    return number(None if summary is None else summary["mean"], ",.0f")
 
 
 def _speed_cell(row: dict[str, Any], stage: str) -> Cell:

@@ -8,6 +8,7 @@ folder and the prepared shards must lie where every node can read them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ def train(config: Config, folder: Path, num_workers: int) -> dict[str, Any]:
     Raises:
         UserError: the cluster is too small, the user's input is wrong, or ranks were lost too often.
     """
-    with _cluster(num_workers):
+    with cluster(num_workers):
         resources = _resources(config, num_workers)
         for attempt in range(MAX_RESTARTS + 1):
             ranks: list[Any] = [_Rank.options(**resources).remote() for _ in range(num_workers)]
@@ -106,15 +107,32 @@ def _train(ranks: list[Any], config: Config, folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _cluster(num_workers: int) -> Iterator[None]:
+def cluster(num_cpus: int, address: str = "", quiet: bool = False) -> Iterator[None]:
+    """Joins the cluster at `address` or RAY_ADDRESS, or makes one of this machine; leaves what it has joined or made.
+
+    Args:
+        num_cpus: that a cluster of this machine must offer.
+        address: of a running cluster.
+        quiet: show neither what its processes print nor what Ray says of itself.
+
+    Raises:
+        UserError: there is no cluster at the address.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     started = not ray.is_initialized()
-    if started and "RAY_ADDRESS" in os.environ:
-        ray.init()
+    level = logging.ERROR if quiet else logging.INFO
+    logging.getLogger("ray").setLevel(level)
+    told: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": level}
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    if started and address:
+        try:
+            ray.init(address, **told)
+        except (ConnectionError, ValueError) as error:
+            raise UserError(f"no Ray cluster at {address!r}: {error}") from None
     elif started:
         # A cluster of this machine alone, on the loopback address.
-        cpus = max(num_workers, os.cpu_count() or 1)
-        ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1")
+        cpus = max(num_cpus, os.cpu_count() or 1)
+        ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **told)
     try:
         yield
     finally:

@@ -35,6 +35,8 @@ class Gme(MetaEmb):
     (the code pads with zero vectors and gives them some). Works on every backbone that MetaEmb works on.
     """
 
+    looks_up_items = True
+
     def __init__(self, config: MethodConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
         width = item_context if config.graph == "attributes" else dim

@@ -46,6 +46,7 @@ from mwuf_dist.serving.warm_input import (
 from mwuf_dist.serving.warm_rule import (
     FEWEST_ROWS,
     WarmRule,
+    check_rule_fits,
     folded_slope,
     frozen_double,
     module_slope,
@@ -123,6 +124,7 @@ def warm(
         UserError: the input is wrong, or `output` holds something else.
     """
     config, _, checkpoint = read_run(folder)
+    check_rule_fits(config)
     if output.resolve() == folder.resolve():
         raise UserError(f"{output}: is the run itself, which stays as it is: name another --output")
     prepared = prepare(config.data)

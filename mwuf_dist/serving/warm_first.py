@@ -31,9 +31,12 @@ def first_rows(run: FinishedRun, keys: np.ndarray, item_fields: Callable[[], tor
             )
         return torch.from_numpy(rows).to(model.runtime.device)
     if initialisation == "mean":
-        return model.old_ids.mean_row("old").expand(len(keys), -1)
+        return model.mean_old_row().expand(len(keys), -1)
     if initialisation == "own":
         method = frozen_double(run.method)
         assert isinstance(method, Method)
-        return method.initial_rows(F.pad(item_fields().double(), (0, 0, 0, FEWEST_ROWS)))[: len(keys)].float()
+        context = F.pad(item_fields().double(), (0, 0, 0, FEWEST_ROWS))
+        assert not method.looks_up_items, "an item that the run has never seen has no index in it"
+        nowhere = torch.full((len(context),), -1, device=context.device)
+        return method.initial_rows(nowhere, context)[: len(keys)].float()
     return torch.zeros(len(keys), model.dim, device=model.runtime.device)

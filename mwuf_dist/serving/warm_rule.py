@@ -25,8 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mwuf_dist.backbones import BACKBONES
 from mwuf_dist.backbones.folded import FoldedHead
-from mwuf_dist.config import Config
+from mwuf_dist.config import Config, UserError
+from mwuf_dist.methods import METHODS, Method
+from mwuf_dist.registry import find_class
 
 _BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8
 FEWEST_ROWS = 16  # of a matrix product
@@ -213,3 +216,22 @@ def module_slope(module: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -
 def frozen_double(module: nn.Module) -> nn.Module:
     """A copy in float64 and eval mode whose weights ask for no gradient."""
     return copy.deepcopy(module).double().eval().requires_grad_(False)
+
+
+def check_rule_fits(config: Config) -> None:
+    """Refuses what the rule of the daily job does not cover.
+
+    Raises:
+        UserError: naming the key.
+    """
+    backbone = find_class("backbone.name", config.backbone.name, BACKBONES, nn.Module)
+    method = find_class("method.name", config.method.name, METHODS, Method)
+    if getattr(backbone, "uses_history", False):
+        what = f"backbone.name = {config.backbone.name!r}: histories of the run's users would have to grow with them"
+    elif method.fits_items or config.method.regenerate:
+        what = f"method.name = {config.method.name!r}: its rows are not trained step by step"
+    elif method.looks_up_items:
+        what = f"method.name = {config.method.name!r}: its first rows come from a graph of the run's items alone"
+    else:
+        return
+    raise UserError(f"mwuf warm does not go with {what}; run it on a run of another backbone or method")

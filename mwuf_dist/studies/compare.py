@@ -1,14 +1,20 @@
 """`mwuf compare`: several methods, backbones and seeds on one protocol, one report.
 
 Runs that share data, backbone, pretraining settings and seed share one pretraining. A finished run is never done
-again: a comparison that was stopped goes on, and one with more seeds only does the new ones.
+again: a comparison that was stopped goes on, and one with more seeds only does the new ones. What another machine has
+done joins in as records. One run of every row is audited for leaks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +32,38 @@ from mwuf_dist.config import (
     build,
     config_hash,
     merge,
+    to_dict,
 )
 from mwuf_dist.data import sources
+from mwuf_dist.evaluation.comparison import row_label
+from mwuf_dist.evaluation.files import write_atomically
 from mwuf_dist.registry import find_class
+from mwuf_dist.studies.records import Cell, Records, cell_key, cell_of_run, merged, row_key, with_scores
+from mwuf_dist.studies.schedule import Failure, Progress, Runner, Task, do_tasks
+from mwuf_dist.training.run import check_folder
 
-Train = Callable[[Config, Path, Path | None], dict[str, Any]]
-Pretrain = Callable[[Config, Path], Path]
+
+@dataclass(frozen=True)
+class Actions:
+    """What is done for a cell. Another process must be able to import them.
+
+    Attributes:
+        train: (config, folder, checkpoint of its pretraining) -> the run's results.
+        pretrain: (config, folder) -> the checkpoint.
+        audit: (config, scratch folder) -> the leak audit of a run; None: no row is audited.
+    """
+
+    train: Callable[[Config, Path, Path | None], dict[str, Any]]
+    pretrain: Callable[[Config, Path], Path]
+    audit: Callable[[Config, Path], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison has come to: the records of its cells, and by task what has failed."""
+
+    records: Records
+    failures: dict[str, Failure]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
@@ -39,12 +71,18 @@ class Study:
     """Section `study` of a config: what `mwuf compare` runs.
 
     Attributes:
-        seeds: how many; the runs use seeds 0 to seeds - 1.
+        seeds: how many.
         runs: for each run, the keys that differ from the rest of the file.
+        title: of the report.
+        regime: `paper` or `strong`, or a word of your own: what the settings are for; the report says it.
+        note: a sentence for the report.
     """
 
     seeds: Count = 1
     runs: tuple[dict[str, Any], ...] = ()
+    title: str = ""
+    regime: str = ""
+    note: str = ""
 
 
 def read_study(values: dict[str, Any], where: str, seeds: int = 0) -> Study:
@@ -74,7 +112,9 @@ def read_study(values: dict[str, Any], where: str, seeds: int = 0) -> Study:
     return study
 
 
-def run_configs(values: dict[str, Any], study: Study, where: str, overridden: dict[str, Any]) -> list[Config]:
+def run_configs(
+    values: dict[str, Any], study: Study, where: str, overridden: dict[str, Any], first_seed: int = 0
+) -> list[Config]:
     """The config of every run, seed by seed.
 
     Args:
@@ -82,19 +122,20 @@ def run_configs(values: dict[str, Any], study: Study, where: str, overridden: di
         study: its section.
         where: named in error messages.
         overridden: keys that the command line sets, for every run.
+        first_seed: the runs use seeds from this one on.
 
     Raises:
         UserError: a run has a wrong key, or two runs could not be told apart in the report.
     """
     shared = {key: value for key, value in values.items() if key not in ("study", "tune")}
     if "seed" in overridden or any("seed" in run for run in study.runs):
-        raise UserError(f"{where}: a comparison has the seeds 0 to N - 1: give `study.seeds` or --seeds N, not `seed`")
+        raise UserError(f"{where}: a comparison has N seeds: give `study.seeds` or --seeds N, not `seed`")
     configs = []
-    for seed in range(study.seeds):
+    for seed in range(first_seed, first_seed + study.seeds):
         for number, run in enumerate(study.runs):
             own = merge(merge(run, overridden), {"seed": seed})
             configs.append(build(merge(shared, own), f"{where}, run {number + 1} of [study]"))
-    names = [_name(config) for config in configs[: len(study.runs)]]
+    names = [cell_name(config) for config in configs[: len(study.runs)]]
     for number, name in enumerate(names):
         if name in names[:number]:
             raise UserError(
@@ -104,35 +145,154 @@ def run_configs(values: dict[str, Any], study: Study, where: str, overridden: di
     return configs
 
 
+@dataclass
+class _Plan:
+    """The cells of a comparison and its folder: `runs/`, `pretrained/`, `audits/` and `failures/` are made in it."""
+
+    configs: Sequence[Config]
+    folder: Path
+    others: Sequence[tuple[str, Records]]
+    done: dict[str, Cell] = field(default_factory=dict)  # by name, those of the folder
+    audits: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for config in self.configs:
+            check_names(config)
+        # Before hours of training, and not when the results are put together.
+        merged(Records([_planned_cell(config) for config in self.configs]), self.others)
+        elsewhere = {cell_key(cell) for _, records in self.others for cell in records.cells}
+        self.left: list[Config] = []
+        for config in self.configs:
+            target = self.run_folder(config)
+            check_folder(config, target)
+            if (target / "results.json").exists():
+                self.done[cell_name(config)] = cell_of_run(target)
+            elif cell_key(_planned_cell(config)) not in elsewhere:
+                self.left.append(config)
+
+    def run_folder(self, config: Config) -> Path:
+        """Of a run."""
+        return self.folder / "runs" / cell_name(config)
+
+    def tasks(self, actions: Actions) -> list[Task]:
+        """What is left to do: each cell after its pretraining, the audit of a row after its first cell."""
+        tasks: dict[str, Task] = {}
+        pretrained: dict[str, str] = {}  # hash of the pretraining -> name of its task
+        rows_left = self._rows_to_audit()
+        for config in self.configs:
+            name = cell_name(config)
+            if config in self.left:
+                shared = pretraining_of(config)
+                if config_hash(shared) not in pretrained:
+                    task = pretrained[config_hash(shared)] = f"pretraining of {name}"
+                    target = self.folder / "pretrained" / config_hash(shared)
+                    action = functools.partial(actions.pretrain, shared, target)
+                    tasks[task] = Task(task, action, is_counted=False)
+                action = functools.partial(actions.train, config, self.run_folder(config))
+                tasks[name] = Task(name, action, needs=(pretrained[config_hash(shared)],))
+            if actions.audit is not None and _row_of(config) in rows_left:
+                rows_left.remove(_row_of(config))
+                task = f"leak audit of {name}"
+                action = functools.partial(audit_row, actions.audit, config, self.folder / "audits")
+                tasks[task] = Task(task, action, (name,) if name in tasks else (), is_counted=False)
+        return list(tasks.values())
+
+    def _rows_to_audit(self) -> set[str]:
+        """Rows without an audit; one of an earlier config counts for nothing."""
+        left = {_row_of(config) for config in self.configs}
+        hashes = {config_hash(config) for config in self.configs}
+        ours = [json.loads(path.read_text()) for path in sorted(self.folder.glob("audits/*.json"))]
+        self.audits = [audit for audit in ours if audit["config_hash"] in hashes]
+        known = [*self.audits, *(audit for _, records in self.others for audit in records.audits)]
+        return left - {audit["row"] for audit in known}
+
+
 def compare(
-    configs: list[Config], folder: Path, train: Train, pretrain: Pretrain, say: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """Does every run that is not done yet.
+    configs: Sequence[Config],
+    folder: Path,
+    actions: Actions,
+    choose_runner: Callable[[Sequence[Config]], AbstractContextManager[Runner]],
+    say: Callable[[str], None],
+    others: Sequence[tuple[str, Records]] = (),
+) -> Outcome:
+    """Does every run that is not done yet, here or in what others have done.
 
     Args:
         configs: of the runs.
-        folder: of the comparison: `runs/` and `pretrained/` are made in it.
-        train: launches a run.
-        pretrain: launches a shared pretraining.
+        folder: of the comparison.
+        actions: what is done for a cell.
+        choose_runner: gives who does it, from the configs of the runs that are left.
         say: tells progress.
+        others: (where from, records of cells that count as done).
 
     Returns:
-        The results of all runs.
+        The records, in the order of `configs`, those of others behind; and what has failed.
+
+    Raises:
+        UserError: a config is wrong, or the folder or the records hold a cell of this name with another config.
     """
+    plan = _Plan(configs, folder, others)
+    tasks = plan.tasks(actions)
+    progress = Progress(len(configs), len(configs) - len(plan.left), say)
+
+    def ended(task: Task, outcome: Any) -> None:
+        progress.ended(task, outcome)
+        if isinstance(outcome, Failure) and outcome.trace:
+            _keep_trace(folder / "failures", task.name, outcome.trace)
+
+    shutil.rmtree(folder / "failures", ignore_errors=True)
+    with choose_runner(plan.left) as runner:
+        outcomes = do_tasks(tasks, runner, ended)
+    progress.close()
+    cells = []
     for config in configs:
-        _check_names(config)
-    results = []
-    for number, config in enumerate(configs):
-        target = folder / "runs" / _name(config)
-        say(f"[{number + 1}/{len(configs)}] {target.name}")
-        shared = None
-        if not (target / "results.json").exists():
-            shared = pretrain(pretraining_of(config), folder / "pretrained" / config_hash(pretraining_of(config)))
-        results.append(train(config, target, shared))
-    return results
+        name = cell_name(config)
+        if name in plan.done:
+            cells.append(plan.done[name])
+        elif not isinstance(outcomes.get(name, Failure("elsewhere")), Failure):
+            cells.append(with_scores(outcomes[name], plan.run_folder(config)))
+    audits = [outcome for name, outcome in outcomes.items() if name.startswith("leak audit of ")]
+    audits = plan.audits + [outcome for outcome in audits if not isinstance(outcome, Failure)]
+    failures = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Failure)}
+    records = merged(Records(cells, audits), others)
+    rows = list(dict.fromkeys(row_key(_planned_cell(config)) for config in configs))
+    records.cells.sort(key=lambda cell: rows.index(row_key(cell)) if row_key(cell) in rows else len(rows))
+    return Outcome(records, failures)
 
 
-def _check_names(config: Config) -> None:
+def audit_row(
+    audit: Callable[[Config, Path], dict[str, Any]], config: Config, folder: Path, *_results: dict[str, Any]
+) -> dict[str, Any]:
+    """Audits a run for leaks and keeps the result in `folder`, for its whole row; what the run found is not needed."""
+    name = cell_name(config)
+    found = {"row": _row_of(config), "seed": config.seed, **audit(config, folder / f"{name}.partial")}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{name}.json", json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _keep_trace(folder: Path, name: str, trace: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{name}.txt", trace)
+
+
+def _planned_cell(config: Config) -> Cell:
+    """A cell as its record will name it."""
+    return {
+        "dataset": config.data.name,
+        "backbone": config.backbone.name,
+        "method": config.method.name,
+        "variant": config.method.variant,
+        "seed": config.seed,
+        "config": to_dict(config),
+    }
+
+
+def _row_of(config: Config) -> str:
+    return row_label(config.backbone.name, config.method.name, config.method.variant)
+
+
+def check_names(config: Config) -> None:
     """Finds a wrong name before hours of training that come before its run."""
     sources.find(config.data.name)
     find_class("backbone.name", config.backbone.name, BACKBONES, nn.Module)
@@ -145,6 +305,7 @@ def pretraining_of(config: Config) -> Config:
     return dataclasses.replace(config, method=method, meta_train=MetaTrainConfig(), warm_up=WarmUpConfig())
 
 
-def _name(config: Config) -> str:
+def cell_name(config: Config) -> str:
+    """The name of a run's folder."""
     parts = [config.backbone.name, config.method.name, config.method.variant, f"seed{config.seed}"]
     return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "-", part) for part in parts if part)

@@ -1,18 +1,28 @@
 """`mwuf tune`: chooses settings on old items played as new, so that the reported sets are never looked at.
 
 A fifth of the old items is left out of a separate pretraining, cut to as many rows as a new item may have, split by the
-same rule, and warmed up. Every setting is tried on the same folds (another fifth, another seed).
+same rule, and warmed up. Every setting is tried on the same folds (another fifth, another seed). Where several runs are
+tuned, each has the same number of settings: an equal budget.
+
+The tries are cells of the scheduler that `mwuf compare` has too. Ray Tune would bring pandas and tensorboardX, and
+knows neither tries that share a pretraining nor folders that a second call goes on from; what it is for, searchers and
+early stopping, a dozen settings do not need.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pydantic
+import tomli_w
 
 from mwuf_dist.config import PHASES, Config, Count, UserError, build, merge
+from mwuf_dist.evaluation.comparison import row_label
 
 _LARGEST_LANE_COUNT = 64
 
@@ -24,17 +34,38 @@ class Tune:
     Attributes:
         folds: how many choices of the items that play new.
         settings: for each setting, the keys that differ from the rest of the file; the file itself is tried first.
+        runs: for each run that is tuned, the keys that differ from the rest of the file, and under `settings` what is
+            tried for this run alone; empty: the file itself is the only run.
     """
 
     folds: Count = 2
     settings: tuple[dict[str, Any], ...] = ()
+    runs: tuple[dict[str, Any], ...] = ()
+
+    def settings_of_runs(self) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """For each run its keys, and the settings to try: none, those of all runs, its own."""
+        found = []
+        for run in self.runs or ({},):
+            keys = {key: value for key, value in run.items() if key != "settings"}
+            found.append((keys, [{}, *self.settings, *run.get("settings", ())]))
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Try:
+    """One setting of one run on one fold."""
+
+    run: int
+    setting: int
+    fold: int
+    config: Config
 
 
 def read_tune(values: dict[str, Any], where: str) -> Tune:
     """The section `tune` of a config's plain values.
 
     Raises:
-        UserError: it is missing or has a wrong key.
+        UserError: it is missing or has a wrong key, or its runs have not the same number of settings.
     """
     try:
         tune = pydantic.TypeAdapter(Tune).validate_python(values.get("tune", {}))
@@ -42,13 +73,23 @@ def read_tune(values: dict[str, Any], where: str) -> Tune:
         first = error.errors()[0]
         key = ".".join(["tune", *map(str, first["loc"])])
         raise UserError(f"{where}: `{key}` = {first['input']!r}: {first['msg']}") from None
-    if not tune.settings:
+    for number, run in enumerate(tune.runs):
+        own = run.get("settings", [])
+        if not (isinstance(own, list) and all(isinstance(setting, dict) for setting in own)):
+            raise UserError(f"{where}: `tune.runs.{number}.settings` must be a list of tables, not {own!r}")
+    nums = [len(settings) for _, settings in tune.settings_of_runs()]
+    if max(nums) == 1:
         raise UserError(f"{where}: no [[tune.settings]] to try: see configs/movielens-1m-tune.toml")
+    if len(set(nums)) > 1:
+        raise UserError(
+            f"{where}: the runs of [tune] have {', '.join(map(str, nums))} settings: give each as many, or the one "
+            "with more has the better chances"
+        )
     return tune
 
 
-def tune_configs(values: dict[str, Any], tune: Tune, share_of_new: float, where: str) -> list[Config]:
-    """The config of every try, fold by fold.
+def tries(values: dict[str, Any], tune: Tune, share_of_new: float, where: str) -> list[Try]:
+    """Every setting of every run, fold by fold.
 
     Args:
         values: the config file's plain values, without `study` and `tune`.
@@ -56,19 +97,30 @@ def tune_configs(values: dict[str, Any], tune: Tune, share_of_new: float, where:
         share_of_new: items that play new, as a share of the real new items. A warm-up batch is made smaller by it, so
             that an item gets as many steps and as many rows a step as a real one: else another rate comes out best.
         where: named in error messages.
+
+    Raises:
+        UserError: a setting has a wrong key, or two runs have one name.
     """
-    configs = []
+    found = []
     for fold in range(tune.folds):
-        for number, setting in enumerate(({}, *tune.settings)):
-            forced = {
-                "seed": fold,
-                "data": {"old_items_as_new": True, "old_items_as_new_seed": fold},
-                "method": {"variant": f"setting {number} fold {fold}"},
-            }
-            config = build(merge(merge(values, setting), forced), f"{where}, setting {number} of [tune]")
-            batch = _scaled_batch(config.warm_up.batch_size, share_of_new)
-            configs.append(dataclasses.replace(config, warm_up=dataclasses.replace(config.warm_up, batch_size=batch)))
-    return configs
+        for run, (keys, settings) in enumerate(tune.settings_of_runs()):
+            for number, setting in enumerate(settings):
+                name = f"{where}, setting {number} of [tune]" + (f", run {run + 1}" if tune.runs else "")
+                config = build(merge(merge(values, keys), setting), name)
+                label = f"{config.method.variant if tune.runs else ''} setting {number} fold {fold}".strip()
+                forced = {
+                    "seed": fold,
+                    "data": dataclasses.replace(config.data, old_items_as_new=True, old_items_as_new_seed=fold),
+                    # By run too, as the setting of one may be the backbone or the method of another.
+                    "method": dataclasses.replace(
+                        config.method, variant=f"run {run + 1} {label}" if tune.runs else label
+                    ),
+                    "warm_up": dataclasses.replace(
+                        config.warm_up, batch_size=_scaled_batch(config.warm_up.batch_size, share_of_new)
+                    ),
+                }
+                found.append(Try(run, number, fold, dataclasses.replace(config, **forced)))
+    return found
 
 
 def _scaled_batch(batch_size: int, share: float) -> int:
@@ -76,36 +128,87 @@ def _scaled_batch(batch_size: int, share: float) -> int:
     return max(1, round(batch_size * share / lanes)) * lanes
 
 
-def summarise(results: list[dict[str, Any]], tune: Tune) -> dict[str, Any]:
-    """Mean AUCs of every setting over the folds, best first (by the mean of both scorings over all phases)."""
-    num = 1 + len(tune.settings)
+def summarise(tried: Sequence[Try], cells: Sequence[dict[str, Any]], tune: Tune) -> dict[str, Any]:
+    """Mean AUCs of every setting over the folds, best first within each run.
+
+    Args:
+        tried: the tries.
+        cells: their results, in the same order.
+        tune: what was to be tried.
+
+    Returns:
+        `rows`, one per run and setting: `run` (a label), `number` and `setting`, `auc_next` and `auc_test` [4], and
+        `score`, the mean of both over all phases.
+    """
+    results: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for one, cell in zip(tried, cells, strict=True):
+        assert cell["variant"] == one.config.method.variant, "results in another order than the tries"
+        results.setdefault((one.run, one.setting), []).append(cell)
     rows = []
-    for number, setting in enumerate(({}, *tune.settings)):
-        of_setting = results[number::num]
-        row: dict[str, Any] = {"setting": setting, "number": number}
-        for scoring in ("next", "test"):
-            row[f"auc_{scoring}"] = [
-                statistics.fmean(result["phases"][phase][f"auc_{scoring}"] for result in of_setting) for phase in PHASES
-            ]
-        row["score"] = statistics.fmean([*row["auc_next"], *row["auc_test"]])
-        rows.append(row)
-    first = results[0]["split"]
+    for run, (keys, settings) in enumerate(tune.settings_of_runs()):
+        of_run = []
+        for number, setting in enumerate(settings):
+            row: dict[str, Any] = {"run": _label(keys, results[run, 0][0]), "setting": setting, "number": number}
+            for scoring in ("next", "test"):
+                row[f"auc_{scoring}"] = [
+                    statistics.fmean(cell["phases"][phase][f"auc_{scoring}"] for cell in results[run, number])
+                    for phase in PHASES
+                ]
+            row["score"] = statistics.fmean([*row["auc_next"], *row["auc_test"]])
+            of_run.append(row)
+        rows += sorted(of_run, key=lambda row: -row["score"])
     return {
         "schema": 1,
-        "dataset": results[0]["dataset"],
+        "dataset": cells[0]["dataset"],
         "folds": tune.folds,
-        "split": first,
-        "rows": sorted(rows, key=lambda row: -row["score"]),
+        "num_settings": len(tune.settings_of_runs()[0][1]),
+        "split": cells[0]["split"],
+        "rows": rows,
     }
 
 
+def _label(keys: dict[str, Any], cell: dict[str, Any]) -> str:
+    method = keys.get("method", {})
+    return row_label(cell["backbone"], method.get("name", cell["method"]), method.get("variant", ""))
+
+
+def chosen_toml(summary: dict[str, Any], tune: Tune, source: Path, overridden: dict[str, Any], folder: Path) -> str:
+    """A config for `mwuf compare` in which every run has its best setting.
+
+    Args:
+        summary: of `summarise`.
+        tune: what was tried.
+        source: the config file of the search.
+        overridden: keys that the command line set.
+        folder: where the text will lie; it extends `source` from there.
+    """
+    num = summary["num_settings"]
+    runs, words = [], []
+    for number, (keys, _) in enumerate(tune.settings_of_runs()):
+        best = summary["rows"][number * num]
+        runs.append(merge(keys, best["setting"]))
+        words.append(f"{best['run']}: {setting_words(best['setting'])}")
+    folds = f"{summary['folds']} folds" if summary["folds"] > 1 else "one fold"
+    note = (
+        f"Settings by mwuf tune on old items played as new, {folds}, {num} settings for each run; chosen: "
+        f"{'; '.join(words)}."
+    )
+    extends = os.path.relpath(source.resolve(), folder.resolve())
+    values = {"extends": extends} | overridden | {"study": {"note": note, "runs": runs}}
+    return f"# Written by `mwuf tune {source.name}`: the best setting of each run.\n" + tomli_w.dumps(values)
+
+
 def table(summary: dict[str, Any]) -> str:
-    """The settings, best first, as lines of text."""
+    """The settings of each run, best first, as lines of text."""
     lines = [f"{'':>3} {'score':>6}   {'fixed test':^27}   {'next set':^27}   setting"]
+    run = summary["rows"][0]["run"] if len({row["run"] for row in summary["rows"]}) == 1 else None
     for row in summary["rows"]:
+        if row["run"] != run:
+            run = row["run"]
+            lines.append(run)
         test, next_set = ("  ".join(f"{value:.4f}"[1:] for value in row[key]) for key in ("auc_test", "auc_next"))
         head = f"{row['number']:>3} {row['score']:.4f}"
-        lines.append(f"{head}   {test:^27}   {next_set:^27}   {_words(row['setting'])}")
+        lines.append(f"{head}   {test:^27}   {next_set:^27}   {setting_words(row['setting'])}")
     positives = summary["split"]["positives"]
     lines.append(
         f"{summary['folds']} folds; positives of the items that play new: {positives['test']:.2f} in the test set, "
@@ -114,9 +217,10 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _words(setting: dict[str, Any], prefix: str = "") -> str:
+def setting_words(setting: dict[str, Any], prefix: str = "") -> str:
+    """A setting as `section.key=value` words."""
     parts = [
-        _words(value, f"{prefix}{key}.") if isinstance(value, dict) else f"{prefix}{key}={value}"
+        setting_words(value, f"{prefix}{key}.") if isinstance(value, dict) else f"{prefix}{key}={value}"
         for key, value in setting.items()
     ]
-    return " ".join(parts) or "(the config itself)"
+    return " ".join(parts) or "as configured"

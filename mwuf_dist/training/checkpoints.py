@@ -49,7 +49,7 @@ class Meta:
     metrics_bytes: int = 0
     held_out_loss: float | None = None
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
-    phases: dict[str, dict[str, float]] = field(default_factory=dict)
+    phases: dict[str, dict[str, Any]] = field(default_factory=dict)
     plans: dict[str, dict[str, str]] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -17,16 +18,22 @@ from mwuf_dist.training.checkpoints import Checkpointer, Cursor, Meta
 from mwuf_dist.training.recorder import Recorder
 
 _STEPS_BETWEEN_RECORDS = 50
+# Stage `meta_train` has two parts, which count their steps apart.
+_META_TRAIN_PARTS = ("episodes", "algorithm 1")
 
 
 @dataclass
 class Session:
-    """What the stages of a run share: who we are, where we stand, where it is written down."""
+    """What the stages of a run share: who we are, where we stand, where it is written down.
+
+    `steps_per_epoch` cuts every epoch short, for a pass that looks at what the stages do and not at how well: an audit.
+    """
 
     runtime: Runtime
     recorder: Recorder
     checkpointer: Checkpointer
     meta: Meta
+    steps_per_epoch: int | None = None
 
     def save(self, cursor: Cursor, tensors: dict[str, Any]) -> None:
         """Saves a checkpoint that goes on at `cursor`. A collective."""
@@ -66,7 +73,8 @@ def train(
     clock = time.perf_counter()
     samples = 0
     for epoch in range(start.epoch, epochs):
-        for batch in loader.epoch(epoch, start.step if epoch == start.epoch else 0):
+        batches = loader.epoch(epoch, start.step if epoch == start.epoch else 0)
+        for batch in itertools.islice(batches, session.steps_per_epoch):
             loss = step(batch)
             samples += batch.num_rows
             done += 1
@@ -90,8 +98,14 @@ def _record(session: Session, start: Cursor, batch: Batch, done: int, trained: i
             f"{start.stage}: the loss is {value} at step {done}: lower the stage's learning rate, then run again in a "
             "new output folder"
         )
-    record: dict[str, object] = {"stage": start.stage}
-    if start.stage == "warm_up":
-        record["phase"] = PHASES[start.phase]
-    record |= {"epoch": batch.epoch, "step": done, "samples": trained, "loss": round(value, 6)}
-    session.recorder.write(record, done)
+    record = {"epoch": batch.epoch, "step": done, "samples": trained, "loss": round(value, 6)}
+    session.recorder.write(place(start) | record, done)
+
+
+def place(cursor: Cursor) -> dict[str, object]:
+    """What a record says of where it was made: the stage, and the phase or part of it that counts its own steps."""
+    if cursor.stage == "warm_up":
+        return {"stage": cursor.stage, "phase": PHASES[cursor.phase]}
+    if cursor.stage == "meta_train":
+        return {"stage": cursor.stage, "part": _META_TRAIN_PARTS[cursor.phase]}
+    return {"stage": cursor.stage}

@@ -16,7 +16,7 @@ from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.methods import Method
 from mwuf_dist.training.checkpoints import Cursor, module_state, table_state
 from mwuf_dist.training.frozen import Frozen
-from mwuf_dist.training.loop import Session, train
+from mwuf_dist.training.loop import Session, place, train
 from mwuf_dist.training.model import Model, loss_sum
 from mwuf_dist.training.optimizers import Adam
 
@@ -116,7 +116,7 @@ def train_epochs(
     for epoch in range(start.epoch, settings.max_epochs):
         train(session, replace(start, epoch=epoch), loader, epoch + 1, step, tensors)
         loss = held_out_loss()
-        session.recorder.write({"stage": start.stage, "epoch": epoch, "held_out_loss": loss}, epoch)
+        session.recorder.write(place(start) | {"epoch": epoch, "held_out_loss": loss}, epoch)
         if best is not None and loss > best * (1 - _SMALLEST_GAIN):
             return
         session.meta.held_out_loss = best = loss

@@ -35,13 +35,18 @@ class Recorder:
             self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, record: dict[str, object], step: int) -> None:
-        """One line of `metrics.jsonl`; its numbers go to TensorBoard as `stage/name` too."""
+        """One line of `metrics.jsonl`; its numbers go to TensorBoard as `stage/name` too.
+
+        A stage that counts its steps anew in each `phase` or `part` has a curve for each: `stage/phase/name`.
+        """
         if self._file is None or self._board is None:
             return
         self._file.write(json.dumps(record) + "\n")
+        curve = record.get("part") or ("loss" in record and record.get("phase"))
+        prefix = f"{record['stage']}/{curve}" if curve else record["stage"]
         for name, value in record.items():
             if isinstance(value, float):
-                self._board.add_scalar(f"{record['stage']}/{name}", value, step)
+                self._board.add_scalar(f"{prefix}/{name}", value, step)
 
     def num_bytes(self) -> int:
         """Length of `metrics.jsonl` so far."""

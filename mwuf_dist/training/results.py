@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mwuf_dist.config import Config, config_hash, to_dict
+from mwuf_dist.config import PHASES, WARM_SETS, Config, config_hash, to_dict
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.evaluation.metrics import auc, calibration, log_loss
+from mwuf_dist.evaluation.files import write_atomically
+from mwuf_dist.evaluation.metrics import auc, auc_by_clicks, calibration, log_loss
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.checkpoints import Meta
 
 SCHEMA = 1
+NEXT_SETS = (*WARM_SETS, "test")  # What the next-set scoring scores in each phase.
+# Points of the curve of AUC by clicks within a warm set.
+_BUCKETS_PER_SET = 4
 
 
-def phase_metrics(prepared: Prepared, next_set: str, scores: Mapping[str, np.ndarray | None]) -> dict[str, float]:
+def phase_metrics(
+    prepared: Prepared, phase: int, warm_rows: int, scores: Mapping[str, np.ndarray | None]
+) -> dict[str, Any]:
     """Metrics of one phase under both scorings.
 
     Args:
         prepared: holds the labels and, for synthetic data, the true log-odds.
-        next_set: the set that the next-set scoring uses in this phase.
+        phase: 0 to 3.
+        warm_rows: K.
         scores: logits by split, in stored order.
 
     Returns:
-        `auc_next`, `auc_test`, `logloss_*`, `calibration_*` and, where the truth is known, `ceiling_*` (the Bayes AUC).
+        `auc_next`, `auc_test`, `logloss_*`, `calibration_*`, `auc_by_clicks` (the phase's part of the curve) and, where
+        the truth is known, `ceiling_*` (the Bayes AUC).
     """
-    metrics = {}
+    next_set = NEXT_SETS[phase]
+    metrics: dict[str, Any] = {}
     for scoring, split in (("next", next_set), ("test", "test")):
         logits = scores[split]
         assert logits is not None
@@ -39,7 +51,47 @@ def phase_metrics(prepared: Prepared, next_set: str, scores: Mapping[str, np.nda
         metrics[f"calibration_{scoring}"] = calibration(logits, columns["label"])
         if known:
             metrics[f"ceiling_{scoring}"] = auc(columns["bayes_logit"], columns["label"])
+    metrics["auc_by_clicks"] = _clicks_curve(prepared, phase, warm_rows, scores[next_set])
     return metrics
+
+
+def _clicks_curve(
+    prepared: Prepared, phase: int, warm_rows: int, logits: np.ndarray | None
+) -> list[dict[str, int | float | None]]:
+    """AUC of the next set by the number of rows that the item had before the row: its warm sets and earlier rows here.
+
+    The model has learned from the rows of finished sets only, so within a set the curve tells how predictions age. The
+    rows after the last warm set are one bucket.
+    """
+    assert logits is not None
+    columns = prepared.columns(NEXT_SETS[phase], ("item", "label"))
+    num_clicks = phase * warm_rows + place_within_item(columns["item"])
+    buckets = _BUCKETS_PER_SET if phase < len(WARM_SETS) else 1
+    edges = sorted({phase * warm_rows + part * warm_rows // buckets for part in range(buckets)})
+    curve = auc_by_clicks(logits, columns["label"], num_clicks, edges)
+    if phase < len(WARM_SETS):
+        curve[-1]["to"] = (phase + 1) * warm_rows
+    return [bucket | {"auc": None if math.isnan(bucket["auc"]) else bucket["auc"]} for bucket in curve]
+
+
+def place_within_item(item: np.ndarray) -> np.ndarray:
+    """How many rows of the same item stand before each row [n], in the order of the rows."""
+    order = np.argsort(item, kind="stable")
+    place = np.empty(len(item), dtype=np.int64)
+    ordered = item[order]
+    place[order] = np.arange(len(item)) - np.searchsorted(ordered, ordered)
+    return place
+
+
+def write_scores(folder: Path, phase: int, scores: Mapping[str, np.ndarray | None]) -> None:
+    """Keeps a phase's logits as `scores/PHASE-SET.npy`, float32 where that loses nothing."""
+    (folder / "scores").mkdir(exist_ok=True)
+    for split, logits in scores.items():
+        assert logits is not None
+        short = logits.astype(np.float32)
+        buffer = io.BytesIO()
+        np.save(buffer, short if np.array_equal(short, logits, equal_nan=True) else logits)
+        write_atomically(folder / "scores" / f"{PHASES[phase]}-{split}.npy", buffer.getvalue())
 
 
 def results_of(config: Config, prepared: Prepared, runtime: Runtime, meta: Meta) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mwuf_dist.config import PHASES, WARM_SETS, Config, UserError, build, config_hash, differences, read_toml, to_toml
+from mwuf_dist.config import PHASES, Config, UserError, build, config_hash, differences, read_toml, to_toml
 from mwuf_dist.data.order import lanes_per_rank
 from mwuf_dist.data.prepare import is_prepared, prepare
 from mwuf_dist.data.shards import Prepared
@@ -31,7 +31,7 @@ from mwuf_dist.training.model import Model
 from mwuf_dist.training.pretrain import Pretrain, pretrained_tensors
 from mwuf_dist.training.pretrained_items import pretrained_items
 from mwuf_dist.training.recorder import Recorder
-from mwuf_dist.training.results import phase_metrics, results_of, versions
+from mwuf_dist.training.results import NEXT_SETS, phase_metrics, results_of, versions, write_scores
 from mwuf_dist.training.warm_up import WarmUp, warm_up_tensors
 
 
@@ -51,7 +51,7 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
         UserError: the folder holds another run, or the data or config is wrong.
     """
     results_path = folder / "results.json"
-    runtime.on_main(lambda: _check_folder(config, folder))
+    runtime.on_main(lambda: check_folder(config, folder))
     if results_path.exists():
         return json.loads(results_path.read_text())
     _check_batch_sizes(config, ("pretrain", "meta_train", "warm_up"), runtime)
@@ -71,7 +71,7 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
 
 def run_pretrain(config: Config, folder: Path, runtime: Runtime) -> Path:
     """Runs `prepare` and `pretrain` only; returns the checkpoint, for several runs to start from."""
-    runtime.on_main(lambda: _check_folder(config, folder))
+    runtime.on_main(lambda: check_folder(config, folder))
     _check_batch_sizes(config, ("pretrain",), runtime)
     checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint, runtime)
     found = checkpointer.latest(config_hash(config))
@@ -111,7 +111,7 @@ def _prepare(config: Config, runtime: Runtime) -> Prepared:
     return prepare(config.data)
 
 
-def _check_folder(config: Config, folder: Path) -> None:
+def check_folder(config: Config, folder: Path) -> None:
     """Refuses a folder that holds something else than this very run."""
     path = folder / "config.toml"
     if path.exists():
@@ -233,29 +233,32 @@ class Run:
             clock = time.perf_counter()
             stage.finish_phase(self.prepared, phase)
             session.count("warm_up", 0, _since(clock))
-            self._evaluate(stage, phase)
+            self.evaluate(stage, phase)
             session.save(
                 Cursor("warm_up", phase + 1),
                 pretrained_tensors(model) | meta_trained_tensors(model.new_ids, self.method) | warm_up_tensors(model),
             )
 
-    def _evaluate(self, stage: WarmUp, phase: int) -> None:
-        next_set = (*WARM_SETS, "test")[phase]
+    def evaluate(self, stage: WarmUp, phase: int) -> None:
+        """Stage `evaluate` of one phase: scores the next set and `test`, then looks at their labels."""
         clock = time.perf_counter()
-        scores: dict[str, np.ndarray | None] = {}
-        for split in dict.fromkeys((next_set, "test")):
-            scores[split] = stage.score(self.prepared, split)
+        scores = self.scores(stage, phase)
         seconds = _since(clock)
         self.session.count("evaluate", sum(self.prepared.num_rows(split) for split in scores), seconds)
         if not self.runtime.is_main:
             return
-        metrics = phase_metrics(self.prepared, next_set, scores)
+        metrics = phase_metrics(self.prepared, phase, self.config.data.warm_rows, scores)
+        write_scores(self.folder, phase, scores)
         self.session.meta.phases[PHASES[phase]] = metrics
         record: dict[str, object] = {"stage": "evaluate", "phase": PHASES[phase]}
         self.session.recorder.write(record | metrics, phase)
         self.session.recorder.say(
             f"{PHASES[phase]:>7}   AUC next set {metrics['auc_next']:.4f}   fixed test {metrics['auc_test']:.4f}"
         )
+
+    def scores(self, stage: WarmUp, phase: int) -> dict[str, np.ndarray | None]:
+        """Logits of the sets that a phase is scored on, by their names; see `WarmUp.score`."""
+        return {split: stage.score(self.prepared, split) for split in dict.fromkeys((NEXT_SETS[phase], "test"))}
 
     def _mean_user(self) -> torch.Tensor:
         # The unknown user's row is no one's in pretraining, so `pretrain` has left the mean user there.

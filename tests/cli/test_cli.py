@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mwuf_dist.config import Config, to_dict
+from mwuf_dist.config import Config, read_toml, to_dict
 from mwuf_dist.training.meta_train import MetaTrain
 from mwuf_dist.training.pretrain import Pretrain
 from tests.cli.command import SHORT, Mwuf, interrupt, results, write
@@ -100,7 +100,7 @@ def test_a_wrong_call_is_told_how_to_call(arguments: list[str], said: str, mwuf:
         ("[backbone]\nhidden = [8, 0]", "bad.toml: `backbone.hidden` = 0: Input should be greater than or equal to 1"),
         ("seed = -1", "bad.toml: `seed` = -1: Input should be greater than or equal to 0"),
         ("extends = 'none.toml'", "none.toml: cannot be read (No such file or directory)"),
-        ("extends = 3", "bad.toml: `extends` must name a file, not 3"),
+        ("extends = 3", "bad.toml: `extends` must name a file, or a list of files, not 3"),
         ("extends = 'bad.toml'", "bad.toml: `extends` leads back to"),
     ],
 )
@@ -288,3 +288,14 @@ def test_a_mistake_under_torchrun_is_told_without_a_traceback_of_ours(
     # What comes behind is the launcher's own report: none of our modules is in it.
     assert "mwuf_dist/" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_config_may_extend_several_files_the_later_above_the_earlier(tmp_path: Path) -> None:
+    (tmp_path / "low").mkdir()
+    write(tmp_path / "low" / "ground.toml", {"seed": 1, "backbone": {"name": "fm"}})
+    write(tmp_path / "one.toml", {"extends": "low/ground.toml", "pretrain": {"epochs": 2, "batch_size": 7}})
+    write(tmp_path / "two.toml", {"seed": 2, "pretrain": {"epochs": 3}})
+    values = {"extends": ["one.toml", "two.toml"], "warm_up": {"epochs": 4}}
+    found = read_toml(write(tmp_path / "top.toml", values))
+    expected = {"seed": 2, "backbone": {"name": "fm"}, "pretrain": {"epochs": 3, "batch_size": 7}}
+    assert found == expected | {"warm_up": {"epochs": 4}}

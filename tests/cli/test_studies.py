@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from mwuf_dist.training.meta_train import MetaTrain
-from mwuf_dist.training.pretrain import Pretrain
 from tests.cli.command import SHORT, Mwuf, interrupt, results, write
 
 STUDY: dict[str, Any] = {"seeds": 1, "runs": [{"method": {"name": "base"}}, {"method": {"name": "mwuf"}}]}
@@ -60,6 +59,45 @@ def test_a_wrong_search_is_refused_before_anything_is_trained(tune: Any, said: s
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--parallel", "-1"], "--parallel -1: the number of runs at once"),
+        (["--first-seed", "-1"], "--first-seed -1: a seed is 0 or more"),
+        (["--records", "nowhere"], "nowhere: no records there"),
+    ],
+)
+def test_wrong_options_of_a_comparison_are_refused(arguments: list[str], said: str, mwuf: Mwuf, tmp_path: Path) -> None:
+    done = mwuf("compare", write(tmp_path / "study.toml", SHORT | {"study": STUDY}), *arguments, "--output", "out")
+    assert done.code == 2 and said in done.said
+    assert not Path("out").exists()
+
+
+def test_several_runs_at_once_are_refused_within_a_launcher(
+    mwuf: Mwuf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    config = write(tmp_path / "study.toml", SHORT | {"study": STUDY})
+    done = mwuf("compare", config, "--parallel", "2", "--output", "out")
+    assert done.code == 2 and "this is one of 2 ranks" in done.said
+
+
+def test_a_failed_cell_or_a_leak_is_exit_code_1_and_stands_in_the_report(
+    mwuf: Mwuf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [{"method": {"name": "base"}}, {"method": {"name": "metaemb", "initialisation": "mean"}}]
+    config = write(tmp_path / "study.toml", SHORT | {"study": {"runs": runs}})
+    monkeypatch.setattr("mwuf_dist.studies.audit._compare", lambda *_: (3, {"cold on test": 1}))
+    done = mwuf("compare", config, "--output", "out")
+    assert done.code == 1
+    assert "FAILED deepfm-metaemb-seed0: method.initialisation = 'mean'" in done.said
+    assert "Leak audit: FAILED" in done.said and "1 scores of cold on test" in done.said
+    comparison = json.loads(Path("out", "comparison.json").read_text())
+    assert [row["method"] for row in comparison["rows"]] == ["base"]
+    assert comparison["failures"].keys() == {"deepfm-metaemb-seed0", "leak audit of deepfm-metaemb-seed0"}
+
+
 def test_a_comparison_goes_on_and_more_seeds_only_do_the_new_ones(
     mwuf: Mwuf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,14 +106,34 @@ def test_a_comparison_goes_on_and_more_seeds_only_do_the_new_ones(
         patch.setattr(MetaTrain, "step", interrupt)
         assert mwuf("compare", config, "--output", "out").code == 130
     done_before = results("out/runs/deepfm-base-seed0")
-    with monkeypatch.context() as patch:
-        patch.setattr(Pretrain, "step", None)  # base and mwuf share the one that is done
-        assert mwuf("compare", config, "--output", "out").code == 0
+    assert mwuf("compare", config, "--output", "out").code == 0
     assert results("out/runs/deepfm-base-seed0") == done_before
+    # To the last digit of its seconds, because it was trained once.
+    assert results("out/runs/deepfm-mwuf-seed0")["stages"]["pretrain"] == done_before["stages"]["pretrain"]
     assert mwuf("compare", config, "--output", "out", "--seeds", "2").code == 0
     comparison = json.loads(Path("out", "comparison.json").read_text())
+    assert comparison["audit"]["passed"] and comparison["audit"]["missing"] == []
     assert [row["method"] for row in comparison["rows"]] == ["base", "mwuf"]
     assert {path.name for path in Path("out", "runs").iterdir()} == {
         f"deepfm-{method}-seed{seed}" for method in ("base", "mwuf") for seed in (0, 1)
     }
     assert results("out/runs/deepfm-base-seed0") == done_before
+    # Another machine takes the next seed, and its records join in.
+    assert mwuf("compare", config, "--output", "there", "--seeds", "1", "--first-seed", "2").code == 0
+    joined = mwuf("compare", config, "--output", "out", "--seeds", "3", "--records", "there/records.json")
+    assert joined.code == 0
+    assert json.loads(Path("out", "comparison.json").read_text())["seeds"] == [0, 1, 2]
+    assert not Path("out", "runs", "deepfm-mwuf-seed2").exists()
+
+
+def test_a_search_writes_a_config_that_compare_takes(mwuf: Mwuf, tmp_path: Path) -> None:
+    tune = {"folds": 1, "runs": [run | {"settings": [{"warm_up": {"learning_rate": 0.1}}]} for run in STUDY["runs"]]}
+    config = write(tmp_path / "tune.toml", SHORT | {"tune": tune})
+    done = mwuf("tune", config, "--output", "out")
+    assert done.code == 0 and "deepfm / mwuf" in done.said
+    summary = json.loads(Path("out", "tune.json").read_text())
+    assert [row["run"] for row in summary["rows"]] == ["deepfm / base"] * 2 + ["deepfm / mwuf"] * 2
+    assert mwuf("compare", "out/chosen.toml", "--output", "chosen").code == 0
+    comparison = json.loads(Path("chosen", "comparison.json").read_text())
+    assert "2 settings for each run" in comparison["about"]["note"]
+    assert [row["method"] for row in comparison["rows"]] == ["base", "mwuf"]

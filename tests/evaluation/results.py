@@ -46,3 +46,14 @@ def two_methods(num_seeds=3, **more):
         results += [make_result("wide_deep", "base", seed, base, **more)]
         results += [make_result("wide_deep", "mwuf", seed, mwuf, **more)]
     return results
+
+
+def with_clicks(result, warm_rows):
+    """The run with a curve of AUC by clicks: in each bucket the phase's AUC."""
+    for number, numbers in enumerate(result["phases"].values()):
+        low, width = number * warm_rows, warm_rows // 4
+        bounds = [(low + width * part, low + width * (part + 1)) for part in range(4)] if number < 3 else [(low, None)]
+        numbers["auc_by_clicks"] = [
+            {"from": first, "to": last, "rows": 9, "positives": 4, "auc": numbers["auc_next"]} for first, last in bounds
+        ]
+    return result

@@ -11,7 +11,7 @@ from mwuf_dist.config import PHASES, UserError
 from mwuf_dist.evaluation.comparison import build_comparison
 from mwuf_dist.evaluation.metrics import rela_impr
 from mwuf_dist.evaluation.published import AUC, ROWS
-from tests.evaluation.results import make_result, two_methods
+from tests.evaluation.results import make_result, two_methods, with_clicks
 
 
 def _row(comparison, label):
@@ -202,3 +202,38 @@ def test_results_that_cannot_be_compared_are_refused(change, message):
     change(results)
     with pytest.raises(UserError, match=message):
         build_comparison(results)
+
+
+def test_the_curve_by_clicks_runs_through_the_phases_and_is_summarised_over_seeds():
+    results = [with_clicks(result, warm_rows=20) for result in two_methods(3)]
+    results[0]["phases"]["cold"]["auc_by_clicks"][0]["auc"] = None  # a class is absent
+    for row in build_comparison(results)["rows"]:
+        curve = row["auc_by_clicks"]
+        assert [(one["from"], one["to"]) for one in curve] == [*((n, n + 5) for n in range(0, 60, 5)), (60, None)]
+        for index, one in enumerate(curve[1:], 1):
+            assert one["auc"] == row["phases"][PHASES[index // 4]]["auc_next"]
+        assert curve[0]["auc"]["num_seeds"] == (2 if row["method"] == "base" else 3)
+    assert build_comparison(two_methods())["rows"][0]["auc_by_clicks"] == []
+
+
+def audit_of(row, changed=None):
+    found = {"passed": not changed, "num_scores": 10, "num_labels": 3, "changed": changed or {}}
+    return {"row": row, "seed": 0, "config_hash": "", **found}
+
+
+def test_audits_of_the_rows_are_one_and_a_row_without_is_named():
+    audits = [audit_of("wide_deep / mwuf"), audit_of("a row of another study", {"cold on test": 1})]
+    audit = build_comparison(two_methods(), audits)["audit"]
+    assert (audit["passed"], audit["num_scores"], audit["missing"]) == (True, 10, ["wide_deep / base"])
+    audits.append(audit_of("wide_deep / base", {"warm-a on warm_b": 7}))
+    audit = build_comparison(two_methods(), audits)["audit"]
+    assert (audit["passed"], audit["num_scores"], audit["missing"]) == (False, 20, [])
+    assert build_comparison(two_methods())["audit"]["passed"] is None
+
+
+def test_the_history_is_told_of_rows_whose_backbone_reads_one():
+    config = {"backbone": {"history_length": 7}}
+    results = [make_result(name, "base", 0, [0.6] * 4, config=config) for name in ("din", "fm", "encoder")]
+    din, fm, encoder = (row["history"] for row in build_comparison(results)["rows"])
+    assert (din, fm) == ("the last 7 events before the row", None)
+    assert "later ones too" in encoder

@@ -11,8 +11,9 @@ from matplotlib.image import imread
 
 from mwuf_dist.config import PHASES
 from mwuf_dist.evaluation.comparison import build_comparison
-from mwuf_dist.evaluation.plots import plot_phases, plot_run, plot_speed, spread_apart
-from tests.evaluation.results import make_result, two_methods
+from mwuf_dist.evaluation.plots import _row_styles, plot_clicks, plot_phases, plot_run, plot_speed, spread_apart
+from mwuf_dist.evaluation.published import ROWS
+from tests.evaluation.results import make_result, two_methods, with_clicks
 
 _HEIGHTS = st.lists(st.floats(0, 1), min_size=1, max_size=12).map(sorted)
 
@@ -85,6 +86,24 @@ def test_run_has_a_panel_per_trained_stage_and_one_of_auc(tmp_path):
     plot_run([], result, tmp_path / "none.png")
     widths = [_pixels(tmp_path / f"{name}.png").shape[1] for name in ("none", "pretrain", "all")]
     assert widths[1:] == pytest.approx([2 * widths[0], 4 * widths[0]], abs=4)
+
+
+@pytest.mark.parametrize("num_methods", [1, 12])
+def test_clicks_are_drawn_for_the_rows_that_have_them(num_methods, tmp_path):
+    results = []
+    for index in range(num_methods):
+        result = with_clicks(make_result("wide_deep", f"method{index}", 0, [0.6 + index / 100] * 4), warm_rows=20)
+        results.append(result)
+    comparison = build_comparison([*results, make_result("wide_deep", "without", 0, [0.6] * 4)])
+    plot_clicks(comparison, tmp_path / "clicks.png")
+    picture = _pixels(tmp_path / "clicks.png")
+    assert _has_colour(picture, "#0072B2") and _has_colour(picture, "#009E73") == (num_methods == 12)
+
+
+def test_methods_of_one_backbone_among_several_are_told_apart_by_their_lines():
+    rows = [{"backbone": b, "method": m, "variant": ""} for b, m in ROWS]
+    styles = _row_styles(rows)
+    assert len({(style["color"], str(style["linestyle"])) for style in styles}) == len(rows)
 
 
 def test_plots_touch_no_global_state_of_matplotlib():

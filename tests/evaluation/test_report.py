@@ -17,8 +17,9 @@ from mwuf_dist.evaluation.report import (
     print_comparison,
     write_comparison,
 )
-from mwuf_dist.evaluation.tables import auc_table, speed
-from tests.evaluation.results import make_result, two_methods
+from mwuf_dist.evaluation.tables import auc_table, sentences, speed
+from tests.evaluation.results import make_result, two_methods, with_clicks
+from tests.evaluation.test_comparison import audit_of
 
 
 def _markdown_rows(text, heading):
@@ -87,7 +88,7 @@ def test_latex_rows_have_as_many_cells_as_columns_and_special_characters_are_esc
     results += [make_result("wide_deep", "mwuf", 0, [0.6] * 4, "50% & more_", "movielens-1m")]
     text = latex(build_comparison(results))
     tables = re.findall(r"\\begin\{tabular\}\{(l r*|lr*)\}(.*?)\\end\{tabular\}", text, flags=re.DOTALL)
-    assert len(tables) == 7
+    assert len(tables) == 8
     for columns, body in tables:
         rows = body.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
         assert rows
@@ -151,6 +152,43 @@ def test_page_holds_every_part_of_the_report_with_the_headline_first(tmp_path):
     assert "Bayes ceiling" in page.text
 
 
+def _told(**about):
+    results = [with_clicks(result, warm_rows=20) for result in two_methods(3)]
+    failures = {"wide_deep-mwuf-seed9": "the loss is nan"}
+    audits = [audit_of("wide_deep / base"), audit_of("wide_deep / mwuf", {"warm-a on test": 12})]
+    return build_comparison(results, audits, about, failures)
+
+
+def test_every_form_tells_title_regime_note_command_audit_failures_clicks_and_budget():
+    comparison = _told(title="RQ9", regime="paper", note="100% tuned.", command="mwuf compare rq9.toml")
+    out = io.StringIO()
+    print_comparison(comparison, Console(file=out, width=100))
+    page = _Page()
+    page.feed(html(comparison, []))
+    forms = [markdown(comparison).replace("\\", ""), latex(comparison).replace("\\", ""), page.text, out.getvalue()]
+    for form in (" ".join(form.split()) for form in forms):
+        for part in (
+            "100% tuned.",
+            "mwuf compare rq9.toml",
+            "Leak audit: FAILED",
+            "wide_deep / mwuf: 12 scores of warm-a on test",
+            "wide_deep-mwuf-seed9: the loss is nan",
+        ):
+            assert part in form, part
+    for form in forms[:3]:
+        assert "synthetic: RQ9 (paper regime)" in form
+        assert "AUC by clicks of the item" in form and "60 on" in form and "Budget" in form
+    rows = _markdown_rows(markdown(comparison), "AUC by clicks of the item")
+    assert len(rows[0]) == 14 and rows[1][1] == "0.6007 ± 0.0031"
+
+
+def test_an_audit_that_passed_says_how_many_scores_it_compared():
+    comparison = build_comparison(two_methods(), [audit_of("wide_deep / mwuf")], {"title": "x"})
+    (sentence,) = sentences(comparison)
+    assert "passed, 10 scores of 1 rows" in sentence and sentence.endswith("Not audited: wide_deep / base.")
+    assert sentences(build_comparison(two_methods())) == [], "a single run has no audit to speak of"
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_console_fits_a_hundred_columns_and_has_a_table_per_scoring_and_one_of_speed(many):
     results = two_methods(3)
@@ -174,18 +212,18 @@ def test_console_takes_brackets_in_a_variant_as_text():
 
 def test_write_comparison_leaves_a_complete_folder_and_the_same_bytes_each_time(tmp_path):
     folder = tmp_path / "new" / "folder"
-    comparison = write_comparison(two_methods(2), folder)
+    comparison = write_comparison(build_comparison(two_methods(2)), folder)
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     names = ["comparison.json", "comparison.md", "comparison.tex", "phases.png", "report.html", "speed.png"]
     assert sorted(first) == names
     assert json.loads(first["comparison.json"]) == comparison
     assert first["report.html"].count(b"data:image/png;base64,") == 2
-    write_comparison(two_methods(2), folder)
+    write_comparison(build_comparison(two_methods(2)), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
 
 
 def test_a_failing_write_keeps_the_old_report_and_leaves_nothing_beside_it(tmp_path, monkeypatch):
-    write_comparison(two_methods(2), tmp_path)
+    write_comparison(build_comparison(two_methods(2)), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full_disk(*_):

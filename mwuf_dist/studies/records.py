@@ -1,0 +1,204 @@
+"""Finished cells as records that merge: one JSON file for a whole study, small enough to be kept with the code.
+
+What all cells share (data, versions, most of the configuration) stands once, under `shared`. Logits stand with a cell
+where there are few, and else only what tells whether a later run has the same ones: they lie in the run's folder, as
+`scores/PHASE-SET.npy`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mwuf_dist.config import Config, UserError, merge, to_dict
+from mwuf_dist.evaluation.comparison import row_label
+from mwuf_dist.evaluation.files import write_atomically
+
+SCHEMA = 1
+# Logits of a cell that a record holds; five bytes each.
+_MAX_LOGITS = 5_000
+_DIGITS = 7
+# What may differ between two runs of one cell, or is another in every cell of a row.
+_NOT_COMPARED = ("runtime.", "checkpoint.", "data.prepared_dir", "seed")
+
+Cell = dict[str, Any]
+
+
+@dataclass
+class Records:
+    """Results of finished cells, and of the leak audits of their rows."""
+
+    cells: list[Cell] = field(default_factory=list)
+    audits: list[dict[str, Any]] = field(default_factory=list)
+
+
+def cell_key(cell: Cell) -> tuple[str, str, str, str, int]:
+    """(data set, backbone, method, variant, seed): what a table tells cells apart by."""
+    return (*row_key(cell), cell["seed"])
+
+
+def row_key(cell: Cell) -> tuple[str, str, str, str]:
+    """(data set, backbone, method, variant)."""
+    return cell["dataset"], cell["backbone"], cell["method"], cell.get("variant", "")
+
+
+def write_records(records: Records, path: Path) -> None:
+    """Writes a file of records, a line per cell."""
+    # What was measured; config and split must stay equal to those of other cells.
+    cells = [cell | {key: _rounded(cell[key]) for key in ("phases", "stages")} for cell in records.cells]
+    shared, rests = factor_out(cells)
+    head = {"schema": SCHEMA, "shared": shared, "audits": records.audits}
+    lines = [json.dumps(rest, separators=(",", ":"), allow_nan=False) for rest in rests]
+    text = json.dumps(head, allow_nan=False)[:-1] + ', "cells": [\n' + ",\n".join(lines) + "\n]}\n"
+    write_atomically(path, text)
+
+
+def read_records(path: Path) -> Records:
+    """Records of a file, or of the output folder of `mwuf compare`, finished or not.
+
+    Raises:
+        UserError: there are none.
+    """
+    try:
+        if path.is_dir() and (path / "runs").is_dir():
+            return Records(
+                [cell_of_run(one.parent) for one in sorted(path.glob("runs/*/results.json"))],
+                [json.loads(one.read_text()) for one in sorted(path.glob("audits/*.json"))],
+            )
+        values = json.loads((path / "records.json" if path.is_dir() else path).read_text(encoding="utf-8"))
+        if values["schema"] != SCHEMA:
+            raise UserError(f"{path}: records of schema {values['schema']}, but this version reads {SCHEMA}")
+        return Records([merge(values["shared"], rest) for rest in values["cells"]], values["audits"])
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{path}: no records there ({error}); name the output folder of a `mwuf compare`, or its records.json"
+        ) from None
+
+
+def cell_of_run(folder: Path) -> Cell:
+    """The record of a finished run: its results and its scores."""
+    return with_scores(json.loads((folder / "results.json").read_text()), folder)
+
+
+def with_scores(results: dict[str, Any], folder: Path) -> Cell:
+    """The record of a run with these results in this folder."""
+    return results | {"scores": _scores(folder / "scores")}
+
+
+def merged(ours: Records, others: Iterable[tuple[str, Records]]) -> Records:
+    """Our records with those of others behind them.
+
+    A cell that several have done counts once, the first. Cells of one row must have one config, but for the seed.
+
+    Args:
+        ours: of this study.
+        others: (where they are from, records).
+
+    Raises:
+        UserError: a cell or a row is there with two configs; it names the cell and the keys that differ.
+    """
+    found: dict[tuple, tuple[str, Cell]] = {}
+    rows: dict[tuple, tuple[str, Cell]] = {}
+    audits = {audit["row"]: audit for audit in ours.audits}
+    for where, records in (("this study", ours), *others):
+        for cell in records.cells:
+            for known, key in ((found, cell_key(cell)), (rows, row_key(cell))):
+                if key in known:
+                    _check_same_config(known[key], (where, cell))
+            found.setdefault(cell_key(cell), (where, cell))
+            rows.setdefault(row_key(cell), (where, cell))
+        for audit in records.audits:
+            audits.setdefault(audit["row"], audit)
+    return Records([cell for _, cell in found.values()], list(audits.values()))
+
+
+def _check_same_config(one: tuple[str, Cell], other: tuple[str, Cell]) -> None:
+    different = config_differences(one[1].get("config", {}), other[1].get("config", {}))
+    if different:
+        _, backbone, method, variant = row_key(other[1])
+        seeds = f"seed {one[1]['seed']}" + (f" and {other[1]['seed']}" if one[1]["seed"] != other[1]["seed"] else "")
+        raise UserError(
+            f"{row_label(backbone, method, variant)}, {seeds}: two configs of one row, in {one[0]} and in {other[0]}: "
+            f"{'; '.join(different[:3])}{' and more' if len(different) > 3 else ''}. Leave one of them out of "
+            "--records, or give it a method.variant of its own"
+        )
+
+
+def config_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Keys that decide the result and differ, as `section.key: one -> other`; a key of a later version: its default."""
+    defaults = _flat(to_dict(Config()))
+    first, second = defaults | _flat(one), defaults | _flat(other)
+    return [
+        f"{key}: {first.get(key)!r} -> {second.get(key)!r}"
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key) and not key.startswith(_NOT_COMPARED)
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def factor_out(values: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What all dicts hold alike, and for each the rest: `merge(shared, rest)` is the dict again."""
+    shared: dict[str, Any] = {}
+    rests: list[dict[str, Any]] = [dict(value) for value in values]
+    if len(values) < 2:
+        return shared, rests
+    for key in values[0]:
+        column = [value.get(key) for value in values]
+        if not all(key in value for value in values):
+            continue
+        if all(isinstance(one, dict) for one in column):
+            shared[key], inner = factor_out(column)  # pyright: ignore[reportArgumentType]
+            for rest, one in zip(rests, inner, strict=True):
+                rest[key] = one
+                if not one:
+                    del rest[key]
+        elif all(one == column[0] for one in column):
+            shared[key] = column[0]
+            for rest in rests:
+                del rest[key]
+    return shared, rests
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, _DIGITS)
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value
+
+
+def _scores(folder: Path) -> dict[str, dict[str, Any]]:
+    arrays = {path.stem: np.load(path) for path in sorted(folder.glob("*.npy"))}
+    few = sum(map(len, arrays.values())) <= _MAX_LOGITS
+    return {name: _packed(array, few) for name, array in arrays.items()}
+
+
+def _packed(array: np.ndarray, few: bool) -> dict[str, Any]:
+    content = array.astype(array.dtype.newbyteorder("<")).tobytes()
+    entry: dict[str, Any] = {"rows": len(array), "sha256": hashlib.sha256(content).hexdigest()[:16]}
+    if few:
+        entry |= {"dtype": array.dtype.name, "logits": base64.b64encode(zlib.compress(content, 9)).decode()}
+    return entry
+
+
+def logits_of(cell: Cell, phase: str, split: str) -> np.ndarray | None:
+    """Logits of a cell's phase and set in stored order [n]; None where the record holds none."""
+    entry = cell.get("scores", {}).get(f"{phase}-{split}", {})
+    if "logits" not in entry:
+        return None
+    content = zlib.decompress(base64.b64decode(entry["logits"]))
+    return np.frombuffer(content, dtype=np.dtype(entry["dtype"]).newbyteorder("<"))

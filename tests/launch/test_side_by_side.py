@@ -1,0 +1,68 @@
+"""Runs of a study in worker processes: the same results as here, failures told, the rest done."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mwuf_dist.config import RuntimeConfig, UserError
+from mwuf_dist.launch import local
+from mwuf_dist.studies import compare
+from mwuf_dist.studies.schedule import Failure, Here, Task, do_tasks
+from tests.cli.command import FEW_STEPS
+from tests.tiny import tiny
+
+pytestmark = [pytest.mark.ray, pytest.mark.dist]
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[Any]:
+    from mwuf_dist.launch.side_by_side import side_by_side
+
+    with side_by_side(2, RuntimeConfig()) as found:
+        yield found
+
+
+def test_a_study_side_by_side_finds_what_one_process_finds_and_outlives_a_failure(runner: Any, tmp_path: Path) -> None:
+    good = [tiny(**FEW_STEPS, method={"name": name}) for name in ("base", "mwuf")]
+    bad = tiny(**FEW_STEPS, method={"name": "metaemb", "initialisation": "mean"})
+    actions = compare.Actions(local.train, local.pretrain)
+    found = compare.compare([*good, bad], tmp_path / "ray", actions, lambda _: nullcontext(runner), lambda _: None)
+    here = compare.compare(good, tmp_path / "here", actions, lambda _: nullcontext(Here()), lambda _: None)
+    assert found.failures.keys() == {"deepfm-metaemb-seed0"}
+    assert "is an initialisation itself" in found.failures["deepfm-metaemb-seed0"].reason
+    assert [cell["phases"] for cell in found.records.cells] == [cell["phases"] for cell in here.records.cells]
+    assert [cell["scores"] for cell in found.records.cells] == [cell["scores"] for cell in here.records.cells]
+
+
+def test_workers_stand_in_the_folder_of_the_caller_and_see_no_bug_as_the_end(runner: Any) -> None:
+    tasks = [
+        Task("folder", os.getcwd),
+        Task("bug", functools.partial(int, "x")),
+        Task("user", functools.partial(open, "/nowhere/at/all")),
+        Task("threads", functools.partial(os.environ.get, "OMP_NUM_THREADS")),
+        Task("after", lambda folder: len(folder), ("folder",)),
+    ]
+    found = do_tasks(tasks, runner, lambda *_: None)
+    assert found["folder"] == os.getcwd() and found["after"] == len(os.getcwd())
+    assert isinstance(found["bug"], Failure) and found["bug"].reason.startswith("ValueError: ")
+    assert isinstance(found["user"], Failure)
+    assert found["threads"] == "1"
+
+
+def test_a_worker_that_dies_again_and_again_is_a_failure(runner: Any) -> None:
+    found = do_tasks([Task("dies", functools.partial(os._exit, 1))], runner, lambda *_: None)
+    assert found["dies"].reason.startswith("its process was lost")
+
+
+def test_a_run_that_fits_nowhere_is_refused(runner: Any) -> None:
+    from mwuf_dist.launch.side_by_side import side_by_side
+
+    with pytest.raises(UserError, match="not one run fits"), side_by_side(0, RuntimeConfig(threads=999)):
+        pass
