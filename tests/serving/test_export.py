@@ -135,7 +135,7 @@ def test_the_exported_model_of_every_backbone_has_the_bits_of_its_forward_at_any
     name: str, batch_norm: bool, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    shape = Shape(8, 3, 2)
+    shape = Shape(8, 3, 2, item_fields=("a", "b", "c"))
     backbone = build_backbone(BackboneConfig(name=name, hidden=(16, 8), batch_norm=batch_norm, product="both"), shape)
     for buffer in (one for key, one in backbone.named_buffers() if "running" in key):
         torch.nn.init.uniform_(buffer, 0.5, 1.5)
@@ -143,7 +143,7 @@ def test_the_exported_model_of_every_backbone_has_the_bits_of_its_forward_at_any
     export_backbone(backbone, shape, torch.device("cpu"), name, tmp_path / "model.pt2")
     model = torch.export.load(tmp_path / "model.pt2").module()
     for num in (1, 7, 300):
-        item, context = torch.randn(num, 8), torch.randn(num, 5 * 8)
+        item, context = torch.randn(num, 8), torch.randn(num, 5 * 8 + backbone.history_width)
         with torch.no_grad():
             # The same operations in the same order: not even the rounding differs.
             assert torch.equal(model(item, context), backbone(item, context))

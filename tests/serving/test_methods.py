@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from tests.tiny import tiny
 def test_an_opened_run_has_the_embeddings_that_were_scored_and_can_be_replayed(method: str, tmp_path: Path) -> None:
     config = tiny(
         method={"name": method},
+        backbone={"name": "fm" if METHODS[method].fits_items else "deepfm"},
         pretrain={"epochs": 1, "batch_size": 1024},
         meta_train={"batch_size": 2048},
         warm_up={"batch_size": 512},
@@ -29,6 +31,6 @@ def test_an_opened_run_has_the_embeddings_that_were_scored_and_can_be_replayed(m
         users, items = (torch.from_numpy(test[name]).long() for name in ("user", "item"))
         scores = run.scores(users, items).double().numpy()
         assert auc(scores, test["label"]) == pytest.approx(run.results["phases"]["warm-c"]["auc_test"], abs=1e-6)
-        (chunk,) = run.chunks()
+        (chunk,) = run.chunks(np.arange(run.model.num_old, run.num_items))
         assert chunk.embedding.shape == (len(run.new_item_ids), config.embedding.dim)
         assert explain(run, run.new_item_ids[0]).replay_error < 1e-6
