@@ -84,7 +84,6 @@ class Backbone(nn.Module):
     uses_history = False  # Whether `encode` is called.
     uses_history_fields = False  # Whether it reads `EmbeddedHistory.fields`.
     history_scope: Scope = "before"  # The user's last L events before the row, or all but the row.
-    uses_user_id = True  # Whether the user's ID embedding takes part in the logit, and so is trained.
     linear_in_item = False  # Whether the logit is, with everything else frozen, linear in the item embedding.
     history_width = 0  # Columns W that it makes.
 

@@ -24,10 +24,10 @@ class Encoder(Backbone):
     * q_i = MLP(fields of the item), W wide.
     * An event of a history is h_j = ReLU(W2 ReLU(Wc c_j + We v_j + r[y_j])), from the fields c_j, the ID embedding v_j
       and the label y_j of its item. Equal (item, label) pairs are encoded once per batch.
-    * The user is z_u = MLP([mean_j h_j, user fields, log(1 + events) / 5]); the user's ID is not used.
+    * The user is z_u = MLP([mean_j h_j, user fields, log(1 + events) / 5]), without the user's ID.
     * a_ui: multi-head attention (Vaswani et al. 2017) of the query q_i over the h_j. The query is made of content
       alone, so an item without a click can ask.
-    * f = MLP([z_u, a_ui, q_i, z_u * q_i]) + w . z_u, and x_u = [W_x ReLU(z_u), constant].
+    * f = MLP([z_u, a_ui, q_i, z_u * q_i]) + w . z_u, and x_u = [W_x ReLU(z_u) + ID embedding of the user, constant].
 
     With everything but v frozen the logit is linear in v, so that warming up an item is a convex problem (method
     `map`). W is `backbone.hidden[0]`. Its history is all of a user's `pretrain` rows but the row itself, later ones
@@ -37,7 +37,6 @@ class Encoder(Backbone):
     uses_history = True
     uses_history_fields = True
     history_scope = "all"
-    uses_user_id = False
     linear_in_item = True
 
     def __init__(self, config: BackboneConfig, shape: Shape) -> None:
@@ -86,7 +85,7 @@ class Encoder(Backbone):
 
         attended = self._attend(self.attention_query(query), pairs, event, history)
         cold = self.cold(torch.cat([user, attended, query, user * query], dim=1)) + self.cold_user(user)
-        taste = self.taste(torch.relu(user))
+        taste = self.taste(torch.relu(user)) + person[:, self.shape.user_id_field, : dim - 1]
         return torch.cat([cold, taste, taste.new_full((len(taste), 1), _INTERCEPT)], dim=1)
 
     def forward(

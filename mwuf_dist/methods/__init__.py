@@ -51,7 +51,7 @@ def build_method(config: MethodConfig, dim: int, item_context: int, backbone: Ba
 def pretraining_of(config: MethodConfig) -> MethodConfig:
     """The part of section `method` that decides stage `pretrain`; equal for methods that can share a pretraining."""
     keys = find_class("method.name", config.name, METHODS, Method).pretrain_keys
-    return dataclasses.replace(MethodConfig(), **{key: getattr(config, key) for key in keys})
+    return dataclasses.replace(MethodConfig(name="base"), **{key: getattr(config, key) for key in keys})
 
 
 __all__ = ["METHODS", "Episodes", "Method", "PretrainedItems", "build_method", "pretraining_of"]

@@ -84,7 +84,6 @@ class Method(nn.Module):
     looks_up_items = False  # Whether `initial_rows` reads the items' indices, not their fields alone.
     episode_trained = False  # Whether `episode_loss` has weights to train.
     fits_items = False  # Whether `fit` takes the place of the steps of `warm_up`.
-    reads_user_means = False  # Whether `scale_and_shift` looks at its `user_mean`.
     meta_trained = False  # Whether `scale_and_shift` has weights to train.
     regenerates = False  # Whether `regenerated_rows` changes anything.
     # The keys of section `method` that decide what `pretrain` computes, where `pretrain_item` does something: runs in
@@ -195,9 +194,4 @@ def check_backbone(method: Method, backbone: Backbone) -> None:
         raise UserError(
             f"method {name!r} fits rows to a logit that is linear in the item embedding: it goes with "
             "backbone.name = 'encoder' or 'fm'"
-        )
-    if method.reads_user_means and not backbone.uses_user_id:
-        raise UserError(
-            f"method {name!r} shifts by the mean of users' ID embeddings, and this backbone has none: choose another "
-            "backbone, or method.shifting = false"
         )

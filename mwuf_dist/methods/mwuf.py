@@ -30,7 +30,6 @@ class Mwuf(Method):
         self.scaling = _meta_network(item_context, config.hidden, dim, config.residual) if config.scaling else None
         self.shifting = _meta_network(dim, config.hidden, dim, config.residual) if config.shifting else None
         self.meta_trained = config.scaling or config.shifting
-        self.reads_user_means = config.shifting
         self.start = MetaEmb(config, dim, item_context) if self.initialisation == "metaemb" else None
         if self.start is not None:
             self.initialisation, self.episode_trained = "own", True

@@ -75,7 +75,8 @@ def literal_logit(
         for score, h in zip(scores, events, strict=True):
             found[part] += score / sum(scores) * backbone.attention_value(h)[part]
     cold = backbone.cold(torch.cat([user, found, query, user * query])) + backbone.cold_user(user)
-    taste = torch.cat([backbone.taste(torch.relu(user)), torch.tensor([0.775], dtype=torch.float64)])
+    taste = backbone.taste(torch.relu(user)) + fields[SHAPE.user_id_field, : dim - 1]
+    taste = torch.cat([taste, torch.tensor([0.775], dtype=torch.float64)])
     return float(cold + item[row] @ taste)
 
 
@@ -95,13 +96,16 @@ def test_cutting_the_attention_into_pieces_changes_nothing(monkeypatch: pytest.M
     assert torch.allclose(logits(backbone, *example()), whole, atol=1e-12)
 
 
-def test_the_cold_part_and_the_users_taste_do_not_see_the_item_id_or_the_user_id() -> None:
+def test_the_cold_part_sees_no_item_id_and_no_user_id() -> None:
     backbone = built().eval()
     item, context, history = example()
     first = SHAPE.num_item_fields * SHAPE.dim + SHAPE.user_id_field * SHAPE.dim
     other = context.clone()
     other[:, first : first + SHAPE.dim] += 1
-    assert torch.equal(backbone.encode(history, other), backbone.encode(history, context))
+    whole, changed = backbone.encode(history, context), backbone.encode(history, other)
+    assert torch.equal(changed[:, 0], whole[:, 0])
+    # The user's ID is a part of the taste, and the intercept stays what it is.
+    assert (changed[:, 1:-1] != whole[:, 1:-1]).all() and torch.equal(changed[:, -1], whole[:, -1])
     assert (logits(backbone, item, context, history) != logits(backbone, item + 1, context, history)).all()
 
 
