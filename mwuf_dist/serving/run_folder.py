@@ -24,7 +24,7 @@ from mwuf_dist.data.shards import ENTITY_FILES, Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, start
-from mwuf_dist.training.checkpoints import load_tensors, read_meta
+from mwuf_dist.training.checkpoint_files import load_tensors, read_meta
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.meta_train import meta_trained_tensors
 from mwuf_dist.training.model import Model

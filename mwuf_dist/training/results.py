@@ -12,7 +12,7 @@ from mwuf_dist.config import Config, config_hash, to_dict
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.evaluation.metrics import auc, calibration, log_loss
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.training.checkpoints import Meta
+from mwuf_dist.training.checkpoint_files import Meta
 
 SCHEMA = 1
 

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.checkpoints import Checkpointer
+from mwuf_dist.training.checkpoints import SavePolicy
 from mwuf_dist.training.meta_train import MetaTrain
 from mwuf_dist.training.pretrain import Pretrain
 from mwuf_dist.training.warm_up import WarmUp
@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpointer, "due", lambda self, step: step % 3 == 0)
+        patch.setattr(SavePolicy, "due", lambda self, step: step % 3 == 0)
         stop_at(patch, owner, function, call)
         with pytest.raises(Stop):
             run(CONFIGS[name], tmp_path / "run")
@@ -153,7 +153,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped in pretrain, after a save."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpointer, "due", lambda self, step: step == 4)
+        patch.setattr(SavePolicy, "due", lambda self, step: step == 4)
         stop_at(patch, Pretrain, "step", 6)
         with pytest.raises(Stop):
             run(CONFIGS["adam"], folder)
