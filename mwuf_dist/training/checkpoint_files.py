@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,11 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from mwuf_dist.config import UserError
+from mwuf_dist.data.shards import crc32_of
 from mwuf_dist.versions import other_version
 
 META = "meta.json"
 INDEX = ".metadata"
-_CHUNK_BYTES = 1 << 22
 # What an index of tensors consists of, apart from dtypes.
 _INDEX_CLASSES = {
     "torch.distributed.checkpoint.metadata": {
@@ -101,12 +100,8 @@ class Meta:
 
 
 def record(path: Path) -> FileRecord:
-    """Size and CRC-32 of a file, about a second per GB."""
-    crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            crc = zlib.crc32(chunk, crc)
-    return FileRecord(path.stat().st_size, crc)
+    """Size and CRC-32 of a file."""
+    return FileRecord(path.stat().st_size, crc32_of(path))
 
 
 def parse_meta(path: Path, config_hash: str | None) -> Meta:
