@@ -16,7 +16,7 @@ import torch.distributed as dist
 from mwuf_dist.exits import RankLostError
 
 # Seconds between two signs of life of a rank that the others wait for.
-_SIGN_EVERY_S = 1.0
+_SIGN_EVERY_S = 0.25
 # Seconds that the ranks have to notice a failure after the first of them: they wait in the same collective.
 _ROLL_CALL_S = 3.0
 # Seconds between two looks into the store at most.
@@ -110,4 +110,4 @@ class Peers:
             return "; ".join(notes)
         if silent:
             return f"rank {', '.join(map(str, silent))} does not answer: it has died or hangs"
-        return "every rank answers: the connection between two of them has failed"
+        return "a rank was later than runtime.timeout_s, or a connection has failed (every rank answers now)"

@@ -7,6 +7,7 @@ ranks and under another sharding plan. What is in a checkpoint: `checkpoint_file
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from collections.abc import Iterator
@@ -118,7 +119,7 @@ class Checkpointer:
             try:
                 dcp.save(tensors, checkpoint_id=str(beside))
             except CheckpointException as error:  # every rank raises it
-                raise next(iter(error.failures.values()))[0] from None
+                raise _of_the_disk(next(iter(error.failures.values()))[0]) from None
             # Each rank reads what it has written itself, out of memory as a rule.
             ours = {path.name: record(path) for path in beside.glob(f"__{self._runtime.rank}_*")}
             meta.files = {name: entry for part in self._runtime.gather(ours) for name, entry in part.items()}
@@ -203,6 +204,16 @@ class Checkpointer:
         # LATEST goes by the order of saves, and the order of the names by that of training: a run saves in it.
         before = [path for path in checkpoints if path != newest and _place(path) < _place(newest)]
         return [newest, *before[::-1]]
+
+
+def _of_the_disk(error: BaseException) -> BaseException:
+    """The disk's own error behind that of a save, where there is one."""
+    while error.__context__ is not None and not isinstance(error, OSError):
+        error = error.__context__
+    # The writer of torch's files notices only that they are shorter than they should be.
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):
+        return OSError(errno.ENOSPC, "fewer bytes were taken than given: the disk is full, or a quota is used up")
+    return error
 
 
 def _place(path: Path) -> tuple[int, ...]:

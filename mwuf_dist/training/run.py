@@ -62,12 +62,14 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
         job.meta_train()
         job.warm_up_and_evaluate()
     results = results_of(config, job.prepared, runtime, job.session.meta)
-    if runtime.is_main:
-        metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        plot_run(metrics, results, folder / "run.png")
-        write_atomically(results_path, json.dumps(results, indent=1, allow_nan=False) + "\n")
-    runtime.barrier()
+    runtime.on_main(lambda: _write(results, folder))
     return results
+
+
+def _write(results: dict[str, Any], folder: Path) -> None:
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    plot_run(metrics, results, folder / "run.png")
+    write_atomically(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
 
 
 def run_pretrain(config: Config, folder: Path, runtime: Runtime) -> Path:

@@ -76,7 +76,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "kill": _kill,
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "hang": lambda: time.sleep(TIMEOUT_S),
-    "wait": lambda: time.sleep(5),
+    "wait": lambda: time.sleep(4),
     "fill the disk": _fill_the_disk,
     "fail": _fail,
     "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
