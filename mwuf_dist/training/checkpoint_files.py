@@ -181,16 +181,23 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 class _Reader(dcp.FileSystemReader):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        # Now, and not where it is asked for: there, any error is taken for an index of another kind.
+        self._index = _read_index(path / INDEX)
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self.path) / INDEX
-        try:
-            with path.open("rb") as file:
-                metadata = _IndexUnpickler(file).load()
-        except (pickle.UnpicklingError, EOFError, ValueError) as error:
-            raise UserError(f"{path}: not the index of a checkpoint ({error}): it is not loaded") from None
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+        self._index.storage_meta = self._index.storage_meta or StorageMeta()
+        self._index.storage_meta.load_id = self.load_id
+        return self._index
+
+
+def _read_index(path: Path) -> Metadata:
+    try:
+        with path.open("rb") as file:
+            return _IndexUnpickler(file).load()
+    except (OSError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: not the index of a checkpoint ({error}): it is not loaded") from None
 
 
 class _TensorsOnly(DefaultLoadPlanner):
