@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench doctor clean clean-venv
+.PHONY: help setup demo test lint format bench chaos doctor clean clean-venv
 
 # Any Python that runs (3.8 or later) can start the setup, which then looks for one from 3.11 to 3.13.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -37,6 +37,9 @@ format: setup  ## Format the code and mend what ruff can mend
 
 bench: setup  ## Time the training stages against a plain PyTorch program
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.train_step $(BENCH_ARGS)
+
+chaos: setup  ## Kill a run at random, 50 times, and compare it with one left alone (CHAOS_ARGS='--kills 5')
+	$(ONE_THREAD) $(BIN)/python -W ignore -m benchmarks.chaos $(CHAOS_ARGS)
 
 doctor: setup  ## Print the environment and what is wrong with it
 	$(BIN)/mwuf doctor

@@ -1,8 +1,12 @@
-"""`mwuf ...`: the commands. Exit codes: 0 done, 2 the user's input is wrong (no traceback), 1 anything else."""
+"""`mwuf ...`: the commands.
+
+Exit codes: 0 done, 2 the user's input is wrong (no traceback), 143 stopped by SIGTERM, 130 by Ctrl-C, 1 anything else.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import os
 import sys
@@ -17,6 +21,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from mwuf_dist.config import Config, UserError, build, read_toml, to_dict, without_studies
+from mwuf_dist.exits import STOPPED_EXIT_CODE, RankLostError, StoppedError
 from mwuf_dist.versions import version_problem
 
 if TYPE_CHECKING:
@@ -91,6 +96,7 @@ examples:
 }
 # Time for the launcher to end the ranks that wait for the main one to say what is wrong.
 _OTHER_RANKS_WAIT_S = 10.0
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -147,6 +153,12 @@ def main(argv: list[str] | None = None) -> None:
         _let_main_rank_speak()
         print(f"mwuf: {error}", file=sys.stderr)
         sys.exit(2)
+    except StoppedError as stop:
+        print(f"mwuf: {stop}", file=sys.stderr)
+        sys.exit(STOPPED_EXIT_CODE)
+    except RankLostError as error:
+        print(f"mwuf: {error}", file=sys.stderr)
+        sys.exit(1)
     except SystemExit as end:
         if end.code:  # a wrong option, which the main rank's parser tells
             _let_main_rank_speak()
@@ -157,6 +169,11 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         # `mwuf ... | head`: nobody reads on. Python must not find out again when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in _DISK_IS_FULL:
+            raise
+        print(f"mwuf: {error}: make room, then the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(1)
 
 

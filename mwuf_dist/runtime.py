@@ -11,14 +11,17 @@ import datetime
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from mwuf_dist.config import Config, RuntimeConfig, UserError
+from mwuf_dist.exits import RankLostError
+from mwuf_dist.peers import Peers
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Runtime:
     device: torch.device
     show_progress: bool
     ranks_per_host: int = 1
+    peers: Peers | None = None  # None for a rank that is alone
 
     @property
     def is_main(self) -> bool:
@@ -44,11 +48,15 @@ class Runtime:
 
     def max(self, value: int) -> int:
         """The largest of the ranks' values."""
+        return self.maxima([value])[0]
+
+    def maxima(self, values: Sequence[int]) -> list[int]:
+        """The largest of the ranks' values, place by place, in one exchange."""
         if self.world_size == 1:
-            return value
-        tensor = torch.tensor(value, device=self.device)
+            return list(values)
+        tensor = torch.tensor(values, device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return int(tensor)
+        return tensor.tolist()
 
     def pad(self, ids: torch.Tensor) -> torch.Tensor:
         """`ids` [n] with zeros behind, as long as the longest of the ranks': a lookup takes equally many on each."""
@@ -98,18 +106,30 @@ class Runtime:
         dist.broadcast_object_list(box)
         return box[0]
 
+    def gather(self, value: object) -> list[Any]:
+        """Every rank's value, on every rank."""
+        values: list[object] = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def on_main(self, action: Callable[[], object]) -> None:
-        """Does something on the main rank while the others wait.
+        """Does something on the main rank while the others wait, longer than a collective may take if need be.
 
         Raises:
             UserError: `action` raised it; every rank does, so that none waits for one that has gone.
+            RankLostError: the main rank has given no sign of life for `runtime.timeout_s`.
         """
         problem = None
-        if self.is_main:
-            try:
-                action()
-            except UserError as error:
-                problem = str(error)
+        if not self.is_main:
+            assert self.peers is not None
+            self.peers.wait_for_main()
+        else:
+            with self.peers.waiting_for_us() if self.peers is not None else contextlib.nullcontext():
+                try:
+                    action()
+                except UserError as error:
+                    problem = str(error)
         problem = self.share(problem)
         if problem is not None:
             raise UserError(problem)
@@ -147,16 +167,41 @@ def start(config: Config) -> Iterator[Runtime]:
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = datetime.timedelta(seconds=settings.timeout_s)
+    peers = None
     if world_size == 1:
         # No launcher: a store in this process, so that no port is opened.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=_store(), rank=rank, world_size=world_size, timeout=timeout)
+        store = _store()
+        peers = Peers(dist.PrefixStore("peers", store), rank, world_size, settings.timeout_s)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     progress = settings.progress == "on" or (settings.progress == "auto" and os.isatty(2))
     try:
-        yield Runtime(rank, world_size, device, progress and rank == 0, ranks_per_host)
+        with _naming_the_lost_rank(rank, peers):
+            yield Runtime(rank, world_size, device, progress and rank == 0, ranks_per_host, peers)
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _naming_the_lost_rank(rank: int, peers: Peers | None) -> Iterator[None]:
+    """Says which rank has gone, instead of which socket, where a collective fails; tells the others why we go."""
+    try:
+        yield
+    except BaseException as error:
+        if peers is None:
+            raise
+        if not _is_of_a_collective(error):
+            peers.note_failure(f"{type(error).__name__}: {error}")
+            raise
+        raise RankLostError(
+            f"rank {rank} stops, because {peers.roll_call()}; the same command goes on from the last checkpoint"
+        ) from error
+
+
+def _is_of_a_collective(error: BaseException) -> bool:
+    # Gloo's errors are plain RuntimeErrors, which begin with the file of its source.
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
 def _store() -> dist.Store:

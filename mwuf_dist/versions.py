@@ -45,6 +45,19 @@ def version_problem() -> str | None:
     return None
 
 
+def other_version(saved: dict[str, str]) -> str | None:
+    """Why a checkpoint that was saved with these versions is not loaded; None where it is.
+
+    A patch release keeps formats and names, and is accepted. Another minor version of torch may write tensors, of
+    torchrec name tables, and of this package name and lay out anything in another way, and none of them says so.
+    """
+    for distribution, name in (("torch", "torch"), ("torchrec", "torchrec"), ("mwuf-dist", "mwuf_dist")):
+        ours, theirs = installed(distribution), saved.get(name)
+        if ours is not None and theirs is not None and ours.split(".")[:2] != theirs.split(".")[:2]:
+            return f"saved with {distribution} {theirs}, this is {ours}: install {theirs} to go on from it"
+    return None
+
+
 def check_versions() -> None:
     """Refuses a trio of torch, torchrec and fbgemm that cannot work; takes milliseconds and imports none of them.
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 400
 
 # A room is a module or folder of mwuf_dist, or one of the top-level folders. Each may import itself and these:
-GROUND = {"config", "config_logs", "config_types", "registry", "runtime", "versions"}
+GROUND = {"config", "config_logs", "config_types", "registry", "runtime", "exits", "versions"}
 BELOW_TRAINING = {"methods", "backbones", "embeddings", "data"} | GROUND
 BELOW_STUDIES = {"training", "evaluation", "mwuf_kernels"} | BELOW_TRAINING
 EVERYTHING = {"cli", "launch", "studies", "serving", "doctor"} | BELOW_STUDIES
@@ -29,7 +29,9 @@ MAY_IMPORT = {
     "config": {"config_types", "config_logs"},
     "registry": {"config"},
     "versions": {"config"},
-    "runtime": {"config", "versions"},
+    "exits": set(),
+    "peers": {"exits"},
+    "runtime": {"config", "versions", "exits", "peers"},
     "evaluation": {"config"},  # knows arrays, not models
     "data": GROUND,
     "embeddings": {"data", "mwuf_kernels"} | GROUND,  # U(v) sums are a segment mean

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from mwuf_dist.data.schema import RawDataset
-from mwuf_dist.data.shards import Prepared
+from mwuf_dist.data.shards import Prepared, entry
 from mwuf_dist.data.split import SPLITS, Split, SplitRule
 
 Scope = Literal["before", "all"]
@@ -72,7 +72,7 @@ class Histories:
     def __init__(
         self, prepared: Prepared, num_finished: int, length: int, device: torch.device, scope: Scope = "before"
     ) -> None:
-        self._folder = prepared.path / FOLDER
+        self._prepared = prepared
         self._length = length
         self._scope = scope
         kept = self.load("phases") <= num_finished
@@ -89,7 +89,7 @@ class Histories:
 
     def load(self, name: str) -> np.ndarray:
         """One of the arrays of the folder."""
-        return np.load(self._folder / f"{name}.npy", mmap_mode="r")
+        return np.load(self._prepared.whole(f"{FOLDER}/{name}.npy"), mmap_mode="r")
 
     def before(self, split: str, start: int, stop: int) -> np.ndarray:
         """How many events of its user are strictly earlier than each of the rows [start, stop) of a split, int32."""
@@ -146,7 +146,7 @@ def write(dataset: RawDataset, split: Split, rule: SplitRule, folder: Path) -> d
         folder: exists.
 
     Returns:
-        Path of each file in the folder -> {"bytes": its size}, for the manifest.
+        Path of each file in the folder -> {"bytes": its size, "crc32": of its content}, for the manifest.
     """
     user, item, label, time = (dataset.interactions[name].to_numpy() for name in ("user", "item", "label", "time"))
     num_raw_items = dataset.items.num_rows
@@ -172,7 +172,7 @@ def write(dataset: RawDataset, split: Split, rule: SplitRule, folder: Path) -> d
     for name, array in arrays.items():
         np.save(folder / FOLDER / f"{name}.npy", array)
     paths = [f"{FOLDER}/{name}.npy" for name in arrays]
-    return {path: {"bytes": (folder / path).stat().st_size} for path in paths}
+    return {path: entry(folder / path) for path in paths}
 
 
 def event_phases(item: np.ndarray, num_items: int, split: Split, rule: SplitRule) -> np.ndarray:

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from mwuf_dist.config import PHASES
 from mwuf_dist.evaluation.comparison import SCORINGS, row_label
 from mwuf_dist.evaluation.files import write_atomically
 from mwuf_dist.evaluation.tables import SCORING_NAMES, speed, stage_names
+
+# Matplotlib takes a second to import, which a run that is started again should not lose: it is needed at the end only.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#882255", "#999933", "#7f7f7f",
@@ -247,6 +247,8 @@ def plot_run(metrics: list[dict[str, Any]], results: dict[str, Any], path: Path)
         results: the run's `results.json`.
         path: the PNG file to write.
     """
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     curves = _loss_curves(metrics)
     figure = _figure(3.9 * (len(curves) + 1), 3.7)
     panels = np.atleast_1d(figure.subplots(1, len(curves) + 1))
@@ -302,6 +304,10 @@ def _draw_run_auc(axes: Axes, results: dict[str, Any]) -> None:
 
 
 def _figure(width_inches: float, height_inches: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
     figure = Figure(figsize=(width_inches, height_inches), layout=layout)
     FigureCanvasAgg(figure)

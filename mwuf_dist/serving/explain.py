@@ -19,7 +19,8 @@ from mwuf_dist.config import PHASES, WARM_SETS, config_hash
 from mwuf_dist.data.loader import Batch
 from mwuf_dist.serving.explain_served import SERVED, served_scores
 from mwuf_dist.serving.run_folder import PHASE_NAMES, FinishedRun
-from mwuf_dist.training.checkpoints import Checkpointer, Cursor, Meta
+from mwuf_dist.training.checkpoint_files import Cursor, Meta
+from mwuf_dist.training.checkpoints import Checkpointer
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session
 from mwuf_dist.training.meta_train import initialise_new_ids

@@ -26,7 +26,8 @@ from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving import warm_state
 from mwuf_dist.serving.warm_state import SERVED, Grown, WarmState
-from mwuf_dist.training.checkpoints import load_tensors, module_state, read_meta
+from mwuf_dist.training.checkpoint_files import load_tensors, read_meta
+from mwuf_dist.training.checkpoints import module_state
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.meta_train import meta_trained_tensors
 from mwuf_dist.training.model import Model

@@ -1,61 +1,96 @@
-"""Checkpoints: written beside and renamed, then an atomic `LATEST`, with a `meta.json` that a person can read.
+"""When and where the state of a run is saved, and which checkpoint it goes on from.
 
-Tensors go through `torch.distributed.checkpoint`, so a checkpoint can be loaded on another number of ranks and under
-another sharding plan.
+A checkpoint is written beside its place and renamed, then `LATEST` is replaced at once: at any moment a kill leaves
+the ones before it whole. Tensors go through `torch.distributed.checkpoint`, so they can be loaded on another number of
+ranks and under another sharding plan. What is in a checkpoint: `checkpoint_files`.
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from mwuf_dist.config import CheckpointConfig, UserError
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.evaluation.files import write_atomically
+from mwuf_dist.exits import asked_to_stop, held_back
 from mwuf_dist.runtime import Runtime
+from mwuf_dist.training.checkpoint_files import INDEX, META, DamagedError, Meta, content_problem, parse_meta, record
 
-# Steps between two looks at the clock: on several ranks a look is a collective.
+# On several ranks a look at the clock is an exchange (0.1 ms on one machine): so many steps, or seconds, apart at most.
 _STEPS_BETWEEN_LOOKS = 50
+_SECONDS_BETWEEN_LOOKS = 1.0
+_STAGES = ("pretrain", "meta_train", "warm_up")
+_NOWHERE = (-1,)
 
 
-@dataclass(frozen=True)
-class Cursor:
-    """Where a run stands: the next thing to do is `step` of `epoch` of `stage` (for `warm_up`: of phase `phase`)."""
+class SavePolicy:
+    """When to save, and which checkpoints to keep.
 
-    stage: str
-    phase: int = 0
-    epoch: int = 0
-    step: int = 0
-
-
-@dataclass
-class Meta:
-    """What `meta.json` holds beside the tensors.
-
-    `held_out_loss` is that of the last finished epoch of a stage that trains until it stops falling.
+    Args:
+        config: section `checkpoint`.
+        runtime: ranks.
     """
 
-    cursor: Cursor
-    config_hash: str
-    world_size: int
-    versions: dict[str, str]
-    metrics_bytes: int = 0
-    held_out_loss: float | None = None
-    stages: dict[str, dict[str, float]] = field(default_factory=dict)
-    phases: dict[str, dict[str, Any]] = field(default_factory=dict)
-    plans: dict[str, dict[str, str]] = field(default_factory=dict)
-    files: dict[str, int] = field(default_factory=dict)
+    def __init__(self, config: CheckpointConfig, runtime: Runtime) -> None:
+        self._config = config
+        self._runtime = runtime
+        # Of a clock that never jumps: the one on the wall is set by people, daylight saving and NTP.
+        self._last_save = self._last_look = time.monotonic()
+        self._last_step, self._steps_between = 0, 1
+        self.stopping = False
+
+    def due(self, step: int) -> bool:
+        """Whether to save after a step: the main rank's clock says so, or some rank was asked to stop.
+
+        Every rank calls it after each step of a stage, counted from 1, and every rank gets the same answer. `stopping`
+        says which of the reasons it is.
+        """
+        if step % self._steps_between:
+            return False
+        now = time.monotonic()
+        is_time = self._runtime.is_main and self._is_time(now)
+        # The slowest rank decides when to look again: the largest of what is below zero is the smallest.
+        stop, save, steps = self._runtime.maxima([asked_to_stop(), is_time, -self._steps_until_a_look(now, step)])
+        self._last_look, self._last_step, self._steps_between = now, step, -steps
+        self.stopping = bool(stop)
+        return self.stopping or bool(save)
+
+    def _steps_until_a_look(self, now: float, step: int) -> int:
+        if self._runtime.world_size == 1:
+            return 1
+        steps = step - self._last_step if step > self._last_step else step  # another stage counts anew
+        step_s = (now - self._last_look) / steps
+        return max(1, min(_STEPS_BETWEEN_LOOKS, int(_SECONDS_BETWEEN_LOOKS / max(step_s, 1e-6))))
+
+    def _is_time(self, now: float) -> bool:
+        return self._config.every_s > 0 and now - self._last_save > self._config.every_s
+
+    def agree_to_stop(self) -> bool:
+        """Whether some rank was asked to stop. A collective, for where no step is near."""
+        self.stopping = bool(self._runtime.max(asked_to_stop()))
+        return self.stopping
+
+    def saved(self) -> None:
+        """A checkpoint was saved."""
+        self._last_save = time.monotonic()
+
+    def to_forget(self, checkpoints: list[Path]) -> list[Path]:
+        """Those of the checkpoints, oldest first, that are kept no longer."""
+        return checkpoints[: max(0, len(checkpoints) - self._config.keep_last)]
 
 
 class Checkpointer:
-    """When and where the state of a run is saved, and which checkpoint to go on from.
+    """Saves the state of a run, and finds the checkpoint to go on from.
 
     Args:
         folder: of the run's checkpoints.
@@ -65,82 +100,128 @@ class Checkpointer:
 
     def __init__(self, folder: Path, config: CheckpointConfig, runtime: Runtime) -> None:
         self._folder = folder
-        self._config = config
         self._runtime = runtime
-        self._last_save = time.monotonic()
-
-    def due(self, step: int) -> bool:
-        """Whether it is time to save after a step: the main rank's clock decides, for all."""
-        if not self._config.every_s or step % _STEPS_BETWEEN_LOOKS:
-            return False
-        return bool(self._runtime.share(time.monotonic() - self._last_save > self._config.every_s))
+        self.policy = SavePolicy(config, runtime)
 
     def save(self, meta: Meta, tensors: dict[str, Any]) -> None:
-        """Writes a checkpoint. A collective."""
-        cursor = meta.cursor
-        name = f"{cursor.stage}-{cursor.phase}-{cursor.epoch}-{cursor.step:08d}"
-        final, beside = self._folder / name, self._folder / f".{name}.partial"
-        if self._runtime.is_main:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-        self._runtime.barrier()
-        dcp.save(tensors, checkpoint_id=str(beside))
-        if self._runtime.is_main:
-            meta.files = {path.name: path.stat().st_size for path in sorted(beside.iterdir())}
-            (beside / "meta.json").write_text(json.dumps(asdict(meta), indent=1))
-            shutil.rmtree(final, ignore_errors=True)
-            beside.rename(final)
-            write_atomically(self._folder / "LATEST", name)
-            self._forget_old(name)
-        self._runtime.barrier()
-        self._last_save = time.monotonic()
+        """Writes a checkpoint. A collective.
 
-    def _forget_old(self, newest: str) -> None:
-        folders = sorted(
-            (path for path in self._folder.iterdir() if path.is_dir() and path.name != newest),
-            key=lambda path: path.stat().st_mtime,
-        )
-        for path in folders[: max(0, len(folders) + 1 - self._config.keep_last)]:
-            shutil.rmtree(path)
-
-    def latest(self, config_hash: str) -> tuple[Path, Meta] | None:
-        """The checkpoint to go on from: None when there is none yet.
+        Not in the background: the tables' optimizers write into the tensors in place, so they would have to be copied
+        first, and on MovieLens-1M the whole save takes no longer than a few dozen steps (README).
 
         Raises:
-            UserError: it is of another config, or a file of it is missing or has another size.
+            UserError: the disk is full, or cannot be written to. The checkpoints before are whole.
         """
+        final = self._folder / meta.cursor.name
+        beside = self._folder / f".{meta.cursor.name}.partial"
+        with held_back(), self._explained(beside):
+            self._runtime.on_main(lambda: self._make_room(beside))
+            try:
+                dcp.save(tensors, checkpoint_id=str(beside))
+            except CheckpointException as error:  # every rank raises it
+                raise _of_the_disk(next(iter(error.failures.values()))[0]) from None
+            # Each rank reads what it has written itself, out of memory as a rule.
+            ours = {path.name: record(path) for path in beside.glob(f"__{self._runtime.rank}_*")}
+            meta.files = {name: entry for part in self._runtime.gather(ours) for name, entry in part.items()}
+            self._runtime.on_main(lambda: self._install(meta, beside, final))
+        self.policy.saved()
+
+    @contextmanager
+    def _explained(self, beside: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise UserError(self._cannot_write(error)) from error
+
+    def _cannot_write(self, error: OSError) -> str:
+        whole = self._in_order()
+        state = f"{whole[-1].name}, which is whole" if whole else "the beginning, as there is none before it"
+        return (
+            f"{self._folder}: the checkpoint cannot be written ({error.strerror or error}): make room, then the same "
+            f"command goes on from {state}"
+        )
+
+    def _make_room(self, beside: Path) -> None:
+        with self._explained(beside):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for path in self._folder.glob(".*.partial"):  # what a save that was killed has left
+                shutil.rmtree(path)
+            beside.mkdir()
+
+    def _install(self, meta: Meta, beside: Path, final: Path) -> None:
+        with self._explained(beside):
+            meta.files[INDEX] = record(beside / INDEX)
+            (beside / META).write_text(meta.to_json(), encoding="utf-8")
+            shutil.rmtree(final, ignore_errors=True)
+            beside.rename(final)
+            write_atomically(self._folder / "LATEST", final.name)
+        # One that is further than this is damaged, or the run would not be here.
+        before = [path for path in self._in_order() if _place(path) <= _place(final)]
+        for path in {*self._in_order()} - {*before} | {*self.policy.to_forget(before)}:
+            shutil.rmtree(path)
+
+    def _in_order(self) -> list[Path]:
+        """The checkpoints of the run, by how far they are."""
+        if not self._folder.is_dir():
+            return []
+        return sorted((path for path in self._folder.iterdir() if _place(path) != _NOWHERE), key=_place)
+
+    def latest(self, config_hash: str) -> tuple[Path, Meta, list[str]] | None:
+        """The checkpoint to go on from, with what is wrong with those after it; None when there is none yet.
+
+        A collective: every rank looks at a part of the files.
+
+        Raises:
+            UserError: none of them is whole and of this config and version.
+        """
+        candidates: Any = self._runtime.share([path.name for path in self._candidates()])
+        refused = []
+        for name in candidates:
+            path = self._folder / name
+            problem, meta = None, None
+            try:
+                meta = parse_meta(path, config_hash)
+                problem = content_problem(path, meta, self._runtime.rank, self._runtime.world_size)
+            except DamagedError as error:
+                problem = str(error)
+            problem = next((found for found in self._runtime.gather(problem) if found), None)
+            if problem is None:
+                assert meta is not None
+                return path, meta, refused
+            refused.append(f"{path}: {problem}")
+        if refused:
+            raise UserError(f"{refused[0]}; delete the run's `checkpoints` folder to start it again")
+        return None
+
+    def _candidates(self) -> list[Path]:
+        """What `LATEST` names, then those before it, the nearest first."""
         pointer = self._folder / "LATEST"
+        checkpoints = self._in_order()
         if not pointer.exists():
-            return None
-        path = self._folder / pointer.read_text().strip()
-        return path, read_meta(path, config_hash)
+            return checkpoints[::-1]
+        newest = self._folder / pointer.read_text(encoding="utf-8").strip()
+        # LATEST goes by the order of saves, and the order of the names by that of training: a run saves in it.
+        before = [path for path in checkpoints if path != newest and _place(path) < _place(newest)]
+        return [newest, *before[::-1]]
 
 
-def read_meta(path: Path, config_hash: str | None) -> Meta:
-    """Reads and checks `meta.json` of a checkpoint.
-
-    Raises:
-        UserError: it is damaged, or made by a run of another config (`config_hash` None: not compared).
-    """
-    advice = "delete the run's `checkpoints` folder to start it again"
-    try:
-        values = json.loads((path / "meta.json").read_text())
-        meta = Meta(**values | {"cursor": Cursor(**values["cursor"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: meta.json cannot be read ({error}); {advice}") from None
-    for name, size in meta.files.items():
-        found = (path / name).stat().st_size if (path / name).exists() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise UserError(f"{path}: {name} {state}: the checkpoint is damaged; {advice}")
-    if config_hash is not None and meta.config_hash != config_hash:
-        raise UserError(f"{path}: made by a run of config {meta.config_hash}, this is {config_hash}; {advice}")
-    return meta
+def _of_the_disk(error: BaseException) -> BaseException:
+    """The disk's own error behind that of a save, where there is one."""
+    while error.__context__ is not None and not isinstance(error, OSError):
+        error = error.__context__
+    # The writer of torch's files notices only that they are shorter than they should be.
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):
+        return OSError(errno.ENOSPC, "fewer bytes were taken than given: the disk is full, or a quota is used up")
+    return error
 
 
-def load_tensors(path: Path, tensors: dict[str, Any]) -> None:
-    """Loads a checkpoint into tensors, in place. A collective."""
-    dcp.load(tensors, checkpoint_id=str(path))
+def _place(path: Path) -> tuple[int, ...]:
+    """How far a checkpoint is, from its name; `_NOWHERE` for a name that is none."""
+    stage, *numbers = path.name.split("-")
+    if stage not in _STAGES or not all(number.isdigit() for number in numbers):
+        return _NOWHERE
+    return _STAGES.index(stage), *map(int, numbers)
 
 
 def table_state(*collections: Tables) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from mwuf_dist.data.loader import Batch
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import Episodes, Method
 from mwuf_dist.runtime import generator_seed
-from mwuf_dist.training.checkpoints import Cursor, module_state
+from mwuf_dist.training.checkpoint_files import Cursor
+from mwuf_dist.training.checkpoints import module_state
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session
 from mwuf_dist.training.meta_train import held_out_items, train_epochs

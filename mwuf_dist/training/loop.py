@@ -7,14 +7,16 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from mwuf_dist.config import PHASES, UserError
 from mwuf_dist.data.loader import Batch, Batches
+from mwuf_dist.exits import StoppedError, held_back
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.training.checkpoints import Checkpointer, Cursor, Meta
+from mwuf_dist.training.checkpoint_files import Cursor, Meta
+from mwuf_dist.training.checkpoints import Checkpointer
 from mwuf_dist.training.recorder import Recorder
 
 _STEPS_BETWEEN_RECORDS = 50
@@ -36,10 +38,16 @@ class Session:
     steps_per_epoch: int | None = None
 
     def save(self, cursor: Cursor, tensors: dict[str, Any]) -> None:
-        """Saves a checkpoint that goes on at `cursor`. A collective."""
+        """Saves a checkpoint that goes on at `cursor`, and leaves if the run was asked to stop. A collective."""
         self.meta.cursor = cursor
         self.meta.metrics_bytes = self.recorder.num_bytes()
         self.checkpointer.save(self.meta, tensors)
+        if self.checkpointer.policy.agree_to_stop():
+            self.leave()
+
+    def leave(self) -> NoReturn:
+        """Ends the run between two steps, as it was asked to."""
+        raise StoppedError(f"stopped by SIGTERM; the same command goes on from {self.meta.cursor.name}")
 
     def count(self, stage: str, samples: int, seconds: float) -> None:
         """Adds to a stage's samples and seconds; a stage may run in several pieces."""
@@ -72,21 +80,26 @@ def train(
     bar = session.recorder.bar(title, epochs * loader.num_steps, done)
     clock = time.perf_counter()
     samples = 0
-    for epoch in range(start.epoch, epochs):
-        batches = loader.epoch(epoch, start.step if epoch == start.epoch else 0)
-        for batch in itertools.islice(batches, session.steps_per_epoch):
-            loss = step(batch)
-            samples += batch.num_rows
-            done += 1
-            bar.update()
-            is_last = done == epochs * loader.num_steps
-            if done % _STEPS_BETWEEN_RECORDS == 0 or is_last:
-                trained = epoch * loader.num_rows + min((batch.step + 1) * loader.batch_size, loader.num_rows)
-                _record(session, start, batch, done, trained, loss)
-            if tensors is not None and not is_last and session.checkpointer.due(done):
-                session.count(start.stage, samples, time.perf_counter() - clock)
-                session.save(replace(start, epoch=epoch, step=batch.step + 1), tensors())
-                clock, samples = time.perf_counter(), 0
+    with held_back():
+        for epoch in range(start.epoch, epochs):
+            batches = loader.epoch(epoch, start.step if epoch == start.epoch else 0)
+            for batch in itertools.islice(batches, session.steps_per_epoch):
+                loss = step(batch)
+                samples += batch.num_rows
+                done += 1
+                bar.update()
+                is_last = done == epochs * loader.num_steps
+                if done % _STEPS_BETWEEN_RECORDS == 0 or is_last:
+                    trained = epoch * loader.num_rows + min((batch.step + 1) * loader.batch_size, loader.num_rows)
+                    _record(session, start, batch, done, trained, loss)
+                if is_last or not session.checkpointer.policy.due(done):
+                    continue
+                if tensors is not None:
+                    session.count(start.stage, samples, time.perf_counter() - clock)
+                    session.save(replace(start, epoch=epoch, step=batch.step + 1), tensors())
+                    clock, samples = time.perf_counter(), 0
+                elif session.checkpointer.policy.stopping:
+                    session.leave()
     session.count(start.stage, samples, time.perf_counter() - clock)
     bar.close()
 

@@ -14,7 +14,8 @@ from mwuf_dist.data.loader import Batch
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import Method
 from mwuf_dist.runtime import generator_seed
-from mwuf_dist.training.checkpoints import Cursor, module_state, table_state
+from mwuf_dist.training.checkpoint_files import Cursor
+from mwuf_dist.training.checkpoints import module_state, table_state
 from mwuf_dist.training.loop import Session, train
 from mwuf_dist.training.model import Model, loss_sum
 from mwuf_dist.training.optimizers import Adam

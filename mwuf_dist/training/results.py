@@ -16,7 +16,7 @@ from mwuf_dist.data.shards import Prepared
 from mwuf_dist.evaluation.files import write_atomically
 from mwuf_dist.evaluation.metrics import auc, auc_by_clicks, calibration, log_loss
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.training.checkpoints import Meta
+from mwuf_dist.training.checkpoint_files import Meta
 
 SCHEMA = 1
 NEXT_SETS = (*WARM_SETS, "test")  # What the next-set scoring scores in each phase.

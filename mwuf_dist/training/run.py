@@ -22,7 +22,8 @@ from mwuf_dist.evaluation.files import write_atomically
 from mwuf_dist.evaluation.plots import plot_run
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, generator_seed
-from mwuf_dist.training.checkpoints import Checkpointer, Cursor, Meta, load_tensors, read_meta
+from mwuf_dist.training.checkpoint_files import Cursor, Meta, load_tensors, read_meta
+from mwuf_dist.training.checkpoints import Checkpointer
 from mwuf_dist.training.episodes import EpisodeTrain
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session
@@ -61,12 +62,14 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
         job.meta_train()
         job.warm_up_and_evaluate()
     results = results_of(config, job.prepared, runtime, job.session.meta)
-    if runtime.is_main:
-        metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        plot_run(metrics, results, folder / "run.png")
-        write_atomically(results_path, json.dumps(results, indent=1, allow_nan=False) + "\n")
-    runtime.barrier()
+    runtime.on_main(lambda: _write(results, folder))
     return results
+
+
+def _write(results: dict[str, Any], folder: Path) -> None:
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    plot_run(metrics, results, folder / "run.png")
+    write_atomically(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
 
 
 def run_pretrain(config: Config, folder: Path, runtime: Runtime) -> Path:
@@ -155,14 +158,15 @@ class Run:
         self.method: Method = method.to(runtime.device)
         checkpointer = Checkpointer(self.folder / "checkpoints", config.checkpoint, runtime)
         found = checkpointer.latest(config_hash(config))
-        self._checkpoint, meta = found or (
-            None,
-            Meta(Cursor("pretrain"), config_hash(config), runtime.world_size, versions()),
-        )
+        fresh = Meta(Cursor("pretrain"), config_hash(config), runtime.world_size, versions())
+        self._checkpoint, meta, refused = found or (None, fresh, [])
         runtime.on_main(lambda: _claim(config, self.folder))
         recorder = Recorder(self.folder, runtime, meta.metrics_bytes)
+        for reason in refused:
+            recorder.say(f"not taken: {reason}")
         if self._checkpoint is not None:
             recorder.say(f"goes on from {self._checkpoint.name}")
+            meta.world_size, meta.versions = fresh.world_size, fresh.versions
         self.session = Session(runtime, recorder, checkpointer, meta)
         meta.plans = {t.name: dict(t.plan) for t in (*self.model.pretrained_tables, self.model.new_ids)}
         self._frozen: Frozen | None = None

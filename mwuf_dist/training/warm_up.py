@@ -15,7 +15,8 @@ from mwuf_dist.data.loader import Batch, Loader
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.methods import Method
-from mwuf_dist.training.checkpoints import Cursor, table_state
+from mwuf_dist.training.checkpoint_files import Cursor
+from mwuf_dist.training.checkpoints import table_state
 from mwuf_dist.training.fit import ItemFit
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session, train

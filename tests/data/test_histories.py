@@ -68,6 +68,9 @@ class Written:
     def num_items(self) -> int:
         return len(self.split.item_order)
 
+    def whole(self, name: str) -> Path:
+        return self.path / name
+
     def histories(self, num_finished: int, length: int = 0, scope: Scope = "before") -> Histories:
         return Histories(self, num_finished, length, CPU, scope)  # type: ignore[arg-type]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mwuf_dist.training.checkpoints import Checkpointer
+from mwuf_dist.training.checkpoints import SavePolicy
 from mwuf_dist.training.meta_train import MetaTrain
 from tests.training.test_resume import CONFIGS, Stop, run, stop_at
 
@@ -20,7 +20,7 @@ def main(folder: Path, name: str) -> None:
     run(CONFIGS[name], folder / "whole")
     time.sleep(int(os.environ["RANK"]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpointer, "due", lambda self, step: step % 3 == 0)
+        patch.setattr(SavePolicy, "due", lambda self, step: step % 3 == 0)
         stop_at(patch, MetaTrain, "step", 17)
         with pytest.raises(Stop):
             run(CONFIGS[name], folder / "parts")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mwuf_dist.config import Config, build, merge
-from mwuf_dist.training.checkpoints import Checkpointer
+from mwuf_dist.training.checkpoints import SavePolicy
 from mwuf_dist.training.episodes import EpisodeTrain
 from mwuf_dist.training.meta_train import MetaTrain
 from tests.tiny import TINY, tiny
@@ -46,7 +46,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     owner: Any, call: int, checkpoint: str, uninterrupted: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpointer, "due", lambda self, step: step % 3 == 0)
+        patch.setattr(SavePolicy, "due", lambda self, step: step % 3 == 0)
         test_resume.stop_at(patch, owner, "loss" if owner is EpisodeTrain else "step", call)
         with pytest.raises(test_resume.Stop):
             test_resume.run(CONFIG, tmp_path / "run")
@@ -75,7 +75,7 @@ def test_every_method_that_learns_from_episodes_goes_on_to_the_same_bits(method:
     config = tiny(method=method, meta_train={"batch_size": 2048}, **sections)
     test_resume.run(config, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpointer, "due", lambda self, step: step % 3 == 0)
+        patch.setattr(SavePolicy, "due", lambda self, step: step % 3 == 0)
         test_resume.stop_at(patch, EpisodeTrain, "loss", 5)
         with pytest.raises(test_resume.Stop):
             test_resume.run(config, tmp_path / "run")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -12,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from mwuf_dist.config import Config, UserError
+from mwuf_dist.config import Config, UserError, config_hash
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.checkpoints import Checkpointer
+from mwuf_dist.training.checkpoint_files import load_tensors, read_meta
+from mwuf_dist.training.checkpoints import Checkpointer, SavePolicy
 from mwuf_dist.training.meta_train import MetaTrain
 from mwuf_dist.training.pretrain import Pretrain
 from mwuf_dist.training.warm_up import WarmUp
@@ -118,7 +123,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpointer, "due", lambda self, step: step % 3 == 0)
+        patch.setattr(SavePolicy, "due", lambda self, step: step % 3 == 0)
         stop_at(patch, owner, function, call)
         with pytest.raises(Stop):
             run(CONFIGS[name], tmp_path / "run")
@@ -153,7 +158,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped in pretrain, after a save."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpointer, "due", lambda self, step: step == 4)
+        patch.setattr(SavePolicy, "due", lambda self, step: step == 4)
         stop_at(patch, Pretrain, "step", 6)
         with pytest.raises(Stop):
             run(CONFIGS["adam"], folder)
@@ -183,6 +188,22 @@ def remove_it(checkpoint: Path) -> str:
     return "meta.json cannot be read"
 
 
+def flip_a_bit(checkpoint: Path) -> str:
+    path = max(checkpoint.iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return f"{path.name} is not what was saved"
+
+
+def make_it_of_another_version(checkpoint: Path) -> str:
+    path = checkpoint / "meta.json"
+    meta = json.loads(path.read_text())
+    major, minor, _ = meta["versions"]["torch"].split(".", 2)
+    path.write_text(json.dumps(meta | {"versions": meta["versions"] | {"torch": f"{major}.{int(minor) - 1}.0"}}))
+    return rf"saved with torch {major}.{int(minor) - 1}.0, this is .*: install"
+
+
 def make_it_of_another_config(checkpoint: Path) -> str:
     path = checkpoint / "meta.json"
     meta = json.loads(path.read_text())
@@ -190,7 +211,18 @@ def make_it_of_another_config(checkpoint: Path) -> str:
     return f"made by a run of config 0123456789ab, this is {meta['config_hash']}"
 
 
-@pytest.mark.parametrize("damage", [truncate, remove_a_file, cut_meta, remove_it, make_it_of_another_config])
+DAMAGES = [
+    truncate,
+    remove_a_file,
+    flip_a_bit,
+    cut_meta,
+    remove_it,
+    make_it_of_another_config,
+    make_it_of_another_version,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_refused_with_the_reason_and_the_way_out(
     damage: Callable[[Path], str], stopped: Path, tmp_path: Path
 ) -> None:
@@ -203,3 +235,77 @@ def test_a_damaged_checkpoint_is_refused_with_the_reason_and_the_way_out(
     assert sorted(path.name for path in folder.iterdir()) == before
     shutil.rmtree(folder / "checkpoints")  # the way out
     assert run(CONFIGS["adam"], folder)["phases"].keys() == {"cold", "warm-a", "warm-b", "warm-c"}
+
+
+@pytest.fixture(scope="module")
+def stopped_later(stopped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, stopped again after another save."""
+    folder = tmp_path_factory.mktemp("stopped-later") / "run"
+    shutil.copytree(stopped, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SavePolicy, "due", lambda self, step: step == 8)
+        stop_at(patch, Pretrain, "step", 6)
+        with pytest.raises(Stop):
+            run(CONFIGS["adam"], folder)
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_with_the_reason(
+    damage: Callable[[Path], str], stopped_later: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(stopped_later / "checkpoints", tmp_path / "checkpoints")
+    reason = damage(tmp_path / "checkpoints" / "pretrain-0-0-00000008")
+    config = CONFIGS["adam"]
+    with start(config) as runtime:
+        found = Checkpointer(tmp_path / "checkpoints", config.checkpoint, runtime).latest(config_hash(config))
+    assert found is not None
+    path, meta, (refused,) = found
+    assert (path.name, meta.cursor.step) == ("pretrain-0-0-00000004", 4)
+    assert re.search(f"pretrain-0-0-00000008: {reason}", refused), refused
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_to_the_same_bits(
+    stopped_later: Path, uninterrupted: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(stopped_later, folder)
+    reason = flip_a_bit(folder / "checkpoints" / "pretrain-0-0-00000008")
+    capsys.readouterr()
+    run(CONFIGS["adam"], folder)
+    said = capsys.readouterr().out
+    assert re.search(rf"not taken: .*{reason}.*\ngoes on from pretrain-0-0-00000004\n", said), said
+    assert_same(outcome(folder), uninterrupted("adam"))
+
+
+def test_another_patch_release_is_accepted(stopped_later: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped_later / "checkpoints" / "pretrain-0-0-00000008", tmp_path / "checkpoint")
+    path = tmp_path / "checkpoint" / "meta.json"
+    meta = json.loads(path.read_text())
+    minor = meta["versions"]["torch"].rsplit(".", 1)[0]
+    path.write_text(json.dumps(meta | {"versions": meta["versions"] | {"torch": f"{minor}.99"}}))
+    assert read_meta(tmp_path / "checkpoint", meta["config_hash"]).cursor.step == 8
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch sprung",)
+
+
+def test_loading_unpickles_nothing_but_an_index_of_tensors(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(next((stopped / "checkpoints").glob("pretrain-*")), checkpoint)
+    with start(CONFIGS["adam"]):
+        (tmp_path / "foreign").mkdir()
+        dcp.save({"trap": Trap()}, checkpoint_id=str(tmp_path / "foreign"))
+        with pytest.raises(UserError, match="a checkpoint holds tensors|has no place in a checkpoint"):
+            load_tensors(tmp_path / "foreign", {"trap": None})
+        (checkpoint / ".metadata").write_bytes(pickle.dumps(Trap()))
+        with pytest.raises(UserError, match=r"system has no place in a checkpoint"):
+            load_tensors(checkpoint, {"anything": torch.zeros(1)})
+    assert not (tmp_path / "sprung").exists()

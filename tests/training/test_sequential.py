@@ -17,7 +17,7 @@ from mwuf_dist.data.histories import History
 from mwuf_dist.data.loader import Loader
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.checkpoints import Checkpointer
+from mwuf_dist.training.checkpoints import SavePolicy
 from mwuf_dist.training.pretrain import Pretrain
 from mwuf_dist.training.run import Run
 from mwuf_dist.training.warm_up import WarmUp
@@ -178,7 +178,7 @@ def test_a_stopped_encoder_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     for number, (owner, name, call) in enumerate(stops):
         folder = tmp_path / str(number)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Checkpointer, "due", lambda self, step: step % 3 == 0)
+            patch.setattr(SavePolicy, "due", lambda self, step: step % 3 == 0)
             test_resume.stop_at(patch, owner, name, call)
             with pytest.raises(test_resume.Stop):
                 test_resume.run(config, folder)
@@ -193,7 +193,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> No
     for number, (owner, call) in enumerate([(Pretrain, 5), (run_module.MetaTrain, 5), (WarmUp, 2)]):
         folder = tmp_path / str(number)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Checkpointer, "due", lambda self, step: step % 3 == 0)
+            patch.setattr(SavePolicy, "due", lambda self, step: step % 3 == 0)
             test_resume.stop_at(patch, owner, "step", call)
             with pytest.raises(test_resume.Stop):
                 test_resume.run(config, folder)

@@ -1,0 +1,239 @@
+"""Kills a run again and again, at random, and compares what is left with the run that nothing happened to.
+
+    python -m benchmarks.chaos --kills 50 --ranks 2
+
+Time between two kills is drawn from an exponential distribution whose mean is three times the measured restart (from
+the start of the processes to the first line that says the run goes on). A kill is SIGKILL, of one rank (its peers are
+then killed, as a launcher does) or, one time in three, of all of them at once. What is compared:
+
+* difference: of every number of the phases in results.json and of every tensor of the last checkpoint, and whether
+  metrics.jsonl is the same to the byte. At the same number of ranks it has to be 0.
+* rows trained twice, and rows lost: per stage, what the finished run has counted, minus what the undisturbed one has.
+  The counts travel in the checkpoints with the tensors, so a row counts where its step is in the tensors. What a rank
+  computed after its last checkpoint died with it, and is not in the result: that is the time lost, not a row.
+* time lost per kill: (seconds of all attempts - seconds of the undisturbed run) / kills. It includes the restart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from mwuf_dist.config import build, merge, to_toml
+from mwuf_dist.evaluation.files import write_atomically
+from mwuf_dist.training.results import versions
+
+# Long enough for kills to find it in every stage: more rows and epochs than a test's, small embeddings.
+VALUES: dict[str, Any] = {
+    "data": {"name": "synthetic", "synthetic": {"num_rows": 200_000, "num_users": 2_000, "num_items": 1_000}},
+    "backbone": {"name": "deepfm", "hidden": [16, 8]},
+    "embedding": {"dim": 8},
+    "pretrain": {"epochs": 20, "batch_size": 1024},
+    "meta_train": {"epochs": 10, "batch_size": 1024},
+    "warm_up": {"batch_size": 64, "epochs": 20},
+    "checkpoint": {"every_s": 1.0},
+    "runtime": {"device": "cpu", "progress": "off", "timeout_s": 60},
+}
+
+
+@dataclass
+class Attempt:
+    """Ranks of one start of the run."""
+
+    processes: list[subprocess.Popen[bytes]]
+    log: Path
+    started: float = field(default_factory=time.monotonic)
+
+    def ended(self) -> bool:
+        """Whether a rank has ended, of itself or not."""
+        return any(process.poll() is not None for process in self.processes)
+
+    def has_said(self, text: str) -> bool:
+        """Whether it stands in the log."""
+        return text in self.log.read_text(errors="replace")
+
+    def kill(self, first: int) -> None:
+        """SIGKILL to one rank, then to what is left."""
+        for process in self.processes[first:] + self.processes[:first]:
+            process.send_signal(signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+
+    def wait(self) -> None:
+        """Until all have ended; fails where one has failed."""
+        codes = [process.wait() for process in self.processes]
+        if any(codes):
+            raise SystemExit(f"exit codes {codes}:\n{self.log.read_text(errors='replace')[-4000:]}")
+
+
+def start(config: Path, folder: Path, ranks: int) -> Attempt:
+    """Starts `mwuf run`, on several ranks in the way of `torchrun`, but with processes whose ids we know."""
+    command = [sys.executable, "-W", "ignore", "-m", "mwuf_dist", "run", str(config), "--output", str(folder)]
+    shared = dict(os.environ)
+    if ranks > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    log = folder.with_suffix(".log")
+    processes = []
+    with log.open("wb") as stream:
+        for rank in range(ranks):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+            processes.append(subprocess.Popen(command, env=shared | place, stdout=stream, stderr=stream))
+    return Attempt(processes, log)
+
+
+def measured_restart(config: Path, folder: Path, ranks: int) -> float:
+    """Seconds from the start of the processes until the run goes on: of one stopped in the middle of pretrain."""
+    attempt = start(config, folder, ranks)
+    while not list((folder / "checkpoints").glob("pretrain-*")):
+        time.sleep(0.05)
+        if attempt.ended():
+            attempt.wait()
+    attempt.kill(0)
+    attempt = start(config, folder, ranks)
+    while not attempt.has_said("goes on from"):
+        time.sleep(0.02)
+        if attempt.ended():
+            attempt.wait()
+    seconds = time.monotonic() - attempt.started
+    attempt.kill(0)
+    return seconds
+
+
+def stage_of(folder: Path) -> str:
+    """The stage that the last checkpoint goes on with."""
+    pointer = folder / "checkpoints" / "LATEST"
+    return pointer.read_text().split("-")[0] if pointer.exists() else "pretrain"
+
+
+def with_kills(config: Path, folder: Path, ranks: int, kills: int, mean_s: float, seed: int) -> tuple[float, list[str]]:
+    """Runs to the end under at most so many kills; (seconds of all attempts, stage of each kill)."""
+    draw = random.Random(seed)
+    stages: list[str] = []
+    seconds = 0.0
+    while True:
+        attempt = start(config, folder, ranks)
+        wait_s = draw.expovariate(1 / mean_s) if len(stages) < kills else float("inf")
+        while not attempt.ended() and time.monotonic() - attempt.started < wait_s:
+            time.sleep(0.02)
+        if attempt.ended():
+            attempt.wait()
+            seconds += time.monotonic() - attempt.started
+            return seconds, stages
+        attempt.kill(draw.randrange(ranks))
+        seconds += time.monotonic() - attempt.started
+        stages.append(stage_of(folder))
+        print(f"{kills - len(stages)} kills left: one after {wait_s:.1f} s, in {stages[-1]}", flush=True)
+
+
+def outcome(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], bytes]:
+    """(results, tensors, metrics.jsonl) of a finished run."""
+    checkpoint = folder / "checkpoints" / (folder / "checkpoints" / "LATEST").read_text()
+    dcp_to_torch_save(checkpoint, folder / "whole.pt")
+    tensors = torch.load(folder / "whole.pt")
+    return json.loads((folder / "results.json").read_text()), tensors, (folder / "metrics.jsonl").read_bytes()
+
+
+def difference(folder: Path, undisturbed: Path) -> dict[str, Any]:
+    """What sets the two runs apart."""
+    results, tensors, metrics = outcome(folder)
+    expected, expected_tensors, expected_metrics = outcome(undisturbed)
+    surplus = {
+        stage: entry["samples"] - expected["stages"][stage]["samples"]
+        for stage, entry in results["stages"].items()
+        if stage in ("pretrain", "meta_train", "warm_up", "evaluate")
+    }
+    numbers = [
+        abs(value - expected["phases"][phase][name])
+        for phase, values in results["phases"].items()
+        for name, value in values.items()
+    ]
+    return {
+        "rows_trained": {stage: results["stages"][stage]["samples"] for stage in surplus},
+        "rows_lost": sum(max(0, -rows) for rows in surplus.values()),
+        "rows_trained_twice": sum(max(0, rows) for rows in surplus.values()),
+        "largest_difference_of_a_metric": max(numbers),
+        "largest_difference_of_a_tensor": max(
+            float((tensors[name].double() - value.double()).abs().max()) for name, value in expected_tensors.items()
+        ),
+        "metrics_jsonl_is_the_same": metrics == expected_metrics,
+    }
+
+
+def chaos(scratch: Path, kills: int, ranks: int, seed: int) -> dict[str, Any]:
+    """Runs until all kills are spent, in as many runs as that takes, each compared with the undisturbed one."""
+    config = scratch / "chaos.toml"
+    config.write_text(to_toml(build(merge(VALUES, {"data": {"prepared_dir": str(scratch / "prepared")}}))))
+    attempt = start(config, scratch / "undisturbed", ranks)
+    attempt.wait()
+    undisturbed_s = time.monotonic() - attempt.started
+    restart_s = measured_restart(config, scratch / "restart", ranks)
+    print(f"undisturbed {undisturbed_s:.1f} s, restart {restart_s:.1f} s", flush=True)
+    stages: list[str] = []
+    runs: list[dict[str, Any]] = []
+    seconds = 0.0
+    while len(stages) < kills:
+        folder = scratch / f"run-{len(runs)}"
+        took_s, killed_in = with_kills(config, folder, ranks, kills - len(stages), 3 * restart_s, seed + len(runs))
+        runs.append(difference(folder, scratch / "undisturbed"))
+        seconds += took_s
+        stages += killed_in
+    lost_s = (seconds - len(runs) * undisturbed_s) / max(1, len(stages))
+    return {
+        "ranks": ranks,
+        "kills_survived": len(stages),
+        "kills_by_stage": {stage: stages.count(stage) for stage in dict.fromkeys(stages)},
+        "runs": len(runs),
+        "restart_s": round(restart_s, 2),
+        "undisturbed_s": round(undisturbed_s, 2),
+        "time_lost_per_kill_s": round(lost_s, 2),
+        "rows_trained": sum(sum(run["rows_trained"].values()) for run in runs),
+        "rows_lost": sum(run["rows_lost"] for run in runs),
+        "rows_trained_twice": sum(run["rows_trained_twice"] for run in runs),
+        "largest_difference_of_a_metric": max(run["largest_difference_of_a_metric"] for run in runs),
+        "largest_difference_of_a_tensor": max(run["largest_difference_of_a_tensor"] for run in runs),
+        "metrics_jsonl_is_the_same": all(run["metrics_jsonl_is_the_same"] for run in runs),
+        "versions": versions(),
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("runs/chaos.json"))
+    options = parser.parse_args()
+    scratch = Path(tempfile.mkdtemp(prefix="mwuf-chaos-"))
+    try:
+        record = chaos(scratch, options.kills, options.ranks, options.seed)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.output, json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+    same = record["rows_lost"] == record["rows_trained_twice"] == record["largest_difference_of_a_tensor"] == 0
+    sys.exit(0 if same and record["kills_survived"] == options.kills else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""SIGKILL at any place of a run: the run that goes on is the run that nothing has happened to."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.faults.ranks import (
+    META_TRAIN_STEP,
+    PLOT,
+    POINT,
+    PRETRAIN_STEP,
+    READ_BACK,
+    SAVE,
+    SCORE,
+    WARM_UP_STEP,
+    WRITE_SPLIT,
+    Fault,
+    ends,
+    finished,
+    launched,
+)
+from tests.training.test_resume import Outcome, assert_same, outcome
+
+pytestmark = pytest.mark.dist
+
+KILLED = -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Outcome]:
+    done: dict[int, Outcome] = {}
+
+    def of(ranks: int) -> Outcome:
+        if ranks not in done:
+            folder = tmp_path_factory.mktemp("undisturbed") / "run"
+            finished(folder, ranks)
+            done[ranks] = outcome(folder)
+        return done[ranks]
+
+    return of
+
+
+def test_a_process_killed_in_every_stage_and_in_saves_ends_with_the_same_bits(undisturbed: Any, tmp_path: Path) -> None:
+    places = [
+        Fault(WRITE_SPLIT, 2),
+        Fault(PRETRAIN_STEP, 5),
+        Fault(READ_BACK, 4),
+        Fault(META_TRAIN_STEP, 7),
+        Fault(POINT, 3),
+        Fault(WARM_UP_STEP, 2),
+        Fault(SCORE, 1),
+        Fault(PLOT),
+    ]
+    for place in places:
+        assert ends(tmp_path / "run", 1, [place], cache=tmp_path / "cache") == [KILLED], place
+    assert "goes on from warm_up-4-0-00000000" in finished(tmp_path / "run", cache=tmp_path / "cache")
+    assert_same(outcome(tmp_path / "run"), undisturbed(1))
+    left = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert not [name for name in left if name.startswith(".")], "what the killed saves have left is removed"
+
+
+def test_any_of_two_ranks_killed_anywhere_ends_with_the_same_bits(undisturbed: Any, tmp_path: Path) -> None:
+    places = [
+        Fault(PRETRAIN_STEP, 9, rank=1),
+        Fault(SAVE, 2, rank=0),
+        Fault(META_TRAIN_STEP, 7, rank=0),
+        Fault(READ_BACK, 1, rank=1),
+        Fault(WARM_UP_STEP, 2),
+    ]
+    for place in places:
+        assert KILLED in ends(tmp_path / "run", 2, [place]), place
+    finished(tmp_path / "run", 2)
+    assert_same(outcome(tmp_path / "run"), undisturbed(2))
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_at_another_world_size_to_the_same_tables(
+    before: int, after: int, undisturbed: Any, tmp_path: Path
+) -> None:
+    assert KILLED in ends(tmp_path / "run", before, [Fault(META_TRAIN_STEP, 8, rank=0)])
+    finished(tmp_path / "run", after)
+    results, tensors, _ = outcome(tmp_path / "run")
+    expected_results, expected_tensors, _ = undisturbed(after)
+    assert results["samples"] == expected_results["samples"]
+    for phase, metrics in expected_results["phases"].items():
+        assert results["phases"][phase]["auc_test"] == pytest.approx(metrics["auc_test"], abs=1e-4)
+    for name, expected in expected_tensors.items():
+        torch.testing.assert_close(tensors[name], expected, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_a_rank_that_is_killed_is_named_by_the_others(tmp_path: Path) -> None:
+    with launched(tmp_path / "run", 2, [Fault(PRETRAIN_STEP, 4, rank=1)]) as launch:
+        assert launch.wait(peers_too=False) == [1, KILLED]
+        assert "mwuf: rank 0 stops, because rank 1 does not answer: it has died or hangs" in launch.said(0)
+        assert "Traceback" not in launch.said(0)
