@@ -52,7 +52,8 @@ examples:
   mwuf run configs/movielens-1m.toml --seed 1 --output runs/ml-1
   mwuf run configs/demo.toml --backbone.name deepfm --method.name base --warm-up.epochs 5
   torchrun --nproc-per-node=2 -m mwuf_dist run configs/movielens-1m.toml
-  mwuf run configs/movielens-1m.toml --launcher ray --num-workers 2""",
+  mwuf run configs/movielens-1m.toml --launcher ray --num-workers 2
+  mwuf run configs/movielens-1m.toml --launcher ray --num-workers 8 --ray-address 10.0.0.1:6379""",
     "compare": """\
 Runs what section [study] of the config names, over several seeds, and writes one report.
 
@@ -97,6 +98,7 @@ class _Options(_PrepareOptions):
 class _RunOptions(_Options):
     launcher: Literal["here", "ray"] = "here"  # ray: the ranks are actors of a Ray cluster.
     num_workers: int = 1  # Ranks that `--launcher ray` starts.
+    ray_address: str = ""  # Ray cluster that exists; empty: $RAY_ADDRESS, or a cluster of this machine for this run.
 
 
 @dataclass
@@ -194,13 +196,15 @@ def _run(arguments: list[str]) -> int:
         raise UserError(
             "--num-workers is for --launcher ray; without Ray: torchrun --nproc-per-node=N -m mwuf_dist run"
         )
+    if options.ray_address and options.launcher == "here":
+        raise UserError("--ray-address is for --launcher ray")
     _check_environment()
     from mwuf_dist.evaluation import report
 
     if options.launcher == "ray":
         from mwuf_dist.launch import ray
 
-        results = ray.train(options.config, options.output, options.num_workers)
+        results = ray.train(options.config, options.output, options.num_workers, options.ray_address)
     else:
         from mwuf_dist.launch import local
 

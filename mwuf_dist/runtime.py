@@ -23,13 +23,17 @@ from mwuf_dist.config import Config, RuntimeConfig, UserError
 
 @dataclass(frozen=True)
 class Runtime:
-    """This process among its peers, and the few collectives that the package needs outside TorchRec."""
+    """This process among its peers, and the few collectives that the package needs outside TorchRec.
+
+    `lane_coordinator` names the Ray actor that leases lanes to the ranks; empty where there is none.
+    """
 
     rank: int
     world_size: int
     device: torch.device
     show_progress: bool
     ranks_per_host: int = 1
+    lane_coordinator: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -152,9 +156,10 @@ def start(config: Config) -> Iterator[Runtime]:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
         dist.init_process_group(backend, store=_store(), rank=rank, world_size=world_size, timeout=timeout)
+    coordinator = os.environ.get("MWUF_LANE_COORDINATOR", "")
     progress = settings.progress == "on" or (settings.progress == "auto" and os.isatty(2))
     try:
-        yield Runtime(rank, world_size, device, progress and rank == 0, ranks_per_host)
+        yield Runtime(rank, world_size, device, progress and rank == 0, ranks_per_host, coordinator)
     finally:
         dist.destroy_process_group()
 

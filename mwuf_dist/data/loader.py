@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from mwuf_dist.data.histories import Histories, History
-from mwuf_dist.data.order import EpochOrder
+from mwuf_dist.data.lanes import Leases, check_lanes
+from mwuf_dist.data.order import EpochOrder, num_lanes
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
 
@@ -77,7 +78,7 @@ class Loader:
         splits: names, concatenated in this order.
         batch_size: rows of a global batch.
         seed: decides the order together with the epoch.
-        runtime: which lanes are ours.
+        runtime: who we are; which lanes are ours says the coordinator of lanes.py.
         shuffled: False keeps time order.
         histories: gives each row its history.
     """
@@ -106,7 +107,8 @@ class Loader:
         if sum(self._sizes) <= _IN_MEMORY_ROWS:
             parts = [self._with_before(prepared.columns(split, _COLUMNS), split, 0) for split in self._splits]
             self._memory = {name: np.concatenate([part[name] for part in parts]) for name in self._columns}
-        self._order(0).owned_lanes(runtime.rank, runtime.world_size)  # a bad batch size is an error now, not later
+        check_lanes(num_lanes(batch_size), batch_size, runtime.world_size)
+        self._leases = Leases(runtime)
 
     @property
     def num_rows(self) -> int:
@@ -121,12 +123,15 @@ class Loader:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's part of each global batch from `start_step` on."""
         order = self._order(epoch)
+        lanes = self._leases.lanes(order.lanes)
         window = order.window_steps
         for index in range(start_step // window, -(-order.num_steps // window)):
             first = index * window
             steps = min(window, order.num_steps - first)
             rows, weight = (
-                self._shuffled_rows(order, index, steps) if self._shuffled else self._rows(order, first, steps)
+                self._shuffled_rows(order, lanes, index, steps)
+                if self._shuffled
+                else self._rows(order, lanes, first, steps)
             )
             yield from self._batches(order, rows, weight, first, max(first, start_step))
 
@@ -146,18 +151,19 @@ class Loader:
         for step in range(start, first + len(weight)):
             row = step - first
             num_rows = self.batch_size if step < last else order.num_rows - last * self.batch_size
-            is_full = num_rows == self.batch_size
+            is_full = num_rows == self.batch_size and order.lanes % self._runtime.world_size == 0
             history = None
             if self._histories is not None and before is not None:
                 history = self._histories.of(user[row], before[row], self._splits == ("pretrain",))
             yield Batch(user[row], item[row], label[row], weights[row], num_rows, is_full, order.epoch, step, history)
 
-    def _shuffled_rows(self, order: EpochOrder, index: int, steps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _shuffled_rows(
+        self, order: EpochOrder, lanes: range, index: int, steps: int
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """[steps, b] arrays: the rows of a window, lane beside lane."""
-        lanes = order.owned_lanes(self._runtime.rank, self._runtime.world_size)
-        width = order.rows_per_lane
-        rows = {name: np.zeros((len(lanes), steps * width), np.int32) for name in self._columns}
-        weight = np.zeros((len(lanes), steps * width), np.float32)
+        slots, width = self._slots(order), order.rows_per_lane
+        rows = {name: np.zeros((slots, steps * width), np.int32) for name in self._columns}
+        weight = np.zeros((slots, steps * width), np.float32)
         for slot, lane in enumerate(lanes):
             ranges, permutation = order.window(lane, index)
             weight[slot, : len(permutation)] = 1
@@ -165,23 +171,31 @@ class Loader:
                 rows[name][slot, : len(permutation)] = values[permutation]
 
         def by_step(array: np.ndarray) -> np.ndarray:
-            return np.ascontiguousarray(array.reshape(len(lanes), steps, width).swapaxes(0, 1)).reshape(steps, -1)
+            return np.ascontiguousarray(array.reshape(slots, steps, width).swapaxes(0, 1)).reshape(steps, -1)
 
         return {name: by_step(array) for name, array in rows.items()}, by_step(weight)
 
-    def _rows(self, order: EpochOrder, first: int, steps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The same in time order: our columns of the global batches."""
-        size, world = self.batch_size, self._runtime.world_size
-        begin, end = first * size, min((first + steps) * size, order.num_rows)
+    def _rows(
+        self, order: EpochOrder, lanes: range, first: int, steps: int
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The same in time order, where a lane is a range of columns of the global batches."""
+        begin, end = first * self.batch_size, min((first + steps) * self.batch_size, order.num_rows)
         read = self._read(order.ranges(begin, end))
-        share = slice(self._runtime.rank * size // world, (self._runtime.rank + 1) * size // world)
+        width = order.rows_per_lane
 
         def ours(array: np.ndarray) -> np.ndarray:
-            padded = np.zeros(steps * size, array.dtype)
+            padded = np.zeros(steps * self.batch_size, array.dtype)
             padded[: len(array)] = array
-            return np.ascontiguousarray(padded.reshape(steps, size)[:, share])
+            out = np.zeros((steps, self._slots(order) * width), array.dtype)
+            columns = slice(lanes.start * width, lanes.stop * width)
+            out[:, : len(lanes) * width] = padded.reshape(steps, -1)[:, columns]
+            return out
 
         return {name: ours(values) for name, values in read.items()}, ours(np.ones(end - begin, np.float32))
+
+    def _slots(self, order: EpochOrder) -> int:
+        """Lanes of the rank that has most: where a rank has fewer, padding fills its part up."""
+        return -(-order.lanes // self._runtime.world_size)
 
     def _read(self, ranges: list[tuple[int, int]]) -> dict[str, np.ndarray]:
         if self._memory is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mwuf_dist.config import PHASES, UserError
+from mwuf_dist.data.lanes import LanesMove, Leases
 from mwuf_dist.data.loader import Batch, Batches
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.checkpoints import Checkpointer, Cursor, Meta
@@ -29,10 +30,18 @@ class Session:
     meta: Meta
 
     def save(self, cursor: Cursor, tensors: dict[str, Any]) -> None:
-        """Saves a checkpoint that goes on at `cursor`. A collective."""
+        """Saves a checkpoint that goes on at `cursor`. A collective.
+
+        Raises:
+            StaleLease: other ranks have gone on with this run; nothing was written.
+            LanesMove: it is written, and another set of ranks is to go on from it.
+        """
+        goes_on = Leases(self.runtime).renew()
         self.meta.cursor = cursor
         self.meta.metrics_bytes = self.recorder.num_bytes()
         self.checkpointer.save(self.meta, tensors)
+        if not goes_on:
+            raise LanesMove
 
     def count(self, stage: str, samples: int, seconds: float) -> None:
         """Adds to a stage's samples and seconds; a stage may run in several pieces."""

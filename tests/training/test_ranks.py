@@ -1,4 +1,4 @@
-"""One rank and two ranks compute the same thing from the same global batches."""
+"""One rank and several ranks compute the same thing from the same global batches."""
 
 from __future__ import annotations
 
@@ -43,13 +43,19 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     return run(tmp_path_factory.mktemp("ranks") / "one", VALUES, 1)
 
 
-@pytest.mark.parametrize("sharding", ["row_wise", "table_wise", "column_wise"])
-def test_two_ranks_give_the_auc_and_the_tables_of_one_rank(sharding: str, one_rank: Any, tmp_path: Path) -> None:
+# Three ranks cannot share 64 lanes evenly: two of them pad each batch.
+@pytest.mark.parametrize(
+    ("ranks", "sharding"),
+    [(2, "row_wise"), (2, "table_wise"), (2, "column_wise"), pytest.param(3, "row_wise", marks=pytest.mark.slow)],
+)
+def test_several_ranks_give_the_auc_and_the_tables_of_one_rank(
+    ranks: int, sharding: str, one_rank: Any, tmp_path: Path
+) -> None:
     expected, expected_tensors = one_rank
     assert expected["split"]["pretrain"] % VALUES["pretrain"]["batch_size"], "the last batch must not be full"
     assert all(phase["auc_test"] > 0.62 for phase in expected["phases"].values())
-    found, tensors = run(tmp_path / "two", merge(VALUES, {"embedding": {"sharding": sharding}}), 2)
-    assert found["world_size"] == 2
+    found, tensors = run(tmp_path / "several", merge(VALUES, {"embedding": {"sharding": sharding}}), ranks)
+    assert found["world_size"] == ranks
     for phase, metrics in expected["phases"].items():
         for name in ("auc_next", "auc_test"):
             assert found["phases"][phase][name] == pytest.approx(metrics[name], abs=1e-4), (phase, name)
