@@ -8,6 +8,7 @@ window: there the order is close to a full shuffle, and each batch is spread ove
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ MAX_LANES = 64
 WINDOW_ROWS = 1 << 22
 
 
+@functools.cache
 def num_lanes(batch_size: int) -> int:
     """The largest number of lanes, at most 64, that divides the batch: not a function of the number of ranks."""
     return max(lanes for lanes in range(1, min(MAX_LANES, batch_size) + 1) if batch_size % lanes == 0)
@@ -97,7 +99,9 @@ class EpochOrder:
         while begin < end:
             stop = min(end, int(self._bounds[group + 1]))
             offset = int(self._starts[group] - self._bounds[group])
-            if stop > begin:
+            if out and out[-1][1] == begin + offset:
+                out[-1] = out[-1][0], stop + offset
+            elif stop > begin:
                 out.append((begin + offset, stop + offset))
             begin, group = stop, group + 1
         return out
