@@ -71,7 +71,7 @@ def scan(prepared: Prepared) -> int:
 def load(prepared: Prepared, batch_size: int, shuffled: bool, in_memory: bool) -> int:
     """Makes every batch of an epoch; the number of rows."""
     limit = prepared.num_rows("pretrain") if in_memory else 0
-    with mock.patch.object(loader_module, "_IN_MEMORY_ROWS", limit):
+    with mock.patch.object(loader_module, "IN_MEMORY_ROWS", limit):
         loader = Loader(prepared, ["pretrain"], batch_size, 0, Runtime(0, 1, torch.device("cpu"), False), shuffled)
         return sum(batch.num_rows for batch in loader.epoch(0))
 

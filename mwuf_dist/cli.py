@@ -30,6 +30,7 @@ Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
   mwuf run CONFIG       prepare, pretrain, meta_train, warm_up, evaluate; run it again to go on where it stopped
   mwuf compare CONFIG   several methods and seeds (section [study]) and one report
   mwuf tune CONFIG      choose settings (section [tune]) on old items played as new
+  mwuf plan CONFIG      what a run would need on devices that are not here
   mwuf prepare CONFIG   only read, split and write the data
   mwuf init LOGS        look at your own logs and write a config for them
   mwuf export RUN       warm embeddings and dense model of a finished run, as files for a server
@@ -67,6 +68,12 @@ Tries the settings of section [tune] on old items played as new, and lists them 
 examples:
   mwuf tune configs/movielens-1m-tune.toml
   mwuf tune configs/movielens-1m-tune.toml --output runs/tune --backbone.name wide_deep""",
+    "plan": """\
+Prints the sharding plan, memory per rank, bytes on the wire and an estimated step time; needs none of the devices.
+
+examples:
+  mwuf plan configs/movielens-1m.toml --world-size 64 --device h200 --rows 1e9
+  mwuf plan configs/movielens-1m.toml --world-size 2 --embedding.dim 64""",
     "init": """\
 Looks at your own logs (Parquet or CSV, a file or a folder) and writes a commented config that `mwuf run` takes.
 
@@ -107,6 +114,15 @@ class _CompareOptions(_Options):
 
 
 @dataclass
+class _PlanOptions(_PrepareOptions):
+    world_size: int = 1  # Number of ranks.
+    device: Literal["cpu", "a100", "h100", "h200"] = "cpu"  # Device of each rank; cpu: one thread of this machine.
+    rows: float = 0  # Rows of pretrain; 0: those of the data.
+    users: float = 0  # Number of users; 0: in proportion to the rows.
+    items: float = 0  # Number of items; 0: in proportion to the rows.
+
+
+@dataclass
 class _InitOptions:
     logs: Annotated[Path, tyro.conf.Positional]  # File or folder of the interactions.
     output: Path = Path("logs.toml")  # The config to write; must not exist.
@@ -144,7 +160,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    commands = {"run": _run, "compare": _compare, "tune": _tune, "prepare": _prepare, "init": _init}
+    commands = {"run": _run, "compare": _compare, "tune": _tune, "plan": _plan, "prepare": _prepare}
+    commands["init"] = _init
     commands |= {name: functools.partial(_serve, name) for name in ("export", "explain")}
     commands["doctor"] = _doctor
     if name not in commands:
@@ -168,6 +185,15 @@ def _prepare(arguments: list[str]) -> int:
     prepared = prepare(config.data, progress=os.isatty(2))
     rows = {name: split["rows"] for name, split in prepared.manifest["splits"].items()}
     print(f"{prepared.path}\n{prepared.num_old_items} old items, {prepared.num_new_items} new items, rows: {rows}")
+    return 0
+
+
+def _plan(arguments: list[str]) -> int:
+    options = _parse("plan", arguments, _PlanOptions)
+    _check_environment()
+    from mwuf_dist.planning.report import plan
+
+    print(plan(options.config, options.world_size, options.device, options.rows, options.users, options.items))
     return 0
 
 

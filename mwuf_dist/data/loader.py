@@ -23,7 +23,7 @@ _COLUMNS = tuple(_DTYPES)
 _WIDE = {"user": torch.int64, "item": torch.int64, "label": torch.float32, "before": torch.int64}  # as trained on
 _WIDENED_STEPS = 16
 # A split of at most this many rows is read once and kept: 9 bytes a row, 600 MB.
-_IN_MEMORY_ROWS = 1 << 26
+IN_MEMORY_ROWS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Loader:
         self._sizes = [prepared.num_rows(split) for split in self._splits]
         self._row_groups = tuple(rows for split in self._splits for rows in _row_groups(prepared, split))
         self._memory: dict[str, np.ndarray] | None = None
-        if sum(self._sizes) <= _IN_MEMORY_ROWS:
+        if sum(self._sizes) <= IN_MEMORY_ROWS:
             parts = [self._with_before(prepared.columns(split, _COLUMNS), split, 0) for split in self._splits]
             self._memory = {name: _concatenate([part[name] for part in parts]) for name in self._dtypes}
         check_lanes(num_lanes(batch_size), batch_size, runtime.world_size)

@@ -66,7 +66,7 @@ def test_every_row_is_in_an_epoch_once_and_global_batches_do_not_depend_on_the_r
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order_module, "WINDOW_ROWS", shape["window"])
         if not shape["in_memory"]:
-            patch.setattr(loader_module, "_IN_MEMORY_ROWS", 0)
+            patch.setattr(loader_module, "IN_MEMORY_ROWS", 0)
         prepared = FakePrepared({f"s{i}": n for i, n in enumerate(shape["sizes"])}, shape["group"])
         alone = list(make(prepared, shape["batch"], 0, 1, shape["shuffled"]).epoch(epoch))
         rows = torch.cat([batch.user[batch.weight > 0] for batch in alone])
