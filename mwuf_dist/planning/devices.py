@@ -70,9 +70,8 @@ def this_cpu() -> Device:
     op_s = _fastest(lambda: [one.add(1) for _ in range(1000)]) / 1000
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (os.cpu_count() or 1)
     flops_per_s, bytes_per_s = 2 * rows.numel() * 64 / product_s, 8 * size / copy_s
-    # An operator of a training step is one of autograd and optimizer too, and seldom the cheapest one.
     return Device(
-        *("cpu", memory, flops_per_s, bytes_per_s, 1 * _GIGA, 1 * _GIGA, os.cpu_count() or 1, 5 * op_s, 3e-4),
+        *("cpu", memory, flops_per_s, bytes_per_s, 1 * _GIGA, 1 * _GIGA, os.cpu_count() or 1, op_s, 3e-4),
         "measured here, one thread; memory shared by the cores; link and latency assumed",
     )
 

@@ -6,6 +6,8 @@ the CPU, and scaled to a rank's rows. Tables and their traffic follow from the s
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,11 +29,14 @@ from mwuf_dist.training.pretrain import Pretrain
 
 # Rows of the step that is counted.
 _COUNTED_ROWS = 1024
+_TIMED_STEPS = 10
 _FLOAT = 4  # bytes
 _ID = 8
 _ROW_BYTES = 9  # user, item, label of an interaction
 # Sent by a lookup of a collection: lengths, ids, rows, and the rows' gradients.
 _COLLECTIVES_OF_A_LOOKUP = 4
+# Code that torch, TorchRec and fbgemm load in the first step: what was left over on four CPU runs, 50 to 80 MB.
+_FIRST_STEP_BYTES = 60e6
 # The dense Adam of a table: its gradient is set to zero, added to, read; weight and two moments are read and written.
 _ADAM_PASSES = 10
 # An activation is written, read in the backward, and its gradient is written and read.
@@ -40,7 +45,10 @@ _ACTIVATION_PASSES = 4
 
 @dataclass(frozen=True)
 class Counts:
-    """A step of the configured model: operators; per row, floating-point operations and bytes kept for the backward."""
+    """A step of the configured model: operators; per row, floating-point operations and bytes kept for the backward.
+
+    `step_s` is what it took here, on `rows` rows, with the tables of `num_users` users.
+    """
 
     num_ops: int
     flops_per_row: float
@@ -49,6 +57,9 @@ class Counts:
     side_bytes: int
     tables: dict[str, list[TableSpec]]
     num_rows: int
+    num_users: int
+    rows: int
+    step_s: float
 
 
 @dataclass(frozen=True)
@@ -85,8 +96,12 @@ def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, 
     model.backbone.train()
     loader = model.pretrain_rows(prepared, config.pretrain.order, rows, config.seed)
     batches = loader.epoch(0)
-    stage.step(next(batches))  # what is made once is made now
-    batch = next(batches, None) or next(loader.epoch(0))
+    batch = next(batches)
+    seconds = []
+    for _ in range(_TIMED_STEPS):  # the first makes what is made once
+        clock = time.perf_counter()
+        stage.step(batch)
+        seconds.append(time.perf_counter() - clock)
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -107,6 +122,9 @@ def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, 
         sum(store.num_bytes for store in stores),
         {t.name: list(t.specs.values()) for t in (*model.pretrained_tables, model.new_ids)},
         prepared.num_rows("pretrain"),
+        prepared.num_users,
+        rows,
+        statistics.median(seconds[1:]),
     )
 
 
@@ -140,7 +158,7 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
     world, batch = size.world_size, config.pretrain.batch_size
     rows = -(-batch // world)
     weights, optimizer, dense_tables = _tables(specs, plan, world)
-    scale = size.num_users / max(1, next(s.rows for s in counts.tables["user"] if s.name == "user_id") - 1)
+    scale = size.num_users / counts.num_users
     held_rows = size.num_rows if size.num_rows <= IN_MEMORY_ROWS else 0
     window = min(size.num_rows, WINDOW_ROWS) / world
     memory = {
@@ -149,6 +167,7 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
         "dense weights, gradients, moments": 4 * counts.dense_bytes,
         "activations": 2 * rows * counts.kept_bytes_per_row,
         "attributes of users and items": counts.side_bytes * max(1.0, scale),
+        "code loaded in the first step": _FIRST_STEP_BYTES,
         "interactions read": _ROW_BYTES * (2 * held_rows + 2 * window),
     }
     wire = _wire(specs, plan, world, batch) | {"dense gradients": 2 * (world - 1) / world * counts.dense_bytes}
@@ -163,6 +182,14 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
         "collectives": collectives * device.latency_s,
     }
     return Estimate(plan, specs, memory, wire, seconds)
+
+
+def calibrated(config: Config, counts: Counts, cpu: Device) -> Device:
+    """This CPU with the time of an operator that explains the step that was timed here."""
+    (new,) = counts.tables["new"]
+    timed = replace(config, pretrain=replace(config.pretrain, batch_size=counts.rows))
+    rest = estimate(timed, counts, Size(1, counts.num_rows, counts.num_users, new.rows), replace(cpu, op_s=0.0))
+    return replace(cpu, op_s=max(cpu.op_s, (counts.step_s - rest.step_s) / counts.num_ops))
 
 
 def _resized(collection: str, spec: TableSpec, size: Size, growth: float) -> TableSpec:

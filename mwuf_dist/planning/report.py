@@ -10,7 +10,7 @@ from pathlib import Path
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.planning.devices import DEVICES, Device, this_cpu
-from mwuf_dist.planning.estimate import Counts, Estimate, Size, count, estimate, fits, sizes
+from mwuf_dist.planning.estimate import Counts, Estimate, Size, calibrated, count, estimate, fits, sizes
 from mwuf_dist.runtime import start
 from mwuf_dist.training.run import Run
 
@@ -34,7 +34,7 @@ def plan(config: Config, world_size: int, device: str, rows: float, users: float
     if world_size < 1 or min(rows, users, items) < 0:
         raise UserError("--world-size must be at least 1, and --rows, --users and --items not negative")
     counts, size = counted(config, world_size, rows, users, items)
-    found = this_cpu() if device == "cpu" else DEVICES[device]
+    found = calibrated(config, counts, this_cpu()) if device == "cpu" else DEVICES[device]
     return "\n".join(_lines(config, counts, size, found, estimate(config, counts, size, found)))
 
 
