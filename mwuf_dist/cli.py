@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
+from mwuf_dist.cli_help import EXAMPLES, USAGE
 from mwuf_dist.config import Config, UserError, build, read_toml, to_dict, without_studies
 from mwuf_dist.exits import STOPPED_EXIT_CODE, RankLostError, StoppedError
 from mwuf_dist.versions import version_problem
@@ -29,71 +30,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="_PrepareOptions")
 
-_USAGE = """\
-usage: mwuf COMMAND CONFIG [options]
-
-Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
-
-  mwuf run CONFIG       prepare, pretrain, meta_train, warm_up, evaluate; run it again to go on where it stopped
-  mwuf compare CONFIG   several methods and seeds (section [study]) and one report
-  mwuf tune CONFIG      choose settings (section [tune]) on old items played as new
-  mwuf prepare CONFIG   only read, split and write the data
-  mwuf init LOGS        look at your own logs and write a config for them
-  mwuf synthesize NAME  made-up raw files of any size, in the layout of a public data set
-  mwuf export RUN       warm embeddings and dense model of a finished run, as files for a server
-  mwuf warm RUN         the daily job: new interactions move new items' embeddings, and nothing else
-  mwuf explain RUN      why one item has its embedding, and how its score moved with its clicks
-  mwuf adopt WEIGHTS    warm embeddings for new items of a model that was trained elsewhere
-  mwuf doctor           what this machine has, and what is wrong with it
-
-examples:
-  mwuf compare configs/demo.toml
-  mwuf run configs/movielens-1m.toml --seed 1 --output runs/ml --backbone.name wide_deep
-  torchrun --nproc-per-node=2 -m mwuf_dist run configs/movielens-1m.toml
-
-`mwuf COMMAND CONFIG --help` lists every key of the config, with the value it has there."""
-
-_EXAMPLES = {
-    "run": """\
-Prepares the data, trains and evaluates one run, or goes on where it stopped.
-
-examples:
-  mwuf run configs/demo.toml
-  mwuf run configs/movielens-1m.toml --seed 1 --output runs/ml-1
-  mwuf run configs/demo.toml --backbone.name deepfm --method.name base --warm-up.epochs 5
-  torchrun --nproc-per-node=2 -m mwuf_dist run configs/movielens-1m.toml
-  mwuf run configs/movielens-1m.toml --launcher ray --num-workers 2""",
-    "compare": """\
-Runs what section [study] of the config names, over several seeds, and writes one report.
-
-examples:
-  mwuf compare configs/demo.toml
-  mwuf compare configs/demo.toml --seeds 5 --output runs/five-seeds
-  mwuf compare configs/movielens-1m-rq1.toml --parallel 4
-  mwuf compare configs/demo.toml --seeds 5 --first-seed 5 --output runs/five-more
-  mwuf compare configs/demo.toml --seeds 10 --records runs/five-seeds runs/five-more
-  mwuf compare configs/demo.toml --backbone.name deepfm --pretrain.epochs 2""",
-    "tune": """\
-Tries the settings of section [tune] on old items played as new, lists them by what they reach, and writes a config with
-the best of each run, which `mwuf compare` takes.
-
-examples:
-  mwuf tune configs/movielens-1m-tune.toml
-  mwuf tune configs/movielens-1m-tune.toml --output runs/tune --backbone.name wide_deep
-  mwuf tune configs/movielens-1m-equal-budget.toml --parallel 4""",
-    "init": """\
-Looks at your own logs (Parquet or CSV, a file or a folder) and writes a commented config that `mwuf run` takes.
-
-examples:
-  mwuf init clicks.parquet --output clicks.toml
-  mwuf init plays/ --items songs.csv --output plays.toml --item song --label finished""",
-    "prepare": """\
-Reads, splits and writes the data, and stops there; later runs find it.
-
-examples:
-  mwuf prepare configs/demo.toml
-  MWUF_DATA_DIR=data mwuf prepare configs/movielens-1m.toml --data.prepared-dir shards""",
-}
 # Time for the launcher to end the ranks that wait for the main one to say what is wrong.
 _OTHER_RANKS_WAIT_S = 10.0
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -113,6 +49,7 @@ class _Options(_PrepareOptions):
 class _RunOptions(_Options):
     launcher: Literal["here", "ray"] = "here"  # ray: the ranks are actors of a Ray cluster.
     num_workers: int = 1  # Ranks that `--launcher ray` starts.
+    ray_address: str = ""  # Ray cluster that exists; empty: $RAY_ADDRESS, or a cluster of this machine for this run.
 
 
 @dataclass
@@ -127,6 +64,15 @@ class _CompareOptions(_StudyOptions):
     seeds: int = 0  # Number of seeds; 0 takes the config's.
     first_seed: int = 0  # The first of them: another machine takes the next ones.
     records: tuple[Path, ...] = ()  # Results of other comparisons to count in: their folders, or their records.json.
+
+
+@dataclass
+class _PlanOptions(_PrepareOptions):
+    world_size: int = 1  # Number of ranks.
+    device: Literal["cpu", "a100", "h100", "h200"] = "cpu"  # Device of each rank; cpu: one thread of this machine.
+    rows: float = 0  # Rows of pretrain; 0: those of the data.
+    users: float = 0  # Number of users; 0: in proportion to the rows.
+    items: float = 0  # Number of items; 0: in proportion to the rows.
 
 
 @dataclass
@@ -145,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point; does not return."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_USAGE)
+        print(USAGE)
         sys.exit(0 if arguments else 2)
     try:
         sys.exit(_command(arguments[0])(arguments[1:]))
@@ -178,8 +124,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    commands = {"run": _run, "compare": _compare, "tune": _tune, "prepare": _prepare, "init": _init}
-    commands["synthesize"] = _synthesize
+    commands = {"run": _run, "compare": _compare, "tune": _tune, "plan": _plan, "prepare": _prepare}
+    commands |= {"init": _init, "synthesize": _synthesize}
     commands |= {name: functools.partial(_serve, name) for name in ("export", "warm", "explain", "adopt")}
     commands["doctor"] = _doctor
     if name not in commands:
@@ -206,8 +152,17 @@ def _prepare(arguments: list[str]) -> int:
     return 0
 
 
+def _plan(arguments: list[str]) -> int:
+    options = _parse("plan", arguments, _PlanOptions)
+    _check_environment()
+    from mwuf_dist.planning.report import plan
+
+    print(plan(options.config, options.world_size, options.device, options.rows, options.users, options.items))
+    return 0
+
+
 def _init(arguments: list[str]) -> int:
-    options = tyro.cli(_InitOptions, args=arguments, prog="mwuf init", description=_EXAMPLES["init"])
+    options = tyro.cli(_InitOptions, args=arguments, prog="mwuf init", description=EXAMPLES["init"])
     from mwuf_dist.data.propose import propose
     from mwuf_dist.data.propose_toml import write_config
 
@@ -237,13 +192,15 @@ def _run(arguments: list[str]) -> int:
         raise UserError(
             "--num-workers is for --launcher ray; without Ray: torchrun --nproc-per-node=N -m mwuf_dist run"
         )
+    if options.ray_address and options.launcher == "here":
+        raise UserError("--ray-address is for --launcher ray")
     _check_environment()
     from mwuf_dist.evaluation import report
 
     if options.launcher == "ray":
         from mwuf_dist.launch import ray
 
-        results = ray.train(options.config, options.output, options.num_workers)
+        results = ray.train(options.config, options.output, options.num_workers, options.ray_address)
     else:
         from mwuf_dist.launch import local
 
@@ -326,7 +283,7 @@ def _parse(command: str, arguments: list[str], cls: type[T]) -> T:
         default=cls(config=config, **output),
         args=arguments[1:],
         prog=f"mwuf {command} {path}",
-        description=_EXAMPLES[command],
+        description=EXAMPLES[command],
         registry=_sections_stay_plain(),
         console_outputs=_is_main(),
     )

@@ -26,7 +26,10 @@ from mwuf_dist.peers import Peers
 
 @dataclass(frozen=True)
 class Runtime:
-    """This process among its peers, and the few collectives that the package needs outside TorchRec."""
+    """This process among its peers, and the few collectives that the package needs outside TorchRec.
+
+    `lane_coordinator` names the Ray actor that leases lanes to the ranks; empty where there is none.
+    """
 
     rank: int
     world_size: int
@@ -34,6 +37,7 @@ class Runtime:
     show_progress: bool
     ranks_per_host: int = 1
     peers: Peers | None = None  # None for a rank that is alone
+    lane_coordinator: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -175,10 +179,11 @@ def start(config: Config) -> Iterator[Runtime]:
         store = _store()
         peers = Peers(dist.PrefixStore("peers", store), rank, world_size, settings.timeout_s)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    coordinator = os.environ.get("MWUF_LANE_COORDINATOR", "")
     progress = settings.progress == "on" or (settings.progress == "auto" and os.isatty(2))
     try:
         with _naming_the_lost_rank(rank, peers):
-            yield Runtime(rank, world_size, device, progress and rank == 0, ranks_per_host, peers)
+            yield Runtime(rank, world_size, device, progress and rank == 0, ranks_per_host, peers, coordinator)
     finally:
         dist.destroy_process_group()
 

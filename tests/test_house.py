@@ -22,7 +22,7 @@ MAX_LINES = 400
 GROUND = {"config", "config_logs", "config_types", "registry", "runtime", "exits", "versions"}
 BELOW_TRAINING = {"methods", "backbones", "embeddings", "data"} | GROUND
 BELOW_STUDIES = {"training", "evaluation", "mwuf_kernels"} | BELOW_TRAINING
-EVERYTHING = {"cli", "launch", "studies", "serving", "doctor"} | BELOW_STUDIES
+EVERYTHING = {"cli", "launch", "planning", "studies", "serving", "doctor"} | BELOW_STUDIES
 MAY_IMPORT = {
     "config_types": set(),
     "config_logs": {"config_types"},
@@ -40,9 +40,11 @@ MAY_IMPORT = {
     "training": {"evaluation", "mwuf_kernels"} | BELOW_TRAINING,
     "studies": BELOW_STUDIES,
     "serving": BELOW_STUDIES,
+    "planning": BELOW_STUDIES,
     "doctor": {"data"} | GROUND,
-    "launch": EVERYTHING - {"cli", "launch"},
-    "cli": EVERYTHING,
+    "launch": EVERYTHING - {"cli", "launch", "planning"},
+    "cli_help": set(),
+    "cli": {"cli_help"} | EVERYTHING,
     "__main__": EVERYTHING,
     "mwuf_kernels": set(),
     "benchmarks": EVERYTHING,

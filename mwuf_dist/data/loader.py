@@ -13,13 +13,17 @@ import numpy as np
 import torch
 
 from mwuf_dist.data.histories import Histories, History
-from mwuf_dist.data.order import EpochOrder
+from mwuf_dist.data.lanes import Leases, check_lanes
+from mwuf_dist.data.order import EpochOrder, num_lanes
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
 
-_COLUMNS = ("user", "item", "label")
+_DTYPES: dict[str, type[np.integer]] = {"user": np.int32, "item": np.int32, "label": np.int8}  # as stored
+_COLUMNS = tuple(_DTYPES)
+_WIDE = {"user": torch.int64, "item": torch.int64, "label": torch.float32, "before": torch.int64}  # as trained on
+_WIDENED_STEPS = 16
 # A split of at most this many rows is read once and kept: 9 bytes a row, 600 MB.
-_IN_MEMORY_ROWS = 1 << 26
+IN_MEMORY_ROWS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Loader:
         splits: names, concatenated in this order.
         batch_size: rows of a global batch.
         seed: decides the order together with the epoch.
-        runtime: which lanes are ours.
+        runtime: who we are; which lanes are ours says the coordinator of lanes.py.
         shuffled: False keeps time order.
         histories: gives each row its history.
     """
@@ -99,14 +103,15 @@ class Loader:
         self._runtime = runtime
         self._shuffled = shuffled
         self._histories = histories
-        self._columns = (*_COLUMNS, "before") if histories else _COLUMNS
+        self._dtypes = _DTYPES | ({"before": np.int32} if histories else {})
         self._sizes = [prepared.num_rows(split) for split in self._splits]
         self._row_groups = tuple(rows for split in self._splits for rows in _row_groups(prepared, split))
         self._memory: dict[str, np.ndarray] | None = None
-        if sum(self._sizes) <= _IN_MEMORY_ROWS:
+        if sum(self._sizes) <= IN_MEMORY_ROWS:
             parts = [self._with_before(prepared.columns(split, _COLUMNS), split, 0) for split in self._splits]
-            self._memory = {name: np.concatenate([part[name] for part in parts]) for name in self._columns}
-        self._order(0).owned_lanes(runtime.rank, runtime.world_size)  # a bad batch size is an error now, not later
+            self._memory = {name: _concatenate([part[name] for part in parts]) for name in self._dtypes}
+        check_lanes(num_lanes(batch_size), batch_size, runtime.world_size)
+        self._leases = Leases(runtime)
 
     @property
     def num_rows(self) -> int:
@@ -121,12 +126,15 @@ class Loader:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's part of each global batch from `start_step` on."""
         order = self._order(epoch)
+        lanes = self._leases.lanes(order.lanes)
         window = order.window_steps
         for index in range(start_step // window, -(-order.num_steps // window)):
             first = index * window
             steps = min(window, order.num_steps - first)
             rows, weight = (
-                self._shuffled_rows(order, index, steps) if self._shuffled else self._rows(order, first, steps)
+                self._shuffled_rows(order, lanes, index, steps)
+                if self._shuffled
+                else self._rows(order, lanes, first, steps)
             )
             yield from self._batches(order, rows, weight, first, max(first, start_step))
 
@@ -134,60 +142,83 @@ class Loader:
         return EpochOrder(self._row_groups, self.batch_size, self._seed, epoch, self._shuffled)
 
     def _batches(
-        self, order: EpochOrder, rows: dict[str, np.ndarray], weight: np.ndarray, first: int, start: int
+        self, order: EpochOrder, rows: dict[str, np.ndarray], weight: np.ndarray | None, first: int, start: int
     ) -> Iterator[Batch]:
+        # A window goes to the device as it is stored; few batches at a time are widened, to stay in the cache.
         device = self._runtime.device
-        user = torch.from_numpy(rows["user"].astype(np.int64)).to(device)
-        item = torch.from_numpy(rows["item"].astype(np.int64)).to(device)
-        label = torch.from_numpy(rows["label"].astype(np.float32)).to(device)
-        weights = torch.from_numpy(weight).to(device)
-        before = torch.from_numpy(rows["before"].astype(np.int64)).to(device) if self._histories else None
+        columns = {name: torch.from_numpy(values).to(device) for name, values in rows.items()}
+        weights = None if weight is None else torch.from_numpy(weight).to(device)
+        steps, size = rows["user"].shape
+        ones = torch.ones(size, device=device)
+        even = order.lanes % self._runtime.world_size == 0
         last = order.num_steps - 1
-        for step in range(start, first + len(weight)):
-            row = step - first
-            num_rows = self.batch_size if step < last else order.num_rows - last * self.batch_size
-            is_full = num_rows == self.batch_size
-            history = None
-            if self._histories is not None and before is not None:
-                history = self._histories.of(user[row], before[row], self._splits == ("pretrain",))
-            yield Batch(user[row], item[row], label[row], weights[row], num_rows, is_full, order.epoch, step, history)
+        for begin in range(start - first, steps, _WIDENED_STEPS):
+            part = slice(begin, min(begin + _WIDENED_STEPS, steps))
+            wide = {name: column[part].to(_WIDE[name]).unbind() for name, column in columns.items()}
+            for index, user in enumerate(wide["user"]):
+                step = first + begin + index
+                num_rows = self.batch_size if step < last else order.num_rows - last * self.batch_size
+                history = None
+                if self._histories is not None:
+                    history = self._histories.of(user, wide["before"][index], self._splits == ("pretrain",))
+                yield Batch(
+                    user,
+                    wide["item"][index],
+                    wide["label"][index],
+                    ones if weights is None else weights[begin + index],
+                    num_rows,
+                    even and num_rows == self.batch_size,
+                    order.epoch,
+                    step,
+                    history,
+                )
 
-    def _shuffled_rows(self, order: EpochOrder, index: int, steps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """[steps, b] arrays: the rows of a window, lane beside lane."""
-        lanes = order.owned_lanes(self._runtime.rank, self._runtime.world_size)
-        width = order.rows_per_lane
-        rows = {name: np.zeros((len(lanes), steps * width), np.int32) for name in self._columns}
-        weight = np.zeros((len(lanes), steps * width), np.float32)
-        for slot, lane in enumerate(lanes):
-            ranges, permutation = order.window(lane, index)
-            weight[slot, : len(permutation)] = 1
+    def _shuffled_rows(
+        self, order: EpochOrder, lanes: range, index: int, steps: int
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """[steps, b] arrays: the rows of a window, lane beside lane; weights only where some are 0."""
+        shape = steps, self._slots(order), order.rows_per_lane
+        orders = [order.window(lane, index) for lane in lanes]
+        has_padding = len(lanes) < shape[1] or any(len(shuffle) < shape[0] * shape[2] for _, shuffle in orders)
+        make = np.zeros if has_padding else np.empty
+        rows = {name: make(shape, dtype) for name, dtype in self._dtypes.items()}
+        weight = np.zeros(shape, np.float32) if has_padding else None
+        for slot, (ranges, shuffle) in enumerate(orders):
             for name, values in self._read(ranges).items():
-                rows[name][slot, : len(permutation)] = values[permutation]
+                _put(rows[name][:, slot], values[shuffle])
+            if weight is not None:
+                _put(weight[:, slot], np.ones(len(shuffle), np.float32))
+        flat = {name: array.reshape(steps, -1) for name, array in rows.items()}
+        return flat, None if weight is None else weight.reshape(steps, -1)
 
-        def by_step(array: np.ndarray) -> np.ndarray:
-            return np.ascontiguousarray(array.reshape(len(lanes), steps, width).swapaxes(0, 1)).reshape(steps, -1)
-
-        return {name: by_step(array) for name, array in rows.items()}, by_step(weight)
-
-    def _rows(self, order: EpochOrder, first: int, steps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The same in time order: our columns of the global batches."""
-        size, world = self.batch_size, self._runtime.world_size
-        begin, end = first * size, min((first + steps) * size, order.num_rows)
+    def _rows(
+        self, order: EpochOrder, lanes: range, first: int, steps: int
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """The same in time order, where a lane is a range of columns of the global batches."""
+        begin, end = first * self.batch_size, min((first + steps) * self.batch_size, order.num_rows)
         read = self._read(order.ranges(begin, end))
-        share = slice(self._runtime.rank * size // world, (self._runtime.rank + 1) * size // world)
+        width, slots = order.rows_per_lane, self._slots(order)
+        if len(lanes) == order.lanes and end - begin == steps * self.batch_size:
+            return {name: values.reshape(steps, -1) for name, values in read.items()}, None
 
         def ours(array: np.ndarray) -> np.ndarray:
-            padded = np.zeros(steps * size, array.dtype)
-            padded[: len(array)] = array
-            return np.ascontiguousarray(padded.reshape(steps, size)[:, share])
+            padded = np.zeros((steps, order.lanes * width), array.dtype)
+            padded.reshape(-1)[: len(array)] = array
+            out = np.zeros((steps, slots * width), array.dtype)
+            out[:, : len(lanes) * width] = padded[:, lanes.start * width : lanes.stop * width]
+            return out
 
         return {name: ours(values) for name, values in read.items()}, ours(np.ones(end - begin, np.float32))
 
+    def _slots(self, order: EpochOrder) -> int:
+        """Lanes of the rank that has most: where a rank has fewer, padding fills its part up."""
+        return -(-order.lanes // self._runtime.world_size)
+
     def _read(self, ranges: list[tuple[int, int]]) -> dict[str, np.ndarray]:
         if self._memory is not None:
-            return {name: _concatenate([self._memory[name][a:b] for a, b in ranges]) for name in self._columns}
+            return {name: _concatenate([self._memory[name][a:b] for a, b in ranges]) for name in self._dtypes}
         pieces = [piece for a, b in ranges for piece in self._pieces(a, b)]
-        return {name: _concatenate([piece[name] for piece in pieces]) for name in self._columns}
+        return {name: _concatenate([piece[name] for piece in pieces]) for name in self._dtypes}
 
     def _pieces(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
         offset = 0
@@ -205,7 +236,17 @@ class Loader:
 
 
 def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:
+    if len(arrays) == 1:
+        return arrays[0]
     return np.concatenate(arrays) if arrays else np.empty(0, np.int32)
+
+
+def _put(lane: np.ndarray, values: np.ndarray) -> None:
+    """Writes values [n] step by step to the front of a lane [steps, width], which lies beside others."""
+    steps, rest = divmod(len(values), lane.shape[1])
+    lane[:steps] = values[: len(values) - rest].reshape(steps, lane.shape[1])
+    if rest:
+        lane[steps, :rest] = values[len(values) - rest :]
 
 
 def _row_groups(prepared: Prepared, split: str) -> Iterator[int]:

@@ -1,47 +1,27 @@
 """The order of an epoch: a pure function of (row groups, batch size, seed, epoch), whatever the number of ranks.
 
 The row groups are put in a random order and the rows of that sequence are cut into V lanes of equal length. Global
-batch t takes the t-th B/V rows of every lane; a rank owns some of the lanes. Within a lane, rows are shuffled in
-windows, so that a rank holds one window of its own lanes and never the data set. Small data is a single window: there
-the order is close to a full shuffle, and each batch is spread over the whole of it.
+batch t takes the t-th B/V rows of every lane; which lanes a rank reads is said in lanes.py. Within a lane, rows are
+shuffled in windows, so that a rank holds one window of its own lanes and never the data set. Small data is a single
+window: there the order is close to a full shuffle, and each batch is spread over the whole of it.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
-
-from mwuf_dist.config import UserError
 
 MAX_LANES = 64
 # Global rows of a window: 4M rows of 21 bytes are 84 MB over all ranks, and more than MovieLens-1M and the demo have.
 WINDOW_ROWS = 1 << 22
 
 
+@functools.cache
 def num_lanes(batch_size: int) -> int:
     """The largest number of lanes, at most 64, that divides the batch: not a function of the number of ranks."""
     return max(lanes for lanes in range(1, min(MAX_LANES, batch_size) + 1) if batch_size % lanes == 0)
-
-
-def lanes_per_rank(batch_size: int, world_size: int, key: str = "batch_size") -> int:
-    """How many of the lanes each rank owns.
-
-    Args:
-        batch_size: rows of a global batch.
-        world_size: number of ranks.
-        key: of the config, for the message.
-
-    Raises:
-        UserError: the lanes cannot be shared out evenly.
-    """
-    lanes = num_lanes(batch_size)
-    if lanes % world_size:
-        raise UserError(
-            f"{key} = {batch_size} is cut into {lanes} lanes, which {world_size} ranks cannot share evenly: take a "
-            f"multiple of {world_size * max(1, MAX_LANES // world_size)}"
-        )
-    return lanes // world_size
 
 
 @dataclass(frozen=True)
@@ -99,15 +79,6 @@ class EpochOrder:
         """Steps whose rows a lane shuffles together."""
         return max(1, WINDOW_ROWS // self.batch_size)
 
-    def owned_lanes(self, rank: int, world_size: int) -> range:
-        """The lanes of a rank.
-
-        Raises:
-            UserError: the lanes cannot be shared out evenly.
-        """
-        share = lanes_per_rank(self.batch_size, world_size)
-        return range(rank * share, (rank + 1) * share)
-
     def window(self, lane: int, index: int) -> tuple[list[tuple[int, int]], np.ndarray]:
         """The rows of one window of a lane.
 
@@ -128,7 +99,9 @@ class EpochOrder:
         while begin < end:
             stop = min(end, int(self._bounds[group + 1]))
             offset = int(self._starts[group] - self._bounds[group])
-            if stop > begin:
+            if out and out[-1][1] == begin + offset:
+                out[-1] = out[-1][0], stop + offset
+            elif stop > begin:
                 out.append((begin + offset, stop + offset))
             begin, group = stop, group + 1
         return out

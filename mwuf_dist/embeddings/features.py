@@ -39,6 +39,12 @@ class FeatureStore:
         self._matrix = torch.stack(self._values) if self._single and self._values else None
         self._ones: dict[int, torch.Tensor] = {}
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the ids take."""
+        held = [*self._values, *self._offsets, self._matrix]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
+
     def specs(self, dim: int) -> list[TableSpec]:
         """One table per field."""
         # A categorical field has one id per bag, which any pooling leaves as it is: it takes the pooling of the others,

@@ -85,7 +85,8 @@ class Tables:
         self._runtime = runtime
         # The loss is divided by the global weight, so gradients are summed over the ranks, not averaged.
         set_gradient_division(False)
-        fused = {s.name for s in specs if trained and _is_fused(s, config)}
+        layout = placements(specs, config, runtime.world_size, trained)
+        fused = {name for name, placement in layout.items() if placement.is_fused}
         collection = EmbeddingBagCollection(
             device=torch.device("meta"),
             tables=[
@@ -109,7 +110,7 @@ class Tables:
         sharder: Any = EmbeddingBagCollectionSharder()
         plan = construct_module_sharding_plan(
             collection,
-            _placements(specs, fused, config.sharding if trained else _without_columns(config.sharding), runtime),
+            {name: _sharding_of(placement, runtime.world_size) for name, placement in layout.items()},
             sharder,
             local_size=runtime.ranks_per_host,
             world_size=runtime.world_size,
@@ -303,27 +304,55 @@ def _without_columns(sharding: str) -> str:
     return "row_wise" if sharding == "column_wise" else sharding
 
 
-def _placements(specs: Sequence[TableSpec], fused: set[str], sharding: str, runtime: Runtime) -> dict[str, Callable]:
-    """How each table is laid over the ranks. The planner is not asked: it offers no row-wise sharding on CPU."""
-    world = runtime.world_size
-    load = [0] * world
-    placements: dict[str, Callable] = {}
+@dataclass(frozen=True)
+class Placement:
+    """How a table is laid over the ranks: `kind` of sharding, the rank that holds a `table_wise` one, its kernel."""
+
+    kind: str
+    rank: int
+    is_fused: bool
+
+
+def placements(
+    specs: Sequence[TableSpec], config: EmbeddingConfig, world_size: int, trained: bool = True
+) -> dict[str, Placement]:
+    """The sharding plan of a collection; needs no device. TorchRec's planner offers no row-wise sharding on CPU.
+
+    Args:
+        specs: the tables.
+        config: sharding and optimizer.
+        world_size: number of ranks.
+        trained: False for tables that are filled and then only read.
+
+    Raises:
+        UserError: the width of a table cannot be shared out by columns.
+    """
+    sharding = config.sharding if trained else _without_columns(config.sharding)
+    load = [0] * world_size
+    out: dict[str, Placement] = {}
     for spec in sorted(specs, key=lambda s: -s.rows * s.dim):
-        kernel = (EmbeddingComputeKernel.FUSED if spec.name in fused else EmbeddingComputeKernel.DENSE).value
         kind = sharding
         if kind == "auto":
-            kind = "row_wise" if world > 1 and spec.rows >= ROW_WISE_FROM else "table_wise"
-        if kind == "column_wise" and spec.dim % (4 * world):
+            kind = "row_wise" if world_size > 1 and spec.rows >= ROW_WISE_FROM else "table_wise"
+        if kind == "column_wise" and spec.dim % (4 * world_size):
             raise UserError(
-                f"embedding.sharding = 'column_wise': table {spec.name} is {spec.dim} wide, which {world} ranks cannot "
-                f"share in columns that are multiples of 4: take a width that is a multiple of {4 * world}, or row_wise"
+                f"embedding.sharding = 'column_wise': table {spec.name} is {spec.dim} wide, which {world_size} ranks "
+                "cannot share in columns that are multiples of 4: take a width that is a multiple of "
+                f"{4 * world_size}, or row_wise"
             )
-        if world == 1 or kind == "table_wise":
-            rank = load.index(min(load))
+        rank = 0
+        if world_size == 1 or kind == "table_wise":
+            kind, rank = "table_wise", load.index(min(load))
             load[rank] += spec.rows * spec.dim
-            placements[spec.name] = table_wise(rank=rank, compute_kernel=kernel)
-        elif kind == "column_wise":
-            placements[spec.name] = column_wise(ranks=list(range(world)), compute_kernel=kernel)
-        else:
-            placements[spec.name] = row_wise(compute_kernel=kernel)
-    return placements
+        out[spec.name] = Placement(kind, rank, trained and _is_fused(spec, config))
+    return out
+
+
+def _sharding_of(placement: Placement, world_size: int) -> Callable:
+    """The same in TorchRec's words."""
+    kernel = (EmbeddingComputeKernel.FUSED if placement.is_fused else EmbeddingComputeKernel.DENSE).value
+    if placement.kind == "table_wise":
+        return table_wise(rank=placement.rank, compute_kernel=kernel)
+    if placement.kind == "column_wise":
+        return column_wise(ranks=list(range(world_size)), compute_kernel=kernel)
+    return row_wise(compute_kernel=kernel)

@@ -1,8 +1,9 @@
-"""`--launcher ray`: the ranks are actors of a Ray cluster, the one that `RAY_ADDRESS` names or one of this machine.
+"""`--launcher ray`: the ranks are actors of a Ray cluster: one that exists, or one of this machine.
 
-Ray places the ranks, watches them, and starts them again from the last checkpoint when one is lost. What a rank does is
-the function that a plain run and `torchrun` call too; it finds its place in the same environment variables. The output
-folder and the prepared shards must lie where every node can read them.
+Ray places the ranks, watches them, and starts them again from the last checkpoint when one is lost: as many as there is
+room for then, and more at the next checkpoint when there is room again. What a rank does is the function that a plain
+run and `torchrun` call too; it finds its place in the same environment variables. The output folder and the prepared
+shards must lie where every node can read them.
 """
 
 from __future__ import annotations
@@ -11,17 +12,31 @@ import contextlib
 import logging
 import os
 import socket
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
 
 from mwuf_dist.config import Config, UserError, build, to_dict
+from mwuf_dist.data.lanes import LanesMove, start_coordinator
 
-# Times that lost ranks are started again; each time goes on from the last checkpoint.
+# Times that lost ranks are started again without a new checkpoint in between.
 MAX_RESTARTS = 3
+# How long new ranks may take to start, where some were lost before: those that are there by then go on.
+_START_S = 60.0
+# The peers of a lost rank fail in a collective, often before Ray knows of the loss: how long Ray may take for it.
+_LOSS_S = 60.0
+_SECONDS_BETWEEN_LOOKS = 5.0
+# Ray's names of what an actor asks for and of what a node has.
+_KEYS = {"num_cpus": "CPU", "num_gpus": "GPU"}
+
+
+class _RankLost(Exception):
+    """A rank ended without an answer."""
 
 
 @ray.remote
@@ -45,44 +60,91 @@ class _Rank:
             return local.train(build(config), Path(folder))
         except UserError as error:
             return {"error": str(error)}
+        except LanesMove:
+            return {}
 
 
-def train(config: Config, folder: Path, num_workers: int) -> dict[str, Any]:
+def train(config: Config, folder: Path, num_workers: int, address: str = "") -> dict[str, Any]:
     """Runs or resumes a run on a Ray cluster.
 
     Args:
         config: of the run.
         folder: of the run, on a file system that all nodes share.
         num_workers: ranks; each takes a CPU, or a GPU where the cluster has enough of them and the config allows it.
+            Fewer go on where nodes are lost.
+        address: of a cluster; empty: the one that `RAY_ADDRESS` names, or a cluster of this machine for this run.
 
     Returns:
         What `results.json` holds.
 
     Raises:
-        UserError: the cluster is too small, the user's input is wrong, or ranks were lost too often.
+        UserError: the cluster cannot be reached or is too small, the user's input is wrong, or ranks were lost too
+            often.
     """
-    with cluster(num_workers):
-        resources = _resources(config, num_workers)
-        for attempt in range(MAX_RESTARTS + 1):
-            ranks: list[Any] = [_Rank.options(**resources).remote() for _ in range(num_workers)]
+    folder = folder.resolve()
+    with cluster(num_workers, address):
+        need = _need(config, num_workers)
+        restarts, saved, num_ranks, timeout_s = 0, _latest(folder), num_workers, None
+        while restarts <= MAX_RESTARTS:
+            coordinator_name = f"mwuf-lanes-{uuid.uuid4().hex}"
+            coordinator = start_coordinator(coordinator_name)
+            ranks: list[Any] = []
             try:
-                return _train(ranks, config, folder)
-            except RayActorError as error:
-                print(
-                    f"a rank was lost ({type(error).__name__}); attempt {attempt + 1} goes on from the last checkpoint"
-                )
+                ranks = _start_ranks(num_ranks, need, timeout_s)
+                results = _train(ranks, config, folder, coordinator_name, num_workers, need)
+                if results:
+                    return results
+                print(f"{len(ranks)} ranks have left after a checkpoint: more can go on from there")
+            except _RankLost as error:
+                restarts = restarts + 1 if _latest(folder) == saved else 1
+                print(f"a rank was lost ({error}): the others end, and restart {restarts} goes on from the last save")
             finally:
-                for rank in ranks:
-                    ray.kill(rank)
-    raise UserError(f"ranks were lost {MAX_RESTARTS + 1} times: see the log of the cluster; the same command goes on")
+                for actor in (*ranks, coordinator):
+                    ray.kill(actor)
+            saved, timeout_s = _latest(folder), _START_S
+            num_ranks = min(num_workers, max(1, _room(need)))
+    raise UserError(
+        f"ranks were lost {restarts} times without a checkpoint in between: see the log of the cluster; the same "
+        "command goes on"
+    )
 
 
-def _train(ranks: list[Any], config: Config, folder: Path) -> dict[str, Any]:
-    address, port = ray.get(ranks[0].address.remote())
+def _latest(folder: Path) -> str:
+    """The name of the last checkpoint, or nothing."""
+    pointer = folder / "checkpoints" / "LATEST"
+    return pointer.read_text() if pointer.exists() else ""
+
+
+def _start_ranks(num_ranks: int, need: dict[str, int], timeout_s: float | None) -> list[Any]:
+    """Actors that answer: all of them or, when the time is up, those that do by then."""
+    ranks: list[Any] = [_Rank.options(**need).remote() for _ in range(num_ranks)]
+    answers = [rank.address.remote() for rank in ranks]
+    ready, _ = ray.wait(answers, num_returns=num_ranks, timeout=timeout_s)
+    for rank, answer in zip(ranks, answers, strict=True):
+        if answer not in ready:
+            ray.kill(rank)
+    if not ready:
+        raise _RankLost("none could be started")
+    return [rank for rank, answer in zip(ranks, answers, strict=True) if answer in ready]
+
+
+def _train(
+    ranks: list[Any],
+    config: Config,
+    folder: Path,
+    coordinator_name: str,
+    num_workers: int,
+    need: dict[str, int],
+) -> dict[str, Any]:
+    """What rank 0 answers: the results, or nothing when the ranks have left after a checkpoint."""
+    try:
+        address, port = ray.get(ranks[0].address.remote())
+    except RayActorError as error:
+        raise _RankLost(type(error).__name__) from None
     pending = [
         rank.train.remote(
             to_dict(config),
-            str(folder.resolve()),
+            str(folder),
             {
                 "RANK": str(number),
                 "LOCAL_RANK": "0",  # Ray shows each actor only its own GPU
@@ -90,6 +152,7 @@ def _train(ranks: list[Any], config: Config, folder: Path) -> dict[str, Any]:
                 "LOCAL_WORLD_SIZE": "1",
                 "MASTER_ADDR": address,
                 "MASTER_PORT": str(port),
+                "MWUF_LANE_COORDINATOR": coordinator_name,
             },
         )
         for number, rank in enumerate(ranks)
@@ -98,12 +161,33 @@ def _train(ranks: list[Any], config: Config, folder: Path) -> dict[str, Any]:
     results = {}
     waiting = list(pending)
     while waiting:
-        done, waiting = ray.wait(waiting, num_returns=1)
-        result = ray.get(done[0])
-        if "error" in result:
-            raise UserError(result["error"])
-        results[done[0]] = result
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
+        if not done:
+            if len(ranks) < num_workers and _has_free(need):
+                ray.get_actor(coordinator_name).move.remote()
+            continue
+        results[done[0]] = _answer(done[0], waiting)
+        if "error" in results[done[0]]:
+            raise UserError(results[done[0]]["error"])
     return results[pending[0]]
+
+
+def _answer(done: Any, others: list[Any]) -> dict[str, Any]:
+    """What a rank answers, where it has ended by itself and not because of a rank that was lost."""
+    try:
+        return ray.get(done)
+    except RayActorError as error:
+        raise _RankLost(type(error).__name__) from None
+    except RayTaskError as error:
+        deadline = time.monotonic() + _LOSS_S
+        while others and time.monotonic() < deadline:
+            ended, others = ray.wait(others, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            with contextlib.suppress(RayTaskError):
+                try:
+                    ray.get(ended)
+                except RayActorError as lost:
+                    raise _RankLost(type(lost).__name__) from None
+        raise error
 
 
 @contextlib.contextmanager
@@ -116,19 +200,22 @@ def cluster(num_cpus: int, address: str = "", quiet: bool = False) -> Iterator[N
         quiet: show neither what its processes print nor what Ray says of itself.
 
     Raises:
-        UserError: there is no cluster at the address.
+        UserError: no cluster can be reached at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = address or os.environ.get("RAY_ADDRESS", "")
     started = not ray.is_initialized()
     level = logging.ERROR if quiet else logging.INFO
     logging.getLogger("ray").setLevel(level)
     told: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": level}
-    address = address or os.environ.get("RAY_ADDRESS", "")
     if started and address:
         try:
             ray.init(address, **told)
-        except (ConnectionError, ValueError) as error:
-            raise UserError(f"no Ray cluster at {address!r}: {error}") from None
+        except (ConnectionError, AuthenticationError, ValueError) as error:
+            raise UserError(
+                f"no Ray cluster can be reached at {address} ({str(error).splitlines()[0]}): check the address; a "
+                "cluster with token authentication needs its token here too (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
+            ) from None
     elif started:
         # A cluster of this machine alone, on the loopback address.
         cpus = max(num_cpus, os.cpu_count() or 1)
@@ -140,13 +227,26 @@ def cluster(num_cpus: int, address: str = "", quiet: bool = False) -> Iterator[N
             ray.shutdown()
 
 
-def _resources(config: Config, num_workers: int) -> dict[str, Any]:
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
-    if config.runtime.device != "cpu" and gpus >= num_workers:
-        return {"num_cpus": 1, "num_gpus": 1}
+def _need(config: Config, num_workers: int) -> dict[str, int]:
+    """What a rank takes of a node."""
+    gpu = {"num_cpus": 1, "num_gpus": 1}
+    if config.runtime.device != "cpu" and _room(gpu) >= num_workers:
+        return gpu
     if config.runtime.device == "cuda":
-        raise UserError(f"runtime.device = 'cuda': {num_workers} ranks need a GPU each, the cluster has {gpus:g}")
-    if cpus < num_workers:
-        raise UserError(f"{num_workers} ranks need a CPU each, the cluster has {cpus:g}: take fewer --num-workers")
-    return {"num_cpus": 1}
+        raise UserError(f"runtime.device = 'cuda': {num_workers} ranks need a GPU each, the cluster has {_room(gpu)}")
+    cpu = {"num_cpus": 1}
+    if _room(cpu) < num_workers:
+        raise UserError(f"{num_workers} ranks need a CPU each, the cluster has {_room(cpu)}: take fewer --num-workers")
+    return cpu
+
+
+def _has_free(need: dict[str, int]) -> bool:
+    """Whether there seems to be room for one more rank now."""
+    free = ray.available_resources()
+    return all(free.get(_KEYS[key], 0) >= value for key, value in need.items())
+
+
+def _room(need: dict[str, int]) -> int:
+    """How many ranks the nodes that are there could hold."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(node.get(_KEYS[key], 0) // value) for key, value in need.items()) for node in nodes)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 
 from mwuf_dist.config import PHASES, UserError
+from mwuf_dist.data.lanes import LanesMove, Leases
 from mwuf_dist.data.loader import Batch, Batches
 from mwuf_dist.exits import StoppedError, held_back
 from mwuf_dist.runtime import Runtime
@@ -38,12 +39,21 @@ class Session:
     steps_per_epoch: int | None = None
 
     def save(self, cursor: Cursor, tensors: dict[str, Any]) -> None:
-        """Saves a checkpoint that goes on at `cursor`, and leaves if the run was asked to stop. A collective."""
+        """Saves a checkpoint that goes on at `cursor`, and leaves if the run was asked to stop. A collective.
+
+        Raises:
+            StaleLease: other ranks have gone on with this run; nothing was written.
+            LanesMove: it is written, and another set of ranks is to go on from it.
+            StoppedError: it is written, and the run was asked to stop.
+        """
+        goes_on = Leases(self.runtime).renew()
         self.meta.cursor = cursor
         self.meta.metrics_bytes = self.recorder.num_bytes()
         self.checkpointer.save(self.meta, tensors)
         if self.checkpointer.policy.agree_to_stop():
             self.leave()
+        if not goes_on:
+            raise LanesMove
 
     def leave(self) -> NoReturn:
         """Ends the run between two steps, as it was asked to."""

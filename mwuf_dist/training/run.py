@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from mwuf_dist.config import PHASES, Config, UserError, build, config_hash, differences, read_toml, to_toml
-from mwuf_dist.data.order import lanes_per_rank
+from mwuf_dist.data.lanes import check_lanes
+from mwuf_dist.data.order import num_lanes
 from mwuf_dist.data.prepare import is_prepared, prepare
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers
@@ -90,7 +91,8 @@ def run_pretrain(config: Config, folder: Path, runtime: Runtime) -> Path:
 def _check_batch_sizes(config: Config, stages: Sequence[str], runtime: Runtime) -> None:
     # Now, and not when the stage begins, hours later.
     for stage in stages:
-        lanes_per_rank(getattr(config, stage).batch_size, runtime.world_size, f"{stage}.batch_size")
+        batch_size = getattr(config, stage).batch_size
+        check_lanes(num_lanes(batch_size), batch_size, runtime.world_size, f"{stage}.batch_size")
 
 
 def _start(config: Config, folder: Path, runtime: Runtime) -> Run:

@@ -225,7 +225,7 @@ def test_batches_carry_the_histories_of_their_rows_on_any_number_of_ranks(
     prepared: Prepared, shuffled: bool, in_memory: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not in_memory:
-        monkeypatch.setattr("mwuf_dist.data.loader._IN_MEMORY_ROWS", 0)
+        monkeypatch.setattr("mwuf_dist.data.loader.IN_MEMORY_ROWS", 0)
     source = Histories(prepared, 1, 5, CPU)
     splits = ["warm_a", "warm_b"]
     expected: dict[tuple[int, ...], list[list[tuple[int, int]]]] = {}  # a pair may have several rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from mwuf_dist.config import UserError
 from mwuf_dist.data import loader as loader_module
 from mwuf_dist.data import order as order_module
 from mwuf_dist.data.loader import Loader
-from mwuf_dist.data.order import EpochOrder, num_lanes
+from mwuf_dist.data.order import num_lanes
 from mwuf_dist.runtime import Runtime
 
 
@@ -67,7 +66,7 @@ def test_every_row_is_in_an_epoch_once_and_global_batches_do_not_depend_on_the_r
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order_module, "WINDOW_ROWS", shape["window"])
         if not shape["in_memory"]:
-            patch.setattr(loader_module, "_IN_MEMORY_ROWS", 0)
+            patch.setattr(loader_module, "IN_MEMORY_ROWS", 0)
         prepared = FakePrepared({f"s{i}": n for i, n in enumerate(shape["sizes"])}, shape["group"])
         alone = list(make(prepared, shape["batch"], 0, 1, shape["shuffled"]).epoch(epoch))
         rows = torch.cat([batch.user[batch.weight > 0] for batch in alone])
@@ -78,16 +77,18 @@ def test_every_row_is_in_an_epoch_once_and_global_batches_do_not_depend_on_the_r
             assert torch.equal(batch.item[batch.weight > 0], batch.user[batch.weight > 0] % 7)
         if not shape["shuffled"]:
             assert rows.tolist() == list(range(sum(shape["sizes"])))
-        for world in (2, 4):
+        for world in (2, 3, 4):
             ranks = [
                 list(make(prepared, shape["batch"], r, world, shape["shuffled"]).epoch(epoch)) for r in range(world)
             ]
             assert {len(batches) for batches in ranks} == {len(alone)}, "a rank would wait for a batch"
             for step, batch in enumerate(alone):
                 parts = [batches[step] for batches in ranks]
-                for name in ("user", "item", "label", "weight"):
-                    joined = torch.cat([getattr(part, name) for part in parts])
-                    assert torch.equal(joined, getattr(batch, name)), (world, step, name)
+                assert len({len(part.user) for part in parts}) == 1, "lookups take equally many rows on every rank"
+                assert all(part.is_full == all(bool(p.weight.all()) for p in parts) for part in parts)
+                for name in ("user", "item", "label"):
+                    joined = torch.cat([getattr(part, name)[part.weight > 0] for part in parts])
+                    assert torch.equal(joined, getattr(batch, name)[batch.weight > 0]), (world, step, name)
 
 
 @settings(max_examples=30, deadline=None)
@@ -116,9 +117,7 @@ def test_a_shuffled_batch_is_spread_over_the_whole_data_and_epochs_differ() -> N
     assert not torch.equal(first, other_seed)
 
 
-def test_lanes_divide_the_batch_and_too_many_ranks_are_refused_with_the_way_out() -> None:
+def test_lanes_divide_the_batch_and_ranks_without_a_lane_are_refused_with_the_way_out() -> None:
     assert [num_lanes(b) for b in (2048, 256, 96, 7, 1)] == [64, 64, 48, 7, 1]
-    order = EpochOrder((10, 10), 6, 0, 0)
-    with pytest.raises(UserError, match="multiple of 64"):
-        order.owned_lanes(0, 4)
-    assert SimpleNamespace(lanes=order.lanes).lanes == 6
+    with pytest.raises(UserError, match="multiple of 8"):
+        make(FakePrepared({"pretrain": 20}, 10), 6, 0, 8)

@@ -1,0 +1,132 @@
+"""How fast is the loader alone, from Parquet to ready batches, against a bare pyarrow scan of the same columns?
+
+    python -m benchmarks.loader                 # 16 million rows, batch 2048
+
+A prepared folder of random rows is made up. One pass reads it with the code of training (`Loader.epoch`): once with the
+columns in memory, reading them included, once by windows, as data too large for memory are read, and each in shuffled
+and in time order. The bare scan reads user, item and label of every row group and does nothing with them. All take
+turns in one process, one thread, with the files in the page cache; medians. rows/CPU s is by processor time, which
+other programs on the machine slow down less than the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from mwuf_dist.data import loader as loader_module
+from mwuf_dist.data import shards
+from mwuf_dist.data.loader import Loader
+from mwuf_dist.data.schema import Field, RawDataset
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.data.split import SPLITS, Split
+from mwuf_dist.runtime import Runtime
+
+GOAL = 0.5  # of the bare scan's rows/s
+_COLUMNS = ["user", "item", "label"]
+_NUM_USERS, _NUM_ITEMS = 1_000_000, 100_000
+
+
+def make_data(folder: Path, num_rows: int) -> Prepared:
+    """A prepared folder whose `pretrain` has random rows."""
+    random = np.random.default_rng(0)
+    columns = {
+        "user": random.integers(_NUM_USERS, size=num_rows, dtype=np.int32),
+        "item": random.integers(_NUM_ITEMS, size=num_rows, dtype=np.int32),
+        "label": random.integers(2, size=num_rows, dtype=np.int8),
+        "time": np.arange(num_rows),
+    }
+    users = {"raw_id": np.arange(_NUM_USERS), "user_id": np.arange(1, _NUM_USERS + 1, dtype=np.int32)}
+    fields = (Field("user_id", "categorical", "user", _NUM_USERS + 1),)
+    items = pa.table({"raw_id": np.arange(_NUM_ITEMS)})
+    dataset = RawDataset(pa.table(columns), pa.table(users), items, fields)
+    rows = {name: np.arange(num_rows if name == "pretrain" else 1) for name in SPLITS}
+    shards.write(dataset, Split(np.arange(_NUM_ITEMS), _NUM_ITEMS, rows), folder, {}, lambda name: None)
+    return Prepared(folder, json.loads((folder / shards.MANIFEST).read_text()))
+
+
+def scan(prepared: Prepared) -> int:
+    """Reads the columns of every row group; the number of rows."""
+    total = 0
+    for file in prepared.manifest["splits"]["pretrain"]["files"]:
+        with pq.ParquetFile(prepared.path / file["path"], memory_map=True) as parquet:
+            for group in range(parquet.num_row_groups):
+                total += parquet.read_row_group(group, columns=_COLUMNS, use_threads=False).num_rows
+    return total
+
+
+def load(prepared: Prepared, batch_size: int, shuffled: bool, in_memory: bool) -> int:
+    """Makes every batch of an epoch; the number of rows."""
+    limit = prepared.num_rows("pretrain") if in_memory else 0
+    with mock.patch.object(loader_module, "IN_MEMORY_ROWS", limit):
+        loader = Loader(prepared, ["pretrain"], batch_size, 0, Runtime(0, 1, torch.device("cpu"), False), shuffled)
+        return sum(batch.num_rows for batch in loader.epoch(0))
+
+
+def measure(prepared: Prepared, batch_size: int, rounds: int) -> list[dict[str, Any]]:
+    """One record per contestant, the bare scan first."""
+    passes: dict[str, Callable[[], int]] = {"bare scan": lambda: scan(prepared)}
+    for place, in_memory in (("memory", True), ("windows", False)):
+        for order, shuffled in (("shuffled", True), ("time", False)):
+            passes[f"{place}, {order}"] = lambda s=shuffled, m=in_memory: load(prepared, batch_size, s, m)
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    cpu_s: dict[str, list[float]] = {name: [] for name in passes}
+    num_rows = prepared.num_rows("pretrain")
+    for _ in range(rounds + 1):  # the first round fills the page cache
+        for name, one_pass in passes.items():
+            clock, processor = time.perf_counter(), time.process_time()
+            assert one_pass() == num_rows, f"{name} has not read every row"
+            seconds[name].append(time.perf_counter() - clock)
+            cpu_s[name].append(time.process_time() - processor)
+    return [
+        {
+            "pass": name,
+            "rows_per_s": round(num_rows / statistics.median(seconds[name][1:])),
+            "rows_per_cpu_s": round(num_rows / statistics.median(cpu_s[name][1:])),
+        }
+        for name in passes
+    ]
+
+
+def main() -> None:
+    """Makes the data, runs the passes in turn, prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=16_000_000)
+    parser.add_argument("--batch-size", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each; the median counts")
+    parser.add_argument("--json", type=Path, help="write the records here")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        records = measure(make_data(Path(scratch), options.rows), options.batch_size, options.rounds)
+    bare = records[0]
+    print(f"{'':<20}{'rows/s':>14}{'of bare scan':>14}{'rows/CPU s':>14}{'of bare scan':>14}")
+    for record in records:
+        shares = [record[name] / bare[name] for name in ("rows_per_s", "rows_per_cpu_s")]
+        print(
+            f"{record['pass']:<20}{record['rows_per_s']:>14,}{shares[0]:>14.2f}"
+            f"{record['rows_per_cpu_s']:>14,}{shares[1]:>14.2f}"
+        )
+    print(f"goal: {GOAL} of the bare scan")
+    if options.json:
+        about = {"rows": options.rows, "batch": options.batch_size, "threads": 1, "cores": os.cpu_count()}
+        options.json.write_text(json.dumps(about | {"records": records}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

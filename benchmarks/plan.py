@@ -1,0 +1,117 @@
+"""Is what `mwuf plan` estimates near what a run takes? Memory and step time of `pretrain` on this CPU.
+
+    python -m benchmarks.plan configs/movielens-1m.toml            # 1 and 2 ranks
+
+The estimate is made first, then the ranks run steps of `pretrain`, one thread each. "memory" is what a rank's process
+grew by between its start (with torch and torchrec imported) and its peak, of the rank that grew most; the step is the
+median of rank 0's. The ratio is measured over estimated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.export import _forget_peak, _memory_bytes
+from mwuf_dist.config import Config, load_config
+from mwuf_dist.data.loader import Batch, Batches
+from mwuf_dist.data.prepare import prepare
+from mwuf_dist.planning.devices import this_cpu
+from mwuf_dist.planning.estimate import calibrated, estimate
+from mwuf_dist.planning.report import counted
+from mwuf_dist.runtime import start
+from mwuf_dist.training.pretrain import Pretrain
+from mwuf_dist.training.run import Run
+
+_WARM_STEPS = 5
+
+
+def _batches(loader: Batches) -> Iterator[Batch]:
+    epoch = 0
+    while True:
+        yield from loader.epoch(epoch)
+        epoch += 1
+
+
+def train_steps(config: Config, num_steps: int) -> dict[str, Any]:
+    """Steps of `pretrain` on this rank: seconds of one, and bytes that the process grew by on the fullest rank."""
+    with tempfile.TemporaryDirectory() as folder, start(config) as runtime:
+        prepared = prepare(config.data)
+        _forget_peak()
+        before = _memory_bytes("VmRSS")
+        job = Run(config, Path(folder), runtime, prepared)
+        stage = Pretrain(config, job.model, job.method)
+        job.model.backbone.train()
+        loader = job.model.pretrain_rows(prepared, config.pretrain.order, config.pretrain.batch_size, config.seed)
+        batches = _batches(loader)
+        seconds = []
+        for _ in range(_WARM_STEPS + num_steps):
+            clock = time.perf_counter()
+            stage.step(next(batches))
+            seconds.append(time.perf_counter() - clock)
+        grown = runtime.max(_memory_bytes("VmHWM") - before)
+        job.session.recorder.close()
+    return {"step_s": statistics.median(seconds[_WARM_STEPS:]), "memory_bytes": grown}
+
+
+def compare(path: Path, world_size: int, num_steps: int) -> dict[str, Any]:
+    """Estimates, then measures in processes of their own."""
+    config = _config(path)
+    counts, size = counted(config, world_size)
+    found = estimate(config, counts, size, calibrated(config, counts, this_cpu()))
+    one = [sys.executable]
+    many = [*one, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+    command = [*(many if world_size > 1 else one), "-m", "benchmarks.plan", str(path), "--measure", str(num_steps)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    measured = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    return {
+        "world_size": world_size,
+        "estimated_step_s": found.step_s,
+        "measured_step_s": measured["step_s"],
+        "estimated_bytes": found.memory_bytes,
+        "measured_bytes": measured["memory_bytes"],
+    }
+
+
+def _config(path: Path) -> Config:
+    return load_config(path, {"checkpoint": {"every_s": 0.0}, "runtime": {"progress": "off", "device": "cpu"}})
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, nargs="?", default=Path("configs/demo.toml"))
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--json", type=Path, help="write the records here")
+    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)  # steps: a rank
+    options = parser.parse_args()
+    if options.measure:
+        record = train_steps(_config(options.config), options.measure)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(record), flush=True)
+        return
+    records = [compare(options.config, ranks, options.steps) for ranks in options.ranks]
+    print("ranks   step ms: estimated   measured   ratio   memory MB: estimated   measured   ratio")
+    for r in records:
+        step, memory = ([r[f"{kind}_{what}"] for kind in ("estimated", "measured")] for what in ("step_s", "bytes"))
+        print(
+            f"{r['world_size']:>5}{step[0] * 1e3:>21.2f}{step[1] * 1e3:>11.2f}{step[1] / step[0]:>8.2f}"
+            f"{memory[0] / 1e6:>23.0f}{memory[1] / 1e6:>11.0f}{memory[1] / memory[0]:>8.2f}"
+        )
+    if options.json:
+        options.json.write_text(json.dumps(records, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What `mwuf --help` and `mwuf COMMAND --help` say."""
+
+from __future__ import annotations
+
+USAGE = """\
+usage: mwuf COMMAND CONFIG [options]
+
+Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
+
+  mwuf run CONFIG       prepare, pretrain, meta_train, warm_up, evaluate; run it again to go on where it stopped
+  mwuf compare CONFIG   several methods and seeds (section [study]) and one report
+  mwuf tune CONFIG      choose settings (section [tune]) on old items played as new
+  mwuf plan CONFIG      what a run would need on devices that are not here
+  mwuf prepare CONFIG   only read, split and write the data
+  mwuf init LOGS        look at your own logs and write a config for them
+  mwuf synthesize NAME  made-up raw files of any size, in the layout of a public data set
+  mwuf export RUN       warm embeddings and dense model of a finished run, as files for a server
+  mwuf warm RUN         the daily job: new interactions move new items' embeddings, and nothing else
+  mwuf explain RUN      why one item has its embedding, and how its score moved with its clicks
+  mwuf adopt WEIGHTS    warm embeddings for new items of a model that was trained elsewhere
+  mwuf doctor           what this machine has, and what is wrong with it
+
+examples:
+  mwuf compare configs/demo.toml
+  mwuf run configs/movielens-1m.toml --seed 1 --output runs/ml --backbone.name wide_deep
+  torchrun --nproc-per-node=2 -m mwuf_dist run configs/movielens-1m.toml
+
+`mwuf COMMAND CONFIG --help` lists every key of the config, with the value it has there."""
+
+EXAMPLES = {
+    "run": """\
+Prepares the data, trains and evaluates one run, or goes on where it stopped.
+
+examples:
+  mwuf run configs/demo.toml
+  mwuf run configs/movielens-1m.toml --seed 1 --output runs/ml-1
+  mwuf run configs/demo.toml --backbone.name deepfm --method.name base --warm-up.epochs 5
+  torchrun --nproc-per-node=2 -m mwuf_dist run configs/movielens-1m.toml
+  mwuf run configs/movielens-1m.toml --launcher ray --num-workers 2
+  mwuf run configs/movielens-1m.toml --launcher ray --num-workers 8 --ray-address 10.0.0.1:6379""",
+    "compare": """\
+Runs what section [study] of the config names, over several seeds, and writes one report.
+
+examples:
+  mwuf compare configs/demo.toml
+  mwuf compare configs/demo.toml --seeds 5 --output runs/five-seeds
+  mwuf compare configs/movielens-1m-rq1.toml --parallel 4
+  mwuf compare configs/demo.toml --seeds 5 --first-seed 5 --output runs/five-more
+  mwuf compare configs/demo.toml --seeds 10 --records runs/five-seeds runs/five-more
+  mwuf compare configs/demo.toml --backbone.name deepfm --pretrain.epochs 2""",
+    "tune": """\
+Tries the settings of section [tune] on old items played as new, lists them by what they reach, and writes a config with
+the best of each run, which `mwuf compare` takes.
+
+examples:
+  mwuf tune configs/movielens-1m-tune.toml
+  mwuf tune configs/movielens-1m-tune.toml --output runs/tune --backbone.name wide_deep
+  mwuf tune configs/movielens-1m-equal-budget.toml --parallel 4""",
+    "plan": """\
+Prints the sharding plan, memory per rank, bytes on the wire and an estimated step time; needs none of the devices.
+
+examples:
+  mwuf plan configs/movielens-1m.toml --world-size 64 --device h200 --rows 1e9
+  mwuf plan configs/movielens-1m.toml --world-size 2 --embedding.dim 64""",
+    "init": """\
+Looks at your own logs (Parquet or CSV, a file or a folder) and writes a commented config that `mwuf run` takes.
+
+examples:
+  mwuf init clicks.parquet --output clicks.toml
+  mwuf init plays/ --items songs.csv --output plays.toml --item song --label finished""",
+    "prepare": """\
+Reads, splits and writes the data, and stops there; later runs find it.
+
+examples:
+  mwuf prepare configs/demo.toml
+  MWUF_DATA_DIR=data mwuf prepare configs/movielens-1m.toml --data.prepared-dir shards""",
+}

@@ -1,0 +1,1 @@
+"""What a run needs on devices that are not here: `mwuf plan`."""

@@ -1,0 +1,253 @@
+"""What stage `pretrain` takes of each rank: an estimate from the model's own counts and a device's figures.
+
+Operators, products and what autograd keeps are counted in one real step of the configured model over some rows, on
+the CPU, and scaled to a rank's rows. Tables and their traffic follow from the sharding plan that a run would use.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from mwuf_dist.config import Config
+from mwuf_dist.data.loader import IN_MEMORY_ROWS
+from mwuf_dist.data.order import WINDOW_ROWS
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.embeddings.tables import Placement, TableSpec, placements
+from mwuf_dist.methods import Method
+from mwuf_dist.planning.devices import Device
+from mwuf_dist.runtime import Runtime
+from mwuf_dist.training.model import Model
+from mwuf_dist.training.pretrain import Pretrain
+
+# Rows of the step that is counted.
+_COUNTED_ROWS = 1024
+_TIMED_STEPS = 10
+_FLOAT = 4  # bytes
+_ID = 8
+_ROW_BYTES = 9  # user, item, label of an interaction
+# Sent by a lookup of a collection: lengths, ids, rows, and the rows' gradients.
+_COLLECTIVES_OF_A_LOOKUP = 4
+# Code that torch, TorchRec and fbgemm load in the first step: what was left over on four CPU runs, 50 to 80 MB.
+_FIRST_STEP_BYTES = 60e6
+# The dense Adam of a table: its gradient is set to zero, added to, read; weight and two moments are read and written.
+_ADAM_PASSES = 10
+# An activation is written, read in the backward, and its gradient is written and read.
+_ACTIVATION_PASSES = 4
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A step of the configured model: operators; per row, floating-point operations and bytes kept for the backward.
+
+    `step_s` is what it took here, on `rows` rows, with the tables of `num_users` users.
+    """
+
+    num_ops: int
+    flops_per_row: float
+    kept_bytes_per_row: float
+    dense_bytes: int
+    side_bytes: int
+    tables: dict[str, list[TableSpec]]
+    num_rows: int
+    num_users: int
+    rows: int
+    step_s: float
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the run is planned for: ranks, rows of `pretrain`, users, items."""
+
+    world_size: int
+    num_rows: int
+    num_users: int
+    num_items: int
+
+
+class _CountOps(TorchDispatchMode):
+    num_ops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num_ops += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, model: Model) -> Counts:
+    """Does one step of `pretrain` and counts.
+
+    Args:
+        config: of the run.
+        prepared: its data.
+        runtime: one rank on the CPU.
+        method: of the run.
+        model: of the run; trained by a step.
+    """
+    assert runtime.world_size == 1
+    rows = min(_COUNTED_ROWS, config.pretrain.batch_size)
+    stage = Pretrain(replace(config, pretrain=replace(config.pretrain, schedule="constant")), model, method)
+    model.backbone.train()
+    loader = model.pretrain_rows(prepared, config.pretrain.order, rows, config.seed)
+    batches = loader.epoch(0)
+    batch = next(batches)
+    seconds = []
+    for _ in range(_TIMED_STEPS):  # the first makes what is made once
+        clock = time.perf_counter()
+        stage.step(batch)
+        seconds.append(time.perf_counter() - clock)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as flops, _CountOps() as ops, hooks:
+        stage.step(batch)
+    stores = (model.users, model.items)
+    return Counts(
+        ops.num_ops,
+        flops.get_total_flops() / len(batch.user),
+        sum(kept.values()) / len(batch.user),
+        sum(p.numel() for p in model.dense_parameters()) * _FLOAT,
+        sum(store.num_bytes for store in stores),
+        {t.name: list(t.specs.values()) for t in (*model.pretrained_tables, model.new_ids)},
+        prepared.num_rows("pretrain"),
+        prepared.num_users,
+        rows,
+        statistics.median(seconds[1:]),
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of the rank that has most: bytes by what they hold, bytes sent per step, seconds of a step by what takes them."""
+
+    plan: dict[str, dict[str, Placement]]
+    specs: dict[str, list[TableSpec]]
+    memory: dict[str, float]
+    wire: dict[str, float]
+    seconds: dict[str, float]
+
+    @property
+    def memory_bytes(self) -> float:
+        """All together, beside what a process with torch needs anyway."""
+        return sum(self.memory.values())
+
+    @property
+    def step_s(self) -> float:
+        """Of a step, when nothing overlaps."""
+        return sum(self.seconds.values())
+
+
+def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Estimate:
+    """The plan of tables, and what it comes to on a device."""
+    (new,) = counts.tables["new"]
+    growth = size.num_items / new.rows
+    specs = {name: [_resized(name, spec, size, growth) for spec in tables] for name, tables in counts.tables.items()}
+    plan = {name: placements(tables, config.embedding, size.world_size) for name, tables in specs.items()}
+    world, batch = size.world_size, config.pretrain.batch_size
+    rows = -(-batch // world)
+    weights, optimizer, dense_tables = _tables(specs, plan, world)
+    scale = size.num_users / counts.num_users
+    held_rows = size.num_rows if size.num_rows <= IN_MEMORY_ROWS else 0
+    window = min(size.num_rows, WINDOW_ROWS) / world
+    memory = {
+        "tables": weights,
+        "gradients and optimizer state of tables": optimizer,
+        "dense weights, gradients, moments": 4 * counts.dense_bytes,
+        "activations": 2 * rows * counts.kept_bytes_per_row,
+        "attributes of users and items": counts.side_bytes * max(1.0, scale),
+        "code loaded in the first step": _FIRST_STEP_BYTES,
+        "interactions read": _ROW_BYTES * (2 * held_rows + 2 * window),
+    }
+    wire = _wire(specs, plan, world, batch) | {"dense gradients": 2 * (world - 1) / world * counts.dense_bytes}
+    wire_rate = device.link_bytes_per_s if world <= device.per_host else device.network_bytes_per_s
+    collectives = (len(specs) - 1) * _COLLECTIVES_OF_A_LOOKUP + 1 if world > 1 else 0
+    seconds = {
+        "operators": counts.num_ops * device.op_s,
+        "products": rows * counts.flops_per_row / device.flops_per_s,
+        "activations": _ACTIVATION_PASSES * rows * counts.kept_bytes_per_row / device.memory_bytes_per_s,
+        "optimizer of tables": _ADAM_PASSES * dense_tables / device.memory_bytes_per_s,
+        "wire": sum(wire.values()) / wire_rate,
+        "collectives": collectives * device.latency_s,
+    }
+    return Estimate(plan, specs, memory, wire, seconds)
+
+
+def calibrated(config: Config, counts: Counts, cpu: Device) -> Device:
+    """This CPU with the time of an operator that explains the step that was timed here."""
+    (new,) = counts.tables["new"]
+    timed = replace(config, pretrain=replace(config.pretrain, batch_size=counts.rows))
+    rest = estimate(timed, counts, Size(1, counts.num_rows, counts.num_users, new.rows), replace(cpu, op_s=0.0))
+    return replace(cpu, op_s=max(cpu.op_s, (counts.step_s - rest.step_s) / counts.num_ops))
+
+
+def _resized(collection: str, spec: TableSpec, size: Size, growth: float) -> TableSpec:
+    """Tables of IDs grow with users and items; the values of other fields do not."""
+    if spec.name == "user_id":
+        return replace(spec, rows=size.num_users + 1)
+    return replace(spec, rows=round(spec.rows * growth)) if collection in ("old", "new") else spec
+
+
+def _tables(
+    specs: dict[str, list[TableSpec]], plan: dict[str, dict[str, Placement]], world_size: int
+) -> tuple[float, float, float]:
+    """Of the fullest rank: bytes of weights, of gradients and optimizer state, and of weights that Adam moves."""
+    weights, optimizer, dense = ([0.0] * world_size for _ in range(3))
+    for collection, tables in specs.items():
+        for spec in tables:
+            placement = plan[collection][spec.name]
+            everywhere = placement.kind != "table_wise"
+            held = spec.rows * spec.dim * _FLOAT / (world_size if everywhere else 1)
+            for rank in range(world_size) if everywhere else [placement.rank]:
+                weights[rank] += held
+                if placement.is_fused:
+                    optimizer[rank] += held / spec.dim
+                elif collection != "new":  # trained in later stages, when the others are frozen
+                    optimizer[rank] += 3 * held
+                    dense[rank] += held
+    fullest = max(range(world_size), key=lambda rank: weights[rank] + optimizer[rank])
+    return weights[fullest], optimizer[fullest], max(dense)
+
+
+def _wire(
+    specs: dict[str, list[TableSpec]], plan: dict[str, dict[str, Placement]], world_size: int, batch: int
+) -> dict[str, float]:
+    """Bytes that the busiest rank sends per step: ids of its rows, and rows or partial sums and their gradients."""
+    others = (world_size - 1) / world_size
+    ids, rows = 0.0, [0.0] * world_size
+    for collection in ("user", "item", "old"):
+        for spec in specs[collection]:
+            placement = plan[collection][spec.name]
+            ids += batch / world_size * _ID * others * (world_size if placement.kind == "column_wise" else 1)
+            width = spec.dim / (world_size if placement.kind == "column_wise" else 1)
+            for rank in [placement.rank] if placement.kind == "table_wise" else range(world_size):
+                # Of a table by rows every rank makes a partial sum for each row of the global batch.
+                rows[rank] += batch * width * _FLOAT * others
+    return {"ids": ids, "embedding rows": max(rows), "gradients of rows": max(rows)}
+
+
+def sizes(counts: Counts, prepared: Prepared, world_size: int, rows: float, users: float, items: float) -> Size:
+    """The size planned for: what is not given (0) is that of the data, users and items in proportion to the rows."""
+    scale = rows / counts.num_rows if rows else 1.0
+    return Size(
+        world_size,
+        int(rows) or counts.num_rows,
+        int(users) or round(prepared.num_users * scale),
+        int(items) or round(prepared.num_items * scale),
+    )
+
+
+def fits(tables: Sequence[float], device: Device) -> bool:
+    """Whether so many bytes fit, with a tenth kept free for what a framework and its libraries take."""
+    return sum(tables) <= 0.9 * device.memory_bytes

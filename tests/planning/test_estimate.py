@@ -1,0 +1,57 @@
+"""`mwuf plan`: memory near what is measured, and the plan that a run would have."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.plan import compare
+from mwuf_dist.config import EmbeddingConfig, UserError, merge, to_toml
+from mwuf_dist.config import build as build_config
+from mwuf_dist.embeddings.tables import TableSpec, placements
+from mwuf_dist.planning.report import plan
+from tests.tiny import TINY, tiny
+
+# Tables of 300,000 users, so that what is planned outweighs what a process takes anyway.
+LARGE = merge(TINY, {"data": {"synthetic": {"num_users": 300_000}}, "embedding": {"dim": 64}})
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_estimated_memory_is_within_one_and_a_half_times_of_the_measured(ranks: int, tmp_path: Path) -> None:
+    path = tmp_path / "large.toml"
+    path.write_text(to_toml(build_config(LARGE)))
+    record = compare(path, ranks, num_steps=3)
+    assert 1 / 1.5 < record["measured_bytes"] / record["estimated_bytes"] < 1.5, json.dumps(record)
+
+
+def test_large_tables_are_shared_by_all_ranks_and_small_ones_spread_over_them() -> None:
+    specs = [TableSpec("large", 1 << 20, 16), TableSpec("a", 100, 16), TableSpec("b", 100, 16)]
+    found = placements(specs, EmbeddingConfig(), 4)
+    assert found["large"].kind == "row_wise"
+    assert {found["a"].kind, found["b"].kind} == {"table_wise"} and found["a"].rank != found["b"].rank
+    assert {placement.kind for placement in placements(specs, EmbeddingConfig(), 1).values()} == {"table_wise"}
+
+
+def test_a_plan_names_every_table_and_warns_where_it_does_not_fit() -> None:
+    fits = plan(tiny(), 64, "h200", 1e9, 0, 0)
+    assert "user.user_id" in fits and "row_wise" in fits and "estimate" in fits and "do not fit" not in fits
+    too_large = plan(tiny(embedding={"dim": 512}), 2, "h200", 1e9, 1e9, 1e6)
+    assert "do not fit on h200" in too_large
+    with pytest.raises(UserError, match="--world-size"):
+        plan(tiny(), 0, "cpu", 0, 0, 0)
+
+
+def test_the_command_needs_no_device(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(to_toml(tiny()))
+    command = [sys.executable, "-m", "mwuf_dist", "plan", str(path), "--world-size", "8", "--device", "a100"]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pretrain on 8 x a100" in done.stdout
