@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from mwuf_dist.config import Config, UserError, build, to_dict
+from mwuf_dist.exits import RankLostError
 
 # Times that lost ranks are started again; each time goes on from the last checkpoint.
 MAX_RESTARTS = 3
@@ -66,7 +67,7 @@ def train(config: Config, folder: Path, num_workers: int) -> dict[str, Any]:
             ranks: list[Any] = [_Rank.options(**resources).remote() for _ in range(num_workers)]
             try:
                 return _train(ranks, config, folder)
-            except RayActorError as error:
+            except (RayActorError, RankLostError) as error:  # the peers of a rank that is lost may be heard first
                 print(
                     f"a rank was lost ({type(error).__name__}); attempt {attempt + 1} goes on from the last checkpoint"
                 )
