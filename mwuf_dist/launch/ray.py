@@ -23,6 +23,7 @@ from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
 
 from mwuf_dist.config import Config, UserError, build, to_dict
 from mwuf_dist.data.lanes import LanesMove, start_coordinator
+from mwuf_dist.exits import RankLostError
 
 # Times that lost ranks are started again without a new checkpoint in between.
 MAX_RESTARTS = 3
@@ -176,7 +177,7 @@ def _answer(done: Any, others: list[Any]) -> dict[str, Any]:
     """What a rank answers, where it has ended by itself and not because of a rank that was lost."""
     try:
         return ray.get(done)
-    except RayActorError as error:
+    except (RayActorError, RankLostError) as error:  # the peers of a rank that is lost may be heard first
         raise _RankLost(type(error).__name__) from None
     except RayTaskError as error:
         deadline = time.monotonic() + _LOSS_S
