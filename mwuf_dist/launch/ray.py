@@ -114,9 +114,9 @@ def _latest(folder: Path) -> str:
     return pointer.read_text() if pointer.exists() else ""
 
 
-def _start_ranks(num_ranks: int, need: dict[str, float], timeout_s: float | None) -> list[Any]:
+def _start_ranks(num_ranks: int, need: dict[str, int], timeout_s: float | None) -> list[Any]:
     """Actors that answer: all of them or, when the time is up, those that do by then."""
-    ranks = [_Rank.options(**need).remote() for _ in range(num_ranks)]
+    ranks: list[Any] = [_Rank.options(**need).remote() for _ in range(num_ranks)]
     answers = [rank.address.remote() for rank in ranks]
     ready, _ = ray.wait(answers, num_returns=num_ranks, timeout=timeout_s)
     for rank, answer in zip(ranks, answers, strict=True):
@@ -133,7 +133,7 @@ def _train(
     folder: Path,
     coordinator_name: str,
     num_workers: int,
-    need: dict[str, float],
+    need: dict[str, int],
 ) -> dict[str, Any]:
     """What rank 0 answers: the results, or nothing when the ranks have left after a checkpoint."""
     try:
@@ -213,7 +213,7 @@ def _cluster(num_workers: int, address: str) -> Iterator[None]:
             ray.shutdown()
 
 
-def _need(config: Config, num_workers: int) -> dict[str, float]:
+def _need(config: Config, num_workers: int) -> dict[str, int]:
     """What a rank takes of a node."""
     gpu = {"num_cpus": 1, "num_gpus": 1}
     if config.runtime.device != "cpu" and _room(gpu) >= num_workers:
@@ -226,13 +226,13 @@ def _need(config: Config, num_workers: int) -> dict[str, float]:
     return cpu
 
 
-def _has_free(need: dict[str, float]) -> bool:
+def _has_free(need: dict[str, int]) -> bool:
     """Whether there seems to be room for one more rank now."""
     free = ray.available_resources()
     return all(free.get(_KEYS[key], 0) >= value for key, value in need.items())
 
 
-def _room(need: dict[str, float]) -> int:
+def _room(need: dict[str, int]) -> int:
     """How many ranks the nodes that are there could hold."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(int(node.get(_KEYS[key], 0) // value) for key, value in need.items()) for node in nodes)
