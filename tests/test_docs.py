@@ -1,0 +1,270 @@
+"""The documentation is true: its code runs, its commands parse, its paths and names exist, its site builds."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+import tyro
+
+from mwuf_dist import cli
+from mwuf_dist.backbones import BACKBONES
+from mwuf_dist.config import Config, build, read_toml
+from mwuf_dist.launch import local
+from mwuf_dist.methods import METHODS
+from mwuf_dist.serving.run_folder import open_run
+from mwuf_dist.studies.compare import read_study
+from mwuf_dist.studies.tune import read_tune
+from tests.tiny import tiny
+from tools import docs_pages
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+)`")
+PROGRAMS = re.compile(r"^(?:\$ )?((?:\w+=\S+ )*)(?:\.venv/bin/)?((?:mwuf|python|torchrun|make) .*)$")
+
+
+def shell_lines(text: str) -> Iterator[str]:
+    """Lines of a block that are commands, a continued one as one line, comments and explanations left out."""
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        found = PROGRAMS.match(line.strip())
+        if found and "..." not in line:
+            yield re.split(r" {2,}| # ", found[2])[0].strip()
+
+
+def commands(page: Path) -> list[str]:
+    """Every command line of a page, in fenced and indented blocks and in the text."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [block for language, block in FENCE.findall(text) if language not in ("python", "toml", "text")]
+    rest = FENCE.sub("", text)
+    blocks += re.findall(r"(?:^ {4}.*\n)+", rest, re.MULTILINE)
+    found = [line for block in blocks for line in shell_lines(block)]
+    return found + [line for span in SPAN.findall(rest) for line in shell_lines(span) if len(line.split()) > 2]
+
+
+# Once each, with the first page that has it.
+COMMANDS = {line: page for page in reversed(PAGES) for line in commands(page)}
+
+
+class Parsed(Exception):
+    """Thrown by the parser's end, so that the command itself does not run."""
+
+
+def test_there_are_commands_to_look_at():
+    assert {page.name for page in COMMANDS.values()} >= {"README.md", "tutorial.md", "own-data.md", "serving.md"}
+
+
+@pytest.mark.parametrize(("line", "page"), COMMANDS.items(), ids=COMMANDS)
+def test_every_command_of_the_pages_is_accepted(
+    line: str, page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(line)
+    if words[0] == "make":
+        targets = [word for word in words[1:] if "=" not in word]
+        assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in targets)
+        return
+    if words[0] == "python" and words[1] != "-m":
+        assert (ROOT / words[1]).is_file()
+        return
+    if words[0] in ("python", "torchrun"):
+        module, words = words[words.index("-m") + 1], ["mwuf", *words[words.index("-m") + 2 :]]
+        if module != "mwuf_dist":
+            assert not (ROOT / module.split(".")[0]).exists() or (ROOT / f"{module.replace('.', '/')}.py").is_file()
+            return
+    assert words[1] in docs_pages.COMMANDS
+    if words[1] == "doctor" or words[2:] in (["CONFIG"], ["RUN"], ["NAME"], ["LOGS"], ["WEIGHTS"]):
+        return
+    monkeypatch.chdir(ROOT)
+    parse = tyro.cli
+
+    def parse_only(*arguments: Any, **options: Any) -> Any:
+        raise Parsed(parse(*arguments, **options))
+
+    monkeypatch.setattr(tyro, "cli", parse_only)
+    arguments = [str(made_by(page, word)) if word.endswith(".toml") else word for word in words[1:]]
+    with pytest.raises((Parsed, SystemExit)) as end:
+        cli.main(arguments)
+    if isinstance(end.value, SystemExit):
+        assert "--help" in words and not end.value.code, capsys.readouterr().err
+    else:
+        check_config(arguments, end.value.args[0])
+
+
+def made_by(page: Path, config: str) -> Path:
+    """A config of the repository, or the one that stands for a config which an earlier command of the page writes."""
+    if (ROOT / config).is_file():
+        return ROOT / config
+    writers = [line for line in commands(page) if line.startswith("mwuf init") and f"--output {config}" in line]
+    assert writers or config.endswith("/chosen.toml"), f"{page.name}: there is no {config}, and no command writes it"
+    return ROOT / "configs" / "demo.toml"
+
+
+def check_config(arguments: list[str], options: Any) -> None:
+    """What the command would say of its config, and the names in it."""
+    if getattr(options, "config", None) is None:
+        return
+    config = build(options.config, "command line")
+    assert config.backbone.name in BACKBONES or ":" in config.backbone.name
+    assert config.method.name in METHODS or ":" in config.method.name
+    values = read_toml(Path(arguments[1]))
+    if arguments[0] == "compare" and "chosen" not in arguments[1]:
+        read_study(values, arguments[1])
+    if arguments[0] == "tune":
+        read_tune(values, arguments[1])
+
+
+TREE = "mwuf_dist|kernels|tests|configs|docs|benchmarks|examples|tools"
+PLACE = re.compile(rf"^((?:{TREE})/[\w./*-]*?)(?::([\w.]+))?$")
+PLACES = sorted({(page.name, span) for page in PAGES for span in SPAN.findall(page.read_text()) if PLACE.match(span)})
+
+
+@pytest.mark.parametrize(("page", "span"), PLACES, ids=[f"{page}: {span}" for page, span in PLACES])
+def test_every_path_and_every_name_in_it_exists(page: str, span: str) -> None:
+    found = PLACE.match(span)
+    assert found is not None
+    path, name = found.groups()
+    assert list(ROOT.glob(path.rstrip("/"))), f"{page}: there is no {path}"
+    if name:
+        body = ast.parse((ROOT / path).read_text(encoding="utf-8")).body
+        for part in name.split("."):
+            inside = [node for node in body if part in names_of(node)]
+            assert inside, f"{page}: {path} has no {name}"
+            body = getattr(inside[0], "body", [])
+
+
+def names_of(node: ast.stmt) -> set[str]:
+    """What a statement defines or brings in."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+FILES = (".npy", ".py", ".pt", ".toml", ".json", ".parquet", ".csv")
+
+
+def test_every_key_that_the_pages_name_is_a_key():
+    known = set()
+    for name, cls in docs_pages.sections(Config):
+        known |= {f"{name}.{key}".lstrip(".") for key in docs_pages.comments(cls)} | {name}
+    tops = {name.split(".")[0] for name in known if "." in name}
+    wrong = []
+    for page in PAGES:
+        for span in SPAN.findall(page.read_text(encoding="utf-8")):
+            found = re.match(r"^([a-z_]+)((?:\.[a-z_]+)+)(?: = .*)?$", span)
+            if found and not found[2].endswith(FILES) and found[1] in tops and found[1] + found[2] not in known:
+                wrong.append(f"{page.name}: {span}")
+    assert not wrong, wrong
+
+
+def test_the_config_page_has_every_key_and_what_its_comment_says():
+    page = docs_pages.config_keys("")
+    for name, cls in docs_pages.sections(Config):
+        for key, meaning in docs_pages.comments(cls).items():
+            assert meaning or key in dict(docs_pages.sections(Config)) or not name, f"{name}.{key} has no comment"
+            assert f"| `{key}` |" in page or any(f"[{name}.{key}]".replace("[.", "[") in page for name in (name,))
+
+
+def test_the_commands_page_has_every_command():
+    usage = docs_pages.help_of()
+    listed = re.findall(r"^  mwuf (\w+) ", usage.partition("examples:")[0], re.MULTILINE)
+    assert listed and set(listed) == set(docs_pages.COMMANDS)
+    for command in docs_pages.COMMANDS:
+        assert f"mwuf {command}" in docs_pages.help_of(command).partition("\n")[0]
+
+
+def test_the_figures_of_the_readme_are_those_of_the_records():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for label, record, row, scoring in (
+        ("Wide & Deep, ours", "movielens-1m-paper.json", "wide_deep / base", "next"),
+        ("MWUF, ours", "movielens-1m-paper.json", "wide_deep / mwuf", "next"),
+        ("DeepFM base", "movielens-1m-strong.json", "deepfm / base", "test"),
+        ("DeepFM + MWUF", "movielens-1m-strong.json", "deepfm / mwuf", "test"),
+    ):
+        comparison = json.loads((ROOT / "benchmarks" / "results" / record).read_text(encoding="utf-8"))
+        (found,) = [one for one in comparison["rows"] if one["label"] == row]
+        aucs = [found["phases"][phase][f"auc_{scoring}"] for phase in ("cold", "warm-a", "warm-b", "warm-c")]
+        cells = [f"{auc['mean']:.4f} ± {auc['std']:.4f}".replace("0.", ".") for auc in aucs]
+        assert f"| {label} | {' | '.join(cells)} |" in readme
+    for name in ("prepare.json",):
+        for one in json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8")):
+            measured = one["prepare"]
+            row = f"| {measured['wall_s']:.0f} | {measured['cpu_s']:.0f} | {measured['peak_bytes'] / 1e9:.1f} GB |"
+            assert row in readme
+
+
+def test_the_site_builds_without_a_warning_and_asks_for_nothing_from_outside(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    pages = {path.stem for path in tmp_path.glob("*.html")}
+    assert pages >= {path.stem for path in PAGES[1:]}
+    loads = re.compile(r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=\"?(https?:)?//", re.IGNORECASE)
+    for path in tmp_path.glob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        assert not loads.search(text), f"{path.name} loads something from outside"
+        assert "generated: " not in text.replace("<code>generated: NAME</code>", "")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the pages assume it: a finished run of few items, and clicks that have come since."""
+    folder = tmp_path_factory.mktemp("docs")
+    local.train(tiny(), folder / "runs" / "tiny")
+    (folder / "runs" / "one").symlink_to("tiny")
+    for name in ("configs", "examples"):
+        (folder / name).symlink_to(ROOT / name)
+    with open_run(folder / "runs" / "tiny") as run:
+        users, items = run.prepared.entity("user").raw_ids[:40].tolist(), run.new_item_ids[:5]
+        fields = [field.name for field in run.prepared.entity("item").fields]
+    for day, name in enumerate(("today", "wednesday")):
+        random = np.random.default_rng(day)
+        ids = [int(one) for one in [*items, 1_000_003] for _ in range(8)]
+        clicks = {"user_id": [int(one) for one in random.choice(users, len(ids))], "item_id": ids}
+        clicks |= {"label": random.integers(2, size=len(ids)), "timestamp": 10**9 + 10**5 * day + np.arange(len(ids))}
+        pq.write_table(pa.table(clicks), folder / f"{name}.parquet")
+    pa_csv.write_csv(pa.table({"item_id": [1_000_003]} | {field: [1] for field in fields}), folder / "items.csv")
+    return folder
+
+
+# Which `mwuf` commands of a page with Python in it run too, between its blocks.
+RUN_TOO = {"serving.md": "mwuf {export,warm,explain} runs/tiny*"}
+WITH_PYTHON = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+def test_the_python_of_every_page_runs(
+    page: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    names: dict[str, Any] = {}
+    for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+        if language == "python":
+            exec(compile(block, page.name, "exec"), names)
+            continue
+        for line in shell_lines(block) if language == "console" else ():
+            if page.name in RUN_TOO and fnmatch(line, "mwuf * runs/tiny*"):
+                with pytest.raises(SystemExit) as end:
+                    cli.main(shlex.split(line)[1:])
+                assert not end.value.code, capsys.readouterr().err
