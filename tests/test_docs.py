@@ -26,7 +26,8 @@ import tyro
 
 from mwuf_dist import cli
 from mwuf_dist.backbones import BACKBONES
-from mwuf_dist.config import Config, build, load_config, read_toml
+from mwuf_dist.config import PHASES, Config, build, load_config, read_toml
+from mwuf_dist.evaluation.published import AUC
 from mwuf_dist.launch import local
 from mwuf_dist.methods import METHODS
 from mwuf_dist.serving.run_folder import open_run
@@ -210,6 +211,21 @@ def test_the_figures_of_the_readme_are_those_of_the_records():
             measured = one["prepare"]
             row = f"| {measured['wall_s']:.0f} | {measured['cpu_s']:.0f} | {measured['peak_bytes'] / 1e9:.1f} GB |"
             assert row in readme
+
+
+def test_the_strong_base_is_above_every_published_row_as_the_pages_say():
+    strong = json.loads((ROOT / "benchmarks" / "results" / "movielens-1m-strong.json").read_text(encoding="utf-8"))
+    (base,) = [row for row in strong["rows"] if row["method"] == "base"]
+    for phase, published in zip(PHASES, zip(*AUC["movielens-1m"].values(), strict=True), strict=True):
+        assert base["phases"][phase]["auc_next"]["mean"] > max(published)
+
+
+def test_every_recorded_comparison_is_on_the_page_of_the_paper():
+    page = docs_pages.on_page_markdown((ROOT / "docs" / "paper.md").read_text(encoding="utf-8"))
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record, dict) and "published_source" in record:
+            assert docs_pages.study(path.name) in page
 
 
 def test_the_site_builds_without_a_warning_and_asks_for_nothing_from_outside(tmp_path: Path) -> None:

@@ -178,6 +178,24 @@ def study(name: str) -> str:
     return "\n\n".join(_table(table) for table in [*tables, *([against] if against else [])])
 
 
+def other_studies(shown: str) -> str:
+    """The tables of every other comparison that has a record, so that a new record needs no new text."""
+    parts = []
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if (
+            path.name in shown.split()
+            or not isinstance(record, dict)
+            or not {"rows", "published_source"} <= set(record)
+        ):
+            continue
+        about = record.get("about", {})
+        said = [about.get("note", ""), f"Made by: `{about['command']}`" if "command" in about else ""]
+        heading = f"### {about.get('title') or path.stem} ({record['dataset']}, {about.get('regime') or path.stem})"
+        parts.append("\n\n".join([heading, *filter(None, said), study(path.name)]))
+    return "\n\n".join(parts)
+
+
 def paper_table(dataset: str) -> str:
     """The paper's own figures of a data set."""
     rows = [(row, *(f"{auc:.4f}" for auc in aucs)) for row, aucs in published.AUC[dataset].items()]
@@ -252,6 +270,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "study_keys": study_keys,
     "prepare_table": prepare_table,
     "study": study,
+    "other_studies": other_studies,
     "paper_table": paper_table,
     "question_configs": question_configs,
     "benchmark_list": benchmark_list,
