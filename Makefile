@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench chaos doctor clean clean-venv
+.PHONY: help setup demo test lint format docs docs-serve bench chaos doctor clean clean-venv
 
 # Any Python that runs (3.8 or later) can start the setup, which then looks for one from 3.11 to 3.13.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -12,6 +12,9 @@ OUTPUT ?= runs/demo
 # One thread per process: two OpenMP teams on two cores make single steps 20 to 200 times slower.
 ONE_THREAD := OMP_NUM_THREADS=1
 TEST_WORKERS ?= 2
+DOCS_PORT ?= 8000
+# mkdocs-material says at every start that it wants to be followed to another generator; `mkdocs<2` is pinned instead.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -35,6 +38,12 @@ format: setup  ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: setup  ## Build the documentation into site/ (needs no network)
+	$(MKDOCS) build --strict
+
+docs-serve: setup  ## Show the documentation on this machine and follow changes (DOCS_PORT=8000)
+	$(MKDOCS) serve --dev-addr 127.0.0.1:$(DOCS_PORT)
+
 bench: setup  ## Time the training stages against a plain PyTorch program
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.train_step $(BENCH_ARGS)
 
@@ -45,7 +54,7 @@ doctor: setup  ## Print the environment and what is wrong with it
 	$(BIN)/mwuf doctor
 
 clean:  ## Remove caches and build files
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 clean-venv: clean  ## Remove .venv too

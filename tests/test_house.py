@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "mwuf_kernels": set(),
     "benchmarks": EVERYTHING,
     "examples": {"methods", "backbones", "serving", "MetaWarmUp"} | GROUND,
-    "tools": set(),
+    "tools": EVERYTHING,
 }
 
 # Heavy libraries, and the only places (files, or folders with a / at the end) that may import them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import platform
 import sys
@@ -117,3 +118,12 @@ def test_a_changed_pin_changes_the_stamp(setup_env: ModuleType, monkeypatch: pyt
     assert setup_env.stamp("cuda") != before
     (tmp_path / "pyproject.toml").write_text('"torch==2.14.0"')
     assert setup_env.stamp("cpu") != before
+
+
+def test_the_setup_needs_the_standard_library_only(setup_env: ModuleType):
+    """It makes the environment in which anything else would be."""
+    assert setup_env.__file__ is not None
+    tree = ast.parse(Path(setup_env.__file__).read_text(encoding="utf-8"))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported and {name.split(".")[0] for name in imported} <= set(sys.stdlib_module_names)

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import torch
+from torch import nn
 from torchrec import KeyedJaggedTensor
 
 from mwuf_dist.data.shards import EntityTable, FieldColumn
@@ -30,6 +31,7 @@ class FeatureStore:
         self.fields = tuple(column.field for column in columns)
         self.num_rows = entities.num_rows
         self.names = [field.name for field in self.fields]
+        self.tables = [table_name(name) for name in self.names]
         self._single = all(field.kind == "categorical" for field in self.fields)
         self._values: list[torch.Tensor] = []
         self._offsets: list[torch.Tensor | None] = []
@@ -51,28 +53,28 @@ class FeatureStore:
         # because fbgemm puts tables of one pooling into one kernel.
         others = {field.pooling for field in self.fields if field.kind == "multi_valued"} or {"sum"}
         return [
-            TableSpec(field.name, field.size, dim, field.pooling if field.kind == "multi_valued" else min(others))
-            for field in self.fields
+            TableSpec(name, field.size, dim, field.pooling if field.kind == "multi_valued" else min(others))
+            for name, field in zip(self.tables, self.fields, strict=True)
         ]
 
     def features(self, index: torch.Tensor) -> KeyedJaggedTensor:
         """Ids of every field of the entities `index` [n], with n bags per field."""
         if self._matrix is not None:
             values = self._matrix[:, index].reshape(-1)
-            return KeyedJaggedTensor(self.names, values, lengths=self._ones_like(values))
+            return KeyedJaggedTensor(self.tables, values, lengths=self._ones_like(values))
         columns = [self._gather(column, index) for column in range(len(self.names))]
         return KeyedJaggedTensor(
-            self.names,
+            self.tables,
             torch.cat([values for values, _ in columns]),
             lengths=torch.cat([lengths for _, lengths in columns]),
         )
 
     def used_values(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
-        """For each field, which of its values [size] the entities `index` have."""
+        """For each field's table, which of its values [size] the entities `index` have."""
         used = {}
-        for column, field in enumerate(self.fields):
-            used[field.name] = torch.zeros(field.size, dtype=torch.bool)
-            used[field.name][self._gather(column, index)[0].cpu()] = True
+        for column, (table, field) in enumerate(zip(self.tables, self.fields, strict=True)):
+            used[table] = torch.zeros(field.size, dtype=torch.bool)
+            used[table][self._gather(column, index)[0].cpu()] = True
         return used
 
     def values_of_all(self) -> tuple[np.ndarray, np.ndarray]:
@@ -111,6 +113,12 @@ class FeatureStore:
                 self._ones.clear()
             self._ones[num] = torch.ones(num, dtype=torch.int64, device=values.device)
         return self._ones[num]
+
+
+def table_name(field: str) -> str:
+    """The name of a field's table: its own, unless a torch module can have no child of that name (`type`, `a.b`)."""
+    taken = hasattr(nn.ModuleDict, field) or field in vars(nn.ModuleDict())
+    return f"field {field}" if taken else field.replace(".", "·")
 
 
 def with_neighbours(column: FieldColumn) -> FieldColumn:

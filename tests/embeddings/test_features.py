@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+from torch import nn
 
 from mwuf_dist.data.schema import Field
 from mwuf_dist.data.shards import EntityTable, FieldColumn
@@ -43,3 +45,14 @@ def test_a_value_that_too_few_old_items_have_is_unknown() -> None:
 def test_with_no_bound_every_value_stays() -> None:
     kept = without_rare_values(ITEMS, num_known=3, min_known=0)
     assert all((kept.columns[name].values == column.values).all() for name, column in ITEMS.columns.items())
+
+
+@pytest.mark.parametrize("name", ["type", "values", "training", "_modules", "seats.first", "plain"])
+def test_a_field_may_have_any_name_that_a_column_has(name: str) -> None:
+    """`planes.csv` of a public table has a column `type`, which is a method of every torch module."""
+    column = FieldColumn(Field(name, "categorical", "item", 6), None, np.array([3, 0, 1, 5], np.int32))
+    store = FeatureStore(EntityTable(4, np.arange(4), {name: column}), torch.device("cpu"))
+    (spec,) = store.specs(8)
+    nn.ModuleDict({spec.name: nn.Identity()})  # raises where the name cannot be
+    assert bags(store, spec.name) == [[3], [0], [1], [5]]
+    assert store.names == [name] and list(store.used_values(torch.tensor([0]))) == [spec.name]

@@ -1,0 +1,278 @@
+"""Fills the pages of `docs/` with what the code and the records know better; mkdocs calls it for every page.
+
+A line `<!-- generated: NAME ARGUMENT -->` of a page becomes what the function of that name in `GENERATORS` returns. So
+no option, key or figure is copied by hand, and none can be out of date. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mwuf_dist import cli
+from mwuf_dist.config import PHASES, Config
+from mwuf_dist.evaluation import published
+from mwuf_dist.evaluation.tables import Cell, Table, auc_table, published_table
+
+ROOT = Path(__file__).resolve().parent.parent
+_MARKER = re.compile(r"^<!-- generated: (\w+) ?(.*?) -->$", re.MULTILINE)
+COMMANDS = (
+    *("run", "compare", "tune", "plan", "prepare", "init", "synthesize"),
+    *("export", "warm", "explain", "adopt", "doctor"),
+)
+_HELP_COLUMNS = "100"
+# Help goes on with every key of the config, which has a page of its own.
+_FIRST_CONFIG_OPTION = re.compile(r"^  --seed INT\n", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The hook: a page with its markers replaced.
+
+    Args:
+        markdown: of the page.
+        **_: page, config and files of mkdocs.
+    """
+    return _MARKER.sub(lambda found: GENERATORS[found[1]](found[2]), markdown)
+
+
+def config_keys(_: str) -> str:
+    """Every section of the config as a table of its keys, from the comments in config.py."""
+    return "\n\n".join(_section(name, cls) for name, cls in sections(Config))
+
+
+def sections(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """(dotted name, class) of a section and of those within it; the name of the outermost is empty."""
+    yield prefix, cls
+    for field in dataclasses.fields(cls):
+        inner = field.metadata.get("of", field.default_factory)
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            yield from sections(inner, f"{prefix}.{field.name}" if prefix else field.name)
+
+
+def _section(name: str, cls: type) -> str:
+    known = {inner for inner, _ in sections(cls)}
+    keys = [field for field in dataclasses.fields(cls) if field.name not in known]
+    hints, helps = typing.get_type_hints(cls, include_extras=True), comments(cls)
+    rows = [(f"`{field.name}`", _type(hints[field.name]), _default(field), helps[field.name]) for field in keys]
+    heading = f"## `[{name}]`" if name else "## Top level"
+    if name.endswith(".fields"):
+        heading = f"## `[[{name}]]`"
+    about = (cls.__doc__ or "").strip()
+    return f"{heading}\n\n{about}\n\n{_rows(('key', 'value', 'default', 'meaning'), rows)}"
+
+
+def comments(cls: type) -> dict[str, str]:
+    """The comment of each key of a section: behind it, or in the lines above it."""
+    path = ROOT / (cls.__module__.replace(".", "/") + ".py")
+    source = path.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    (body,) = [
+        node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == cls.__name__
+    ]
+    found = {}
+    for node in body:
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+            continue
+        above, line = [], node.lineno - 2
+        while lines[line].strip().startswith("#"):
+            above.insert(0, lines[line].strip().lstrip("# "))
+            line -= 1
+        behind = lines[(node.end_lineno or node.lineno) - 1][node.end_col_offset :].partition("#")[2].strip()
+        found[node.target.id] = " ".join([*above, behind]).strip()
+    return found
+
+
+def _type(hint: Any) -> str:
+    """A type as a reader of TOML knows it: `one of a, b`, `number >= 0`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        bounds = [_bound(one) for one in hint.__metadata__]
+        return " ".join([_type(arguments[0]), *filter(None, [", ".join(filter(None, bounds))])])
+    if origin is typing.Literal:
+        return " or ".join(f"`{json.dumps(one)}`" for one in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_type, arguments))
+    if origin is tuple:
+        return "tables" if dataclasses.is_dataclass(arguments[0]) else f"list of: {_type(arguments[0])}"
+    if origin is dict:
+        return f"table of: {_type(arguments[1])}"
+    return {bool: "true or false", int: "whole number", float: "number", str: "text"}[hint]
+
+
+def _bound(one: Any) -> str:
+    signs = {"Ge": ("≥", "ge"), "Gt": (">", "gt"), "Le": ("≤", "le"), "Lt": ("<", "lt")}
+    sign = signs.get(type(one).__name__)
+    if sign is None:
+        return "at least one" if type(one).__name__ == "MinLen" else ""
+    value = getattr(one, sign[1])
+    return "" if value == 1 << 63 else f"{sign[0]} {value}"
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    elif field.default is dataclasses.MISSING:
+        return "must be given"
+    else:
+        value = field.default
+    value = list(value) if isinstance(value, tuple) else value
+    return f"`{json.dumps(value)}`"
+
+
+def study_keys(place: str) -> str:
+    """The keys of a section of `mwuf compare` or `mwuf tune`, from the docstring of `file.py:Class`."""
+    path, _, name = place.partition(":")
+    source = (ROOT / path).read_text(encoding="utf-8")
+    (cls,) = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name]
+    helps = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", ast.get_docstring(cls) or "", re.MULTILINE))
+    keys = [node for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    rows = [(f"`{ast.unparse(key.target)}`", " ".join(helps[ast.unparse(key.target)].split())) for key in keys]
+    return _rows(("key", "meaning"), rows)
+
+
+def command_help(_: str) -> str:
+    """What each command says with `--help`, without the keys of the config."""
+    usage = f"```text\n{help_of()}\n```"
+    return "\n\n".join(
+        [usage, *(f"## mwuf {command}\n\n```text\n{_short(help_of(command))}\n```" for command in COMMANDS)]
+    )
+
+
+def help_of(*command: str) -> str:
+    """The help of a command, or of all of them, as a terminal of 100 columns shows it."""
+    shown, columns = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = _HELP_COLUMNS
+    try:
+        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+            cli.main([*command, "--help"])
+    finally:
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+    return "\n".join(line.rstrip() for line in shown.getvalue().splitlines()).strip()
+
+
+def _short(text: str) -> str:
+    found = _FIRST_CONFIG_OPTION.search(text)
+    if found is None or "CONFIG" not in text.partition("\n")[0]:
+        return text
+    return text[: found.start()] + "  and every key of the config: --seed, --section.key VALUE"
+
+
+def study(name: str) -> str:
+    """AUC tables of a recorded comparison and, where the paper has its rows, ours beside the paper's."""
+    comparison = json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+    tables = [auc_table(comparison, (scoring,)) for scoring in ("next", "test")]
+    against = published_table(comparison)
+    return "\n\n".join(_table(table) for table in [*tables, *([against] if against else [])])
+
+
+def other_studies(shown: str) -> str:
+    """The tables of every other comparison that has a record, so that a new record needs no new text."""
+    parts = []
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if (
+            path.name in shown.split()
+            or not isinstance(record, dict)
+            or not {"rows", "published_source"} <= set(record)
+        ):
+            continue
+        about = record.get("about", {})
+        said = [about.get("note", ""), f"Made by: `{about['command']}`" if "command" in about else ""]
+        heading = f"### {about.get('title') or path.stem} ({record['dataset']}, {about.get('regime') or path.stem})"
+        parts.append("\n\n".join([heading, *filter(None, said), study(path.name)]))
+    return "\n\n".join(parts)
+
+
+def paper_table(dataset: str) -> str:
+    """The paper's own figures of a data set."""
+    rows = [(row, *(f"{auc:.4f}" for auc in aucs)) for row, aucs in published.AUC[dataset].items()]
+    return _rows(("", *PHASES), rows)
+
+
+def question_configs(_: str) -> str:
+    """The configs of the paper's research questions: data set, regime, question, command."""
+    rows = []
+    for path in sorted((ROOT / "configs").glob("*-rq?.toml")):
+        question = tomllib.loads((ROOT / "configs" / "rq" / f"{path.stem[-3:]}.toml").read_text(encoding="utf-8"))
+        rows.append((question["study"]["title"], path.stem[:-4], f"`mwuf compare configs/{path.name}`"))
+    return _rows(("question", "data set and regime", "command"), sorted(rows))
+
+
+def benchmark_list(_: str) -> str:
+    """Each benchmark and the question that it answers: the first line of its docstring."""
+    rows = []
+    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        question = about.split("\n\n")[0].replace("\n", " ")
+        if "if __name__" in path.read_text(encoding="utf-8"):
+            rows.append((question.partition(" `python")[0], f"`python -m benchmarks.{path.stem}`"))
+    return _rows(("question", "command"), rows)
+
+
+def prepare_table(names: str) -> str:
+    """Records of `benchmarks.prepare`: rows, time and memory of each command."""
+    rows = []
+    for name in names.split():
+        for one in json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8")):
+            kept = sum(one["split"][split] for split in ("pretrain", "warm_a", "warm_b", "warm_c", "test"))
+            parts = (one["synthesize"], one["prepare"])
+            cells = [(f"{p['wall_s']:.0f}", f"{p['cpu_s']:.0f}", f"{p['peak_bytes'] / 1e6:,.0f}") for p in parts]
+            rows.append((one["dataset"], f"{one['rows']:,}", f"{kept:,}", *cells[0], *cells[1]))
+    measures = [f"{part}: {what}" for part in ("synthesize", "prepare") for what in ("wall s", "CPU s", "peak MB")]
+    return _rows(("", "rows", "rows kept", *measures), rows)
+
+
+def readme_section(heading: str) -> str:
+    """What stands in the README below a heading, so that its figures stand once."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"README.md has no section {heading!r}"
+    return found[1].strip().replace("](docs/", "](")
+
+
+def _table(table: Table) -> str:
+    groups = list(dict.fromkeys(column.group for column in table.columns if column.group != "samples/s"))
+    kept = [index for index, column in enumerate(table.columns) if column.group in groups]
+    heads = [
+        table.columns[i].name if len(groups) == 1 else f"{table.columns[i].name}, {table.columns[i].group}"
+        for i in kept
+    ]
+    rows = [(label, *(_cell(cells[index]) for index in kept)) for label, cells in table.rows]
+    title = groups[0] if len(groups) == 1 else table.title
+    return f"**{title}**\n\n{_rows(('', *heads), rows)}\n\n{table.note}"
+
+
+def _cell(cell: Cell) -> str:
+    return (f"**{cell.text}**" if cell.best else cell.text) + (f" ± {cell.spread}" if cell.spread else "") + cell.mark
+
+
+def _rows(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+GENERATORS: dict[str, Callable[[str], str]] = {
+    "config_keys": config_keys,
+    "command_help": command_help,
+    "study_keys": study_keys,
+    "prepare_table": prepare_table,
+    "study": study,
+    "other_studies": other_studies,
+    "paper_table": paper_table,
+    "question_configs": question_configs,
+    "benchmark_list": benchmark_list,
+    "readme_section": readme_section,
+}
