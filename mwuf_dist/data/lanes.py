@@ -118,6 +118,6 @@ def check_lanes(num_lanes: int, batch_size: int, world_size: int, key: str = "ba
     """
     if num_lanes < world_size:
         raise UserError(
-            f"{key} = {batch_size} is cut into {num_lanes} lanes, which leaves some of the {world_size} ranks without "
-            f"rows: take a multiple of {world_size}, or fewer ranks"
+            f"{key} = {batch_size}: the number of lanes of such a batch is {num_lanes}, which leaves some of the "
+            f"{world_size} ranks without rows: take a multiple of {world_size}, or fewer ranks"
         )

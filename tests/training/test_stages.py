@@ -129,10 +129,11 @@ def test_order_time_trains_in_time_order_and_differs_from_shuffled(tmp_path: Pat
 
 
 def test_a_batch_size_that_the_ranks_cannot_share_is_an_error_before_anything_is_done() -> None:
-    config = tiny(warm_up={"batch_size": 5})
+    stages = ("pretrain", "meta_train", "warm_up")
     two_ranks = Runtime(0, 2, torch.device("cpu"), False)
-    with pytest.raises(UserError, match=r"warm_up.batch_size = 5 is cut into 5 lanes, which 2 ranks cannot share"):
-        run_module._check_batch_sizes(config, ("pretrain", "meta_train", "warm_up"), two_ranks)
+    run_module._check_batch_sizes(tiny(warm_up={"batch_size": 5}), stages, two_ranks)  # uneven shares are padded
+    with pytest.raises(UserError, match=r"warm_up.batch_size = 1 .* leaves some of the 2 ranks"):
+        run_module._check_batch_sizes(tiny(warm_up={"batch_size": 1}), stages, two_ranks)
 
 
 # optimizers
