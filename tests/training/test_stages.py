@@ -132,7 +132,7 @@ def test_a_batch_size_that_the_ranks_cannot_share_is_an_error_before_anything_is
     stages = ("pretrain", "meta_train", "warm_up")
     two_ranks = Runtime(0, 2, torch.device("cpu"), False)
     run_module._check_batch_sizes(tiny(warm_up={"batch_size": 5}), stages, two_ranks)  # uneven shares are padded
-    with pytest.raises(UserError, match=r"warm_up.batch_size = 1 .* leaves some of the 2 ranks"):
+    with pytest.raises(UserError, match=r"warm_up.batch_size = 1: .* leaves some of the 2 ranks"):
         run_module._check_batch_sizes(tiny(warm_up={"batch_size": 1}), stages, two_ranks)
 
 
