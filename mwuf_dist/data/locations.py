@@ -34,6 +34,29 @@ def prepared_root(prepared_dir: str) -> Path:
 
 
 @contextmanager
+def beside(folder: Path, advice: str) -> Iterator[Path]:
+    """A temporary folder next to `folder`, to be renamed to it once it is complete; after an error nothing is left.
+
+    Args:
+        folder: its name to be.
+        advice: what the user can do where nothing can be written there.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"{folder.parent}: cannot be written ({error}); {advice}") from None
+    try:
+        temporary.chmod(0o755)  # mkdtemp's folders are their owner's alone; these may serve a team
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into that gets its name once it is complete; after an error nothing is left.
 
@@ -45,14 +68,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: already holds something; name a new folder")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error}); name another folder") from None
-    try:
-        yield beside
-        beside.chmod(0o755)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with beside(folder, "name another folder") as temporary:
+        yield temporary
+        temporary.rename(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mwuf_dist.config import DataConfig, UserError
+from mwuf_dist.config import DataConfig
 from mwuf_dist.data import histories, shards, sources
-from mwuf_dist.data.locations import prepared_root
+from mwuf_dist.data.locations import beside, prepared_root
 from mwuf_dist.data.schema import RawDataset
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.split import SPLITS, Split, SplitRule, split_rows
@@ -69,15 +70,8 @@ def _rule(config: DataConfig) -> SplitRule:
 
 
 def _build(config: DataConfig, made_of: dict[str, Any], folder: Path, progress: bool) -> dict[str, Any]:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(
-            f"{folder.parent}: prepared data cannot be written there ({error}); set data.prepared_dir or MWUF_CACHE_DIR"
-        ) from None
     steps = ("read", "split", "entities", *SPLITS)
-    try:
+    with beside(folder, "set data.prepared_dir or MWUF_CACHE_DIR") as temporary:
         with tqdm(total=len(steps), desc="prepare", unit="step", disable=not progress) as bar:
 
             def step(name: str) -> None:
@@ -93,13 +87,10 @@ def _build(config: DataConfig, made_of: dict[str, Any], folder: Path, progress: 
                 "name": config.name + (" (synthesized)" if "synthesized" in made_of["source"] else ""),
                 "made_of": made_of,
                 "positive_share": positive_share(dataset, split, _rule(config)),
-                "histories": histories.write(dataset, split, _rule(config), beside),
+                "histories": histories.write(dataset, split, _rule(config), temporary),
             }
-            shards.write(dataset, split, beside, facts, step)
-        beside.chmod(0o755)  # mkdtemp's folders are their owner's alone; shards may serve a team.
-        _install(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            shards.write(dataset, split, temporary, facts, step)
+        _install(temporary, folder)
     manifest = shards.read_manifest(folder)
     assert manifest is not None, f"{folder} changed while it was written"
     return manifest
@@ -125,11 +116,11 @@ def positive_share(dataset: RawDataset, split: Split, rule: SplitRule) -> dict[s
     return {name: round(float(value), 6) for name, value in share.items()}
 
 
-def _install(beside: Path, folder: Path) -> None:
+def _install(temporary: Path, folder: Path) -> None:
     """Renames a finished folder to its name, unless another process put a complete one there meanwhile."""
     while True:
         try:
-            os.rename(beside, folder)
+            os.rename(temporary, folder)
             return
         except OSError:
             if not folder.exists():
@@ -138,9 +129,6 @@ def _install(beside: Path, folder: Path) -> None:
             return
         # Incomplete (a lost or truncated file): moved away first, so that at no time a mixture bears the name.
         broken = Path(tempfile.mkdtemp(prefix=f".{folder.name}-broken-", dir=folder.parent))
-        try:
+        with contextlib.suppress(FileNotFoundError):  # Another process moved it away.
             os.rename(folder, broken / "was")
-        except FileNotFoundError:
-            pass  # Another process moved it away.
-        finally:
-            shutil.rmtree(broken, ignore_errors=True)
+        shutil.rmtree(broken, ignore_errors=True)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from mwuf_dist.backbones import Shape
 from mwuf_dist.config import UserError
+from mwuf_dist.data.locations import beside
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.formats import ItemWriter, NpyWriter, ParquetWriter, SafetensorsWriter
 from mwuf_dist.serving.run_folder import PHASE_NAMES, FinishedRun
@@ -66,19 +67,11 @@ def export(run: FinishedRun, kind: Format, output: Path, old_items: bool = False
     """
     if output.exists() and not (output / MANIFEST).exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"{output}: exists and is no export of ours; name another --output")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    except OSError as error:
-        raise UserError(f"{output.parent}: cannot be written ({error.strerror}); name another --output") from None
-    try:
-        num_items = write_items(run, kind, beside, old_items, progress)
-        export_model(run, beside / MODEL_FILE)
-        (beside / MANIFEST).write_text(json.dumps(_manifest(run, kind, num_items, old_items), indent=1) + "\n")
-        beside.chmod(0o755)  # mkdtemp's folders are their owner's alone
-        _install(beside, output)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with beside(output, "name another --output") as folder:
+        num_items = write_items(run, kind, folder, old_items, progress)
+        export_model(run, folder / MODEL_FILE)
+        (folder / MANIFEST).write_text(json.dumps(_manifest(run, kind, num_items, old_items), indent=1) + "\n")
+        _install(folder, output)
     return output
 
 
@@ -177,12 +170,12 @@ def _manifest(run: FinishedRun, kind: Format, num_items: int, old_items: bool) -
     }
 
 
-def _install(beside: Path, output: Path) -> None:
+def _install(folder: Path, output: Path) -> None:
     """Renames the finished folder to its name, an earlier export out of the way first."""
     earlier = None
     if output.exists():
         earlier = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
         os.rename(output, earlier / "was")
-    os.rename(beside, output)
+    os.rename(folder, output)
     if earlier is not None:
         shutil.rmtree(earlier)

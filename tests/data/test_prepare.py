@@ -284,7 +284,7 @@ def test_unknown_data_set_names_its_neighbour(tmp_path: Path) -> None:
 
 def test_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written there.*set data.prepared_dir"):
+    with pytest.raises(UserError, match="cannot be written .*set data.prepared_dir"):
         prepare(config_in(tmp_path / "file" / "below"))
 
 

@@ -10,7 +10,6 @@ import hashlib
 import re
 import shutil
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -24,7 +23,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from mwuf_dist.config import DataConfig, UserError
-from mwuf_dist.data.locations import cache_dir, data_dir
+from mwuf_dist.data.locations import beside, cache_dir, data_dir
 from mwuf_dist.data.schema import RAW_ID, USER_ID, Field, RawDataset, list_column
 
 VERSION = 1  # Raise it when the same raw files would give other tables.
@@ -104,22 +103,14 @@ def download(address: str = ADDRESS) -> Path:
     """
     target = (data_dir() or cache_dir() / "raw") / FOLDER
     print(f"{TERMS}\nDownloading {address} into {target}", file=sys.stderr, flush=True)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"{target.parent}: cannot be written ({error}). {_by_hand()}") from None
-    try:
-        _fetch(address, beside)
-        _verify(beside, "the archive is damaged or not the published one; nothing was kept")
-        beside.chmod(0o755)
+    with beside(target, _by_hand()) as folder:
+        _fetch(address, folder)
+        _verify(folder, "the archive is damaged or not the published one; nothing was kept")
         try:
-            beside.rename(target)
+            folder.rename(target)
         except OSError as error:
             if find_raw() is None:  # Otherwise another process was faster, with the same verified files.
                 raise UserError(f"{target}: cannot be written ({error}). {_by_hand()}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return target
 
 
