@@ -38,7 +38,7 @@ class Gru4Rec(Backbone):
         """See `Backbone.encode`: the last state [B, D]."""
         lengths = history.lengths
         longest = max(1, int(lengths.max()))
-        # Padded rather than packed: forward and backward of 1024 histories of up to 20 took 18 ms against 35.
+        # Padded rather than packed: on a CPU the packed form costs more than the padding saves.
         states, _ = self.gru(history.padded(longest))  # [g, T, D]
         last = torch.arange(len(lengths), device=lengths.device) * longest + lengths.clamp(min=1) - 1
         state = states.flatten(0, 1).index_select(0, last) * (lengths > 0)[:, None]

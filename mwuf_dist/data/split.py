@@ -105,7 +105,7 @@ def _by_time(rows: np.ndarray, time: np.ndarray) -> np.ndarray:
     bits = len(rows).bit_length()
     if (last - first).bit_length() + bits > 63:
         return rows[np.argsort(time, kind="stable")]
-    # One sort of time and place together, which numpy vectorises: 0.34 s for 10M rows, a stable argsort 2.2 s.
+    # One sort of time and place together, which numpy vectorises; a stable argsort it does not.
     key = ((time - first) << bits) | np.arange(len(rows))
     key.sort()
     return rows[key & ((1 << bits) - 1)]

@@ -35,7 +35,7 @@ _ID = 8
 _ROW_BYTES = 9  # user, item, label of an interaction
 # Sent by a lookup of a collection: lengths, ids, rows, and the rows' gradients.
 _COLLECTIVES_OF_A_LOOKUP = 4
-# Code that torch, TorchRec and fbgemm load in the first step: what was left over on four CPU runs, 50 to 80 MB.
+# Code that torch, TorchRec and fbgemm load in the first step: fitted to what `benchmarks.plan` measured on a CPU.
 _FIRST_STEP_BYTES = 60e6
 # The dense Adam of a table: its gradient is set to zero, added to, read; weight and two moments are read and written.
 _ADAM_PASSES = 10

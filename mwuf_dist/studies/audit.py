@@ -29,7 +29,7 @@ from mwuf_dist.training.results import NEXT_SETS
 from mwuf_dist.training.run import Run
 from mwuf_dist.training.warm_up import WarmUp
 
-# Steps of each epoch of the short pass: a warm set of MovieLens-1M, where an audit takes 6 s (with 50 steps 9 s).
+# Steps of each epoch of the short pass: as many as a warm set of MovieLens-1M has.
 STEPS_PER_EPOCH = 20
 
 

@@ -25,7 +25,7 @@ from mwuf_dist.studies.audit import audit
 from mwuf_dist.studies.records import read_records, write_records
 from mwuf_dist.studies.schedule import Failure, Here, Runner
 
-# Ray and the imports of its workers take 20 s. Below these training rows (a minute of one core) they do not pay.
+# Starting Ray and its workers takes long. Below about these training rows it does not pay: an estimate, not tuned.
 _ROWS_WORTH_RAY = 20_000_000
 
 

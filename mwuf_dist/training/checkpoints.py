@@ -26,7 +26,7 @@ from mwuf_dist.exits import asked_to_stop, held_back
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.checkpoint_files import INDEX, META, DamagedError, Meta, content_problem, parse_meta, record
 
-# On several ranks a look at the clock is an exchange (0.1 ms on one machine): so many steps, or seconds, apart at most.
+# On several ranks a look at the clock is an exchange: so many steps, or seconds, apart at most.
 _STEPS_BETWEEN_LOOKS = 50
 _SECONDS_BETWEEN_LOOKS = 1.0
 _STAGES = ("pretrain", "meta_train", "warm_up")
