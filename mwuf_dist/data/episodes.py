@@ -64,10 +64,11 @@ class EpisodeLoader:
         # First place of each episode among the rows grouped by item.
         place = np.arange(per_item.sum()) - np.repeat(np.cumsum(per_item) - per_item, per_item)
         self._first = np.repeat(starts, per_item) + place * self._rows
-        self._per_rank = batch_size // self._rows // runtime.world_size
+        self._per_batch = batch_size // self._rows
+        self._ours = episodes_of(runtime, self._per_batch)
         if not len(self._first):
             raise UserError(f"no old item has {self._rows} rows, 2 x data.warm_rows: lower data.warm_rows")
-        if not self._per_rank:
+        if self._per_batch < runtime.world_size:
             raise UserError(
                 f"meta_train.batch_size = {batch_size}: an episode has {self._rows} rows (2 x data.warm_rows), so "
                 f"{runtime.world_size} ranks need at least {self._rows * runtime.world_size}"
@@ -76,7 +77,7 @@ class EpisodeLoader:
     @property
     def batch_size(self) -> int:
         """Rows of a full global batch."""
-        return self._per_rank * self._runtime.world_size * self._rows
+        return self._per_batch * self._rows
 
     @property
     def num_rows(self) -> int:
@@ -99,13 +100,13 @@ class EpisodeLoader:
             yield self._batch(rows, first, epoch, step)
 
     def _batch(self, rows: np.ndarray, first: np.ndarray, epoch: int, step: int) -> Batch:
-        device, size = self._runtime.device, self._per_rank * self._runtime.world_size
-        begin = step * size + self._runtime.rank * self._per_rank
-        ours = first[begin : begin + self._per_rank]
-        weight = np.zeros((self._per_rank, self._rows), np.float32)
+        device, size = self._runtime.device, self._per_batch
+        ours = first[step * size :][:size][self._ours.start : self._ours.stop]
+        num = -(-size // self._runtime.world_size)  # equally many on every rank
+        weight = np.zeros((num, self._rows), np.float32)
         weight[: len(ours)] = 1
         # The first episode of the epoch stands in for padding.
-        ours = np.concatenate([ours, np.repeat(first[:1], self._per_rank - len(ours))])
+        ours = np.concatenate([ours, np.repeat(first[:1], num - len(ours))])
         chosen = rows[ours[:, None] + np.arange(self._rows)].reshape(-1)
         user, item, label = (torch.from_numpy(self._columns[name][chosen]) for name in ("user", "item", "label"))
         num_rows = min(size, len(first) - step * size) * self._rows
@@ -119,8 +120,14 @@ class EpisodeLoader:
             label.float().to(device),
             torch.from_numpy(weight.reshape(-1)).to(device),
             num_rows,
-            num_rows == size * self._rows,
+            num_rows == size * self._rows and size % self._runtime.world_size == 0,
             epoch,
             step,
             history,
         )
+
+
+def episodes_of(runtime: Runtime, num_episodes: int) -> range:
+    """Which episodes of a global batch of so many are this rank's."""
+    rank, world_size = runtime.rank, runtime.world_size
+    return range(rank * num_episodes // world_size, (rank + 1) * num_episodes // world_size)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mwuf_dist.config import Config
-from mwuf_dist.data.episodes import EpisodeLoader
+from mwuf_dist.data.episodes import EpisodeLoader, episodes_of
 from mwuf_dist.data.loader import Batch
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import Episodes, Method
@@ -93,10 +93,13 @@ class EpisodeTrain:
         runtime = self.frozen.runtime
 
         def normal(width: int) -> torch.Tensor:
-            # Drawn for the global batch, of which ours is a part.
+            # Drawn for the global batch, of which ours is a part; padding gets zeros.
             seed = generator_seed(self.config.seed, 5, batch.epoch, batch.step)
-            draws = torch.randn(runtime.world_size, num_episodes, width, generator=torch.Generator().manual_seed(seed))
-            return draws[runtime.rank].to(runtime.device)
+            per_batch = self.config.meta_train.batch_size // (2 * half)
+            draws = torch.randn(per_batch, width, generator=torch.Generator().manual_seed(seed))
+            share = episodes_of(runtime, per_batch)
+            draws = draws[share.start : share.stop]
+            return F.pad(draws, (0, 0, 0, num_episodes - len(draws))).to(runtime.device)
 
         item_context, _ = self.frozen.inputs(items)
         losses = self.method.episode_loss(Episodes(items, item_context, loss_of(0), loss_of(1), normal))

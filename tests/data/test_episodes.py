@@ -56,13 +56,16 @@ def test_epochs_cut_the_rows_anew_and_the_order_goes_on_from_any_step() -> None:
     assert torch.equal(rest[0].user, second[2].user) and torch.equal(rest[0].weight, second[2].weight)
 
 
-def test_two_ranks_see_the_global_batches_of_one() -> None:
-    _, alone = batches(size=24)
-    ranks = [batches(rank=rank, world=2, size=24)[1] for rank in range(2)]
+@pytest.mark.parametrize(("world", "size"), [(2, 24), (2, 30), (3, 30), (5, 30)])
+def test_any_number_of_ranks_sees_the_global_batches_of_one(world: int, size: int) -> None:
+    """So that a cursor within an epoch means the same on another number of ranks, whether or not it divides a batch."""
+    _, alone = batches(size=size)
+    ranks = [batches(rank=rank, world=world, size=size)[1] for rank in range(world)]
     for one, *parts in zip(alone, *ranks, strict=True):
         assert torch.equal(episodes(one), torch.cat([episodes(part) for part in parts]))
         assert {part.num_rows for part in parts} == {one.num_rows}
         assert len({len(part.user) for part in parts}) == 1
+        assert {part.is_full for part in parts} == {all(part.weight.all() for part in parts)}
 
 
 def test_only_the_chosen_items_play() -> None:

@@ -132,13 +132,13 @@ def test_noise_is_that_of_the_global_batch_and_of_its_step() -> None:
             inputs=lambda items: (torch.zeros(len(items), CONTEXT), None),
         )
         stage = EpisodeTrain(tiny(), frozen, Recorder(CONFIG, DIM, CONTEXT))
-        num = 2 * tiny().data.warm_rows * 6 // ranks
+        num = tiny().meta_train.batch_size // ranks  # 16 episodes
         item, ones = torch.zeros(num, dtype=torch.int64), torch.ones(num)
         stage.loss(Batch(item, item, ones, ones, num * ranks, True, 0, step))
         return drawn[-1]
 
     whole = draws(0, 1, 7)
-    assert len(whole) == 6 and len(whole.unique()) == whole.numel()
+    assert len(whole) == 16 and len(whole.unique()) == whole.numel()
     assert torch.equal(whole, torch.cat([draws(0, 2, 7), draws(1, 2, 7)]))
     assert not torch.equal(whole, draws(0, 1, 8))
 
