@@ -14,54 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
 
-from mwuf_dist.config import DataConfig, SyntheticConfig, UserError, build
+from mwuf_dist.config import DataConfig, SyntheticConfig
 from mwuf_dist.config_logs import LogsConfig, LogsField
 from mwuf_dist.data.negatives import add_negatives
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.data.schema import RawDataset
 from mwuf_dist.data.sources import logs, movielens, synthetic
 from mwuf_dist.data.split import SPLITS
-
-CLICKS = "user_id,item_id,timestamp,clicked\nu1,a,30,1\nu2,b,10,0\nu1,b,20,1\nu3,a,5,0\n"
-
-
-def write(folder: Path, name: str, text: str, encoding: str = "utf-8") -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw = text.encode(encoding)
-    path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
-    return path
-
-
-def read(path: Path, **options: Any) -> RawDataset:
-    """The data set of a log whose label is the column `clicked`, unless the options say otherwise."""
-    if not options.keys() & {"label", "label_from", "negatives_per_positive"}:
-        options["label"] = "clicked"
-    config = DataConfig(name="logs", logs=LogsConfig(interactions=str(path), **options))
-    dataset = logs.load(config)
-    dataset.check("logs")
-    return dataset
-
-
-def rows(dataset: RawDataset) -> list[tuple[Any, ...]]:
-    """(user ID, item ID, time, label) of each row."""
-    columns = {name: dataset.interactions[name].to_pylist() for name in ("user", "item", "time", "label")}
-    user_ids, item_ids = dataset.users["raw_id"].to_pylist(), dataset.items["raw_id"].to_pylist()
-    return [
-        (user_ids[user], item_ids[item], time, label) for user, item, time, label in zip(*columns.values(), strict=True)
-    ]
-
-
-def of_field(dataset: RawDataset, side: str, name: str) -> dict[Any, Any]:
-    table = dataset.users if side == "user" else dataset.items
-    return dict(zip(table["raw_id"].to_pylist(), table[name].to_pylist(), strict=True))
-
-
-def item_field(name: str, **options: Any) -> tuple[LogsField, ...]:
-    return (LogsField(name=name, side="item", **options),)
-
-
-# ---- the same data in every format
+from tests.data.log_files import CLICKS, item_field, of_field, read, rows, write
 
 
 @pytest.fixture(scope="module")
@@ -350,121 +310,3 @@ def test_negatives_are_drawn_by_activity_and_left_out_where_everyone_likes_the_i
     of_first = drawn[(source == 0) & (label == 0)]  # item 0 is liked by user 0 alone
     shares = np.bincount(of_first, minlength=4) / len(of_first)
     np.testing.assert_allclose(shares, [0, 30 / 43, 10 / 43, 3 / 43], atol=0.06)
-
-
-# ---- mistakes
-
-
-def refused(path: Path, *words: str, **options: Any) -> None:
-    with pytest.raises(UserError) as error:
-        read(path, **options)
-    for word in words:
-        assert word in str(error.value), str(error.value)
-
-
-def test_a_column_that_is_not_there(tmp_path: Path) -> None:
-    path = write(tmp_path, "log.csv", CLICKS)
-    refused(path, "log.csv", "'user'", "did you mean 'user_id'?", user="user")
-    refused(path, "log.csv", "'colour'", fields=item_field("colour"))
-
-
-def test_a_column_that_a_later_file_lacks(tmp_path: Path) -> None:
-    write(tmp_path, "log/1.csv", CLICKS)
-    write(tmp_path, "log/2.csv", CLICKS.replace("clicked", "click"))
-    refused(tmp_path / "log", "2.csv", "'clicked'", "did you mean 'click'?")
-
-
-@pytest.mark.parametrize("ending", ["csv", "csv.gz"])
-def test_a_label_that_is_neither_0_nor_1_names_file_and_line(ending: str, tmp_path: Path) -> None:
-    path = write(tmp_path, f"log.{ending}", CLICKS + "\nu4,b,7,3\n")
-    refused(path, f"log.{ending}:7: clicked is '3', neither 0 nor 1", "label_at_least")
-
-
-def test_mistakes_in_parquet_name_the_row(tmp_path: Path) -> None:
-    columns = {"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": [1, 2, 3], "clicked": [0, 1, 2]}
-    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
-    refused(tmp_path / "log.parquet", "row 2 (counted from 0): clicked is 2")
-
-
-def test_times_that_are_none(tmp_path: Path) -> None:
-    path = write(tmp_path, "log.csv", CLICKS + "u4,b,yesterday,1\n")
-    refused(path, "log.csv:6: timestamp is 'yesterday'", "time_format")
-    path = write(tmp_path, "log.csv", "user_id,item_id,timestamp,clicked\nu,a,01/02/2020,1\nu,b,2020-02-02,0\n")
-    refused(path, "log.csv:3: timestamp is '2020-02-02'", "%d/%m/%Y", time_format="%d/%m/%Y")
-
-
-@pytest.mark.parametrize("line", [",a,1,1", "u,,1,1", "u,a,,1", "u,a,1,"])
-def test_missing_values_are_refused_or_left_out(line: str, tmp_path: Path) -> None:
-    path = write(tmp_path, "log.csv", f"{CLICKS}{line}\n")
-    refused(path, "log.csv:6", "is missing (1 of 5 rows)", "drop_incomplete")
-    assert len(rows(read(path, drop_incomplete=True))) == 4
-
-
-def test_labels_that_are_all_the_same(tmp_path: Path) -> None:
-    path = write(tmp_path, "log.csv", "user_id,item_id,timestamp,clicked\nu,a,1,1\nv,b,2,1\n")
-    refused(path, "every label", "negatives_per_positive")
-
-
-def test_a_label_value_that_no_row_has(tmp_path: Path) -> None:
-    path = write(tmp_path, "log.csv", CLICKS.replace("clicked", "act").replace(",1\n", ",buy\n"))
-    refused(path, "'bye'", "did you mean 'buy'?", label_from="act", label_is=("bye",))
-
-
-def test_lines_of_another_length(tmp_path: Path) -> None:
-    refused(write(tmp_path, "log.csv", CLICKS + "u4,b,7\n"), "log.csv:6: expected 4 columns, found 3", "'u4,b,7'")
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "is empty"),
-        ("user_id,item_id,timestamp,clicked\n", "no rows"),
-        ("user_id,item_id,user_id,clicked\nu,a,1,1\n", "two columns are named 'user_id'"),
-    ],
-)
-def test_files_with_nothing_in_them(text: str, words: str, tmp_path: Path) -> None:
-    refused(write(tmp_path, "log.csv", text), "log.csv", words)
-
-
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    refused(tmp_path / "absent.csv", "absent.csv", "name a file")
-    refused(write(tmp_path, "empty/readme.md", "x").parent, "no file that ends in one of .parquet")
-    refused(write(tmp_path, "log.parquet", CLICKS), "log.parquet", "complete Parquet file")
-    path = write(tmp_path, "log.csv.gz", CLICKS)
-    path.write_bytes(path.read_bytes()[:30])
-    refused(path, "log.csv.gz")
-    refused(write(tmp_path, "log.csv", CLICKS + "Zoë,a,1,1\n", "latin-1"), "log.csv", "encoding")
-
-
-def test_a_number_that_is_none_names_its_line(tmp_path: Path) -> None:
-    text = "user_id,item_id,timestamp,clicked,price\nu,a,1,0,3\nu,b,1,1,cheap\n"
-    path = write(tmp_path, "log.csv", text)
-    refused(path, "log.csv:3: price 'cheap' is no number", fields=item_field("price", kind="numeric"))
-
-
-def test_a_side_table_of_something_else(tmp_path: Path) -> None:
-    items = write(tmp_path, "items.csv", "item_id,shop\n1,s\n")
-    words = ("items.csv", "none of its 1 items is in the interactions", "'a'", "'1'")
-    refused(write(tmp_path, "log.csv", CLICKS), *words, items=str(items), fields=item_field("shop"))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"interactions": ""}, "mwuf init"),
-        ({"label": ""}, "found none of them"),
-        ({"label": "a", "label_from": "b"}, "found label and label_from"),
-        ({"item": "user_id"}, "name two"),
-        ({"fields": [{"name": "clicked", "side": "item"}]}, "is the label"),
-        ({"fields": [{"name": "x", "column": "timestamp", "side": "item"}]}, "is the time"),
-        ({"fields": [{"name": "item_id", "side": "item"}]}, "is an ID"),
-        ({"fields": [{"name": "raw_id", "side": "item"}]}, "is reserved"),
-        ({"fields": [{"name": "x", "side": "item"}, {"name": "x", "side": "user"}]}, "fields.1.name"),
-        ({"fields": [{"name": "x", "sides": "item"}]}, "did you mean `data.logs.fields.0.side`"),
-        ({"fields": [{"name": "x", "side": "items"}]}, "data.logs.fields.0.side"),
-    ],
-)
-def test_options_that_contradict_each_other(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match="data.logs") as error:
-        logs.check_options(build({"data": {"logs": {"interactions": "x", "label": "clicked"} | options}}).data.logs)
-    assert words in str(error.value)

@@ -13,15 +13,11 @@ from mwuf_dist import cli
 from mwuf_dist.config import PHASES, UserError
 from mwuf_dist.serving.explain import explain
 from mwuf_dist.serving.run_folder import FinishedRun, open_run
+from tests.serving.replay import replayed
 
 
 def test_the_replayed_warm_up_ends_at_the_row_and_the_score_of_the_run(run: FinishedRun) -> None:
-    index = run.num_old_items + 3
-    found = explain(run, run.item_ids[index].as_py())
-    assert found.replay_error == 0.0
-    users = torch.randint(run.prepared.num_users, (1024,), generator=torch.Generator().manual_seed(0))
-    expected = run.scores(users, torch.full_like(users, index)).sigmoid().mean()
-    assert found.history[-1].score == pytest.approx(float(expected), abs=1e-6)
+    found = replayed(run)
     rows, epochs = run.config.data.warm_rows, run.config.warm_up.epochs
     for phase in PHASES[1:]:
         clicks = [point.clicks for point in found.history if point.phase == phase]

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mwuf_dist.launch import local
-from mwuf_dist.serving.explain import explain
 from mwuf_dist.serving.export import export
 from mwuf_dist.serving.run_folder import FinishedRun, open_run
+from tests.serving.replay import replayed
 from tests.serving.test_export import ROUNDING, read_back
 from tests.tiny import tiny
 
@@ -66,10 +66,5 @@ def test_a_score_depends_on_the_history_of_its_own_user(sequential_run: Finished
 
 def test_an_explanation_replays_the_warm_up_with_its_histories(sequential_run: FinishedRun) -> None:
     run = sequential_run
-    index = run.num_old_items + 3
-    found = explain(run, run.item_ids[index].as_py())
-    assert found.replay_error == 0.0
-    users = torch.randint(run.prepared.num_users, (1024,), generator=torch.Generator().manual_seed(0))
-    expected = run.scores(users, torch.full_like(users, index)).sigmoid().mean()
-    assert found.history[-1].score == pytest.approx(float(expected), abs=1e-6)
+    found = replayed(run)
     assert {item_id for item_id, _ in found.nearest} <= set(run.old_item_ids)

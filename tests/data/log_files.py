@@ -1,0 +1,53 @@
+"""Small logs as files, and what is read from them."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+from mwuf_dist.config import DataConfig
+from mwuf_dist.config_logs import LogsConfig, LogsField
+from mwuf_dist.data.schema import RawDataset
+from mwuf_dist.data.sources import logs
+
+CLICKS = "user_id,item_id,timestamp,clicked\nu1,a,30,1\nu2,b,10,0\nu1,b,20,1\nu3,a,5,0\n"
+
+
+def write(folder: Path, name: str, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = text.encode(encoding)
+    path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    return path
+
+
+def read(path: Path, **options: Any) -> RawDataset:
+    """The data set of a log whose label is the column `clicked`, unless the options say otherwise."""
+    if not options.keys() & {"label", "label_from", "negatives_per_positive"}:
+        options["label"] = "clicked"
+    config = DataConfig(name="logs", logs=LogsConfig(interactions=str(path), **options))
+    dataset = logs.load(config)
+    dataset.check("logs")
+    return dataset
+
+
+def rows(dataset: RawDataset) -> list[tuple[Any, ...]]:
+    """(user ID, item ID, time, label) of each row."""
+    columns = {name: dataset.interactions[name].to_pylist() for name in ("user", "item", "time", "label")}
+    user_ids, item_ids = dataset.users["raw_id"].to_pylist(), dataset.items["raw_id"].to_pylist()
+    return [
+        (user_ids[user], item_ids[item], time, label) for user, item, time, label in zip(*columns.values(), strict=True)
+    ]
+
+
+def of_field(dataset: RawDataset, side: str, name: str) -> dict[Any, Any]:
+    table = dataset.users if side == "user" else dataset.items
+    return dict(zip(table["raw_id"].to_pylist(), table[name].to_pylist(), strict=True))
+
+
+def item_field(name: str, **options: Any) -> tuple[LogsField, ...]:
+    return (LogsField(name=name, side="item", **options),)
+
+
+# ---- the same data in every format
