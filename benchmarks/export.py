@@ -66,7 +66,8 @@ def make_data(folder: Path, num_items: int) -> None:
     ends = np.cumsum([_NUM_OLD, num_items, num_items, num_items, 1])
     names = ("pretrain", "warm_a", "warm_b", "warm_c", "test")
     rows = {name: np.arange(start, end) for name, start, end in zip(names, [0, *ends], ends, strict=False)}
-    shards.write(dataset, Split(np.arange(total), _NUM_OLD, rows), folder, {}, lambda name: None)
+    # No backbone here looks at histories.
+    shards.write(dataset, Split(np.arange(total), _NUM_OLD, rows), folder, {"histories": {}}, lambda name: None)
 
 
 def time_export(data: Path, kind: Any, output: Path) -> dict[str, Any]:
@@ -115,6 +116,7 @@ def main() -> None:
     """Makes the data, runs every format, prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=10_000_000)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
     parser.add_argument("--output", type=Path, help="JSON file of the figures")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # data, format, output: a process of its own
     options = parser.parse_args()
@@ -128,7 +130,7 @@ def main() -> None:
         data.mkdir()
         make_data(data, options.items)
         print("format           items/s   items/CPU s   state s   write s   file MB   before MB   peak MB more")
-        for kind in FORMATS:
+        for kind in options.formats:
             output = Path(scratch) / kind
             output.mkdir()
             command = [sys.executable, "-m", "benchmarks.export", "--one", str(data), kind, str(output)]

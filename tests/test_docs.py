@@ -209,6 +209,10 @@ def test_the_figures_of_the_readme_are_those_of_the_records():
         aucs = [found["phases"][phase][f"auc_{scoring}"] for phase in ("cold", "warm-a", "warm-b", "warm-c")]
         cells = [f"{auc['mean']:.4f} ± {auc['std']:.4f}".replace("0.", ".") for auc in aucs]
         assert f"| {label} | {' | '.join(cells)} |" in readme
+    for one in json.loads((ROOT / "benchmarks" / "results" / "train-step.json").read_text(encoding="utf-8"))["records"]:
+        plain, ours, limit = (one[f"{name}_samples_per_s"] for name in ("plain", "ours", "limit"))
+        row = f"| {one['stage']} | {plain / 1e3:,.0f} | {ours / 1e3:,.0f} | {ours / plain:.1f} | {limit / 1e3:,.0f} |"
+        assert row in readme
     for one in json.loads((ROOT / "benchmarks" / "results" / "prepare.json").read_text(encoding="utf-8")):
         measured = one["prepare"]
         assert (
