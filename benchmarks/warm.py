@@ -25,7 +25,8 @@ from mwuf_dist.config import Config, build
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.launch import local
 from mwuf_dist.runtime import start
-from mwuf_dist.serving import warm as warm_module
+from mwuf_dist.serving import warm_job
+from mwuf_dist.serving.warm import warm
 
 _UNSEEN_SHARE = 0.05  # of the clicks, by users whom the run has never seen
 
@@ -68,7 +69,7 @@ def write_clicks(config: Config, num: int, path: Path) -> int:
 def time_job(config: Config, run: Path, clicks: Path, output: Path) -> dict[str, Any]:
     """One job in this process."""
     rule_s = 0.0
-    apply = warm_module.warm_rows
+    apply = warm_job.warm_rows
 
     def timed(*arguments: Any) -> Any:
         nonlocal rule_s
@@ -77,12 +78,12 @@ def time_job(config: Config, run: Path, clicks: Path, output: Path) -> dict[str,
         rule_s += time.perf_counter() - clock
         return out
 
-    warm_module.warm_rows = timed
+    warm_job.warm_rows = timed
     with start(config) as runtime:
         clock, processor = time.perf_counter(), time.process_time()
-        report = warm_module.warm(run, clicks, output, runtime)
+        report = warm(run, clicks, output, runtime)
         seconds, cpu_s = time.perf_counter() - clock, time.process_time() - processor
-    warm_module.warm_rows = apply
+    warm_job.warm_rows = apply
     return {
         "clicks": report.change.num_new,
         "items": report.num_changed,

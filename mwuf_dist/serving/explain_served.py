@@ -13,8 +13,9 @@ import torch
 
 from mwuf_dist.data.shards import ENTITY_FILES
 from mwuf_dist.serving.run_folder import FinishedRun
-from mwuf_dist.serving.warm import WarmJob, raw_ids, seen_by_run
+from mwuf_dist.serving.warm import raw_ids, seen_by_run
 from mwuf_dist.serving.warm_input import taken
+from mwuf_dist.serving.warm_job import WarmJob
 from mwuf_dist.serving.warm_state import SERVED, Change, new_state
 
 # Moments looked at, at most.
