@@ -35,9 +35,8 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from benchmarks.record import Figure, Record, Row
 from mwuf_dist.config import build, merge, to_toml
-from mwuf_dist.evaluation.files import write_atomically
-from mwuf_dist.training.results import versions
 
 # Long enough for kills to find it in every stage: more rows and epochs than a test's, small embeddings.
 VALUES: dict[str, Any] = {
@@ -215,7 +214,6 @@ def chaos(scratch: Path, kills: int, ranks: int, seed: int) -> dict[str, Any]:
         "largest_difference_of_a_metric": max(run["largest_difference_of_a_metric"] for run in runs),
         "largest_difference_of_a_tensor": max(run["largest_difference_of_a_tensor"] for run in runs),
         "metrics_jsonl_is_the_same": all(run["metrics_jsonl_is_the_same"] for run in runs),
-        "versions": versions(),
     }
 
 
@@ -229,14 +227,16 @@ def main() -> None:
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="mwuf-chaos-"))
     try:
-        record = chaos(scratch, options.kills, options.ranks, options.seed)
+        found = chaos(scratch, options.kills, options.ranks, options.seed)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.output, json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1))
-    same = record["rows_lost"] == record["rows_trained_twice"] == record["largest_difference_of_a_tensor"] == 0
-    sys.exit(0 if same and record["kills_survived"] == options.kills else 1)
+    lost = Figure.of("ours", [found["time_lost_per_kill_s"]])
+    row = Row("time lost per kill", "s", False, lost, config={"ranks": options.ranks}, more=found)
+    command = f"python -m benchmarks.chaos --kills {options.kills} --ranks {options.ranks} --seed {options.seed}"
+    Record("A run killed at random", command, VALUES, [row], threads=1).write(options.output)
+    print(json.dumps(found, indent=1))
+    same = found["rows_lost"] == found["rows_trained_twice"] == found["largest_difference_of_a_tensor"] == 0
+    sys.exit(0 if same and found["kills_survived"] == options.kills else 1)
 
 
 if __name__ == "__main__":

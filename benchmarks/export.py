@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.record import Figure, Record, Row, table
 from mwuf_dist.config import Config, build, config_hash
 from mwuf_dist.data import shards
 from mwuf_dist.data.schema import Field, RawDataset
@@ -117,36 +118,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=10_000_000)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
-    parser.add_argument("--output", type=Path, help="JSON file of the figures")
+    parser.add_argument("--output", type=Path, help="JSON file of the record")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # data, format, output: a process of its own
     options = parser.parse_args()
     if options.one:
         data, kind, output = options.one
         print(json.dumps(time_export(Path(data), kind, Path(output))))
         return
-    records = []
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"
         data.mkdir()
         make_data(data, options.items)
-        print("format           items/s   items/CPU s   state s   write s   file MB   before MB   peak MB more")
         for kind in options.formats:
             output = Path(scratch) / kind
             output.mkdir()
             command = [sys.executable, "-m", "benchmarks.export", "--one", str(data), kind, str(output)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            record = json.loads(done.stdout.splitlines()[-1])
-            records.append(record)
-            more = record["peak_bytes"] - record["before_bytes"]
-            print(
-                f"{kind:<12} {record['items_per_s']:>11,.0f} {record['items_per_cpu_s']:>13,.0f} "
-                f"{record['state_s']:>9.2f} {record['write_s']:>9.2f} "
-                f"{record['file_bytes'] / 1e6:>9,.0f} {record['before_bytes'] / 1e6:>11,.0f} {more / 1e6:>14,.0f}",
-                flush=True,
-            )
+            rows.append(row_of(json.loads(done.stdout.splitlines()[-1])))
+    command = f"python -m benchmarks.export --items {options.items} --formats {' '.join(options.formats)}"
+    record = Record("Export of warm embeddings", command, {"items": options.items, "dim": 16}, rows, threads=1)
+    print(table([record]))
+    print("format          items/s   state s   write s   file MB   before MB   peak MB more")
+    for row in rows:
+        more = row.more["peak_bytes"] - row.more["before_bytes"]
+        print(
+            f"{row.name:<12} {row.more['items_per_s']:>10,.0f} {row.more['state_s']:>9.2f} {row.more['write_s']:>9.2f} "
+            f"{row.more['file_bytes'] / 1e6:>9,.0f} {row.more['before_bytes'] / 1e6:>11,.0f} {more / 1e6:>14,.0f}"
+        )
     print(f"goal: {GOAL_ITEMS_PER_S:,.0f} items/s")
     if options.output:
-        options.output.write_text(json.dumps(records, indent=1) + "\n")
+        record.write(options.output)
+
+
+def row_of(measured: dict[str, Any]) -> Row:
+    """One format's row, of what its process printed."""
+    rate = Figure.of("ours", [measured.pop("items_per_cpu_s")])
+    return Row(measured.pop("format"), "items/CPU s", True, rate, more=measured)
 
 
 if __name__ == "__main__":

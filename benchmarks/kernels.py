@@ -6,25 +6,25 @@ on a CPU it times the CPU paths and shows the GPU's figures as not measured. Wri
 """
 
 import argparse
-import json
 import os
-import platform
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import quantiles
+from statistics import median
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "kernels"))  # where the package is not installed, as on a machine with torch and Triton only
+# Where the package is not installed, as on a machine with torch and Triton only.
+sys.path += [str(ROOT), str(ROOT / "kernels")]
 
 import mwuf_kernels as mk  # noqa: E402
+
+from benchmarks.record import Figure, Record, Row, cpu  # noqa: E402
 
 TOLERANCES = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (1.6e-2, 1.6e-2)}
 SMALL_BATCH = 4096  # launches decide up to here, so CUDA graphs are timed too
@@ -204,8 +204,8 @@ def check(problem: Problem) -> None:
                 raise ArithmeticError(f"error {error:.2e} of the largest value, at most {tolerance:.0e} is allowed")
 
 
-def time_all(functions: dict[str, Callable], device: str, seconds: float = 0.6) -> dict[str, dict[str, float]]:
-    """Microseconds a call, as 10 %, 50 % and 90 % quantiles of interleaved runs (A B A B)."""
+def time_all(functions: dict[str, Callable], device: str, seconds: float = 0.6) -> dict[str, list[float]]:
+    """Microseconds a call in each of several interleaved runs (A B A B)."""
     for function in functions.values():
         for _ in range(2):
             function()
@@ -216,7 +216,7 @@ def time_all(functions: dict[str, Callable], device: str, seconds: float = 0.6) 
     for _ in range(runs):
         for name, function in functions.items():
             taken[name].append(_time_once(function, device, calls))
-    return {name: dict(zip(("p10", "p50", "p90"), quantiles(t, n=10)[::4], strict=True)) for name, t in taken.items()}
+    return taken
 
 
 def _time_once(function: Callable, device: str, calls: int) -> float:
@@ -242,8 +242,8 @@ def _graph_of(function: Callable) -> Callable:
     return graph.replay
 
 
-def measure(op: str, config: dict, device: str, copy_bytes_per_s: float) -> list[dict]:
-    """The records of one case: forward, backward where it has one, and forward as a CUDA graph where it is small."""
+def measure(op: str, config: dict, device: str, copy_bytes_per_s: float) -> list[Row]:
+    """The rows of one case: forward, backward where it has one, and forward as a CUDA graph where it is small."""
     torch.manual_seed(0)
     problem = OPS[op](config, device)
     check(problem)
@@ -251,43 +251,56 @@ def measure(op: str, config: dict, device: str, copy_bytes_per_s: float) -> list
     ways = {"ours": problem.ours, "eager": problem.eager, **({"compile": compiled} if compiled else {})}
     with torch.no_grad():
         forward = {name: (lambda way=way: way(*problem.inputs)) for name, way in ways.items()}
-        records = [_record(op, "forward", config, problem.num_bytes[0], time_all(forward, device), copy_bytes_per_s)]
+        rows = [_row(op, "forward", config, problem.num_bytes[0], time_all(forward, device), copy_bytes_per_s, device)]
         if device == "cuda" and config.get("batch", config.get("items")) == SMALL_BATCH:
             graphs = {name: _graph_of(call) for name, call in {**forward, "empty": lambda: None}.items()}
             timed = time_all(graphs, device)
-            records.append(_record(op, "forward, CUDA graph", config, problem.num_bytes[0], timed, copy_bytes_per_s))
+            rows.append(_row(op, "forward, CUDA graph", config, problem.num_bytes[0], timed, copy_bytes_per_s, device))
     backward = {name: _gradients(way, problem.inputs) for name, way in ways.items()}
     calls = {name: call for name, call in backward.items() if call is not None}
     if calls:
-        records.append(_record(op, "backward", config, problem.num_bytes[1], time_all(calls, device), copy_bytes_per_s))
+        timed = time_all(calls, device)
+        rows.append(_row(op, "backward", config, problem.num_bytes[1], timed, copy_bytes_per_s, device))
     torch.compiler.reset()
-    return records
+    return rows
 
 
-def _record(op: str, part: str, config: dict, num_bytes: int, timed: dict, copy_bytes_per_s: float) -> dict:
-    share = num_bytes / (timed["ours"]["p50"] * 1e-6) / copy_bytes_per_s if timed else None
-    return {"op": op, "part": part, "config": config, "bytes": num_bytes, "us": timed, "share_of_copy": share}
+def _row(op: str, part: str, config: dict, num_bytes: int, timed: dict, copy_bytes_per_s: float, device: str) -> Row:
+    """The alternative is the best that does not use our op; the limit is a copy of the least traffic.
+
+    A small op under a CUDA graph is limited by the replay of an empty graph instead.
+    """
+    config = {"device": device, **config}
+    if not timed:
+        return Row(f"{op}, {part}, {device}", "us", False, None, config=config)
+    figures = {name: Figure.of(name, taken) for name, taken in timed.items()}
+    limit = figures.pop("empty", None) or Figure.of("copy", [num_bytes / copy_bytes_per_s * 1e6])
+    ours = figures.pop("ours")
+    others = {name: figure.p50 for name, figure in figures.items()}
+    more = {"bytes": num_bytes, "share_of_copy": num_bytes / (ours.p50 * 1e-6) / copy_bytes_per_s, "others_us": others}
+    best = min(figures.values(), key=lambda figure: figure.p50)
+    return Row(f"{op}, {part}, {device}", "us", False, ours, best, limit, config, more=more)
 
 
 def copy_bandwidth(device: str, l2_bytes: int) -> float:
     """Bytes read and written a second by a plain copy of a buffer far above the caches."""
     source = torch.ones(max(8 * l2_bytes, 1 << 28) // 4, device=device)
     target = torch.empty_like(source)
-    taken = time_all({"copy": lambda: target.copy_(source)}, device, seconds=1.0)["copy"]["p50"]
-    return 2 * source.numel() * 4 / (taken * 1e-6)
+    taken = time_all({"copy": lambda: target.copy_(source)}, device, seconds=1.0)["copy"]
+    return 2 * source.numel() * 4 / (median(taken) * 1e-6)
 
 
-def show(record: dict) -> str:
+def show(row: Row) -> str:
     """One line of the table."""
-    shown = {name: value for name, value in record["config"].items() if value != "float32"}
-    config = " ".join(f"{name} {value}" for name, value in shown.items())
-    start = f"{record['op']:<15}{record['part']:<21}{config:<66}"
-    if not record["us"]:
+    shown = {name: value for name, value in row.config.items() if value != "float32" and name != "device"}
+    start = f"{row.name:<42}{' '.join(f'{name} {value}' for name, value in shown.items()):<66}"
+    if row.ours is None:
         return start + "not measured"
-    ours = record["us"]["ours"]["p50"]
-    others = {name: way["p50"] for name, way in record["us"].items() if name != "ours"}
-    ratios = [f"{name} {taken:10.1f} us ({taken / ours:5.2f}x)" for name, taken in others.items()]
-    return f"{start}ours {ours:10.1f} us  {'  '.join(ratios)}  {100 * record['share_of_copy']:5.1f} % of copy"
+    ratios = [
+        f"{name} {taken:10.1f} us ({taken / row.ours.p50:5.2f}x)" for name, taken in row.more["others_us"].items()
+    ]
+    share = f"{100 * row.more['share_of_copy']:5.1f} % of copy"
+    return f"{start}ours {row.ours.p50:10.1f} us  {'  '.join(ratios)}  {share}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -301,38 +314,26 @@ def main(arguments: list[str] | None = None) -> int:
     properties = torch.cuda.get_device_properties(0) if device == "cuda" else None
     l2_bytes = properties.L2_cache_size if properties else 50 << 20
     began, copy_bytes_per_s = time.monotonic(), copy_bandwidth(device, l2_bytes)
-    name = properties.name if properties else platform.processor() or platform.machine()
+    name = properties.name if properties else cpu()["name"]
     print(f"{device} {name}, torch {torch.__version__}, {torch.get_num_threads()} threads, ", end="")
     print(f"copy {copy_bytes_per_s / 1e9:.1f} GB/s")
-    records, wrong = [], []
+    rows, wrong = [], []
     cases = [(device, *case) for case in cases_of(device, l2_bytes)]
     if device == "cpu":
         cases += [("cuda", *case) for case in cases_of("cuda", l2_bytes)]
     for place, op, config in cases:
-        made = [_record(op, "all", config, 0, {}, copy_bytes_per_s)]
+        made = [_row(op, "all", config, 0, {}, copy_bytes_per_s, place)]
         if place == device and time.monotonic() - began < options.seconds:
             try:
                 made = measure(op, config, device, copy_bytes_per_s)
             except ArithmeticError as error:
                 wrong.append(f"{op} {config}: {error}")
-        records += [{"device": place, **record} for record in made]
-        print("\n".join(f"{place:<6}{show(record)}" for record in made), flush=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    result = {
-        "schema": 1,
-        "question": "kernels",
-        "commit": commit.stdout.strip() or None,
-        "device": {"kind": device, "name": name, "l2_bytes": l2_bytes if properties else None},
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "units": {"us": "microseconds a call", "share_of_copy": "least traffic / time / copy_bytes_per_s"},
-        "copy_bytes_per_s": copy_bytes_per_s,
-        "wrong": wrong,
-        "records": records,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        rows += made
+        print("\n".join(map(show, made)), flush=True)
+    about = {"kind": "cuda", "name": name, "l2_bytes": l2_bytes} if properties else cpu()
+    settings = {"copy_bytes_per_s": copy_bytes_per_s, "wrong": wrong}
+    threads = torch.get_num_threads()
+    Record("Fused kernels", "python -m benchmarks.kernels", settings, rows, threads, about).write(options.output)
     print("\n".join([*(f"WRONG {line}" for line in wrong), f"wrote {options.output}"]))
     return 1 if wrong else 0
 

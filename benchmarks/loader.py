@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -27,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.record import Figure, Record, Row, table
 from mwuf_dist.data import loader as loader_module
 from mwuf_dist.data import shards
 from mwuf_dist.data.loader import Loader
@@ -76,8 +75,8 @@ def load(prepared: Prepared, batch_size: int, shuffled: bool, in_memory: bool) -
         return sum(batch.num_rows for batch in loader.epoch(0))
 
 
-def measure(prepared: Prepared, batch_size: int, rounds: int) -> list[dict[str, Any]]:
-    """One record per contestant, the bare scan first."""
+def measure(prepared: Prepared, batch_size: int, rounds: int) -> list[Row]:
+    """One row per order and place of the columns; the bare scan is the limit."""
     passes: dict[str, Callable[[], int]] = {"bare scan": lambda: scan(prepared)}
     for place, in_memory in (("memory", True), ("windows", False)):
         for order, shuffled in (("shuffled", True), ("time", False)):
@@ -91,13 +90,19 @@ def measure(prepared: Prepared, batch_size: int, rounds: int) -> list[dict[str, 
             assert one_pass() == num_rows, f"{name} has not read every row"
             seconds[name].append(time.perf_counter() - clock)
             cpu_s[name].append(time.process_time() - processor)
+    found = {name: [num_rows / value for value in values[1:]] for name, values in cpu_s.items()}
+    limit = Figure.of("bare scan", found["bare scan"])
     return [
-        {
-            "pass": name,
-            "rows_per_s": round(num_rows / statistics.median(seconds[name][1:])),
-            "rows_per_cpu_s": round(num_rows / statistics.median(cpu_s[name][1:])),
-        }
+        Row(
+            name,
+            "rows/CPU s",
+            True,
+            Figure.of("ours", found[name]),
+            limit=limit,
+            more={"rows_per_s": round(num_rows / statistics.median(seconds[name][1:]))},
+        )
         for name in passes
+        if name != "bare scan"
     ]
 
 
@@ -107,25 +112,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16_000_000)
     parser.add_argument("--batch-size", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each; the median counts")
-    parser.add_argument("--json", type=Path, help="write the records here")
+    parser.add_argument("--output", type=Path, help="JSON file of the record")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     with tempfile.TemporaryDirectory() as scratch:
-        records = measure(make_data(Path(scratch), options.rows), options.batch_size, options.rounds)
-    bare = records[0]
-    print(f"{'':<20}{'rows/s':>14}{'of bare scan':>14}{'rows/CPU s':>14}{'of bare scan':>14}")
-    for record in records:
-        shares = [record[name] / bare[name] for name in ("rows_per_s", "rows_per_cpu_s")]
-        print(
-            f"{record['pass']:<20}{record['rows_per_s']:>14,}{shares[0]:>14.2f}"
-            f"{record['rows_per_cpu_s']:>14,}{shares[1]:>14.2f}"
-        )
-    print(f"goal: {GOAL} of the bare scan")
-    if options.json:
-        about = {"rows": options.rows, "batch": options.batch_size, "threads": 1, "cores": os.cpu_count()}
-        options.json.write_text(json.dumps(about | {"records": records}, indent=1) + "\n")
+        rows = measure(make_data(Path(scratch), options.rows), options.batch_size, options.rounds)
+    sizes = {"rows": options.rows, "batch_size": options.batch_size}
+    command = f"python -m benchmarks.loader --rows {options.rows} --batch-size {options.batch_size}"
+    record = Record("Loader, from Parquet to batches", command, sizes, rows, threads=1)
+    print(f"{table([record])}\ngoal: {GOAL:.0%} of the bare scan")
+    if options.output:
+        record.write(options.output)
 
 
 if __name__ == "__main__":

@@ -116,6 +116,13 @@ class PlainModel(nn.Module):
             width = units
         self.mlp = nn.Sequential(*layers, nn.Linear(width, 1))
 
+    @torch.no_grad()
+    def user_id_rows(self) -> Tensor:
+        """ID embedding of every user `[num_users, D]`: the first user field is the ID."""
+        table = self.users.tables[0]
+        assert isinstance(table, nn.Embedding)
+        return table(self.users.get_buffer("values_0"))
+
     def forward(self, users: Tensor, v: Tensor, items: Tensor) -> Tensor:
         """Logits `[B]` of user fields `[B, F_u * D]`, item ID embeddings `[B, D]` and item fields `[B, F_i * D]`."""
         x = torch.cat([users, v, items], 1)
@@ -249,3 +256,13 @@ def warm_embeddings(model: PlainModel, phi_new: nn.Embedding, meta: MetaNetworks
 def score(model: PlainModel, item_ids: Tensor, batch: Batch) -> Tensor:
     """Logits `[B]` with the item ID embeddings `[num_items, D]`: phi_new itself (base) or v_warm (MWUF)."""
     return model(model.users(batch.user), item_ids[batch.item], model.items(batch.item))
+
+
+def auc(logits: Tensor, label: Tensor) -> float:
+    """Area under the ROC curve of logits `[n]` for labels `[n]`: ties count half, by mean ranks."""
+    _, place, counts = torch.unique(logits.double(), return_inverse=True, return_counts=True)
+    ranks = counts.cumsum(0) - (counts - 1) / 2
+    positive = label > 0
+    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
+    excess = float(ranks[place][positive].sum()) - num_positive * (num_positive + 1) / 2
+    return excess / (num_positive * num_negative)

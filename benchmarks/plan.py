@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.export import _forget_peak, _memory_bytes
+from benchmarks.record import Figure, Record, Row, table
 from mwuf_dist.config import Config, load_config
 from mwuf_dist.data.loader import Batch, Batches
 from mwuf_dist.data.prepare import prepare
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("config", type=Path, nargs="?", default=Path("configs/demo.toml"))
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--json", type=Path, help="write the records here")
+    parser.add_argument("--output", type=Path, help="JSON file of the record")
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)  # steps: a rank
     options = parser.parse_args()
     if options.measure:
@@ -101,16 +102,34 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(record), flush=True)
         return
-    records = [compare(options.config, ranks, options.steps) for ranks in options.ranks]
-    print("ranks   step ms: estimated   measured   ratio   memory MB: estimated   measured   ratio")
-    for r in records:
-        step, memory = ([r[f"{kind}_{what}"] for kind in ("estimated", "measured")] for what in ("step_s", "bytes"))
-        print(
-            f"{r['world_size']:>5}{step[0] * 1e3:>21.2f}{step[1] * 1e3:>11.2f}{step[1] / step[0]:>8.2f}"
-            f"{memory[0] / 1e6:>23.0f}{memory[1] / 1e6:>11.0f}{memory[1] / memory[0]:>8.2f}"
+    rows = [row for ranks in options.ranks for row in rows_of(compare(options.config, ranks, options.steps))]
+    command = f"python -m benchmarks.plan {options.config}"
+    record = Record(
+        "Estimates of mwuf plan (ours), and what was measured (the alternative)",
+        command,
+        {"steps": options.steps},
+        rows,
+        threads=1,
+    )
+    print(table([record]))
+    if options.output:
+        record.write(options.output)
+
+
+def rows_of(found: dict[str, Any]) -> list[Row]:
+    """Step time and memory of one number of ranks: the estimate beside what was measured."""
+    about = {"ranks": found["world_size"]}
+    return [
+        Row(
+            name,
+            unit,
+            False,
+            Figure.of("estimated", [found[f"estimated_{what}"] * scale]),
+            Figure.of("measured", [found[f"measured_{what}"] * scale]),
+            config=about,
         )
-    if options.json:
-        options.json.write_text(json.dumps(records, indent=1) + "\n")
+        for name, unit, what, scale in (("step", "ms", "step_s", 1e3), ("memory", "MB", "bytes", 1e-6))
+    ]
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+
+from benchmarks.record import Figure, Record, Row, table
 
 ROOT = Path(__file__).parent.parent
 # Data set -> rows; goals of `prepare` on two cores.
@@ -46,7 +48,7 @@ def measure(arguments: list[str], environment: dict[str, str]) -> dict[str, floa
     }
 
 
-def measure_data_set(name: str, num_rows: int, scratch: Path, options: list[str]) -> dict[str, Any]:
+def measure_data_set(name: str, num_rows: int, scratch: Path, options: list[str]) -> Row:
     """Synthesizes and prepares one data set.
 
     Args:
@@ -61,9 +63,7 @@ def measure_data_set(name: str, num_rows: int, scratch: Path, options: list[str]
     command = ["prepare", config, "--data.prepared-dir", str(prepared), *options]
     done = measure(command, {"MWUF_DATA_DIR": str(raw.parent)})
     (manifest,) = (json.loads(path.read_text()) for path in prepared.glob("*/manifest.json"))
-    return {
-        "dataset": manifest["name"],
-        "rows": num_rows,
+    more = {
         "raw_bytes": sum(path.stat().st_size for path in raw.iterdir()),
         "split": {
             "old_items": manifest["num_old_items"],
@@ -72,9 +72,10 @@ def measure_data_set(name: str, num_rows: int, scratch: Path, options: list[str]
         },
         "synthesize": made,
         "prepare": done,
-        "num_cores": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 1),
     }
+    rate = Figure.of("ours", [num_rows / done["cpu_s"]])
+    return Row(manifest["name"], "rows/CPU s", True, rate, config={"rows": num_rows}, more=more)
 
 
 def main() -> None:
@@ -83,26 +84,30 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="data sets; none: all")
     parser.add_argument("--rows", type=int, help="interactions, instead of the full number")
     parser.add_argument("--scratch", type=Path, help="where files may be written; by default the temporary folder")
-    parser.add_argument("--output", type=Path, help="JSON file of the figures")
+    parser.add_argument("--output", type=Path, help="JSON file of the record")
     arguments, options = parser.parse_known_args()  # What it does not know goes to `mwuf prepare`.
     unknown = set(arguments.names) - set(FULL_ROWS)
     if unknown:
         parser.error(f"no data set {', '.join(unknown)}: there are {', '.join(FULL_ROWS)}")
     print("data set           rows   command      wall s    CPU s   peak MB")
-    records = []
+    rows = []
     for name in arguments.names or FULL_ROWS:
         with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-            record = measure_data_set(name, arguments.rows or FULL_ROWS[name], Path(scratch), options)
-        records.append(record)
+            row = measure_data_set(name, arguments.rows or FULL_ROWS[name], Path(scratch), options)
+        rows.append(row)
         for command in ("synthesize", "prepare"):
-            one = record[command]
+            one = row.more[command]
             figures = f"{one['wall_s']:>9.1f} {one['cpu_s']:>8.1f} {one['peak_bytes'] / 1e6:>9,.0f}"
-            print(f"{name:<12} {record['rows']:>11,}   {command:<10} {figures}", flush=True)
+            print(f"{name:<12} {row.config['rows']:>11,}   {command:<10} {figures}", flush=True)
         seconds, num_bytes = GOALS[name]
         print(f"  goal of prepare at {FULL_ROWS[name]:,} rows: {seconds} s, {num_bytes / 1e6:,.0f} MB", flush=True)
-        print(f"  split: {record['split']}; load of the machine at the end: {record['load_average']}", flush=True)
+        print(f"  split: {row.more['split']}; load of the machine at the end: {row.more['load_average']}", flush=True)
+    size = ["--rows", str(arguments.rows)] if arguments.rows else []
+    command = shlex.join(["python", "-m", "benchmarks.prepare", *arguments.names, *size, *options])
+    record = Record("mwuf prepare, of made-up raw files", command, {}, rows, threads=os.cpu_count() or 1)
+    print(table([record]))
     if arguments.output:
-        arguments.output.write_text(json.dumps(records, indent=1) + "\n")
+        record.write(arguments.output)
 
 
 if __name__ == "__main__":

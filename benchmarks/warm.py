@@ -11,7 +11,6 @@ part that moves rows; CPU s is processor time, which other programs on the machi
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.record import Figure, Record, Row, table
 from mwuf_dist.config import Config, build
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.launch import local
@@ -98,20 +98,25 @@ def main() -> None:
     """Trains the run, times the job, prints a line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clicks", type=int, default=1_000_000)
-    parser.add_argument("--output", type=Path, help="JSON file of the figures")
+    parser.add_argument("--output", type=Path, help="JSON file of the record")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         config = settings(folder / "prepared")
         local.train(config, folder / "run")
         write_clicks(config, options.clicks, folder / "clicks.parquet")
-        record = time_job(config, folder / "run", folder / "clicks.parquet", folder / "out")
+        found = time_job(config, folder / "run", folder / "clicks.parquet", folder / "out")
+    rate = Figure.of("ours", [found.pop("clicks_per_cpu_s")])
+    row = Row("a file of clicks to exported rows", "clicks/CPU s", True, rate, more=found)
+    command = f"python -m benchmarks.warm --clicks {options.clicks}"
+    record = Record("The daily job", command, {"clicks": options.clicks, "dim": 16}, [row], threads=1)
+    print(table([record]))
     print(
-        f"{record['clicks']:,} clicks of {record['items']:,} items: {record['seconds']:.1f} s ({record['cpu_s']:.1f} "
-        f"CPU s, {record['rule_s']:.1f} s of them the rule), {record['clicks_per_cpu_s']:,.0f} clicks/CPU s"
+        f"{found['clicks']:,} clicks of {found['items']:,} items: {found['seconds']:.1f} s ({found['cpu_s']:.1f} "
+        f"CPU s), {found['rule_s']:.1f} s of them the rule"
     )
     if options.output:
-        options.output.write_text(json.dumps(record, indent=1) + "\n")
+        record.write(options.output)
 
 
 if __name__ == "__main__":

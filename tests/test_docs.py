@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import tyro
 
+from benchmarks import record
 from mwuf_dist import cli
 from mwuf_dist.backbones import BACKBONES
 from mwuf_dist.config import PHASES, Config, build, load_config, read_toml
@@ -197,24 +198,21 @@ def test_the_commands_page_has_every_command():
 
 def test_the_figures_of_the_readme_are_those_of_the_records():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for label, record, row, scoring in (
+    for label, study, row, scoring in (
         ("Wide & Deep, ours", "movielens-1m-paper.json", "wide_deep / base", "next"),
         ("MWUF, ours", "movielens-1m-paper.json", "wide_deep / mwuf", "next"),
         ("DeepFM base", "movielens-1m-strong.json", "deepfm / base", "test"),
         ("DeepFM + MWUF", "movielens-1m-strong.json", "deepfm / mwuf", "test"),
         ("Encoder + MAP (seeds 0 to 2)", "movielens-1m-encoder.json", "encoder / map", "test"),
     ):
-        comparison = json.loads((ROOT / "benchmarks" / "results" / record).read_text(encoding="utf-8"))
+        comparison = json.loads((ROOT / "benchmarks" / "results" / study).read_text(encoding="utf-8"))
         (found,) = [one for one in comparison["rows"] if one["label"] == row]
         aucs = [found["phases"][phase][f"auc_{scoring}"] for phase in ("cold", "warm-a", "warm-b", "warm-c")]
         cells = [f"{auc['mean']:.4f} ± {auc['std']:.4f}".replace("0.", ".") for auc in aucs]
         assert f"| {label} | {' | '.join(cells)} |" in readme
-    for one in json.loads((ROOT / "benchmarks" / "results" / "train-step.json").read_text(encoding="utf-8"))["records"]:
-        plain, ours, limit = (one[f"{name}_samples_per_s"] for name in ("plain", "ours", "limit"))
-        row = f"| {one['stage']} | {plain / 1e3:,.0f} | {ours / 1e3:,.0f} | {ours / plain:.1f} | {limit / 1e3:,.0f} |"
-        assert row in readme
-    for one in json.loads((ROOT / "benchmarks" / "results" / "prepare.json").read_text(encoding="utf-8")):
-        measured = one["prepare"]
+    assert docs_pages.speed_table("train-step.json") in readme, docs_pages.speed_table("train-step.json")
+    for row in record.read(record.RESULTS / "prepare.json").rows:
+        measured = row.more["prepare"]
         assert (
             f"| {measured['wall_s']:.0f} | {measured['cpu_s']:.0f} | {measured['peak_bytes'] / 1e9:.1f} GB |" in readme
         )
@@ -230,8 +228,8 @@ def test_the_strong_base_is_above_every_published_row_as_the_pages_say():
 def test_every_recorded_comparison_is_on_the_page_of_the_paper():
     page = docs_pages.on_page_markdown((ROOT / "docs" / "paper.md").read_text(encoding="utf-8"))
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(record, dict) and "published_source" in record:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and "published_source" in content:
             assert docs_pages.study(path.name) in page
 
 

@@ -226,13 +226,36 @@ def prepare_table(names: str) -> str:
     """Records of `benchmarks.prepare`: rows, time and memory of each command."""
     rows = []
     for name in names.split():
-        for one in json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8")):
+        for row in _record(name)["rows"]:
+            one = row["more"]
             kept = sum(one["split"][split] for split in ("pretrain", "warm_a", "warm_b", "warm_c", "test"))
             parts = (one["synthesize"], one["prepare"])
             cells = [(f"{p['wall_s']:.0f}", f"{p['cpu_s']:.0f}", f"{p['peak_bytes'] / 1e6:,.0f}") for p in parts]
-            rows.append((one["dataset"], f"{one['rows']:,}", f"{kept:,}", *cells[0], *cells[1]))
+            rows.append((row["name"], f"{row['config']['rows']:,}", f"{kept:,}", *cells[0], *cells[1]))
     measures = [f"{part}: {what}" for part in ("synthesize", "prepare") for what in ("wall s", "CPU s", "peak MB")]
     return _rows(("", "rows", "rows kept", *measures), rows)
+
+
+def speed_table(name: str) -> str:
+    """A record of `benchmarks.train_step` as the README shows it: rates, ratios, and the AUCs of the same runs."""
+    rows = []
+    for row in _record(name)["rows"]:
+        ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
+        aucs = " / ".join(f"{row['aucs'][phase]:.4f}".lstrip("0") for phase in PHASES)
+        if row["higher_is_better"]:
+            figures = [f"{one / 1e3:,.0f}" for one in (plain, ours, row["limit"]["p50"])]
+            share = f"{ours / row['limit']['p50']:.0%}"
+            rows.append((row["name"], *figures[:2], f"{ours / plain:.1f}", figures[2], share, aucs))
+        else:
+            cells = (f"{plain:.1f} s", f"{ours:.1f} s", f"{plain / ours:.1f}")
+            rows.append((row["name"], *cells, "", "", aucs))
+    heads = ("thousand samples/s", "plain PyTorch", "mwuf-dist", "ratio", "matrix products alone", "of them")
+    return _rows((*heads, "AUC " + " / ".join(PHASES)), rows)
+
+
+def _record(name: str) -> dict[str, Any]:
+    """A record of `benchmarks/results/`; see `benchmarks/record.py:Record`."""
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
 
 
 def readme_section(heading: str) -> str:

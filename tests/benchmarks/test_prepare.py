@@ -10,8 +10,10 @@ from benchmarks.prepare import measure, measure_data_set
 
 
 def test_a_record_has_the_rows_the_split_and_the_cost_of_both_commands(tmp_path: Path) -> None:
-    record = measure_data_set("taobao-ad", 20_000, tmp_path, ["--data.old-above", "60", "--data.warm-rows", "8"])
-    assert record["dataset"] == "taobao-ad (synthesized)" and record["rows"] == 20_000
+    row = measure_data_set("taobao-ad", 20_000, tmp_path, ["--data.old-above", "60", "--data.warm-rows", "8"])
+    record = row.more
+    assert row.name == "taobao-ad (synthesized)" and row.config == {"rows": 20_000}
+    assert row.ours is not None and row.ours.p50 == pytest.approx(20_000 / record["prepare"]["cpu_s"])
     assert 0 < record["split"]["pretrain"] < 20_000 and record["split"]["old_items"] > 0
     assert record["raw_bytes"] > 20 * 20_000
     for command in ("synthesize", "prepare"):

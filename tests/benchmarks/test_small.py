@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,28 +9,30 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import record
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "out", "keys"),  # keys: figures, all of them above zero
+    ("name", "arguments", "keys"),  # keys: figures, all of them above zero
     [
         (
             "export",
             ["--items", "3000", "--formats", "npy"],
-            "--output",
-            {"items_per_s", "items_per_cpu_s", "peak_bytes"},
+            {"items_per_s", "peak_bytes"},
         ),
-        ("warm", ["--clicks", "3000"], "--output", {"clicks", "items", "seconds", "cpu_s"}),
-        ("loader", ["--rows", "50000", "--rounds", "1"], "--json", {"rows_per_s", "rows_per_cpu_s"}),
+        ("warm", ["--clicks", "3000"], {"clicks", "items", "seconds", "cpu_s"}),
+        ("loader", ["--rows", "50000", "--rounds", "1"], {"rows_per_s"}),
     ],
 )
 def test_it_measures_what_it_says_and_writes_it(
-    name: str, arguments: list[str], out: str, keys: set[str], tmp_path: Path
+    name: str, arguments: list[str], keys: set[str], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments, out, str(tmp_path / "figures.json")]
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments, "--output", str(tmp_path / "figures.json")]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((tmp_path / "figures.json").read_text())
-    records = found if isinstance(found, list) else found.get("records", [found])
-    assert records and all(record[key] > 0 for record in records for key in keys)
+    found = record.read(tmp_path / "figures.json")
+    assert found.rows and all(row.ours is not None and row.ours.p50 > 0 for row in found.rows)
+    assert all(row.more[key] > 0 for row in found.rows for key in keys)
+    assert found.command.startswith(f"python -m benchmarks.{name} ") and found.question in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.train_step import Contestants, products_alone, time_interleaved
+from benchmarks.contest import Contestants, products_alone
+from benchmarks.record import interleaved
 from mwuf_dist.runtime import start
 from mwuf_dist.training.run import Run, _prepare
 from tests.tiny import tiny
@@ -63,8 +65,10 @@ def test_every_contestant_is_timed_and_the_limit_has_a_figure_for_every_stage(co
     limits = products_alone(contestants.model, contestants.config, 64)
     calls: list[str] = []
     steps = {name: (lambda name=name: calls.append(name)) for name in ("a", "b")}
-    seconds = time_interleaved(steps, num_steps=2, rounds=2)
-    assert calls == ["a", "a", "b", "b"] * 2 and all(value > 0 for value in seconds.values())
+    seconds = interleaved(steps, num_steps=2, rounds=2, clock=time.perf_counter)
+    assert calls == ["a", "a", "b", "b"] * 2 and all(
+        min(values) > 0 and len(values) == 2 for values in seconds.values()
+    )
     for step in limits.values():
         step()
     assert set(limits) == {"pretrain", "meta_train", "warm_up", "evaluate"}

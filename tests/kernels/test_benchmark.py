@@ -29,13 +29,17 @@ def run(path):
     return status, json.loads(path.read_text(encoding="utf-8"))
 
 
+def op(row):
+    return row["name"].partition(",")[0]
+
+
 def test_every_op_is_measured_here_and_shown_as_not_measured_on_a_gpu(tiny, tmp_path, capsys):
     status, result = run(tmp_path / "out.json")
-    here, gpu = ([r for r in result["records"] if r["device"] == device] for device in ("cpu", "cuda"))
-    assert status == 0 and not result["wrong"]
-    assert {record["op"] for record in here} == set(TINY) == {record["op"] for record in gpu}
-    assert all(record["us"]["ours"]["p50"] > 0 and record["us"]["eager"]["p50"] > 0 for record in here)
-    assert all(record["us"] == {} and record["share_of_copy"] is None for record in gpu)
+    here, gpu = ([r for r in result["rows"] if r["config"]["device"] == device] for device in ("cpu", "cuda"))
+    assert status == 0 and not result["config"]["wrong"]
+    assert {op(row) for row in here} == set(TINY) == {op(row) for row in gpu}
+    assert all(row["ours"]["p50"] > 0 and row["more"]["others_us"]["eager"] > 0 for row in here)
+    assert all(row["ours"] is None for row in gpu)
     assert capsys.readouterr().out.count("not measured") == len(gpu)
 
 
@@ -45,5 +49,5 @@ def test_a_wrong_result_is_named_and_not_timed(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setitem(kernels.OPS, "user_mean", wrong)
     status, result = run(tmp_path / "out.json")
-    assert status == 1 and len(result["wrong"]) == 1 and "user_mean" in result["wrong"][0]
-    assert not any(record["us"] for record in result["records"] if record["op"] == "user_mean")
+    assert status == 1 and len(result["config"]["wrong"]) == 1 and "user_mean" in result["config"]["wrong"][0]
+    assert not any(row["ours"] for row in result["rows"] if op(row) == "user_mean")

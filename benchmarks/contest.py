@@ -1,0 +1,204 @@
+"""Both programs of `benchmarks.train_step`, ours and the plain one, in the same state and on the same rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks import plain_torch as plain
+from mwuf_dist.config import Config
+from mwuf_dist.data.loader import Batch, Loader
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.embeddings.features import FeatureStore
+from mwuf_dist.embeddings.user_means import ItemUsers
+from mwuf_dist.runtime import Runtime
+from mwuf_dist.training.frozen import Frozen
+from mwuf_dist.training.meta_train import MetaTrain, initialise_new_ids
+from mwuf_dist.training.model import Model
+from mwuf_dist.training.optimizers import Adam
+from mwuf_dist.training.pretrain import Pretrain
+from mwuf_dist.training.run import Run
+from mwuf_dist.training.warm_up import WarmUp
+
+Step = Callable[[], Any]
+
+
+def plain_fields(store: Any) -> list[plain.Field]:
+    """Our side table as the plain program's fields."""
+    return [
+        plain.Field(field.name, field.size, values, offsets)
+        for field, values, offsets in zip(store.fields, store._values, store._offsets, strict=True)
+    ]
+
+
+def plain_model(config: Config, runtime: Runtime, prepared: Prepared) -> plain.PlainModel:
+    """The plain program's model of the same data, with draws of its own."""
+    users, items = (FeatureStore(prepared.entity(side), runtime.device) for side in ("user", "item"))
+    return plain.PlainModel(
+        config.backbone.name,
+        plain_fields(users),
+        plain_fields(items),
+        prepared.num_old_items,
+        config.embedding.dim,
+        config.backbone.hidden,
+        config.backbone.batch_norm,
+        config.backbone.dropout,
+        config.embedding.init_std,
+    )
+
+
+def plain_copy(model: Model, config: Config, prepared: Prepared) -> plain.PlainModel:
+    """The plain program's model with our weights; its fields stand in another order in the first layer."""
+    copy = plain_model(config, model.runtime, prepared)
+    with torch.no_grad():
+        for side, tables in ((copy.users, model.user_tables), (copy.items, model.item_tables)):
+            for table, name in zip(side.tables, tables.specs, strict=True):
+                table.get_parameter("weight").copy_(tables.shards(name)[0].weight)
+        copy.phi_old.weight.copy_(model.old_ids.shards("old")[0].weight)
+        # Ours: item ID, item fields, user fields. Theirs: user fields, item ID, item fields.
+        width = (1 + model.shape.num_item_fields) * model.dim
+        ours = dict(model.backbone.named_parameters())
+        theirs = [m for m in copy.mlp if isinstance(m, nn.Linear)]
+        pairs = [("linear", copy.linear), *((f"mlp.linears.{i}", m) for i, m in enumerate(theirs[:-1]))]
+        for name, module in [*pairs, ("mlp.out", theirs[-1])]:
+            weight = ours[f"{name}.weight"]
+            if name in ("linear", "mlp.linears.0"):
+                weight = torch.cat([weight[:, width:], weight[:, :width]], dim=1)
+            module.weight.copy_(weight)
+            module.bias.zero_()
+            if f"{name}.bias" in ours:
+                module.bias.copy_(ours[f"{name}.bias"])
+    return copy
+
+
+class Feed:
+    """Batches for ever, by the loader (ours) or by tensor indexing (plain), in the same order."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._ours = (batch for epoch in itertools.repeat(0) for batch in loader.epoch(epoch) if batch.is_full)
+        rows = [batch for batch in loader.epoch(0) if batch.is_full]
+        self._columns = tuple(torch.cat([getattr(b, name) for b in rows]) for name in ("user", "item", "label"))
+        self._order = torch.randperm(len(rows) * loader.batch_size)
+        # Stored shuffled back, so that indexing with the permutation gives the loader's order.
+        for column in self._columns:
+            column[self._order] = column.clone()
+        self._batch_size = loader.batch_size
+        self._plain = self._index()
+
+    def ours(self) -> Batch:
+        """The next batch from the loader."""
+        return next(self._ours)
+
+    def plain(self) -> plain.Batch:
+        """The next batch by indexing columns with a slice of a permutation."""
+        return next(self._plain)
+
+    def _index(self) -> Iterator[plain.Batch]:
+        for start_row in itertools.cycle(range(0, len(self._order), self._batch_size)):
+            rows = self._order[start_row : start_row + self._batch_size]
+            yield plain.Batch(*(column[rows] for column in self._columns))
+
+
+def products_alone(model: Model, config: Config, batch_size: int) -> dict[str, Step]:
+    """The matrix products of the backbone on random rows, per stage: the compute limit."""
+    width = model.shape.num_fields * model.dim
+    widths = [width, *config.backbone.hidden, 1]
+    weights = [torch.randn(a, b) / a**0.5 for a, b in itertools.pairwise(widths)]
+    item_widths = [torch.randn(model.dim, widths[1]) / 4, *weights[1:]]
+    x, v = torch.randn(batch_size, width), torch.randn(batch_size, model.dim)
+
+    def forward(first: torch.Tensor, layers: list[torch.Tensor]) -> list[torch.Tensor]:
+        return list(itertools.accumulate(layers, lambda h, w: F.relu(h @ w), initial=first))
+
+    def backward(states: list[torch.Tensor], layers: list[torch.Tensor], weight_gradients: bool) -> None:
+        gradient = torch.ones_like(states[-1])
+        for state, layer in zip(reversed(states[:-1]), reversed(layers), strict=True):
+            if weight_gradients:
+                torch.mm(state.t(), gradient)
+            gradient = gradient @ layer.t()
+
+    def step(passes: int, first: torch.Tensor, layers: list[torch.Tensor], weight_gradients: bool | None) -> None:
+        for _ in range(passes):
+            states = forward(first, layers)
+            if weight_gradients is not None:
+                backward(states, layers, weight_gradients)
+
+    # With everything but the item embedding frozen, the first layer's other products need not be done at all.
+    return {
+        "pretrain": lambda: step(1, x, weights, True),
+        "meta_train": lambda: step(2, v, item_widths, False),
+        "warm_up": lambda: step(1, v, item_widths, False),
+        "evaluate": lambda: step(1, v, item_widths, None),
+    }
+
+
+class Contestants:
+    """Both programs in the same state, stage by stage."""
+
+    def __init__(self, job: Run) -> None:
+        config, self.model, self.runtime = job.config, job.model, job.runtime
+        self.config, self.job, self.batch_size = config, job, config.pretrain.batch_size
+        self.limit = products_alone(self.model, config, self.batch_size)
+        self.feed = Feed(Loader(job.prepared, ["pretrain"], self.batch_size, config.seed, job.runtime))
+        self.plain = plain_copy(self.model, config, job.prepared)
+
+    def pretrain(self) -> tuple[Step, Step]:
+        """(plain, ours) steps of `pretrain`."""
+        optimizer = plain.adam(self.plain, self.config.pretrain.learning_rate)
+        stage = Pretrain(self.config, self.model, self.job.method)
+        self.model.backbone.train()
+        return (
+            lambda: plain.pretrain_step(self.plain, optimizer, self.feed.plain()),
+            lambda: stage.step(self.feed.ours()),
+        )
+
+    def meta_train(self) -> tuple[Step, Step]:
+        """(plain, ours) steps of `meta_train`, on our pretrained weights."""
+        job, config = self.job, self.config
+        self.frozen = Frozen(self.model, config.embedding, job._mean_user())
+        initialise_new_ids(config, self.model, job.method)
+        self.frozen.set_users(ItemUsers(job.prepared, ["pretrain"]), range(self.model.num_old))
+        stage = MetaTrain(config, self.model, self.frozen, job.method)
+        self.plain = plain.freeze(plain_copy(self.model, config, job.prepared))
+        self.phi_new = plain.common_initialisation(self.plain, self.model.num_items)
+        self.meta = plain.MetaNetworks(self.plain.items.out_dim, self.model.dim, config.method.hidden, True)
+        with torch.no_grad():
+            for theirs, ours in zip(self.meta.parameters(), job.method.parameters(), strict=True):
+                theirs.copy_(ours)
+            _, self.user_mean = self.frozen.inputs(torch.arange(self.model.num_items))
+        cold = plain.adam(self.phi_new, config.meta_train.learning_rate_cold)
+        warm = plain.adam(self.meta, config.meta_train.learning_rate_warm)
+        args = (self.plain, self.phi_new, self.meta, self.user_mean, cold, warm)
+        return (
+            lambda: sum(plain.meta_train_step(*args, self.feed.plain())),
+            lambda: stage.step(self.feed.ours()),
+        )
+
+    def warm_up(self) -> tuple[Step, Step]:
+        """(plain, ours) steps of `warm_up`, on rows of `pretrain` so that there are enough of them."""
+        stage = WarmUp(self.config, self.model, self.frozen, self.job.method)
+        ours = Adam(dense=[], tables=[(self.model.new_ids, self.config.warm_up.learning_rate)])
+        with torch.no_grad():
+            self.phi_new.weight.copy_(self.model.new_ids.shards("new")[0].weight)
+        theirs = plain.adam(self.phi_new, self.config.warm_up.learning_rate)
+        return (
+            lambda: plain.warm_up_step(self.plain, self.phi_new, theirs, self.feed.plain()),
+            lambda: stage.step(self.feed.ours(), ours),
+        )
+
+    def evaluate(self) -> tuple[Step, Step]:
+        """(plain, ours) scoring of one batch with warm embeddings."""
+        stage = WarmUp(self.config, self.model, self.frozen, self.job.method)
+        items = plain.warm_embeddings(self.plain, self.phi_new, self.meta, self.user_mean)
+
+        def ours() -> None:
+            batch = self.feed.ours()
+            with torch.no_grad():
+                stage._logit(batch.user, batch.item)
+
+        return lambda: plain.score(self.plain, items, self.feed.plain()), ours
