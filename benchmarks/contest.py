@@ -12,6 +12,7 @@ from torch import nn
 
 from benchmarks import plain_torch as plain
 from mwuf_dist.config import Config
+from mwuf_dist.data.histories import History
 from mwuf_dist.data.loader import Batch, Loader
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.features import FeatureStore
@@ -49,40 +50,39 @@ def plain_model(config: Config, runtime: Runtime, prepared: Prepared) -> plain.P
         config.backbone.batch_norm,
         config.backbone.dropout,
         config.embedding.init_std,
+        config.backbone.log_neurons,
     )
 
 
+@torch.no_grad()
 def plain_copy(model: Model, config: Config, prepared: Prepared) -> plain.PlainModel:
-    """The plain program's model with our weights; its fields stand in another order in the first layer."""
+    """The plain program's model with our weights; both have the fields in the same order."""
     copy = plain_model(config, model.runtime, prepared)
-    with torch.no_grad():
-        for side, tables in ((copy.users, model.user_tables), (copy.items, model.item_tables)):
-            for table, name in zip(side.tables, tables.specs, strict=True):
-                table.get_parameter("weight").copy_(tables.shards(name)[0].weight)
-        copy.phi_old.weight.copy_(model.old_ids.shards("old")[0].weight)
-        # Ours: item ID, item fields, user fields. Theirs: user fields, item ID, item fields.
-        width = (1 + model.shape.num_item_fields) * model.dim
-        ours = dict(model.backbone.named_parameters())
-        theirs = [m for m in copy.mlp if isinstance(m, nn.Linear)]
-        pairs = [("linear", copy.linear), *((f"mlp.linears.{i}", m) for i, m in enumerate(theirs[:-1]))]
-        for name, module in [*pairs, ("mlp.out", theirs[-1])]:
-            weight = ours[f"{name}.weight"]
-            if name in ("linear", "mlp.linears.0"):
-                weight = torch.cat([weight[:, width:], weight[:, :width]], dim=1)
-            module.weight.copy_(weight)
-            module.bias.zero_()
-            if f"{name}.bias" in ours:
-                module.bias.copy_(ours[f"{name}.bias"])
+    for side, tables in ((copy.users, model.user_tables), (copy.items, model.item_tables)):
+        for table, name in zip(side.tables, tables.specs, strict=True):
+            table.get_parameter("weight").copy_(tables.shards(name)[0].weight)
+    old = model.old_ids.shards("old")[0].weight
+    copy.phi_old.weight[: len(old)] = old
+    for values in (nn.Module.parameters, _moments):
+        for theirs, ours in zip(values(copy.head), values(model.backbone), strict=True):
+            theirs.copy_(ours)
     return copy
+
+
+def _moments(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Running moments of its BatchNorms."""
+    return (value for name, value in module.named_buffers() if "running" in name)
 
 
 class Feed:
     """Batches for ever, by the loader (ours) or by tensor indexing (plain), in the same order."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, padding: int, history_length: int) -> None:
         self._ours = (batch for epoch in itertools.repeat(0) for batch in loader.epoch(epoch) if batch.is_full)
         rows = [batch for batch in loader.epoch(0) if batch.is_full]
-        self._columns = tuple(torch.cat([getattr(b, name) for b in rows]) for name in ("user", "item", "label"))
+        self._columns = [torch.cat([getattr(b, name) for b in rows]) for name in ("user", "item", "label")]
+        histories = [padded(b.history, padding, history_length) for b in rows if b.history is not None]
+        self._columns += [torch.cat(histories)] if histories else []
         self._order = torch.randperm(len(rows) * loader.batch_size)
         # Stored shuffled back, so that indexing with the permutation gives the loader's order.
         for column in self._columns:
@@ -104,13 +104,22 @@ class Feed:
             yield plain.Batch(*(column[rows] for column in self._columns))
 
 
+def padded(history: History, padding: int, length: int) -> torch.Tensor:
+    """A batch's histories as a matrix `[b, length]`, padded behind."""
+    out = torch.full((len(history.lengths), length), padding)
+    out[torch.arange(length) < history.lengths[:, None]] = history.items.clamp(max=padding - 1)
+    return out[history.group]
+
+
 def products_alone(model: Model, config: Config, batch_size: int) -> dict[str, Step]:
-    """The matrix products of the backbone on random rows, per stage: the compute limit."""
-    width = model.shape.num_fields * model.dim
+    """The matrix products of the backbone's MLP on random rows, per stage: the compute limit."""
+    first = next(module for name, module in model.backbone.named_modules() if name.endswith("linears.0"))
+    assert isinstance(first, nn.Linear)
+    width, folds = first.in_features, model.backbone.fold() is not None
     widths = [width, *config.backbone.hidden, 1]
     weights = [torch.randn(a, b) / a**0.5 for a, b in itertools.pairwise(widths)]
-    item_widths = [torch.randn(model.dim, widths[1]) / 4, *weights[1:]]
-    x, v = torch.randn(batch_size, width), torch.randn(batch_size, model.dim)
+    item_weights = [torch.randn(model.dim, widths[1]) / 4, *weights[1:]] if folds else weights
+    x, v = torch.randn(batch_size, width), torch.randn(batch_size, model.dim if folds else width)
 
     def forward(first: torch.Tensor, layers: list[torch.Tensor]) -> list[torch.Tensor]:
         return list(itertools.accumulate(layers, lambda h, w: F.relu(h @ w), initial=first))
@@ -128,12 +137,12 @@ def products_alone(model: Model, config: Config, batch_size: int) -> dict[str, S
             if weight_gradients is not None:
                 backward(states, layers, weight_gradients)
 
-    # With everything but the item embedding frozen, the first layer's other products need not be done at all.
+    # Where the frozen parts fold, products of the first layer with anything but the item need not be done at all.
     return {
         "pretrain": lambda: step(1, x, weights, True),
-        "meta_train": lambda: step(2, v, item_widths, False),
-        "warm_up": lambda: step(1, v, item_widths, False),
-        "evaluate": lambda: step(1, v, item_widths, None),
+        "meta_train": lambda: step(2, v, item_weights, False),
+        "warm_up": lambda: step(1, v, item_weights, False),
+        "evaluate": lambda: step(1, v, item_weights, None),
     }
 
 
@@ -144,7 +153,9 @@ class Contestants:
         config, self.model, self.runtime = job.config, job.model, job.runtime
         self.config, self.job, self.batch_size = config, job, config.pretrain.batch_size
         self.limit = products_alone(self.model, config, self.batch_size)
-        self.feed = Feed(Loader(job.prepared, ["pretrain"], self.batch_size, config.seed, job.runtime))
+        histories = self.model.histories(job.prepared, 0)
+        rows = Loader(job.prepared, ["pretrain"], self.batch_size, config.seed, job.runtime, histories=histories)
+        self.feed = Feed(rows, self.model.num_old + 1, config.backbone.history_length)
         self.plain = plain_copy(self.model, config, job.prepared)
 
     def pretrain(self) -> tuple[Step, Step]:
@@ -196,9 +207,9 @@ class Contestants:
         stage = WarmUp(self.config, self.model, self.frozen, self.job.method)
         items = plain.warm_embeddings(self.plain, self.phi_new, self.meta, self.user_mean)
 
-        def ours() -> None:
+        def ours() -> torch.Tensor:
             batch = self.feed.ours()
             with torch.no_grad():
-                stage._logit(batch.user, batch.item)
+                return stage._logit(batch.user, batch.item, batch.history)
 
         return lambda: plain.score(self.plain, items, self.feed.plain()), ours

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.plain_backbones import BACKBONES, WITH_HISTORY, Interest, Recurrent, build
+
 
 @dataclass(frozen=True)
 class Field:
@@ -34,11 +36,15 @@ class Field:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows to train on or to score: user `[B]` int64, item `[B]` int64, label `[B]` float."""
+    """Rows to train on or to score: user `[B]` int64, item `[B]` int64, label `[B]` float.
+
+    history `[B, L]` int64: old items that the row's user met before, oldest first, padded behind.
+    """
 
     user: Tensor
     item: Tensor
     label: Tensor
+    history: Tensor | None = None
 
 
 class SideEmbeddings(nn.Module):
@@ -79,8 +85,8 @@ class SideEmbeddings(nn.Module):
 class PlainModel(nn.Module):
     """The backbone f_theta with its feature tables and the old items' ID table.
 
-    x is the concatenation of all F embeddings (user fields, item ID, item fields). `wide_deep` is
-    Linear(x) + MLP(x); `deepfm` adds the second-order factorisation machine over the F embeddings.
+    A backbone that looks at histories has two rows more in `phi_old`: row `num_old` is the unknown item, and row
+    `num_old + 1`, which stays zero, pads a history.
     """
 
     def __init__(
@@ -94,27 +100,21 @@ class PlainModel(nn.Module):
         batch_norm: bool = False,
         dropout: float = 0.0,
         init_std: float = 0.01,
+        log_neurons: int = 32,
     ) -> None:
         super().__init__()
-        if backbone not in ("wide_deep", "deepfm"):
-            raise ValueError(f"backbone is {backbone!r}; use 'wide_deep' or 'deepfm'")
-        self.backbone, self.dim = backbone, dim
+        if backbone not in BACKBONES:
+            raise ValueError(f"backbone is {backbone!r}; use one of {', '.join(BACKBONES)}")
+        self.dim, self.num_old, self.uses_history = dim, num_old_items, backbone in WITH_HISTORY
         self.users = SideEmbeddings(user_fields, dim, init_std)
         self.items = SideEmbeddings(item_fields, dim, init_std)
-        self.phi_old = nn.Embedding(num_old_items, dim)
+        padding = num_old_items + 1 if self.uses_history else None
+        self.phi_old = nn.Embedding(num_old_items + 2 * self.uses_history, dim, padding)
         nn.init.normal_(self.phi_old.weight, std=init_std)
-        width = self.users.out_dim + dim + self.items.out_dim
-        self.linear = nn.Linear(width, 1)
-        layers: list[nn.Module] = []
-        for units in hidden:
-            layers.append(nn.Linear(width, units))
-            if batch_norm:
-                layers.append(nn.BatchNorm1d(units))
-            layers.append(nn.ReLU())
-            if dropout:
-                layers.append(nn.Dropout(dropout))
-            width = units
-        self.mlp = nn.Sequential(*layers, nn.Linear(width, 1))
+        if padding is not None:
+            nn.init.zeros_(self.phi_old.weight[padding])
+        num_fields = len(user_fields) + 1 + len(item_fields)
+        self.head = build(backbone, num_fields, dim, log_neurons, hidden, batch_norm, dropout)
 
     @torch.no_grad()
     def user_id_rows(self) -> Tensor:
@@ -123,14 +123,18 @@ class PlainModel(nn.Module):
         assert isinstance(table, nn.Embedding)
         return table(self.users.get_buffer("values_0"))
 
-    def forward(self, users: Tensor, v: Tensor, items: Tensor) -> Tensor:
+    def past(self, batch: Batch) -> Tensor | None:
+        """What the backbone makes of the rows' histories before it sees the item; None where it looks at none."""
+        if not self.uses_history:
+            return None
+        assert batch.history is not None
+        lengths = (batch.history <= self.num_old).sum(1)
+        assert isinstance(self.head, Interest | Recurrent)
+        return self.head.past(self.phi_old(batch.history), lengths)
+
+    def forward(self, users: Tensor, v: Tensor, items: Tensor, past: Tensor | None = None) -> Tensor:
         """Logits `[B]` of user fields `[B, F_u * D]`, item ID embeddings `[B, D]` and item fields `[B, F_i * D]`."""
-        x = torch.cat([users, v, items], 1)
-        logit = self.linear(x) + self.mlp(x)
-        if self.backbone == "deepfm":
-            fields = x.view(len(x), -1, self.dim)
-            logit = logit + 0.5 * (fields.sum(1).square() - fields.square().sum(1)).sum(1, keepdim=True)
-        return logit.squeeze(1)
+        return self.head(torch.cat([v, items, users], 1), past).squeeze(1)
 
 
 class MetaNetworks(nn.Module):
@@ -167,7 +171,7 @@ def freeze(model: PlainModel) -> PlainModel:
 
 def common_initialisation(model: PlainModel, num_items: int) -> nn.Embedding:
     """phi_new `[num_items, D]`, every row the mean of the old items' rows."""
-    mean = model.phi_old.weight.detach().mean(0)
+    mean = model.phi_old.weight.detach()[: model.num_old].mean(0)
     return nn.Embedding.from_pretrained(mean.repeat(num_items, 1), freeze=False)
 
 
@@ -189,7 +193,7 @@ def mean_user_embedding(user_ids: Tensor, user: Tensor, item: Tensor, num_items:
 def pretrain_step(model: PlainModel, optimizer: torch.optim.Optimizer, batch: Batch) -> Tensor:
     """One step on theta, the feature tables and phi_old; returns the loss."""
     optimizer.zero_grad()
-    logits = model(model.users(batch.user), model.phi_old(batch.item), model.items(batch.item))
+    logits = model(model.users(batch.user), model.phi_old(batch.item), model.items(batch.item), model.past(batch))
     loss = F.binary_cross_entropy_with_logits(logits, batch.label)
     loss.backward()
     optimizer.step()
@@ -218,16 +222,16 @@ def meta_train_step(
         meta_optimizer: Optimizer of `meta`.
         batch: Rows of old items.
     """
-    users, items = model.users(batch.user), model.items(batch.item)
+    users, items, past = model.users(batch.user), model.items(batch.item), model.past(batch)
     v = phi_new(batch.item)
     phi_new_optimizer.zero_grad()
-    loss_cold = F.binary_cross_entropy_with_logits(model(users, v, items), batch.label)
+    loss_cold = F.binary_cross_entropy_with_logits(model(users, v, items, past), batch.label)
     loss_cold.backward()
     phi_new_optimizer.step()
 
     meta_optimizer.zero_grad()
     v_warm = meta(v.detach(), items, user_mean[batch.item])
-    loss_warm = F.binary_cross_entropy_with_logits(model(users, v_warm, items), batch.label)
+    loss_warm = F.binary_cross_entropy_with_logits(model(users, v_warm, items, past), batch.label)
     loss_warm.backward()
     meta_optimizer.step()
     return loss_cold.detach(), loss_warm.detach()
@@ -238,7 +242,7 @@ def warm_up_step(
 ) -> Tensor:
     """One step of L_cold on the new items' rows of phi_new, everything else frozen; returns the loss."""
     phi_new_optimizer.zero_grad()
-    logits = model(model.users(batch.user), phi_new(batch.item), model.items(batch.item))
+    logits = model(model.users(batch.user), phi_new(batch.item), model.items(batch.item), model.past(batch))
     loss = F.binary_cross_entropy_with_logits(logits, batch.label)
     loss.backward()
     phi_new_optimizer.step()
@@ -255,7 +259,7 @@ def warm_embeddings(model: PlainModel, phi_new: nn.Embedding, meta: MetaNetworks
 @torch.no_grad()
 def score(model: PlainModel, item_ids: Tensor, batch: Batch) -> Tensor:
     """Logits `[B]` with the item ID embeddings `[num_items, D]`: phi_new itself (base) or v_warm (MWUF)."""
-    return model(model.users(batch.user), item_ids[batch.item], model.items(batch.item))
+    return model(model.users(batch.user), item_ids[batch.item], model.items(batch.item), model.past(batch))
 
 
 def auc(logits: Tensor, label: Tensor) -> float:

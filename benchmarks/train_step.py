@@ -88,7 +88,7 @@ def main() -> None:
         job = Run(config, Path(folder) / "steps", runtime, prepared)
         rows = measure(job, options.steps, options.rounds)
         job.session.recorder.close()
-        if options.whole_runs:
+        if options.whole_runs and not job.model.backbone.uses_history:
             whole = compare_whole_runs(config, Path(folder), runtime, prepared, options.whole_runs)
             rows = [*(dataclasses.replace(row, aucs=whole.aucs) for row in rows), whole]
     record = Record(

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from benchmarks import plain_torch
+from benchmarks.plain_backbones import LinearAndMlp
 
 NUM_USERS, NUM_ITEMS, DIM, ROWS, STEPS, LR = 11, 7, 4, 32, 20, 1e-2
 TITLE_OFFSETS = torch.tensor([0, 2, 3, 3, 6, 7, 8, 9])  # the third item has no title token
@@ -129,8 +130,10 @@ def test_logit_is_the_sum_of_its_parts(backbone: str) -> None:
     year, title = (model.items.get_buffer(f"values_{i}") for i in range(2))
     items = literal_fields(model.items, [(year, None), (title, TITLE_OFFSETS)], item)
     ids = torch.randn(NUM_ITEMS, DIM, dtype=torch.float64)
-    x = torch.cat([users, ids[item], items], 1)
-    expected = (model.linear(x) + model.mlp(x)).squeeze(1)
+    x = torch.cat([ids[item], items, users], 1)
+    head = model.head
+    assert isinstance(head, LinearAndMlp)
+    expected = (head.linear(x) + head.mlp(x)).squeeze(1)
     if backbone == "deepfm":
         fields = x.view(ROWS, -1, DIM)
         products = fields @ fields.mT

@@ -20,10 +20,10 @@ STEPS = 50
 
 
 @pytest.fixture
-def contestants(tmp_path: Path) -> Iterator[Contestants]:
+def contestants(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Contestants]:
     """Both programs with equal weights, before the first step."""
     config = tiny(
-        backbone={"batch_norm": False},
+        backbone={"batch_norm": False, "name": getattr(request, "param", "deepfm")},
         pretrain={"learning_rate": 1e-3, "batch_size": 128},
         meta_train={"learning_rate_cold": 1e-3, "learning_rate_warm": 1e-3},
         warm_up={"learning_rate": 1e-3},
@@ -34,31 +34,41 @@ def contestants(tmp_path: Path) -> Iterator[Contestants]:
         job.session.recorder.close()
 
 
-def assert_equal_losses(plain: Callable[[], Any], ours: Callable[[], Any]) -> None:
-    for step in range(STEPS):
+def assert_equal_losses(plain: Callable[[], Any], ours: Callable[[], Any], steps: int) -> None:
+    for step in range(steps):
         expected, found = float(plain()), float(ours())
         assert found == pytest.approx(expected, abs=1e-6), step
 
 
-def test_fifty_steps_of_every_stage_give_the_plain_programs_losses_and_weights(contestants: Contestants) -> None:
+@pytest.mark.parametrize(
+    ("contestants", "steps"),
+    # Few steps where rounding grows: powers of small embeddings, recurrence.
+    [("deepfm", STEPS), ("wide_deep", 10), ("pnn", 10), ("afn", 10), ("din", 10), ("gru4rec", 10)],
+    indirect=["contestants"],
+)
+def test_steps_of_every_stage_give_the_plain_programs_losses_and_weights(contestants: Contestants, steps: int) -> None:
     both, model = contestants, contestants.model
     first = model.old_ids.shards("old")[0].weight.clone()
-    assert_equal_losses(*both.pretrain())
+    assert_equal_losses(*both.pretrain(), steps)
     old = model.old_ids.shards("old")[0].weight
-    assert (old - first).abs().max() > 0.01  # it did train
-    torch.testing.assert_close(both.plain.phi_old.weight, old, rtol=0, atol=1e-5)
+    assert (old - first).abs().max() > 1e-4 * steps  # it did train
+    torch.testing.assert_close(both.plain.phi_old.weight[: len(old)], old, rtol=0, atol=1e-5)
     for side, tables in ((both.plain.users, model.user_tables), (both.plain.items, model.item_tables)):
         for table, name in zip(side.tables, tables.specs, strict=True):
             torch.testing.assert_close(table.weight, tables.shards(name)[0].weight, rtol=0, atol=1e-5)
 
-    assert_equal_losses(*both.meta_train())
+    assert_equal_losses(*both.meta_train(), steps)
     new = model.new_ids.shards("new")[0].weight
     torch.testing.assert_close(both.phi_new.weight, new, rtol=0, atol=1e-5)
     for theirs, ours in zip(both.meta.parameters(), both.job.method.parameters(), strict=True):
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
 
-    assert_equal_losses(*both.warm_up())
+    assert_equal_losses(*both.warm_up(), steps)
     torch.testing.assert_close(both.phi_new.weight, new, rtol=0, atol=1e-5)
+
+    # Scoring: of the same rows, with warm embeddings that are folded in beforehand or made for the batch.
+    theirs, ours = both.evaluate()
+    torch.testing.assert_close(theirs(), ours(), rtol=1e-5, atol=1e-5)
 
 
 def test_every_contestant_is_timed_and_the_limit_has_a_figure_for_every_stage(contestants: Contestants) -> None:
