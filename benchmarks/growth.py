@@ -125,7 +125,8 @@ def _spread(loader: Loader) -> Iterator[Batch]:
     needed = -(-(_WARM_STEPS + _TURNS * _TURN_STEPS) // 3)
     for place in (0.0, 0.5, 1.0):
         first = int(place * max(0, loader.num_steps - needed - 1))
-        yield from itertools.islice(itertools.chain.from_iterable([loader.epoch(0, first), loader.epoch(1)]), needed)
+        epochs = (loader.epoch(epoch, 0 if epoch else first) for epoch in itertools.count())
+        yield from itertools.islice(itertools.chain.from_iterable(epochs), needed)
 
 
 def measure(name: str, table_size: int, num_rows: int, ids: str, scratch: Path) -> Row:

@@ -50,6 +50,7 @@ class _RunOptions(_Options):
     launcher: Literal["here", "ray"] = "here"  # ray: the ranks are actors of a Ray cluster.
     num_workers: int = 1  # Ranks that `--launcher ray` starts.
     ray_address: str = ""  # Ray cluster that exists; empty: $RAY_ADDRESS, or a cluster of this machine for this run.
+    profile: bool = False  # Trace a few steps of each stage, for Perfetto; short for --runtime.profile True.
 
 
 @dataclass
@@ -194,20 +195,25 @@ def _run(arguments: list[str]) -> int:
         )
     if options.ray_address and options.launcher == "here":
         raise UserError("--ray-address is for --launcher ray")
+    config = options.config
+    if options.profile:
+        config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, profile=True))
     _check_environment()
     from mwuf_dist.evaluation import report
 
     if options.launcher == "ray":
         from mwuf_dist.launch import ray
 
-        results = ray.train(options.config, options.output, options.num_workers, options.ray_address)
+        results = ray.train(config, options.output, options.num_workers, options.ray_address)
     else:
         from mwuf_dist.launch import local
 
-        results = local.train(options.config, options.output)
+        results = local.train(config, options.output)
     if _is_main():
         report.print_comparison(report.build_comparison([results]))
         print(f"results, metrics, plot and checkpoints: {options.output}")
+        if config.runtime.profile:
+            print(f"traces, for https://ui.perfetto.dev: {options.output / 'profile'}")
     return 0
 
 

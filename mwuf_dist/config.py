@@ -181,6 +181,7 @@ class RuntimeConfig:
     deterministic: bool = True  # Only deterministic algorithms.
     timeout_s: Count = 600  # A collective that takes longer is a failed rank.
     progress: Literal["auto", "on", "off"] = "auto"  # Progress bar on rank 0; auto: on a terminal.
+    profile: bool = False  # Trace a few steps of each stage on rank 0, for Perfetto: OUTPUT/profile/STAGE.json.
 
 
 @_section

@@ -18,6 +18,7 @@ from mwuf_dist.exits import StoppedError, held_back
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.checkpoint_files import Cursor, Meta
 from mwuf_dist.training.checkpoints import Checkpointer
+from mwuf_dist.training.profile import StageProfiler
 from mwuf_dist.training.recorder import Recorder
 
 _STEPS_BETWEEN_RECORDS = 50
@@ -30,6 +31,7 @@ class Session:
     """What the stages of a run share: who we are, where we stand, where it is written down.
 
     `steps_per_epoch` cuts every epoch short, for a pass that looks at what the stages do and not at how well: an audit.
+    `profiler` traces a few steps of each stage, on the main rank of a run that asks for it.
     """
 
     runtime: Runtime
@@ -37,6 +39,7 @@ class Session:
     checkpointer: Checkpointer
     meta: Meta
     steps_per_epoch: int | None = None
+    profiler: StageProfiler | None = None
 
     def save(self, cursor: Cursor, tensors: dict[str, Any]) -> None:
         """Saves a checkpoint that goes on at `cursor`, and leaves if the run was asked to stop. A collective.
@@ -93,6 +96,8 @@ def train(
     with held_back():
         for epoch in range(start.epoch, epochs):
             batches = loader.epoch(epoch, start.step if epoch == start.epoch else 0)
+            if session.profiler is not None:
+                batches = session.profiler.steps(title, batches)
             for batch in itertools.islice(batches, session.steps_per_epoch):
                 loss = step(batch)
                 samples += batch.num_rows

@@ -32,6 +32,7 @@ from mwuf_dist.training.meta_train import MetaTrain, initialise_new_ids, meta_tr
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.pretrain import Pretrain, pretrained_tensors
 from mwuf_dist.training.pretrained_items import pretrained_items
+from mwuf_dist.training.profile import StageProfiler
 from mwuf_dist.training.recorder import Recorder
 from mwuf_dist.training.results import NEXT_SETS, phase_metrics, results_of, versions, write_scores
 from mwuf_dist.training.warm_up import WarmUp, warm_up_tensors
@@ -170,6 +171,8 @@ class Run:
             recorder.say(f"goes on from {self._checkpoint.name}")
             meta.world_size, meta.versions = fresh.world_size, fresh.versions
         self.session = Session(runtime, recorder, checkpointer, meta)
+        if config.runtime.profile and runtime.is_main:
+            self.session.profiler = StageProfiler(self.folder / "profile", runtime.device)
         meta.plans = {t.name: dict(t.plan) for t in (*self.model.pretrained_tables, self.model.new_ids)}
         self._frozen: Frozen | None = None
 
@@ -248,7 +251,9 @@ class Run:
     def evaluate(self, stage: WarmUp, phase: int) -> None:
         """Stage `evaluate` of one phase: scores the next set and `test`, then looks at their labels."""
         clock = time.perf_counter()
-        scores = self.scores(stage, phase)
+        profiler = self.session.profiler
+        with contextlib.nullcontext() if profiler is None else profiler.whole("evaluate"):
+            scores = self.scores(stage, phase)
         seconds = _since(clock)
         self.session.count("evaluate", sum(self.prepared.num_rows(split) for split in scores), seconds)
         if not self.runtime.is_main:
