@@ -6,6 +6,7 @@ on a CPU it times the CPU paths and shows the GPU's figures as not measured. Wri
 """
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -24,7 +25,7 @@ sys.path += [str(ROOT), str(ROOT / "kernels")]
 
 import mwuf_kernels as mk  # noqa: E402
 
-from benchmarks.record import Figure, Record, Row, cpu  # noqa: E402
+from benchmarks.record import Figure, Record, Row, cpu, processor_clock  # noqa: E402
 
 TOLERANCES = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (1.6e-2, 1.6e-2)}
 SMALL_BATCH = 4096  # launches decide up to here, so CUDA graphs are timed too
@@ -171,6 +172,12 @@ def cases_of(device: str, l2_bytes: int) -> list[tuple[str, dict]]:
     return [*found, *(("bulk_warm", {"items": 4_000_000, "dim": d, **both}) for d in (16, 64))]
 
 
+def in_turn(cases: list[tuple[str, dict]]) -> list[tuple[str, dict]]:
+    """The first case of each op, then the second of each, ...: where time runs out, no op goes without a figure."""
+    by_op = [[case for case in cases if case[0] == op] for op in dict.fromkeys(op for op, _ in cases)]
+    return [case for row in itertools.zip_longest(*by_op) for case in row if case is not None]
+
+
 def _outputs(op: Callable, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     made = op(*inputs)
     return [made] if isinstance(made, torch.Tensor) else list(made)
@@ -221,10 +228,11 @@ def time_all(functions: dict[str, Callable], device: str, seconds: float = 0.6) 
 
 def _time_once(function: Callable, device: str, calls: int) -> float:
     if device == "cpu":
-        start = time.perf_counter()
+        clock, _ = processor_clock(torch.get_num_threads())
+        start = clock()
         for _ in range(calls):
             function()
-        return (time.perf_counter() - start) / calls * 1e6
+        return (clock() - start) / calls * 1e6
     before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     before.record()
     for _ in range(calls):
@@ -242,10 +250,13 @@ def _graph_of(function: Callable) -> Callable:
     return graph.replay
 
 
-def measure(op: str, config: dict, device: str, copy_bytes_per_s: float) -> list[Row]:
-    """The rows of one case: forward, backward where it has one, and forward as a CUDA graph where it is small."""
+def measure(op: str, config: dict, device: str, copy_bytes_per_s: float, place: str | None = None) -> list[Row]:
+    """The rows of one case: forward, backward where it has one, and forward as a CUDA graph where it is small.
+
+    `place` is where the tensors lie if not on the device: a test goes a GPU's way with tensors of the CPU.
+    """
     torch.manual_seed(0)
-    problem = OPS[op](config, device)
+    problem = OPS[op](config, place or device)
     check(problem)
     compiled = torch.compile(problem.eager, dynamic=False) if device == "cuda" else None
     ways = {"ours": problem.ours, "eager": problem.eager, **({"compile": compiled} if compiled else {})}
@@ -318,7 +329,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{device} {name}, torch {torch.__version__}, {torch.get_num_threads()} threads, ", end="")
     print(f"copy {copy_bytes_per_s / 1e9:.1f} GB/s")
     rows, wrong = [], []
-    cases = [(device, *case) for case in cases_of(device, l2_bytes)]
+    cases = [(device, *case) for case in in_turn(cases_of(device, l2_bytes))]
     if device == "cpu":
         cases += [("cuda", *case) for case in cases_of("cuda", l2_bytes)]
     for place, op, config in cases:
@@ -326,8 +337,8 @@ def main(arguments: list[str] | None = None) -> int:
         if place == device and time.monotonic() - began < options.seconds:
             try:
                 made = measure(op, config, device, copy_bytes_per_s)
-            except ArithmeticError as error:
-                wrong.append(f"{op} {config}: {error}")
+            except Exception as error:  # one that does not compile or fit must not cost the others their figures
+                wrong.append(f"{op} {config}: {type(error).__name__}: {error}")
         rows += made
         print("\n".join(map(show, made)), flush=True)
     about = {"kind": "cuda", "name": name, "l2_bytes": l2_bytes} if properties else cpu()

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import time
@@ -167,6 +168,15 @@ def processor_clock(threads: int) -> tuple[Callable[[], float], str]:
     stays near it on one that does. With more threads only the clock tells how long it took.
     """
     return (time.process_time, "CPU s") if threads == 1 else (time.perf_counter, "s")
+
+
+def command_line(benchmark: str, arguments: Sequence[str]) -> str:
+    """The command that makes a record again: everything it was called with, but where the record went."""
+    kept = list(arguments)
+    if "--output" in kept:
+        place = kept.index("--output")
+        del kept[place : place + 2]
+    return shlex.join(["python", "-m", f"benchmarks.{benchmark}", *kept])
 
 
 def interleaved(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
 import sys
 import tempfile
 import warnings
@@ -22,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.contest import Contestants
-from benchmarks.record import Figure, Record, Row, interleaved, processor_clock, table
+from benchmarks.record import Figure, Record, Row, command_line, interleaved, processor_clock, table
 from benchmarks.whole_run import compare_whole_runs
 from mwuf_dist.cli import _parse, _PrepareOptions
 from mwuf_dist.config import Config, UserError
@@ -88,12 +87,12 @@ def main() -> None:
         job = Run(config, Path(folder) / "steps", runtime, prepared)
         rows = measure(job, options.steps, options.rounds)
         job.session.recorder.close()
-        if options.whole_runs and not job.model.backbone.uses_history:
+        if options.whole_runs:
             whole = compare_whole_runs(config, Path(folder), runtime, prepared, options.whole_runs)
             rows = [*(dataclasses.replace(row, aucs=whole.aucs) for row in rows), whole]
     record = Record(
         f"Training stages, {config.data.name}, {config.backbone.name}, batch {options.batch_size}",
-        shlex.join(["python", "-m", "benchmarks.train_step", options.config, *keys]),
+        command_line("train_step", sys.argv[1:]),
         {
             "data": config.data.name,
             "backbone": config.backbone.name,

@@ -253,6 +253,24 @@ def speed_table(name: str) -> str:
     return _rows((*heads, "AUC " + " / ".join(PHASES)), rows)
 
 
+def backbone_speed_table(names: str) -> str:
+    """Records of `benchmarks.train_step` of several backbones: rates of both programs and their ratio by stage."""
+    rows = []
+    for name in names.split():
+        record = _record(name)
+        for row in record["rows"]:
+            if not row["higher_is_better"] or row["alternative"] is None:
+                continue
+            ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
+            rows.append(
+                (record["config"]["backbone"], row["name"], f"{plain / 1e3:,.0f}", f"{ours / 1e3:,.0f}",
+                 f"{ours / plain:.2f}", f"{ours / row['limit']['p50']:.0%}")
+            )  # fmt: skip
+    return _rows(
+        ("backbone", "thousand samples/CPU s", "plain PyTorch", "mwuf-dist", "ratio", "of the MLP alone"), rows
+    )
+
+
 def _record(name: str) -> dict[str, Any]:
     """A record of `benchmarks/results/`; see `benchmarks/record.py:Record`."""
     return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
@@ -292,6 +310,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "command_help": command_help,
     "study_keys": study_keys,
     "prepare_table": prepare_table,
+    "backbone_speed_table": backbone_speed_table,
     "study": study,
     "other_studies": other_studies,
     "paper_table": paper_table,

@@ -6,7 +6,7 @@ v_warm = v * h(X_item) + g(G(U(v)))        (equation 5; h is equation 3, g is eq
 from __future__ import annotations
 
 import torch
-from mwuf_kernels import Network, bulk_warm
+from mwuf_kernels import Network, bulk_warm, meta_networks
 from torch import nn
 
 from mwuf_dist.config import MethodConfig
@@ -50,6 +50,9 @@ class Mwuf(Method):
         """See `Method.scale_and_shift`."""
         if not self.meta_trained:
             return None
+        h, g = _weights(self.scaling), _weights(self.shifting)
+        if h is not None and g is not None:
+            return meta_networks(item_context, user_mean, h, g, residual=self.config.residual)
         if self.scaling is None:
             scale = torch.ones(len(item_context), self.dim, device=item_context.device, dtype=item_context.dtype)
         else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.record import RESULTS, Figure, Record, Row, interleaved, is_record, read, table
+from benchmarks.record import RESULTS, Figure, Record, Row, command_line, interleaved, is_record, read, table
 
 
 def rate(value: float) -> Figure:
@@ -26,6 +26,11 @@ def test_something_else_is_no_record(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text(json.dumps({"schema": 1, "question": "?"}))
     with pytest.raises(ValueError, match="is no record of a benchmark"):
         read(tmp_path / "old.json")
+
+
+def test_the_command_is_what_it_was_called_with_but_for_the_records_place() -> None:
+    called = ["configs/a.toml", "--output", "x.json", "--steps", "6"]
+    assert command_line("train_step", called) == "python -m benchmarks.train_step configs/a.toml --steps 6"
 
 
 def test_quantiles_are_those_of_the_values() -> None:

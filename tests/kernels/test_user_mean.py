@@ -78,6 +78,19 @@ def test_adding_users_gives_the_same_bits_each_time(device, num_items):
     assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2])
 
 
+def test_reads_rows_past_2_to_the_31_elements(device):
+    num_rows = 2**31 // 16 + 1000
+    # Never written but for two rows, so a CPU maps 4 GiB and touches some pages of it.
+    rows = torch.empty((num_rows, 16), dtype=torch.bfloat16, device=device)
+    users = torch.tensor([num_rows - 1, num_rows - 7, num_rows - 1], device=device)
+    rows[users[:2]] = torch.tensor([[3.0], [5.0]], dtype=torch.bfloat16, device=device)
+    means = user_mean(rows, users, torch.tensor([0, 2, 3], device=device))
+    assert means[:, 0].tolist() == [4, 3]
+    sums, counts = torch.zeros((2, 16), device=device), torch.zeros(2, dtype=torch.int64, device=device)
+    add_users_(sums, counts, rows, users, torch.tensor([0, 1, 1], device=device))
+    assert sums[:, 15].tolist() == [3, 8] and counts.tolist() == [1, 2]
+
+
 def test_gradcheck_in_float64(device):
     rows, users, offsets, default = make_inputs(6, [3, 0, 5], 3, torch.float64, device)
     assert torch.autograd.gradcheck(user_mean, (rows.requires_grad_(), users, offsets, default.requires_grad_()))

@@ -9,9 +9,9 @@ from typing import Any
 
 import mwuf_kernels
 import pytest
-import torch
 
 from mwuf_dist.embeddings import user_means
+from mwuf_dist.methods import mwuf
 from mwuf_dist.runtime import start
 from mwuf_dist.training import meta_train, warm_up
 from mwuf_dist.training import run as run_module
@@ -24,9 +24,9 @@ def spy(patch: pytest.MonkeyPatch, module: Any, name: str, log: Callable[..., No
     kernel = getattr(module, name)
     assert kernel is getattr(mwuf_kernels, name), f"{module.__name__}.{name} is not the kernel"
 
-    def spied(*args: torch.Tensor) -> Any:
+    def spied(*args: Any, **keys: Any) -> Any:
         log(*args)
-        return kernel(*args)
+        return kernel(*args, **keys)
 
     patch.setattr(module, name, spied)
 
@@ -36,9 +36,12 @@ def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
 ) -> None:
     rows: Counter[str] = Counter()
     means: list[int] = []
+    networks: Counter[str] = Counter()
     spy(monkeypatch, meta_train, "warm_embedding", lambda table, inverse, *_: rows.update(meta_train=len(inverse)))
     spy(monkeypatch, warm_up, "warm_embedding", lambda table, inverse, *_: rows.update(evaluate=len(inverse)))
     spy(monkeypatch, user_means, "user_mean", lambda table, users, offsets, *_: means.append(len(offsets) - 1))
+    stage = "meta_train"
+    spy(monkeypatch, mwuf, "meta_networks", lambda inputs, *_: networks.update({stage: 1}))
     config = tiny(pretrain={"epochs": 1})
     with start(config) as runtime:
         job = Run(config, tmp_path, runtime, run_module._prepare(config, runtime))
@@ -49,7 +52,11 @@ def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
         # Every row of the epoch, padded to whole batches; each old item's mean user once.
         assert 0 <= rows["meta_train"] - prepared.num_rows("pretrain") < config.meta_train.batch_size
         assert means == [prepared.num_old_items]
+        # Once per step, and never by the plain modules beside it.
+        assert networks["meta_train"] == -(-prepared.num_rows("pretrain") // config.meta_train.batch_size)
+        stage = "evaluate"
         job.warm_up_and_evaluate()
+        assert networks["evaluate"] > 0
         scored = ("warm_a", "test", "warm_b", "test", "warm_c", "test", "test")
         assert rows["evaluate"] == sum(prepared.num_rows(split) for split in scored)
         # Each new item's mean user once per phase, not per row.
