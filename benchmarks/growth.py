@@ -47,7 +47,7 @@ ROW_COUNTS = (1_000_000, 10_000_000, 100_000_000)
 GOAL = 1.5  # times as long at 10 million rows a table as at 10 thousand
 BATCH_SIZE = 2048
 _FIXED_TABLE, _FIXED_ROWS = 100_000, 1_000_000  # what stands still while the other grows
-_WARM_STEPS, _TURN_STEPS, _TURNS = 20, 40, 12
+_WARM_STEPS, _TURN_STEPS = 20, 40
 
 
 def make_data(folder: Path, table_size: int, num_rows: int, ids: str) -> Prepared:
@@ -89,8 +89,8 @@ def settings() -> Config:
     )
 
 
-def time_steps(folder: Path) -> dict[str, Any]:
-    """Steps of `pretrain` in this process, spread over an epoch."""
+def time_steps(folder: Path, turns: int) -> dict[str, Any]:
+    """Steps of `pretrain` in this process, in so many turns spread over an epoch."""
     config = settings()
     with start(config) as runtime:
         prepared = Prepared(folder, json.loads((folder / shards.MANIFEST).read_text()))
@@ -100,12 +100,12 @@ def time_steps(folder: Path) -> dict[str, Any]:
         model.backbone.train()
         clock = time.perf_counter()
         loader = Loader(prepared, ["pretrain"], BATCH_SIZE, 0, runtime)
-        batches = _spread(loader)
+        batches = _spread(loader, _WARM_STEPS + turns * _TURN_STEPS)
         for batch in itertools.islice(batches, _WARM_STEPS):
             stage.step(batch)
         first_s = time.perf_counter() - clock
         step_us = []
-        for _ in range(_TURNS):
+        for _ in range(turns):
             processor = time.process_time()
             for batch in itertools.islice(batches, _TURN_STEPS):
                 stage.step(batch)
@@ -120,21 +120,21 @@ def time_steps(folder: Path) -> dict[str, Any]:
     }
 
 
-def _spread(loader: Loader) -> Iterator[Batch]:
+def _spread(loader: Loader, num_steps: int) -> Iterator[Batch]:
     """Batches of the beginning, the middle and the end of an epoch."""
-    needed = -(-(_WARM_STEPS + _TURNS * _TURN_STEPS) // 3)
+    needed = -(-num_steps // 3)
     for place in (0.0, 0.5, 1.0):
         first = int(place * max(0, loader.num_steps - needed - 1))
         epochs = (loader.epoch(epoch, 0 if epoch else first) for epoch in itertools.count())
         yield from itertools.islice(itertools.chain.from_iterable(epochs), needed)
 
 
-def measure(name: str, table_size: int, num_rows: int, ids: str, scratch: Path) -> Row:
+def measure(name: str, table_size: int, num_rows: int, ids: str, options: argparse.Namespace) -> Row:
     """One size, data and steps each in a process of its own."""
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         found: dict[str, Any] = {}
         for part in ("make", "time"):
-            arguments = ["--part", part, folder, str(table_size), str(num_rows), ids]
+            arguments = ["--part", part, folder, str(table_size), str(num_rows), ids, str(options.turns)]
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.growth", *arguments]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found = json.loads(done.stdout.splitlines()[-1])
@@ -183,25 +183,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=int, nargs="*", default=TABLE_SIZES, help="rows in each ID table")
     parser.add_argument("--rows", type=int, nargs="*", default=ROW_COUNTS, help="training rows")
+    parser.add_argument("--turns", type=int, default=12, help="turns of 40 steps at each size; the median counts")
     parser.add_argument("--scratch", type=Path, help="where files may be written; by default the temporary folder")
     parser.add_argument("--output", type=Path, help="JSON file of the record")
-    parser.add_argument("--part", nargs=5, help=argparse.SUPPRESS)  # a process of its own
+    parser.add_argument("--part", nargs=6, help=argparse.SUPPRESS)  # a process of its own
     options = parser.parse_args()
     if options.part:
-        part, folder, table_size, num_rows, ids = options.part
+        part, folder, table_size, num_rows, ids, turns = options.part
         if part == "make":
             make_data(Path(folder), int(table_size), int(num_rows), ids)
             print("{}")
         else:
-            print(json.dumps(time_steps(Path(folder))))
+            print(json.dumps(time_steps(Path(folder), int(turns))))
         return
     torch.set_num_threads(1)
     rows = [
-        measure(f"tables grow, {ids}", size, _FIXED_ROWS, ids, options.scratch)
+        measure(f"tables grow, {ids}", size, _FIXED_ROWS, ids, options)
         for ids in ("uniform", "zipf")
         for size in options.tables
     ]
-    rows += [measure("rows grow", _FIXED_TABLE, count, "zipf", options.scratch) for count in options.rows]
+    rows += [measure("rows grow", _FIXED_TABLE, count, "zipf", options) for count in options.rows]
     found = summary(rows)
     sizes = [*("--tables", *map(str, options.tables)), *("--rows", *map(str, options.rows))]
     command = " ".join(["python -m benchmarks.growth", *sizes])

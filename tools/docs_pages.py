@@ -271,6 +271,18 @@ def backbone_speed_table(names: str) -> str:
     )
 
 
+def growth_table(name: str) -> str:
+    """A record of `benchmarks.growth`: rates and memory by size."""
+    rows = []
+    for row in _record(name)["rows"]:
+        sizes, more = row["config"], row["more"]
+        above = f"{(more['peak_bytes'] - more['table_bytes']) / 1e6:,.0f}"
+        cells = (f"{sizes['rows_per_table']:,}", f"{sizes['training_rows']:,}", f"{row['ours']['p50'] / 1e3:,.0f}")
+        rows.append((row["name"], *cells, f"{more['table_bytes'] / 1e6:,.0f}", above))
+    heads = ("", "rows in each ID table", "training rows", "thousand samples/CPU s", "tables MB", "peak MB above them")
+    return _rows(heads, rows)
+
+
 def _record(name: str) -> dict[str, Any]:
     """A record of `benchmarks/results/`; see `benchmarks/record.py:Record`."""
     return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
@@ -310,6 +322,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "command_help": command_help,
     "study_keys": study_keys,
     "prepare_table": prepare_table,
+    "growth_table": growth_table,
     "backbone_speed_table": backbone_speed_table,
     "study": study,
     "other_studies": other_studies,

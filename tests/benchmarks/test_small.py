@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
             {"items_per_s", "peak_bytes"},
         ),
         ("warm", ["--clicks", "3000"], {"clicks", "items", "seconds", "cpu_s"}),
-        ("growth", ["--tables", "--rows", "3000"], {"table_bytes", "peak_bytes"}),
         ("loader", ["--rows", "50000", "--rounds", "1"], {"rows_per_s"}),
     ],
 )
