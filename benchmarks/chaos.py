@@ -2,8 +2,9 @@
 
     python -m benchmarks.chaos --kills 50 --ranks 2
 
-Time between two kills is drawn from an exponential distribution whose mean is three times the measured restart (from
-the start of the processes to the first line that says the run goes on). A kill is SIGKILL, of one rank (its peers are
+Ranks are forked from a process that has imported everything, so that kills find them at work and not at their imports.
+Time between two kills is drawn from an exponential distribution whose mean is three times the measured restart of such
+ranks (from the fork until the run goes on). A kill is SIGKILL, of one rank (its peers are
 then killed, as a launcher does) or, one time in three, of all of them at once. What is compared:
 
 * difference: of every number of the phases in results.json and of every tensor of the last checkpoint, and whether
@@ -12,19 +13,18 @@ then killed, as a launcher does) or, one time in three, of all of them at once. 
   The counts travel in the checkpoints with the tensors, so a row counts where its step is in the tensors. What a rank
   computed after its last checkpoint died with it, and is not in the result: that is the time lost, not a row.
 * time lost per kill: mean seconds from the last save before the kill (or from the start of the processes, where they
-  had not saved yet) to the kill, plus the measured restart.
+  had not saved yet) to the kill, plus the restart of processes that import what they need, as a user's do, until their
+  first new step (`benchmarks.restart`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,7 +36,11 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from benchmarks.record import Figure, Record, Row
+from benchmarks.restart import killed_in_pretrain, places, restart
 from mwuf_dist.config import build, merge, to_toml
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["mwuf_dist.cli", "mwuf_dist.launch.local", "mwuf_dist.evaluation.report"])
 
 # Long enough for kills to find it in every stage: more rows and epochs than a test's, small embeddings.
 VALUES: dict[str, Any] = {
@@ -55,61 +59,55 @@ VALUES: dict[str, Any] = {
 class Attempt:
     """Ranks of one start of the run."""
 
-    processes: list[subprocess.Popen[bytes]]
+    processes: list[Any]
     log: Path
     started: float = field(default_factory=time.monotonic)
 
     def ended(self) -> bool:
         """Whether a rank has ended, of itself or not."""
-        return any(process.poll() is not None for process in self.processes)
-
-    def has_said(self, text: str) -> bool:
-        """Whether it stands in the log."""
-        return text in self.log.read_text(errors="replace")
+        return any(process.exitcode is not None for process in self.processes)
 
     def kill(self, first: int) -> None:
         """SIGKILL to one rank, then to what is left."""
         for process in self.processes[first:] + self.processes[:first]:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
         for process in self.processes:
-            process.wait()
+            process.join()
 
     def wait(self) -> None:
         """Until all have ended; fails where one has failed."""
-        codes = [process.wait() for process in self.processes]
+        for process in self.processes:
+            process.join()
+        codes = [process.exitcode for process in self.processes]
         if any(codes):
             raise SystemExit(f"exit codes {codes}:\n{self.log.read_text(errors='replace')[-4000:]}")
 
 
+def _rank(arguments: list[str], environment: dict[str, str], log: str) -> None:
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    os.environ.update(environment)
+    from mwuf_dist import cli
+
+    cli.main(arguments)
+
+
 def start(config: Path, folder: Path, ranks: int) -> Attempt:
     """Starts `mwuf run`, on several ranks in the way of `torchrun`, but with processes whose ids we know."""
-    command = [sys.executable, "-W", "ignore", "-m", "mwuf_dist", "run", str(config), "--output", str(folder)]
-    shared = dict(os.environ)
-    if ranks > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     log = folder.with_suffix(".log")
-    processes = []
-    with log.open("wb") as stream:
-        for rank in range(ranks):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-            processes.append(subprocess.Popen(command, env=shared | place, stdout=stream, stderr=stream))
-    return Attempt(processes, log)
+    log.unlink(missing_ok=True)
+    arguments = ["run", str(config), "--output", str(folder)]
+    attempt = Attempt([_FORKS.Process(target=_rank, args=(arguments, place, str(log))) for place in places(ranks)], log)
+    for process in attempt.processes:
+        process.start()
+    return attempt
 
 
-def measured_restart(config: Path, folder: Path, ranks: int) -> float:
-    """Seconds from the start of the processes until the run goes on: of one stopped in the middle of pretrain."""
+def forked_restart_s(config: Path, folder: Path, ranks: int) -> float:
+    """Seconds from the fork until a run goes on that was killed in `pretrain`."""
     attempt = start(config, folder, ranks)
-    while not list((folder / "checkpoints").glob("pretrain-*")):
-        time.sleep(0.05)
-        if attempt.ended():
-            attempt.wait()
-    attempt.kill(0)
-    attempt = start(config, folder, ranks)
-    while not attempt.has_said("goes on from"):
+    while "goes on from" not in (attempt.log.read_text() if attempt.log.exists() else ""):
         time.sleep(0.02)
         if attempt.ended():
             attempt.wait()
@@ -156,6 +154,14 @@ def outcome(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], byte
     return json.loads((folder / "results.json").read_text()), tensors, (folder / "metrics.jsonl").read_bytes()
 
 
+def _numbers(values: Any, name: str = "") -> dict[str, float]:
+    """The numbers in nested dicts and lists, by where they stand."""
+    if isinstance(values, dict | list):
+        entries = values.items() if isinstance(values, dict) else enumerate(values)
+        return {key: number for place, value in entries for key, number in _numbers(value, f"{name}.{place}").items()}
+    return {name: float(values)} if isinstance(values, int | float) else {}
+
+
 def difference(folder: Path, undisturbed: Path) -> dict[str, Any]:
     """What sets the two runs apart."""
     results, tensors, metrics = outcome(folder)
@@ -165,16 +171,13 @@ def difference(folder: Path, undisturbed: Path) -> dict[str, Any]:
         for stage, entry in results["stages"].items()
         if stage in ("pretrain", "meta_train", "warm_up", "evaluate")
     }
-    numbers = [
-        abs(value - expected["phases"][phase][name])
-        for phase, values in results["phases"].items()
-        for name, value in values.items()
-    ]
+    found, numbers = _numbers(results["phases"]), _numbers(expected["phases"])
+    assert found.keys() == numbers.keys()
     return {
         "rows_trained": {stage: results["stages"][stage]["samples"] for stage in surplus},
         "rows_lost": sum(max(0, -rows) for rows in surplus.values()),
         "rows_trained_twice": sum(max(0, rows) for rows in surplus.values()),
-        "largest_difference_of_a_metric": max(numbers),
+        "largest_difference_of_a_metric": max(abs(found[name] - numbers[name]) for name in numbers),
         "largest_difference_of_a_tensor": max(
             float((tensors[name].double() - value.double()).abs().max()) for name, value in expected_tensors.items()
         ),
@@ -189,14 +192,16 @@ def chaos(scratch: Path, kills: int, ranks: int, seed: int) -> dict[str, Any]:
     attempt = start(config, scratch / "undisturbed", ranks)
     attempt.wait()
     undisturbed_s = time.monotonic() - attempt.started
-    restart_s = measured_restart(config, scratch / "restart", ranks)
-    print(f"undisturbed {undisturbed_s:.1f} s, restart {restart_s:.1f} s", flush=True)
+    killed_in_pretrain(config, scratch / "restart", ranks)
+    restart_s = restart(config, scratch / "restart", ranks)["clock_s"]
+    forked_s = forked_restart_s(config, scratch / "restart", ranks)
+    print(f"undisturbed {undisturbed_s:.1f} s, restart {restart_s:.1f} s, forked {forked_s:.1f} s", flush=True)
     stages: list[str] = []
     runs: list[dict[str, Any]] = []
     seconds = 0.0
     while len(stages) < kills:
         folder = scratch / f"run-{len(runs)}"
-        took_s, killed_in = with_kills(config, folder, ranks, kills - len(stages), 3 * restart_s, seed + len(runs))
+        took_s, killed_in = with_kills(config, folder, ranks, kills - len(stages), 3 * forked_s, seed + len(runs))
         runs.append(difference(folder, scratch / "undisturbed"))
         seconds += took_s
         stages += killed_in
@@ -206,6 +211,7 @@ def chaos(scratch: Path, kills: int, ranks: int, seed: int) -> dict[str, Any]:
         "kills_by_stage": {stage: stages.count(stage) for stage in dict.fromkeys(stages)},
         "runs": len(runs),
         "restart_s": round(restart_s, 2),
+        "restart_of_forked_ranks_s": round(forked_s, 2),
         "undisturbed_s": round(undisturbed_s, 2),
         "time_lost_per_kill_s": round(seconds / max(1, len(stages)) + restart_s, 2),
         "rows_trained": sum(sum(run["rows_trained"].values()) for run in runs),

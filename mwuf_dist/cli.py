@@ -199,17 +199,20 @@ def _run(arguments: list[str]) -> int:
     if options.profile:
         config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, profile=True))
     _check_environment()
-    from mwuf_dist.evaluation import report
-
     if options.launcher == "ray":
         from mwuf_dist.launch import ray
 
         results = ray.train(config, options.output, options.num_workers, options.ray_address)
     else:
+        from mwuf_dist.embeddings.quick_import import import_torchrec
+
+        import_torchrec()
         from mwuf_dist.launch import local
 
         results = local.train(config, options.output)
     if _is_main():
+        from mwuf_dist.evaluation import report
+
         report.print_comparison(report.build_comparison([results]))
         print(f"results, metrics, plot and checkpoints: {options.output}")
         if config.runtime.profile:
@@ -251,6 +254,9 @@ def _overridden(where: str, options: _StudyOptions) -> dict[str, Any]:
 
 def _studies_place(options: _StudyOptions) -> Place:
     """Where the runs of a study are done."""
+    from mwuf_dist.embeddings.quick_import import import_torchrec
+
+    import_torchrec()
     from mwuf_dist.launch import local
     from mwuf_dist.launch.side_by_side import side_by_side
     from mwuf_dist.studies.command_line import Place

@@ -190,6 +190,8 @@ class CheckpointConfig:
 
     every_s: NonNegative = 120.0  # Seconds between saves within a stage; 0: only at stage ends.
     keep_last: Count = 2  # Checkpoints kept.
+    # From so many MB per rank on, tensors are copied and the copies written beside training, which goes on meanwhile.
+    background_from_mb: NonNegative = 500.0
 
 
 @_section

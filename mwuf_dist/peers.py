@@ -37,8 +37,12 @@ class Peers:
         self._store = store
         self._rank = rank
         self._world_size = world_size
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._num_waits = 0
+
+    def beside(self) -> Peers:
+        """The same ranks, for another thread: its waits are counted apart."""
+        return Peers(dist.PrefixStore("beside", self._store), self._rank, self._world_size, self.timeout_s)
 
     @contextlib.contextmanager
     def waiting_for_us(self) -> Iterator[None]:
@@ -77,8 +81,8 @@ class Peers:
             found = self._store.get(sign) if self._store.check([sign]) else b""
             if found != last_sign:
                 last_sign, last_change = found, time.monotonic()
-            elif time.monotonic() - last_change > self._timeout_s:
-                raise RankLostError(f"rank 0 has given no sign for {self._timeout_s:g} s: it has died or hangs")
+            elif time.monotonic() - last_change > self.timeout_s:
+                raise RankLostError(f"rank 0 has given no sign for {self.timeout_s:g} s: it has died or hangs")
 
     def note_failure(self, reason: str) -> None:
         """Leaves a note of why this rank ends, for `roll_call` on the others."""

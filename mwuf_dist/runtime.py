@@ -12,7 +12,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,14 @@ class Runtime:
     ranks_per_host: int = 1
     peers: Peers | None = None  # None for a rank that is alone
     lane_coordinator: str = ""
+    group: dist.ProcessGroup | None = None  # of `share`, `gather` and `on_main`; None: that of all collectives
+
+    def beside(self) -> Runtime:
+        """The same ranks with a way of their own to talk, for a thread beside training. A collective."""
+        if self.peers is None:
+            return replace(self, device=torch.device("cpu"), group=dist.new_group(backend="gloo"))
+        group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=self.peers.timeout_s))
+        return replace(self, device=torch.device("cpu"), group=group, peers=self.peers.beside())
 
     @property
     def is_main(self) -> bool:
@@ -107,14 +115,14 @@ class Runtime:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box)
+        dist.broadcast_object_list(box, group=self.group)
         return box[0]
 
     def gather(self, value: object) -> list[Any]:
         """Every rank's value, on every rank."""
         values: list[object] = [value] * self.world_size
         if self.world_size > 1:
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def on_main(self, action: Callable[[], object]) -> None:
@@ -166,7 +174,8 @@ def start(config: Config) -> Iterator[Runtime]:
     torch.manual_seed(generator_seed(config.seed, 0))
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(settings.deterministic)
+    # What `use_deterministic_algorithms` sets too, which imports torch's compiler for it: four seconds of a restart.
+    torch.set_deterministic_debug_mode("error" if settings.deterministic else "default")
     # It costs a fill per allocation, and nothing here reads memory that it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     backend = "nccl" if device.type == "cuda" else "gloo"

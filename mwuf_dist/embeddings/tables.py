@@ -7,9 +7,10 @@ under `torch.no_grad()`, because `requires_grad_(False)` does not freeze a fused
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torch.overrides import TorchFunctionMode
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.comm_ops import set_gradient_division
@@ -87,21 +89,10 @@ class Tables:
         set_gradient_division(False)
         layout = placements(specs, config, runtime.world_size, trained)
         fused = {name for name, placement in layout.items() if placement.is_fused}
-        collection = EmbeddingBagCollection(
-            device=torch.device("meta"),
-            tables=[
-                EmbeddingBagConfig(
-                    name=s.name,
-                    embedding_dim=s.dim,
-                    num_embeddings=s.rows,
-                    feature_names=[s.name],
-                    pooling=PoolingType.MEAN if s.pooling == "mean" else PoolingType.SUM,
-                    # The sharded module starts at zero; `draw` or `fill` gives the first values.
-                    init_fn=nn.init.zeros_,
-                )
-                for s in specs
-            ],
-        )
+        with _WithoutDraws():
+            collection = EmbeddingBagCollection(
+                device=torch.device("meta"), tables=[_torchrec_config(s) for s in specs]
+            )
         for table in fused:
             parameter = collection.embedding_bags[table].get_parameter("weight")
             apply_optimizer_in_backward(RowWiseAdagrad, [parameter], {"lr": config.rowwise_adagrad_lr})
@@ -168,6 +159,15 @@ class Tables:
         if len(kernels) != 1 or [table.name for table in kernels[0].config.embedding_tables] != self._names:
             return None
         return kernels[0]._emb_module
+
+    @contextlib.contextmanager
+    def as_if_shared(self) -> Iterator[None]:
+        """Within it a lookup takes the way of several ranks, though this one is alone: to time what that costs."""
+        before, self._local = self._local, None
+        try:
+            yield
+        finally:
+            self._local = before
 
     def rows_of(self, table: str, ids: torch.Tensor) -> torch.Tensor:
         """Rows [n, width] of one table; the others get empty bags. A collective."""
@@ -293,6 +293,26 @@ class Tables:
     def bytes_per_rank(self) -> int:
         """Bytes of weights that this rank holds."""
         return sum(s.weight.numel() * s.weight.element_size() for name in self._names for s in self.shards(name))
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Makes `normal_` do nothing: on the meta device it fills nothing, and imports torch's compiler for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
+
+
+def _torchrec_config(spec: TableSpec) -> EmbeddingBagConfig:
+    return EmbeddingBagConfig(
+        name=spec.name,
+        embedding_dim=spec.dim,
+        num_embeddings=spec.rows,
+        feature_names=[spec.name],
+        pooling=PoolingType.MEAN if spec.pooling == "mean" else PoolingType.SUM,
+        # The sharded module starts at zero; `draw` or `fill` gives the first values.
+        init_fn=nn.init.zeros_,
+    )
 
 
 def _is_fused(spec: TableSpec, config: EmbeddingConfig) -> bool:

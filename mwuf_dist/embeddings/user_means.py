@@ -11,7 +11,6 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from mwuf_kernels import user_mean
-from scipy.sparse import csr_array
 
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.tables import Tables
@@ -29,6 +28,9 @@ class ItemUsers:
     """
 
     def __init__(self, prepared: Prepared, splits: Iterable[str], users_per_item: int = 0, seed: int = 0) -> None:
+        # Not earlier: it takes half a second to import, and a run in `pretrain` has no use for it.
+        from scipy.sparse import csr_array
+
         parts = [prepared.columns(split, ("user", "item")) for split in splits]
         user = np.concatenate([np.empty(0, np.int32), *(part["user"] for part in parts)])
         item = np.concatenate([np.empty(0, np.int32), *(part["item"] for part in parts)])

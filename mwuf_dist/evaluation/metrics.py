@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
 from mwuf_dist.config import UserError
 
@@ -83,6 +82,8 @@ def calibration(logits: ArrayLike, labels: ArrayLike) -> float:
     logits, labels = _checked(logits, labels)
     if not labels.any():
         return float("nan")
+    from scipy.special import expit  # not earlier: imports are what a restart costs
+
     return float(expit(logits).mean() / labels.mean())
 
 

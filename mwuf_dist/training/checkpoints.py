@@ -3,26 +3,36 @@
 A checkpoint is written beside its place and renamed, then `LATEST` is replaced at once: at any moment a kill leaves
 the ones before it whole. Tensors go through `torch.distributed.checkpoint`, so they can be loaded on another number of
 ranks and under another sharding plan. What is in a checkpoint: `checkpoint_files`.
+
+Large ones are written in the background (`SavePolicy.in_background`): the tensors are copied between two steps, since
+optimizers write into them in place, and a thread writes the copies, with a process group of its own. torch's own
+`async_save` is no help here: its stager copies plain tensors and passes `ShardedTensor`s on as they are.
 """
 
 from __future__ import annotations
 
+import copy
 import errno
+import math
 import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.remote_device import _remote_device
 
 from mwuf_dist.config import CheckpointConfig, UserError
+from mwuf_dist.data.lanes import LanesMove
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.evaluation.files import write_atomically
-from mwuf_dist.exits import asked_to_stop, held_back
+from mwuf_dist.exits import StoppedError, asked_to_stop, held_back
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.checkpoint_files import INDEX, META, DamagedError, Meta, content_problem, parse_meta, record
 
@@ -80,6 +90,14 @@ class SavePolicy:
         self.stopping = bool(self._runtime.max(asked_to_stop()))
         return self.stopping
 
+    def in_background(self, num_bytes: float) -> bool:
+        """Whether a save of so many bytes, over all ranks, is written beside training.
+
+        Training stands still half as long for a copy as for a save at once (`python -m benchmarks.saves`, a busy
+        machine), and the copy takes as much memory as it copies: not worth it where a save is short anyway.
+        """
+        return num_bytes / self._runtime.world_size >= self._config.background_from_mb * 1e6
+
     def saved(self) -> None:
         """A checkpoint was saved."""
         self._last_save = time.monotonic()
@@ -101,30 +119,58 @@ class Checkpointer:
     def __init__(self, folder: Path, config: CheckpointConfig, runtime: Runtime) -> None:
         self._folder = folder
         self._runtime = runtime
+        self._beside: Runtime | None = None  # the ranks, for a thread that saves
+        self._writer: _Writer | None = None  # of the save that is under way
         self.policy = SavePolicy(config, runtime)
 
-    def save(self, meta: Meta, tensors: dict[str, Any]) -> None:
-        """Writes a checkpoint. A collective.
+    def __enter__(self) -> Checkpointer:
+        return self
 
-        Not in the background: the tables' optimizers write into the tensors in place, so they would have to be copied
-        first, and on MovieLens-1M the whole save takes no longer than a few dozen steps (README).
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Waits for a save that is under way, unless something is wrong: other ranks may wait for ever then."""
+        if kind is None or issubclass(kind, (StoppedError, LanesMove)):
+            self.wait()
+
+    def save(self, meta: Meta, tensors: dict[str, Any]) -> None:
+        """Writes a checkpoint, or begins to: one at a time. A collective.
 
         Raises:
-            UserError: the disk is full, or cannot be written to. The checkpoints before are whole.
+            UserError: the disk is full, or cannot be written to: for this checkpoint or, where that one is written in
+                the background, for the one before it. The checkpoints before are whole.
         """
+        with held_back():
+            self.wait()
+            if not self.policy.in_background(_num_bytes(tensors)):
+                self._write(meta, tensors, self._runtime)
+            else:
+                self._beside = ranks = self._beside or self._runtime.beside()
+                meta, copies = copy.deepcopy(meta), {name: _copied(value) for name, value in tensors.items()}
+                self._writer = _Writer(lambda: self._write(meta, copies, ranks))
+        self.policy.saved()
+
+    def wait(self) -> None:
+        """Waits until no save is under way.
+
+        Raises:
+            UserError: the one that was could not be written; see `save`.
+        """
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.wait()
+
+    def _write(self, meta: Meta, tensors: dict[str, Any], ranks: Runtime) -> None:
         final = self._folder / meta.cursor.name
         beside = self._folder / f".{meta.cursor.name}.partial"
-        with held_back(), self._explained(beside):
-            self._runtime.on_main(lambda: self._make_room(beside))
+        with self._explained(beside):
+            ranks.on_main(lambda: self._make_room(beside))
             try:
-                dcp.save(tensors, checkpoint_id=str(beside))
+                dcp.save(tensors, checkpoint_id=str(beside), process_group=ranks.group)
             except CheckpointException as error:  # every rank raises it
                 raise _of_the_disk(next(iter(error.failures.values()))[0]) from None
             # Each rank reads what it has written itself, out of memory as a rule.
-            ours = {path.name: record(path) for path in beside.glob(f"__{self._runtime.rank}_*")}
-            meta.files = {name: entry for part in self._runtime.gather(ours) for name, entry in part.items()}
-            self._runtime.on_main(lambda: self._install(meta, beside, final))
-        self.policy.saved()
+            ours = {path.name: record(path) for path in beside.glob(f"__{ranks.rank}_*")}
+            meta.files = {name: entry for part in ranks.gather(ours) for name, entry in part.items()}
+            ranks.on_main(lambda: self._install(meta, beside, final))
 
     @contextmanager
     def _explained(self, beside: Path) -> Iterator[None]:
@@ -204,6 +250,47 @@ class Checkpointer:
         # LATEST goes by the order of saves, and the order of the names by that of training: a run saves in it.
         before = [path for path in checkpoints if path != newest and _place(path) < _place(newest)]
         return [newest, *before[::-1]]
+
+
+class _Writer:
+    """A thread that writes a checkpoint, and what went wrong in it. It ends with the process, whatever it is at."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(write,), daemon=True)
+        self._thread.start()
+
+    def _run(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+def _num_bytes(tensors: dict[str, Any]) -> float:
+    """Bytes over all ranks."""
+    return sum(math.prod(value.size()) * value.dtype.itemsize for value in tensors.values())
+
+
+def _copied(value: torch.Tensor | ShardedTensor) -> torch.Tensor | ShardedTensor:
+    """A copy on the CPU; of a sharded tensor, of this rank's parts."""
+    if not isinstance(value, ShardedTensor):
+        return value.detach().to("cpu", copy=True)
+    layout = copy.deepcopy(value.metadata())
+    for shard in layout.shards_metadata:
+        assert shard.placement is not None
+        shard.placement = _remote_device(f"rank:{shard.placement.rank()}/cpu")
+    places = {tuple(shard.shard_offsets): shard for shard in layout.shards_metadata}
+    shards = [
+        Shard(shard.tensor.detach().to("cpu", copy=True), places[tuple(shard.metadata.shard_offsets)])
+        for shard in value.local_shards()
+    ]
+    return ShardedTensor._init_from_local_shards_and_global_metadata(shards, layout)
 
 
 def _of_the_disk(error: BaseException) -> BaseException:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mwuf_dist.runtime import Runtime
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Recorder:
@@ -25,6 +27,7 @@ class Recorder:
 
     def __init__(self, folder: Path, runtime: Runtime, keep_bytes: int = 0) -> None:
         self._runtime = runtime
+        self._folder = folder
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
         if runtime.is_main:
@@ -32,15 +35,18 @@ class Recorder:
             path.touch()
             os.truncate(path, min(keep_bytes, path.stat().st_size))
             self._file = path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, record: dict[str, object], step: int) -> None:
         """One line of `metrics.jsonl`; its numbers go to TensorBoard as `stage/name` too.
 
         A stage that counts its steps anew in each `phase` or `part` has a curve for each: `stage/phase/name`.
         """
-        if self._file is None or self._board is None:
+        if self._file is None:
             return
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter  # not earlier: the first step need not wait for it
+
+            self._board = SummaryWriter(str(self._folder / "tensorboard"))
         self._file.write(json.dumps(record) + "\n")
         curve = record.get("part") or ("loss" in record and record.get("phase"))
         prefix = f"{record['stage']}/{curve}" if curve else record["stage"]
@@ -68,6 +74,7 @@ class Recorder:
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        if self._file is not None and self._board is not None:
+        if self._file is not None:
             self._file.close()
+        if self._board is not None:
             self._board.close()

@@ -20,7 +20,6 @@ from mwuf_dist.data.prepare import is_prepared, prepare
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.evaluation.files import write_atomically
-from mwuf_dist.evaluation.plots import plot_run
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, generator_seed
 from mwuf_dist.training.checkpoint_files import Cursor, Meta, load_tensors, read_meta
@@ -59,7 +58,7 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
         return json.loads(results_path.read_text())
     _check_batch_sizes(config, ("pretrain", "meta_train", "warm_up"), runtime)
     job = _start(config, folder, runtime)
-    with contextlib.closing(job.session.recorder):
+    with contextlib.closing(job.session.recorder), job.session.checkpointer:
         job.pretrain(pretrained)
         job.meta_train()
         job.warm_up_and_evaluate()
@@ -69,6 +68,9 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
 
 
 def _write(results: dict[str, Any], folder: Path) -> None:
+    # Not earlier: a run that is started again has no use for it until its end.
+    from mwuf_dist.evaluation.plots import plot_run
+
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     plot_run(metrics, results, folder / "run.png")
     write_atomically(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
@@ -82,7 +84,7 @@ def run_pretrain(config: Config, folder: Path, runtime: Runtime) -> Path:
     found = checkpointer.latest(config_hash(config))
     if found is None or found[1].cursor.stage == "pretrain":
         job = _start(config, folder, runtime)
-        with contextlib.closing(job.session.recorder):
+        with contextlib.closing(job.session.recorder), job.session.checkpointer:
             job.pretrain(None)
         found = checkpointer.latest(config_hash(config))
     assert found is not None

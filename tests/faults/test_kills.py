@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from mwuf_dist.config import merge
 from tests.faults.ranks import (
     META_TRAIN_STEP,
     PLOT,
@@ -18,6 +19,7 @@ from tests.faults.ranks import (
     READ_BACK,
     SAVE,
     SCORE,
+    VALUES,
     WARM_UP_STEP,
     WRITE_SPLIT,
     Fault,
@@ -76,6 +78,16 @@ def test_any_of_two_ranks_killed_anywhere_ends_with_the_same_bits(undisturbed: A
     for place in places:
         assert KILLED in ends(tmp_path / "run", 2, [place]), place
     finished(tmp_path / "run", 2)
+    assert_same(outcome(tmp_path / "run"), undisturbed(2))
+
+
+def test_a_rank_killed_in_the_middle_of_a_save_in_the_background_ends_with_the_same_bits(
+    undisturbed: Any, tmp_path: Path
+) -> None:
+    values = merge(VALUES, {"checkpoint": {"background_from_mb": 0}})
+    for place in [Fault(READ_BACK, 1, rank=1), Fault(SAVE, 2, rank=0), Fault(POINT, 4, rank=0)]:
+        assert KILLED in ends(tmp_path / "run", 2, [place], values=values), place
+    finished(tmp_path / "run", 2, values=values)
     assert_same(outcome(tmp_path / "run"), undisturbed(2))
 
 

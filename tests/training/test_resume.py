@@ -19,6 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from mwuf_dist.config import Config, UserError, config_hash
+from mwuf_dist.evaluation import plots
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
 from mwuf_dist.training.checkpoint_files import load_tensors, read_meta
@@ -104,7 +105,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], A
         ("adam", WarmUp, "step", 0, "warm_up-1-0-00000000"),  # between the phases cold and warm-a
         ("adam", WarmUp, "step", 9, "warm_up-2-0-00000000"),
         ("adam", WarmUp, "score", 4, "warm_up-2-0-00000000"),  # warm-b is trained, not scored
-        ("adam", run_module, "plot_run", 0, "warm_up-4-0-00000000"),  # all is done but results.json
+        ("adam", plots, "plot_run", 0, "warm_up-4-0-00000000"),  # all is done but results.json
         ("rowwise_adagrad", Pretrain, "step", 17, "pretrain-0-1-00000003"),
         ("rowwise_adagrad", MetaTrain, "step", 17, "meta_train-1-1-00000003"),
         ("rowwise_adagrad", WarmUp, "score", 4, "warm_up-2-0-00000000"),
