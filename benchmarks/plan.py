@@ -27,7 +27,7 @@ from mwuf_dist.config import Config, load_config
 from mwuf_dist.data.loader import Batch, Batches
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.planning.devices import this_cpu
-from mwuf_dist.planning.estimate import calibrated, estimate
+from mwuf_dist.planning.estimate import estimate
 from mwuf_dist.planning.report import counted
 from mwuf_dist.runtime import start
 from mwuf_dist.training.pretrain import Pretrain
@@ -68,7 +68,7 @@ def compare(path: Path, world_size: int, num_steps: int) -> dict[str, Any]:
     """Estimates, then measures in processes of their own."""
     config = _config(path)
     counts, size = counted(config, world_size)
-    found = estimate(config, counts, size, calibrated(config, counts, this_cpu()))
+    found = estimate(config, counts, size, this_cpu(world_size))
     one = [sys.executable]
     many = [*one, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
     command = [*(many if world_size > 1 else one), "-m", "benchmarks.plan", str(path), "--measure", str(num_steps)]
@@ -85,7 +85,8 @@ def compare(path: Path, world_size: int, num_steps: int) -> dict[str, Any]:
 
 
 def _config(path: Path) -> Config:
-    return load_config(path, {"checkpoint": {"every_s": 0.0}, "runtime": {"progress": "off", "device": "cpu"}})
+    no_saves = {"every_s": 0.0, "background_from_mb": 1e9}
+    return load_config(path, {"checkpoint": no_saves, "runtime": {"progress": "off", "device": "cpu"}})
 
 
 def main() -> None:

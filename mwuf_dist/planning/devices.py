@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from mwuf_dist.config import UserError
+
+# How often two ranks do what is timed; numbers of a long exchange.
+_TIMES = 100
+_LONG = 1 << 18
 _GIGA = 1e9
 
 
@@ -26,6 +35,8 @@ class Device:
         per_host: ranks of a host.
         op_s: time of an operator that has nothing to do.
         latency_s: time of a collective that has nothing to send.
+        crowding: how many times as long work takes when another rank of the host works too.
+        is_here: this machine, where a step is timed instead of put together from the figures above.
         source: of the figures; `op_s` and `latency_s` of accelerators are in no data sheet and are assumptions.
     """
 
@@ -39,6 +50,8 @@ class Device:
     op_s: float
     latency_s: float
     source: str
+    crowding: float = 1.0
+    is_here: bool = False
 
 
 # NVLink figures of data sheets add both directions: half of them goes one way. Network: one adapter per GPU in a DGX.
@@ -59,8 +72,8 @@ DEVICES = {
 }
 
 
-def this_cpu() -> Device:
-    """One thread of this machine, measured in about a second; link and latency are assumptions for gloo."""
+def this_cpu(world_size: int) -> Device:
+    """One thread of this machine, measured in about a second; for several ranks, what passes between two processes."""
     size = 1 << 22
     source, target = torch.ones(size), torch.empty(size)
     copy_s = _fastest(lambda: target.copy_(source))
@@ -70,10 +83,63 @@ def this_cpu() -> Device:
     op_s = _fastest(lambda: [one.add(1) for _ in range(1000)]) / 1000
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (os.cpu_count() or 1)
     flops_per_s, bytes_per_s = 2 * rows.numel() * 64 / product_s, 8 * size / copy_s
+    crowding, latency_s, link = _two_ranks() if world_size > 1 else (1.0, 0.0, bytes_per_s)
+    hosts = "" if world_size <= (os.cpu_count() or 1) else "; hosts like this one, the network between them assumed"
     return Device(
-        *("cpu", memory, flops_per_s, bytes_per_s, 1 * _GIGA, 1 * _GIGA, os.cpu_count() or 1, op_s, 3e-4),
-        "measured here, one thread; memory shared by the cores; link and latency assumed",
+        *("cpu", memory, flops_per_s, bytes_per_s, link, 1 * _GIGA, os.cpu_count() or 1, op_s, latency_s),
+        "measured here, one thread a rank; memory shared by the cores" + hosts,
+        crowding,
+        is_here=True,
     )
+
+
+def _two_ranks() -> tuple[float, float, float]:
+    """Of two processes with gloo: (how much they slow each other down, seconds of an exchange, bytes/s of a rank)."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["torch.distributed"])
+    with tempfile.TemporaryDirectory() as folder:
+        results = forks.SimpleQueue()
+        ranks = [forks.Process(target=_rank, args=(rank, f"{folder}/store", results)) for rank in range(2)]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join()
+        if any(rank.exitcode for rank in ranks):
+            raise UserError("two processes of this machine cannot exchange anything: see above, and `mwuf doctor`")
+        return results.get()
+
+
+def _rank(rank: int, store: str, results: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    rows, weight = torch.ones(2048, 64), torch.ones(64, 64)
+
+    def work() -> None:
+        torch.relu(rows @ weight)
+
+    def exchange(size: int) -> None:
+        dist.all_to_all_single(torch.empty(size), torch.ones(size))
+
+    # Means, as a step has many exchanges; and with work between them, because who is early waits for the other.
+    alone_s = _mean_s(work) if rank == 0 else 0.0
+    dist.barrier()
+    both_s = _mean_s(work)
+    dist.barrier()
+    with_exchange_s = _mean_s(lambda: (work(), exchange(2)))
+    with_long_s = _mean_s(lambda: (work(), exchange(_LONG)))
+    if rank == 0:
+        link = _LONG / 2 * 4 / max(1e-9, with_long_s - with_exchange_s)
+        results.put((max(1.0, both_s / alone_s), max(0.0, with_exchange_s - both_s), link))
+    dist.destroy_process_group()
+
+
+def _mean_s(action: Callable[[], object]) -> float:
+    for _ in range(5):
+        action()
+    clock = time.perf_counter()
+    for _ in range(_TIMES):
+        action()
+    return (time.perf_counter() - clock) / _TIMES
 
 
 def _fastest(action: Callable[[], object], times: int = 9) -> float:

@@ -1,11 +1,16 @@
 """What stage `pretrain` takes of each rank: an estimate from the model's own counts and a device's figures.
 
 Operators, products and what autograd keeps are counted in one real step of the configured model over some rows, on
-the CPU, and scaled to a rank's rows. Tables and their traffic follow from the sharding plan that a run would use.
+the CPU, and scaled to a rank's rows. Tables and their traffic follow from the sharding plan that a run would use. For
+ranks on this machine's CPU no figure of a data sheet is needed: steps of two sizes are timed, with lookups taking the
+way that they take on several ranks where there are to be several, and what one rank cannot show (an exchange with
+another process) is timed between two.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -29,12 +34,14 @@ from mwuf_dist.training.pretrain import Pretrain
 
 # Rows of the step that is counted.
 _COUNTED_ROWS = 1024
-_TIMED_STEPS = 10
+# Steps that are timed: at most so many rows, and a quarter of them; so many each, after some to warm up.
+_TIMED_ROWS = 4096
+_TIMED_STEPS, _WARM_STEPS = 15, 3
 _FLOAT = 4  # bytes
 _ID = 8
 _ROW_BYTES = 9  # user, item, label of an interaction
-# Sent by a lookup of a collection: lengths, ids, rows, and the rows' gradients.
-_COLLECTIVES_OF_A_LOOKUP = 4
+# Sent by a lookup of a collection: how much will be sent, lengths, ids, rows, and the rows' gradients.
+_COLLECTIVES_OF_A_LOOKUP = 5
 # Code that torch, TorchRec and fbgemm load in the first step: fitted to what `benchmarks.plan` measured on a CPU.
 _FIRST_STEP_BYTES = 60e6
 # The dense Adam of a table: its gradient is set to zero, added to, read; weight and two moments are read and written.
@@ -44,10 +51,18 @@ _ACTIVATION_PASSES = 4
 
 
 @dataclass(frozen=True)
+class StepTimes:
+    """Steps of one rank timed here: seconds of a step without rows, seconds per row; the loader's share included."""
+
+    fixed_s: float
+    row_s: float
+
+
+@dataclass(frozen=True)
 class Counts:
     """A step of the configured model: operators; per row, floating-point operations and bytes kept for the backward.
 
-    `step_s` is what it took here, on `rows` rows, with the tables of `num_users` users.
+    `times` are of steps here, by themselves and, under `shared_times`, with lookups as they are on several ranks.
     """
 
     num_ops: int
@@ -58,8 +73,8 @@ class Counts:
     tables: dict[str, list[TableSpec]]
     num_rows: int
     num_users: int
-    rows: int
-    step_s: float
+    times: StepTimes
+    shared_times: StepTimes
 
 
 @dataclass(frozen=True)
@@ -95,13 +110,12 @@ def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, 
     stage = Pretrain(replace(config, pretrain=replace(config.pretrain, schedule="constant")), model, method)
     model.backbone.train()
     loader = model.pretrain_rows(prepared, config.pretrain.order, rows, config.seed)
-    batches = loader.epoch(0)
-    batch = next(batches)
-    seconds = []
-    for _ in range(_TIMED_STEPS):  # the first makes what is made once
-        clock = time.perf_counter()
-        stage.step(batch)
-        seconds.append(time.perf_counter() - clock)
+    batch = next(loader.epoch(0))
+    times = _step_times(config, prepared, stage)
+    with contextlib.ExitStack() as ways:
+        for tables in model.pretrained_tables:
+            ways.enter_context(tables.as_if_shared())
+        shared_times = _step_times(config, prepared, stage)
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -123,9 +137,28 @@ def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, 
         {t.name: list(t.specs.values()) for t in (*model.pretrained_tables, model.new_ids)},
         prepared.num_rows("pretrain"),
         prepared.num_users,
-        rows,
-        statistics.median(seconds[1:]),
+        times,
+        shared_times,
     )
+
+
+def _step_times(config: Config, prepared: Prepared, stage: Pretrain) -> StepTimes:
+    """Times steps of two sizes, with new rows for each, as in a run."""
+    settings = config.pretrain
+    most = min(_TIMED_ROWS, settings.batch_size)
+    seconds = {}
+    for rows in (most, max(1, most // 4)):
+        loader = stage.model.pretrain_rows(prepared, settings.order, rows, config.seed)
+        batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
+        times = []
+        for _ in range(_WARM_STEPS + _TIMED_STEPS):
+            clock = time.perf_counter()
+            stage.step(next(batches))
+            times.append(time.perf_counter() - clock)
+        seconds[rows] = statistics.median(times[_WARM_STEPS:])
+    (more, long_s), (less, short_s) = seconds.items()
+    row_s = max(0.0, (long_s - short_s) / max(1, more - less))
+    return StepTimes(max(0.0, long_s - more * row_s), row_s)
 
 
 @dataclass(frozen=True)
@@ -170,26 +203,38 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
         "code loaded in the first step": _FIRST_STEP_BYTES,
         "interactions read": _ROW_BYTES * (2 * held_rows + 2 * window),
     }
+    if device.is_here and weights + optimizer >= config.checkpoint.background_from_mb * 1e6:
+        memory["copies, while a save is written"] = weights + optimizer
     wire = _wire(specs, plan, world, batch) | {"dense gradients": 2 * (world - 1) / world * counts.dense_bytes}
     wire_rate = device.link_bytes_per_s if world <= device.per_host else device.network_bytes_per_s
     collectives = (len(specs) - 1) * _COLLECTIVES_OF_A_LOOKUP + 1 if world > 1 else 0
-    seconds = {
-        "operators": counts.num_ops * device.op_s,
-        "products": rows * counts.flops_per_row / device.flops_per_s,
-        "activations": _ACTIVATION_PASSES * rows * counts.kept_bytes_per_row / device.memory_bytes_per_s,
-        "optimizer of tables": _ADAM_PASSES * dense_tables / device.memory_bytes_per_s,
+    # The tables that the timed steps moved, all on one rank; a rank of the plan may hold more, or fewer.
+    timed_plan = {name: placements(tables, config.embedding, 1) for name, tables in counts.tables.items()}
+    timed_tables = _tables(counts.tables, timed_plan, 1)[2]
+    seconds = _work(counts, device, rows, dense_tables, timed_tables, world) | {
         "wire": sum(wire.values()) / wire_rate,
         "collectives": collectives * device.latency_s,
     }
     return Estimate(plan, specs, memory, wire, seconds)
 
 
-def calibrated(config: Config, counts: Counts, cpu: Device) -> Device:
-    """This CPU with the time of an operator that explains the step that was timed here."""
-    (new,) = counts.tables["new"]
-    timed = replace(config, pretrain=replace(config.pretrain, batch_size=counts.rows))
-    rest = estimate(timed, counts, Size(1, counts.num_rows, counts.num_users, new.rows), replace(cpu, op_s=0.0))
-    return replace(cpu, op_s=max(cpu.op_s, (counts.step_s - rest.step_s) / counts.num_ops))
+def _work(
+    counts: Counts, device: Device, rows: int, dense_tables: float, timed_tables: float, world_size: int
+) -> dict[str, float]:
+    """Seconds of what a rank does in a step beside sending; tables are bytes of weights that Adam moves."""
+    if device.is_here:
+        times = counts.times if world_size == 1 else counts.shared_times
+        more_s = _ADAM_PASSES * (dense_tables - timed_tables) / device.memory_bytes_per_s
+        return {
+            "whatever the rows, as timed here": device.crowding * max(0.0, times.fixed_s + more_s),
+            "rows, as timed here": device.crowding * rows * times.row_s,
+        }
+    return {
+        "operators": counts.num_ops * device.op_s,
+        "products": rows * counts.flops_per_row / device.flops_per_s,
+        "activations": _ACTIVATION_PASSES * rows * counts.kept_bytes_per_row / device.memory_bytes_per_s,
+        "optimizer of tables": _ADAM_PASSES * dense_tables / device.memory_bytes_per_s,
+    }
 
 
 def _resized(collection: str, spec: TableSpec, size: Size, growth: float) -> TableSpec:

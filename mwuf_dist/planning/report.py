@@ -10,7 +10,7 @@ from pathlib import Path
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.planning.devices import DEVICES, Device, this_cpu
-from mwuf_dist.planning.estimate import Counts, Estimate, Size, calibrated, count, estimate, fits, sizes
+from mwuf_dist.planning.estimate import Counts, Estimate, Size, count, estimate, fits, sizes
 from mwuf_dist.runtime import start
 from mwuf_dist.training.run import Run
 
@@ -34,7 +34,7 @@ def plan(config: Config, world_size: int, device: str, rows: float, users: float
     if world_size < 1 or min(rows, users, items) < 0:
         raise UserError("--world-size must be at least 1, and --rows, --users and --items not negative")
     counts, size = counted(config, world_size, rows, users, items)
-    found = calibrated(config, counts, this_cpu()) if device == "cpu" else DEVICES[device]
+    found = this_cpu(world_size) if device == "cpu" else DEVICES[device]
     return "\n".join(_lines(config, counts, size, found, estimate(config, counts, size, found)))
 
 
@@ -91,8 +91,10 @@ def _assumptions(counts: Counts, size: Size, device: Device) -> Iterator[str]:
         f"  {device.flops_per_s / 1e12:.3g} TFLOP/s, {device.memory_bytes_per_s / _GB:.4g} GB/s of memory, "
         f"{network}, all at their full rate"
     )
+    timed = f"steps timed here, {device.crowding:.2f} times as long where ranks share a host"
+    operators = timed if device.is_here else f"{counts.num_ops} operators of {device.op_s * 1e6:.1f} us"
     yield (
-        f"  {counts.num_ops} operators of {device.op_s * 1e6:.1f} us, collectives of {device.latency_s * 1e6:.0f} us; "
+        f"  {operators}, collectives of {device.latency_s * 1e6:.0f} us; "
         f"per row {counts.flops_per_row:,.0f} FLOP and {counts.kept_bytes_per_row:,.0f} bytes kept, counted in a step"
     )
     yield "  users and items grow with the rows unless --users and --items say otherwise; other fields do not"
