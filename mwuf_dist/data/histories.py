@@ -77,14 +77,17 @@ class Histories:
         self._scope = scope
         kept = self.load("phases") <= num_finished
         if scope == "all":
-            kept &= self.load("items") < prepared.num_items
+            kept &= self.load("items") < prepared.num_stored_items
         small = len(kept) < 2**31
         # Place of an event among those that may be seen.
         place = np.zeros(len(kept) + 1, np.int32 if small else np.int64)
         np.cumsum(kept, out=place[1:])
         self._place = torch.from_numpy(place).to(device)
-        self._offsets = torch.from_numpy(np.array(self.load("offsets"))).to(device)
-        self._items = torch.from_numpy(self.load("items")[kept]).to(device)
+        # One more, an empty history: that of a user who came after the data was prepared.
+        self._offsets = torch.from_numpy(np.append(self.load("offsets"), len(kept))).to(device)
+        items = self.load("items")[kept]
+        items[items == prepared.num_stored_items] = prepared.num_items
+        self._items = torch.from_numpy(items).to(device)
         self._labels = torch.from_numpy(self.load("labels")[kept]).to(device)
 
     def load(self, name: str) -> np.ndarray:

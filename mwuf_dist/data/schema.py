@@ -11,6 +11,7 @@ import pyarrow as pa
 from mwuf_dist.config import UserError
 
 Side = Literal["user", "item"]
+SIDES: tuple[Side, Side] = ("user", "item")
 Kind = Literal["categorical", "multi_valued"]
 
 RAW_ID = "raw_id"

@@ -205,6 +205,11 @@ class Prepared:
         """Old and new items; dropped ones are not in the folder."""
         return self.num_old_items + self.num_new_items
 
+    @property
+    def num_stored_items(self) -> int:
+        """The items of the folder, which a subclass may have more of; what its histories call the unknown item."""
+        return self.manifest["num_old_items"] + self.manifest["num_new_items"]
+
     def num_rows(self, split: str) -> int:
         """Rows of a split."""
         return self.manifest["splits"][split]["rows"]

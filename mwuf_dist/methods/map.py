@@ -14,6 +14,8 @@ _MOST_STEPS = 50
 _MOST_HALVINGS = 20
 # An item is done when no coordinate of its gradient is larger.
 _SMALLEST_SLOPE = 1e-8
+# Clicks whose share of the curvature is made at once (a matrix D x D each).
+_CURVATURE_ROWS = 1 << 13
 
 
 class Map(DropoutNet):
@@ -53,7 +55,9 @@ class Map(DropoutNet):
                 break
             curvature = torch.diag_embed(torch.full_like(prior, self.precision))  # [m, D, D]
             weighted = slope * (probability * (1 - probability))[:, None]
-            curvature.index_add_(0, item, weighted[:, :, None] * slope[:, None])
+            for first in range(0, len(item), _CURVATURE_ROWS):
+                part = slice(first, first + _CURVATURE_ROWS)
+                curvature.index_add_(0, item[part], weighted[part, :, None] * slope[part, None])
             step = torch.linalg.solve(curvature, gradient) * open_items[:, None]
             rows = self._descend(rows, step, prior, item, label, offset, slope)
         return rows.to(start.dtype)

@@ -21,6 +21,7 @@ from mwuf_dist.data.histories import Histories
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.data.schema import RAW_ID
 from mwuf_dist.data.shards import ENTITY_FILES, Prepared
+from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, start
@@ -205,12 +206,16 @@ class FinishedRun:
         Behind them, for a backbone that looks at histories, what it makes of the users' histories as of now [n, W].
         """
         fields = torch.cat([self.model.item_fields(items), self.model.user_fields(users)], dim=1)
-        if self._histories is None:
+        if self.histories is None:
             return fields
-        return torch.cat([fields, self.model.encoded_history(self._histories.whole(users), fields)], dim=1)
+        return torch.cat([fields, self.model.encoded_history(self.histories.whole(users), fields)], dim=1)
 
     @cached_property
-    def _histories(self) -> Histories | None:
+    def histories(self) -> Histories | None:
+        """The users' histories once all phases of the run are finished; None for a backbone that looks at none.
+
+        They stay as they were at the end of the run, whatever `mwuf warm` brings later.
+        """
         return self.model.histories(self.prepared, len(WARM_SETS))
 
     @cached_property
@@ -223,7 +228,7 @@ class FinishedRun:
         parts = []
         for user, item in zip(users.split(_ROWS), items.split(_ROWS), strict=True):
             distinct, inverse = torch.unique(item, return_inverse=True)
-            history = self._histories.whole(user) if self._histories is not None else None
+            history = self.histories.whole(user) if self.histories is not None else None
             part = self._frozen.part(user, item, history)
             parts.append(self._frozen.logit(self.embeddings(distinct)[inverse], part))
         return torch.cat(parts) if parts else torch.empty(0)
@@ -293,7 +298,7 @@ def load_run(folder: Path | str, runtime: Runtime, several_ranks: bool = False) 
         run_rows = torch.zeros(state.num_run_items, model.dim)
         table = {f"{model.new_ids.name}.new": run_rows}
         load_tensors(checkpoint, pretrained_tensors(model) | module_state("method", method) | table)
-        _fill_new_ids(model, run_rows, state)
+        _fill_new_ids(model, run_rows, state, config)
     model.backbone.eval()
     method.eval()
     for parameter in (*model.backbone.parameters(), *method.parameters()):
@@ -301,10 +306,14 @@ def load_run(folder: Path | str, runtime: Runtime, several_ranks: bool = False) 
     return FinishedRun(folder, config, results, prepared, model, method, state, run_rows)
 
 
-def _fill_new_ids(model: Model, run_rows: torch.Tensor, state: WarmState) -> None:
-    """phi_new with the run's rows and, above them, those of the state."""
+def _fill_new_ids(model: Model, run_rows: torch.Tensor, state: WarmState, config: Config) -> None:
+    """phi_new with the run's rows and, above them, those of the state; in histories the run's stay."""
     rows = torch.zeros(state.num_items, model.dim)
     rows[: len(run_rows)] = run_rows
+    if model.backbone.uses_history and model.backbone.history_scope != "all":  # else no new item is in a history
+        specs, before = [*model.new_ids.specs.values()], rows.clone()
+        model.new_in_histories = Tables("new_in_histories", specs, config.embedding, model.runtime, trained=False)
+        model.new_in_histories.fill("new", lambda index: before[index.cpu()].to(index.device))
     rows[torch.from_numpy(state.rows.item)] = torch.from_numpy(state.rows.served)
     model.new_ids.fill("new", lambda index: rows[index.cpu()].to(index.device))
 

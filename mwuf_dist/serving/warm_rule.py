@@ -6,7 +6,9 @@ fresh Adam, and makes `warm_up.epochs` passes over its interactions in their ord
 ...: K steps a pass whatever the size of the block, so that an item with many clicks is no long chain of steps. With
 `warm_up.carry_over` a pass starts at the item's first interaction. The last block may be incomplete: its row is served,
 and is made again from the beginning of the block when more has come. That is all the state that there is, so going on
-is the same as doing everything anew.
+is the same as doing everything anew. A method that `regenerates` rows (cvar) does so at the end of a block.
+
+A method that `fits_items` (map) has no blocks: a row is fitted to all of the item's interactions, from its first row.
 
 All items go side by side, each with its own moments and step count. So that the company of an item does not change its
 bits, the arithmetic is float64 in products of at least `FEWEST_ROWS` rows, and rows are rounded to float32 at the end
@@ -25,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mwuf_dist.backbones import BACKBONES
 from mwuf_dist.backbones.folded import FoldedHead
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.methods import METHODS, Method
@@ -35,6 +36,10 @@ _BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8
 FEWEST_ROWS = 16  # of a matrix product
 # The phases of the protocol are the first blocks; every later block doubles what has been seen.
 _NUM_PHASES = 3
+
+# Rows whose lines are made at once, and items that are fitted at once (a matrix D x D each).
+_LINE_ROWS = 1 << 14
+_FIT_ITEMS = 1 << 10
 
 # From item embeddings [b, D], frozen parts [b, P], labels [b] and weights [b] to the gradient [b, D] of the loss.
 Slope = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -104,6 +109,7 @@ def warm_rows(
     counts: np.ndarray,
     parts: Callable[[np.ndarray], torch.Tensor],
     labels: np.ndarray,
+    finish: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> WarmedRows:
     """Applies the rule to S items, from a boundary of each to the last of its interactions.
 
@@ -115,6 +121,7 @@ def warm_rows(
         counts: number of interactions of each item [S]; its interactions are counts[i] consecutive ones of the n.
         parts: frozen parts [m, P] in float64 of the interactions with these places [m] among the n.
         labels: of the interactions [n].
+        finish: what the method makes of the rows [m, D] of some of the items [m] at the end of a block.
     """
     first = np.cumsum(counts) - counts
     label = torch.from_numpy(labels.astype(np.float64)).to(start.device)
@@ -128,6 +135,8 @@ def warm_rows(
             ends = first[tasks] + np.minimum(counts[tasks], end)
             index = torch.from_numpy(tasks).to(start.device)
             rows = _fit(rule, slope, at_boundary[index], begins, ends, rule.minibatch(block), parts, label)
+            if finish is not None:
+                rows = finish(index, rows)
             served[index] = rows
             complete = counts[tasks] >= end
             at_boundary[index[torch.from_numpy(complete).to(start.device)]] = rows[torch.from_numpy(complete)]
@@ -184,6 +193,64 @@ def _fit(
     return out
 
 
+@torch.no_grad()
+def fitted_rows(
+    method: Method,
+    module: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    start: torch.Tensor,
+    counts: np.ndarray,
+    parts: Callable[[np.ndarray], torch.Tensor],
+    labels: np.ndarray,
+) -> WarmedRows:
+    """The rule of a method that `fits_items`: each of S rows by all of its item's interactions.
+
+    Args:
+        method: that fits.
+        module: frozen model in float64, (item [b, D], part [b, P]) -> logits [b], linear in the item embedding.
+        start: first rows [S, D], float32.
+        counts: as for `warm_rows`.
+        parts: as for `warm_rows`.
+        labels: as for `warm_rows`.
+    """
+    ends, served = np.append(0, np.cumsum(counts)), start.clone()
+    for first in range(0, len(counts), _FIT_ITEMS):
+        own = slice(first, min(first + _FIT_ITEMS, len(counts)))
+        places = np.arange(int(ends[own.start]), int(ends[own.stop]))
+        if not len(places):
+            continue  # an item without interactions stays at its first row
+        lines = [
+            _line(module, parts(places[one : one + _LINE_ROWS]), start.shape[1])
+            for one in range(0, len(places), _LINE_ROWS)
+        ]
+        offset, slope = (torch.cat(columns) for columns in zip(*lines, strict=True))
+        item = torch.from_numpy(np.repeat(np.arange(own.stop - first), counts[own])).to(start.device)
+        label = torch.from_numpy(labels[places].astype(np.float64)).to(start.device)
+        has_any = torch.from_numpy(counts[own] > 0).to(start.device)[:, None]
+        fitted = method.fit(start[own].double(), item, label, offset, slope).float()
+        served[own] = torch.where(has_any, fitted, start[own])
+    return WarmedRows(served, start, np.zeros(len(counts), dtype=np.int64))
+
+
+def _line(
+    module: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], part: torch.Tensor, dim: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(offset [b], slope [b, D]) of the logits of rows with frozen parts [b, P]."""
+    num = len(part)
+    part = F.pad(part, (0, 0, 0, max(0, FEWEST_ROWS - num)))
+    with torch.enable_grad():
+        zero = torch.zeros(len(part), dim, dtype=part.dtype, device=part.device, requires_grad=True)
+        offset = module(zero, part)
+        (slope,) = torch.autograd.grad(offset.sum(), zero)
+    return offset.detach()[:num], slope[:num]
+
+
+def item_groups(counts: np.ndarray, num_rows: int) -> list[np.ndarray]:
+    """Items cut into groups of about `num_rows` interactions, at least one item each."""
+    group = np.cumsum(counts) // num_rows
+    cuts = np.flatnonzero(np.diff(group)) + 1
+    return [part for part in np.split(np.arange(len(counts)), cuts) if len(part)]
+
+
 def _places(begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """The places of several ranges, one after another."""
     lengths = ends - begins
@@ -224,14 +291,11 @@ def check_rule_fits(config: Config) -> None:
     Raises:
         UserError: naming the key.
     """
-    backbone = find_class("backbone.name", config.backbone.name, BACKBONES, nn.Module)
     method = find_class("method.name", config.method.name, METHODS, Method)
-    if getattr(backbone, "uses_history", False):
-        what = f"backbone.name = {config.backbone.name!r}: histories of the run's users would have to grow with them"
-    elif method.fits_items or config.method.regenerate:
-        what = f"method.name = {config.method.name!r}: its rows are not trained step by step"
-    elif method.looks_up_items:
-        what = f"method.name = {config.method.name!r}: its first rows come from a graph of the run's items alone"
-    else:
-        return
-    raise UserError(f"mwuf warm does not go with {what}; run it on a run of another backbone or method")
+    initialisation = config.method.initialisation
+    starts = method.initialisation if initialisation == "default" else initialisation
+    if method.fits_items and starts == "random":
+        raise UserError(
+            f"mwuf warm does not go with method.name = {config.method.name!r} and method.initialisation = 'random': a "
+            "row would be fitted around a fresh draw that no state keeps; take the method's own first rows ('default')"
+        )

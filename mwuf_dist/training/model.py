@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from mwuf_dist.backbones import EmbeddedHistory, Shape, build_backbone
-from mwuf_dist.config import Config, UserError
+from mwuf_dist.config import Config, EmbeddingConfig, UserError
 from mwuf_dist.data.histories import Histories, History
 from mwuf_dist.data.loader import Batch, Batches, Loader
-from mwuf_dist.data.schema import USER_ID
+from mwuf_dist.data.schema import SIDES, USER_ID, Side
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.user_batches import UserLoader
 from mwuf_dist.embeddings.features import FeatureStore, without_rare_values
@@ -38,10 +38,7 @@ class Model:
         self.num_old = prepared.num_old_items
         self.num_items = prepared.num_items
         self.dim = config.embedding.dim
-        smooth = config.embedding.smooth_ordinal
-        items = without_rare_values(prepared.entity("item"), self.num_old, config.embedding.min_old_items)
-        self.users = FeatureStore(prepared.entity("user"), runtime.device, smooth)
-        self.items = FeatureStore(items, runtime.device, smooth)
+        self.users, self.items = (feature_store(config.embedding, prepared, side, runtime) for side in SIDES)
         user_id = self.users.names.index(USER_ID)
         self.shape = Shape(self.dim, len(self.items.fields), len(self.users.fields), user_id, tuple(self.items.names))
         torch.manual_seed(generator_seed(config.seed, 1))  # the same dense weights on every rank
@@ -52,6 +49,8 @@ class Model:
         self.item_tables = Tables("item", self.items.specs(self.dim), config.embedding, runtime)
         self.old_ids = Tables("old", [TableSpec("old", old_rows, self.dim)], config.embedding, runtime)
         self.new_ids = Tables("new", [TableSpec("new", self.num_items, self.dim)], config.embedding, runtime)
+        # Where a new item's row in a history comes from; `mwuf warm` moves rows, and histories stay as they were.
+        self.new_in_histories = self.new_ids
         for tables in (self.user_tables, self.item_tables, self.old_ids):
             tables.draw(config.embedding.init_std, config.seed)
 
@@ -120,7 +119,12 @@ class Model:
 
     @torch.no_grad()
     def encoded_history(self, history: History, context: torch.Tensor) -> torch.Tensor:
-        """What the backbone makes of rows' histories [b, W], for rows of fields [b, F*D], all frozen. A collective.
+        """What the backbone makes of rows' histories [b, W], for rows of fields [b, F*D], all frozen. A collective."""
+        return self.backbone.encode(self.embedded_history(history), context)
+
+    @torch.no_grad()
+    def embedded_history(self, history: History) -> EmbeddedHistory:
+        """A history with its items' embeddings, all frozen. A collective.
 
         An old item stands in it by its row of phi_old, a new one by its row of phi_new as it is now.
         """
@@ -129,9 +133,8 @@ class Model:
         distinct, inverse = self.runtime.pad(distinct), inverse[:-1]
         is_new = (distinct >= self.num_old) & (distinct < self.num_items)
         old = self.old_ids.rows(self._row_in_old(distinct) * ~is_new)
-        rows = torch.where(is_new[:, None], self.new_ids.rows(distinct * is_new), old)
-        fields = self._history_fields(distinct)
-        return self.backbone.encode(EmbeddedHistory(**vars(history), index=inverse, rows=rows, fields=fields), context)
+        rows = torch.where(is_new[:, None], self.new_in_histories.rows(distinct * is_new), old)
+        return EmbeddedHistory(**vars(history), index=inverse, rows=rows, fields=self._history_fields(distinct))
 
     def _row_in_old(self, items: torch.Tensor) -> torch.Tensor:
         """Rows of phi_old [n] of old items and of the unknown one [n]."""
@@ -160,6 +163,14 @@ class Model:
     def dense_parameters(self) -> list[nn.Parameter]:
         """Weights of the backbone."""
         return list(self.backbone.parameters())
+
+
+def feature_store(config: EmbeddingConfig, prepared: Prepared, side: Side, runtime: Runtime) -> FeatureStore:
+    """The fields of all users or items, as the model reads them."""
+    entities = prepared.entity(side)
+    if side == "item":
+        entities = without_rare_values(entities, prepared.num_old_items, config.min_old_items)
+    return FeatureStore(entities, runtime.device, config.smooth_ordinal)
 
 
 def loss_sum(logit: torch.Tensor, batch: Batch, row_weight: torch.Tensor | None = None) -> torch.Tensor:

@@ -68,6 +68,8 @@ class Written:
     def num_items(self) -> int:
         return len(self.split.item_order)
 
+    num_stored_items = num_items
+
     def whole(self, name: str) -> Path:
         return self.path / name
 
