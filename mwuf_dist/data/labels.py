@@ -16,6 +16,10 @@ from mwuf_dist.data.encode import codes, text_of, to_float
 from mwuf_dist.data.tables import LogTable
 
 MISSING = -1
+# No time in seconds or milliseconds since 1970 is as large before the year 2255, and none in microseconds as small
+# since April 1970; a millionth of it still fits into 64 bits.
+_MICROSECONDS_FROM = 9e12
+_MILLIONTHS = 1_000_000
 _ZERO, _ONE = ("0", "0.0", "false"), ("1", "1.0", "true")
 
 
@@ -85,17 +89,23 @@ def _refuse_one_class(label: np.ndarray, name: str, table: LogTable) -> None:
         raise UserError(f"{table.files[0]}: every label by column {name!r} is {label[0]}: nothing to learn; {advice}")
 
 
-def read_times(table: LogTable, options: LogsConfig) -> tuple[np.ndarray, np.ndarray]:
+def read_times(table: LogTable, options: LogsConfig, is_whole: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Time of each row and whether it has one.
 
-    Whole numbers stay as they are, in whatever unit; numbers with fractions are taken as seconds and, like dates,
-    become microseconds. Only the order of times matters.
+    Numbers below 9e12 become millionths of their unit (of seconds: microseconds), rounded, so that files of whole and
+    of fractional seconds agree; larger ones can only be microseconds or less, and are rounded. Dates become
+    microseconds. Only the order of times matters.
+
+    Args:
+        table: the rows.
+        options: which column.
+        is_whole: times are whole numbers and stay as they are.
 
     Returns:
         Times, int64 [R] (0 where missing); whether there is one, bool [R].
 
     Raises:
-        UserError: a time is no number and no date; it names file and line.
+        UserError: a time is no number and no date, or not whole where it has to be; it names file and line.
     """
     if not options.time:
         return np.arange(table.num_rows), np.ones(table.num_rows, dtype=bool)
@@ -107,15 +117,29 @@ def read_times(table: LogTable, options: LogsConfig) -> tuple[np.ndarray, np.nda
     if pa.types.is_string(column.type):
         column = _parsed(column, table, options)
     if pa.types.is_floating(column.type):
-        number = column.to_numpy()
-        known = np.isfinite(number)
-        scale = 1 if (number[known] == np.floor(number[known])).all() else 1_000_000
-        return np.where(known, np.round(np.nan_to_num(number) * scale), 0).astype(np.int64), known
+        return _from_fractions(column.to_numpy(), table, options, is_whole)
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
-    elif not pa.types.is_integer(column.type):
+        return column.cast(pa.int64()).fill_null(0).to_numpy(), column.is_valid().to_numpy()
+    if not pa.types.is_integer(column.type):
         raise UserError(f"{table.files[0]}: column {options.time!r} has type {column.type}, which is no time")
-    return column.cast(pa.int64()).fill_null(0).to_numpy(), column.is_valid().to_numpy()
+    time = column.cast(pa.int64()).fill_null(0).to_numpy()
+    scale = 1 if is_whole or np.abs(time).max(initial=0) >= _MICROSECONDS_FROM else _MILLIONTHS
+    return time * scale, column.is_valid().to_numpy()
+
+
+def _from_fractions(
+    number: np.ndarray, table: LogTable, options: LogsConfig, is_whole: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    known = np.isfinite(number)
+    number = np.where(known, number, 0)
+    if is_whole and (number != np.floor(number)).any():
+        row = int(np.argmax(number != np.floor(number)))
+        raise UserError(
+            f"{table.place(row)}: {options.time} is {number[row]}; times of this data set are whole numbers"
+        )
+    scale = 1 if is_whole or np.abs(number).max(initial=0) >= _MICROSECONDS_FROM else _MILLIONTHS
+    return np.round(number * scale).astype(np.int64), known
 
 
 def _formatted(column: pa.ChunkedArray, table: LogTable, options: LogsConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -117,10 +117,11 @@ def warm(
     run_ids, user_ids = (raw_ids(prepared, ENTITY_FILES[side]) for side in ("item", "user"))
     before = warm_state.load(folder) or warm_state.new_state(prepared, run_ids.type, config.embedding.dim)
     options = log_options(config, columns or Columns())
-    rows = read_interactions(interactions, options, user_ids)
+    is_logs = config.data.name == "logs"
+    rows = read_interactions(interactions, options, user_ids, is_logs)
     listed = (rows.item_ids[:0], unknown_fields(prepared, 0))
     if items is not None:
-        listed = read_fields(items, options, prepared, config.data.name == "logs")
+        listed = read_fields(items, options, prepared, is_logs)
     run_log = seen_by_run(prepared, find(rows.item_ids, run_ids), user_ids)
     change = warm_state.change(before, rows, listed, run_ids, prepared, run_log, 3 * config.data.warm_rows)
     change = replace(change, state=replace(change.state, made_from=_made_from(folder, change.state)))

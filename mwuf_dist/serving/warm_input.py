@@ -79,13 +79,14 @@ def log_options(config: Config, columns: Columns) -> LogsConfig:
     return options
 
 
-def read_interactions(path: Path, options: LogsConfig, user_ids: pa.Array) -> NewRows:
+def read_interactions(path: Path, options: LogsConfig, user_ids: pa.Array, is_logs: bool) -> NewRows:
     """Reads the interactions of a file or folder.
 
     Args:
         path: of Parquet or CSV.
         options: of `log_options`.
         user_ids: raw IDs of the run's users [U].
+        is_logs: whether the run is of own logs, so that times are read as there; else they are whole numbers.
 
     Raises:
         UserError: a column is absent, a value cannot be read (with its place), or a row is not complete.
@@ -95,7 +96,7 @@ def read_interactions(path: Path, options: LogsConfig, user_ids: pa.Array) -> Ne
     item, item_ids = encode.encode_ids(table.columns[options.item])
     raw_user, own_ids = encode.encode_ids(table.columns[options.user])
     label = labels.read_labels(table, options, whole=False)
-    time, has_time = labels.read_times(table, options)
+    time, has_time = labels.read_times(table, options, is_whole=not is_logs)
     for name, bad in {
         options.user: raw_user < 0,
         options.item: item < 0,

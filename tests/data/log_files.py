@@ -33,8 +33,9 @@ def read(path: Path, **options: Any) -> RawDataset:
 
 
 def rows(dataset: RawDataset) -> list[tuple[Any, ...]]:
-    """(user ID, item ID, time, label) of each row."""
+    """(user ID, item ID, time in seconds, label) of each row."""
     columns = {name: dataset.interactions[name].to_pylist() for name in ("user", "item", "time", "label")}
+    columns["time"] = [time // 10**6 if time % 10**6 == 0 else time / 10**6 for time in columns["time"]]
     user_ids, item_ids = dataset.users["raw_id"].to_pylist(), dataset.items["raw_id"].to_pylist()
     return [
         (user_ids[user], item_ids[item], time, label) for user, item, time, label in zip(*columns.values(), strict=True)

@@ -20,13 +20,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mwuf_dist.config import PHASES, UserError, build
+from mwuf_dist.config import PHASES, UserError
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving import warm as warm_module
 from mwuf_dist.serving.explain import explain
 from mwuf_dist.serving.run_folder import FinishedRun, load_run, read_run
 from mwuf_dist.serving.warm import warm
-from mwuf_dist.serving.warm_rule import check_rule_fits, frozen_double
+from mwuf_dist.serving.warm_rule import frozen_double
 
 NAMES = ("items.parquet", "log.parquet", "rows.parquet")
 _numbers = itertools.count()
@@ -266,6 +266,7 @@ def test_an_item_may_come_with_its_fields_before_its_first_click_or_after(
         (lambda t: t.set_column(1, "item_id", pa.array(["A7"] * len(t))), "'A7' is no number"),
         (lambda t: t.set_column(2, "label", pa.array([3] * len(t))), "neither 0 nor 1"),
         (lambda t: t.set_column(0, "user_id", pa.array([None] * len(t), pa.int64())), "user_id is missing"),
+        (lambda t: t.set_column(3, "timestamp", pa.array(t["timestamp"].to_numpy() + 0.5)), "whole numbers there"),
         (lambda t: t.slice(0, 0), "no rows"),
     ],
 )
@@ -321,18 +322,3 @@ def test_an_explanation_goes_on_with_the_new_clicks_to_the_score_that_is_served(
         assert served[0].clicks == 0 and served[-1].clicks == found.interactions - (24 if item == known else 0)
         expected = run.scores(users, torch.full_like(users, run.index_of(item))).sigmoid().mean()
         assert served[-1].score == pytest.approx(float(expected), abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("sections", "word"),
-    [
-        ({"backbone": {"name": "gru4rec"}}, "histories"),
-        ({"method": {"name": "map"}, "backbone": {"name": "fm"}}, "not trained step by step"),
-        ({"method": {"name": "cvar", "regenerate": True}}, "not trained step by step"),
-        ({"method": {"name": "gme"}}, "a graph of the run's items"),
-    ],
-)
-def test_what_the_rule_does_not_cover_is_refused_before_anything_is_read(sections: Any, word: str) -> None:
-    check_rule_fits(build({}))
-    with pytest.raises(UserError, match=f"mwuf warm does not go with .*{word}"):
-        check_rule_fits(build(sections))

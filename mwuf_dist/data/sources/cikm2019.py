@@ -22,8 +22,10 @@ Checked against public sources that read the real files: the columns of all thre
 the four behaviours, ages in years, seconds from a first day (with 5 July 2019 as an assumption of theirs), the names of
 the round-1 folders, the repeated items of testA and testB (solutions of the competition on GitHub; massquantity/DBRL,
 `dbrl/run_prepare_data.py`, for round 2). Unverified, because the files need a login: line ends, the order of the
-behaviours, whether testA and testB share users, whether a value may be empty, and K = 50. The number of behaviours is
-given as 62.4 million by the paper and as up to 80 million elsewhere, so no count is held against the files.
+behaviours, whether testA and testB share users, whether a value may be empty, and K = 50: no public preparation of
+these files with old and new items was found, and descriptions of the winning solutions (such as
+cloud.tencent.com/developer/article/1824219) have no such split. The number of behaviours is given as 62.4 million by
+the paper and as up to 80 million elsewhere, so no count is held against the files.
 """
 
 from __future__ import annotations

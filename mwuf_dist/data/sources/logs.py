@@ -24,12 +24,10 @@ from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.config_logs import LogsConfig, LogsField
 from mwuf_dist.data import encode, labels, tables
 from mwuf_dist.data.negatives import add_negatives
-from mwuf_dist.data.schema import RAW_ID, USER_ID, Field, RawDataset, Side
+from mwuf_dist.data.schema import RAW_ID, SIDES, USER_ID, Field, RawDataset, Side
 from mwuf_dist.data.tables import LogTable
 
-VERSION = 1  # Raise it when the same files would give other tables.
-
-SIDES: tuple[Side, Side] = ("user", "item")
+VERSION = 2  # Raise it when the same files would give other tables.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,8 @@ Checked against public sources that read the real files: names and order of all 
 empty levels, the order of raw_sample, 26,557,961 impressions, 846,811 ads, 6,769 categories, 423,436 campaigns,
 255,875 customers, prices from 0.01 to 1e8 (notebooks of a recommender course, such as
 www.twblogs.net/a/5ee7ff7793db66959e4cdcc5); 1,061,768 profiles (github.com/john-james-ai/LungCancerDetection, which
-describes this data set); 1,141,729 users (printed by embedding-cache experiments on GitHub). Unverified, because the
+describes this data set, its 26,557,961 impressions, 846,811 ads and 723,268,134 behaviours); 1,141,729 users (printed
+by embedding-cache experiments on GitHub). Unverified, because the
 files need a login: line ends, how very large prices are written, and the counts of the split in `KNOWN_SPLIT`.
 """
 
