@@ -9,31 +9,26 @@ their own interactions by the serving rule.
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 import pyarrow.parquet as pq
 import torch
-import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config_logs import LogsConfig
-from mwuf_dist.data import tables
+from mwuf_dist.data import encode, tables
+from mwuf_dist.serving.adopt_files import find_table, import_factory, load_weights
 from mwuf_dist.serving.meta_warm_up import MetaWarmUp
-from mwuf_dist.serving.warm_input import id_keys
-from mwuf_dist.serving.warm_rule import WarmRule, module_slope, warm_rows
+from mwuf_dist.serving.warm_input import find, id_keys
+from mwuf_dist.serving.warm_rule import WarmRule, item_groups, module_slope, warm_rows
 
 # Rows of the logs whose embeddings are asked for at once.
 _CHUNK_ROWS = 1 << 16
@@ -68,7 +63,8 @@ class AdoptSettings:
 
     Attributes:
         user: column of the user.
-        item: column of the item. A number below the number of rows of the item table is that row's item.
+        item: column of the item. Without a list of IDs, a number below the number of rows of the item table is that
+            row's item.
         label: column of the label, 0 or 1.
         time: column of the time.
         hidden: width of the hidden layer of the meta networks.
@@ -134,78 +130,13 @@ class Adopted:
         (folder / "adopt.json").write_text(json.dumps(about | {"num_items": len(self.item_ids)}, indent=1) + "\n")
 
 
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a `torch.distributed.checkpoint` folder or of a state dict file, by name.
-
-    Raises:
-        UserError: it is neither.
-    """
-    try:
-        if path.is_dir():
-            stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-            tensors = {
-                name: torch.empty(about.size, dtype=about.properties.dtype)
-                for name, about in stored.items()
-                if isinstance(about, TensorStorageMetadata)
-            }
-            dcp.load(tensors, checkpoint_id=str(path), no_dist=True)
-            return tensors
-        # Tensors and plain containers only: a pickle could run anything.
-        return _flat(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:
-        raise UserError(
-            f"{path}: neither a folder of torch.distributed.checkpoint nor a state dict file of tensors alone "
-            f"({str(error)[:200]}); write one with torch.save(model.state_dict(), FILE)"
-        ) from None
-
-
-def _flat(values: dict[str, object], prefix: str = "") -> dict[str, torch.Tensor]:
-    out: dict[str, torch.Tensor] = {}
-    for name, value in values.items():
-        if isinstance(value, torch.Tensor):
-            out[f"{prefix}{name}"] = value
-        elif isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{name}.")
-    return out
-
-
-def find_table(weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    """The table [I, D] whose key is `name`, or the only one that has it as a part.
-
-    Raises:
-        UserError: there is none, or there are several.
-    """
-    matrices = {key: value for key, value in weights.items() if value.dim() == 2}
-    found = [name] if name in matrices else [key for key in matrices if name in key.split(".")]
-    if len(found) != 1:
-        near = found or difflib.get_close_matches(name, matrices, n=3, cutoff=0.0)
-        raise UserError(
-            f"--item-table {name!r}: {'several tables have' if found else 'no table has'} this name; did you mean "
-            f"{' or '.join(repr(one) for one in near)}?"
-        )
-    return matrices[found[0]].float()
-
-
-def import_factory(path: str) -> Callable[[dict[str, torch.Tensor]], nn.Module]:
-    """The callable that `package.module:factory` names; the folder in which the command is called is looked in too.
-
-    Raises:
-        UserError: there is none.
-    """
-    module_name, _, name = path.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module_name), name, None)
-    except ImportError as error:
-        raise UserError(f"--model {path!r}: cannot import {module_name} ({error}); run from its folder") from None
-    if not callable(found):
-        raise UserError(f"--model {path!r}: {module_name} has no function {name!r} that makes the model")
-    factory: Any = found
-    return factory
-
-
-def adopt(model: nn.Module, item_table: torch.Tensor, logs: pa.Table, settings: AdoptSettings | None = None) -> Adopted:
+def adopt(
+    model: nn.Module,
+    item_table: torch.Tensor,
+    logs: pa.Table,
+    settings: AdoptSettings | None = None,
+    item_ids: pa.ChunkedArray | None = None,
+) -> Adopted:
     """Warms up the items of the logs that have no row in the model's item table.
 
     Args:
@@ -213,43 +144,62 @@ def adopt(model: nn.Module, item_table: torch.Tensor, logs: pa.Table, settings: 
         item_table: its trained item ID embeddings [I, D].
         logs: interactions of known items and new ones.
         settings: columns and numbers.
+        item_ids: raw ID of the item of each row of the table [at most I], numbers or text, null for a row of no item;
+            None where an item's ID is the number of its row.
 
     Raises:
         UserError: the logs have no known item, or no new one.
     """
     settings = settings or AdoptSettings()
     model.eval()
-    known = _is_known(logs[settings.item], len(item_table))
+    item, ids = encode.encode_ids(logs[settings.item])
+    if (item < 0).any():
+        raise UserError(f"{settings.item} is missing in {int((item < 0).sum())} of {len(item)} rows; remove these rows")
+    known = _is_known(ids, len(item_table), item_ids)[item]
     if known.all() or not known.any():
         raise UserError(
-            f"the logs have {int(known.sum())} rows of items in the item table (0 to {len(item_table) - 1}) and "
+            f"the logs have {int(known.sum())} rows of items in the item table ({len(item_table)} rows) and "
             f"{int((~known).sum())} of new ones: both are needed, the first to learn how items warm up"
         )
     common = item_table.float().mean(0)
-    trained, new = (_interactions(model, logs.filter(pa.array(mask)), settings) for mask in (known, ~known))
+    trained, new = (_interactions(model, logs, np.flatnonzero(mask), item, ids, settings) for mask in (known, ~known))
     torch.manual_seed(settings.seed)
-    meta = MetaWarmUp(len(common), trained.item_fields.shape[1], trained.users.shape[1], settings.hidden)
+    meta = MetaWarmUp(len(common), trained.item_fields.shape[1], trained.user_mean.shape[1], settings.hidden)
     _meta_train(model, meta, trained, common, settings)
-    rule = WarmRule(settings.warm_rows, settings.warm_epochs, settings.warm_learning_rate)
-    frozen = _single_precision(model)
-    made = warm_rows(
-        rule,
-        module_slope(frozen),
-        common.repeat(len(new.ids), 1),
-        np.zeros(len(new.ids), dtype=np.int64),
-        new.counts,
-        lambda places: new.context[torch.from_numpy(places)].double(),
-        new.label.numpy(),
-    )
-    vectors = meta.embeddings(made.rows, new.item_fields, new.user_mean)
-    return Adopted(new.ids, vectors, made.rows, new.counts, meta)
+    rows = _warmed(model, new, common, settings)
+    vectors = meta.embeddings(rows, new.item_fields, new.user_mean)
+    return Adopted(new.ids, vectors, rows, new.counts, meta)
 
 
-def _is_known(ids: pa.ChunkedArray, num_rows: int) -> np.ndarray:
+def _is_known(ids: pa.Array, num_rows: int, item_ids: pa.ChunkedArray | None) -> np.ndarray:
+    """Which of the raw IDs [n] are those of rows of the table."""
+    if item_ids is not None:
+        if len(item_ids) > num_rows:
+            raise UserError(f"the list of item IDs has {len(item_ids)} rows, and the item table only {num_rows}")
+        return find(ids, encode.encode_ids(item_ids)[1]) >= 0
     if not pa.types.is_integer(ids.type):
-        raise UserError(f"item IDs are {ids.type}; they must be numbers: those below {num_rows} are rows of the table")
+        raise UserError(
+            f"item IDs are text, such as {ids[0].as_py()!r}: say which ID each row of the item table has (--item-ids)"
+        )
     number = ids.to_numpy()
     return (number >= 0) & (number < num_rows)
+
+
+def _warmed(model: nn.Module, new: _Interactions, common: torch.Tensor, settings: AdoptSettings) -> torch.Tensor:
+    """Rows [U, D] by the serving rule, from the common one; of so many items at a time that contexts fit."""
+    rule = WarmRule(settings.warm_rows, settings.warm_epochs, settings.warm_learning_rate)
+    slope, first = module_slope(_single_precision(model)), np.cumsum(new.counts) - new.counts
+    out = []
+    for items in item_groups(new.counts, _CHUNK_ROWS):
+        begin, end = int(first[items[0]]), int(first[items[-1]] + new.counts[items[-1]])
+        context = new.context(model, np.arange(begin, end)).double()
+        start, none = common.repeat(len(items), 1), np.zeros(len(items), dtype=np.int64)
+        made = warm_rows(
+            rule, slope, start, none, new.counts[items], lambda places, c=context: c[torch.from_numpy(places)],
+            new.label[begin:end].numpy(),
+        )  # fmt: skip
+        out.append(made.rows)
+    return torch.cat(out)
 
 
 def _single_precision(model: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -259,16 +209,16 @@ def _single_precision(model: nn.Module) -> Callable[[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class _Interactions:
-    """Interactions sorted by (item, time, user) with what the model says of them.
+    """Interactions sorted by (item, time, user), and what the model says of their items.
 
     Attributes:
         ids: distinct items, ascending [U].
         counts: interactions of each [U].
         item: place in `ids` of each row [n].
         label: [n].
-        context: [n, C].
+        logs: all rows of the logs; only their embeddings are too large to be held at once.
+        order: place of each row in them [n].
         item_fields: of each item, by its first row [U, Ci].
-        users: of each row [n, Cu].
         user_mean: of each item [U, Cu].
     """
 
@@ -276,30 +226,44 @@ class _Interactions:
     counts: np.ndarray
     item: torch.Tensor
     label: torch.Tensor
-    context: torch.Tensor
+    logs: pa.Table
+    order: np.ndarray
     item_fields: torch.Tensor
-    users: torch.Tensor
     user_mean: torch.Tensor
+
+    @torch.no_grad()
+    def context(self, model: nn.Module, rows: np.ndarray) -> torch.Tensor:
+        """What the model makes of some rows [m, C]."""
+        return _asked(model, "context", self.logs, self.order[rows])
 
 
 @torch.no_grad()
-def _interactions(model: nn.Module, logs: pa.Table, settings: AdoptSettings) -> _Interactions:
-    ids, item = np.unique(logs[settings.item].to_numpy(), return_inverse=True)
-    keys = id_keys(pa.concat_arrays(logs[settings.user].chunks))
-    order = np.lexsort([keys, logs[settings.time].to_numpy(), item])
-    logs, item = logs.take(pa.array(order)), item[order]
-    counts = np.bincount(item, minlength=len(ids))
-    parts = [
-        [getattr(model, name)(logs.slice(first, _CHUNK_ROWS)).float() for name in ("context", "item_fields", "users")]
-        for first in range(0, logs.num_rows, _CHUNK_ROWS)
-    ]
-    context, item_fields, users = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    place = torch.from_numpy(item)
-    total = torch.zeros(len(ids), users.shape[1]).index_add_(0, place, users)
-    label = torch.from_numpy(logs[settings.label].to_numpy().astype(np.float32))
-    first = torch.from_numpy(np.cumsum(counts) - counts)
+def _interactions(
+    model: nn.Module, logs: pa.Table, rows: np.ndarray, item: np.ndarray, ids: pa.Array, settings: AdoptSettings
+) -> _Interactions:
+    """Those of `rows` of the logs, whose row r has the item ids[item[r]]."""
+    user = logs[settings.user].take(pa.array(rows))
+    user_of, user_ids = encode.encode_ids(user)
+    order = rows[np.lexsort([id_keys(user_ids)[user_of], logs[settings.time].to_numpy()[rows], item[rows]])]
+    used, place = np.unique(item[order], return_inverse=True)
+    counts = np.bincount(place)
+    first = order[np.cumsum(counts) - counts]
+    total: torch.Tensor | None = None
+    for begin in range(0, len(order), _CHUNK_ROWS):
+        users = _asked(model, "users", logs, order[begin : begin + _CHUNK_ROWS])
+        total = torch.zeros(len(used), users.shape[1]) if total is None else total
+        total.index_add_(0, torch.from_numpy(place[begin : begin + _CHUNK_ROWS]), users)
+    assert total is not None
+    label = torch.from_numpy(logs[settings.label].to_numpy()[order].astype(np.float32))
+    fields = torch.cat(
+        [_asked(model, "item_fields", logs, first[one : one + _CHUNK_ROWS]) for one in range(0, len(used), _CHUNK_ROWS)]
+    )
     mean = total / torch.from_numpy(counts)[:, None]
-    return _Interactions(pa.array(ids), counts, place, label, context, item_fields[first], users, mean)
+    return _Interactions(ids.take(pa.array(used)), counts, torch.from_numpy(place), label, logs, order, fields, mean)
+
+
+def _asked(model: nn.Module, method: str, logs: pa.Table, rows: np.ndarray) -> torch.Tensor:
+    return getattr(model, method)(logs.take(pa.array(rows))).float()
 
 
 def _meta_train(
@@ -313,7 +277,8 @@ def _meta_train(
         for batch in torch.randperm(len(rows.item), generator=generator).split(settings.batch_size):
             items, inverse = torch.unique(rows.item[batch], return_inverse=True)
             pair = meta(played[items], rows.item_fields[items], rows.user_mean[items], inverse)
-            logits = (model(embedding, rows.context[batch]) for embedding in pair)
+            context = rows.context(model, batch.numpy())
+            logits = (model(embedding, context) for embedding in pair)
             loss = sum(F.binary_cross_entropy_with_logits(logit, rows.label[batch]) for logit in logits)
             assert isinstance(loss, torch.Tensor)
             gradients = torch.autograd.grad(loss, [played, *meta.parameters()])  # none to the model
@@ -323,7 +288,13 @@ def _meta_train(
 
 
 def adopt_files(
-    weights: Path, table: str, model: str, logs: Path, output: Path, settings: AdoptSettings | None = None
+    weights: Path,
+    table: str,
+    model: str,
+    logs: Path,
+    output: Path,
+    settings: AdoptSettings | None = None,
+    item_ids: Path | None = None,
 ) -> Adopted:
     """The command: reads, adopts, writes `output`.
 
@@ -343,8 +314,17 @@ def adopt_files(
     needed = [settings.user, settings.item, settings.label, settings.time]
     names = list(dict.fromkeys([*needed, *tables.column_names(files[0], LogsConfig())]))
     read = tables.read(files, names, LogsConfig(), "logs")
-    adopted = adopt(ranking, item_table, _plain(read.columns), settings)
-    about: dict[str, object] = {"weights": str(weights), "item_table": table, "model": model}
+    listed = None
+    if item_ids is not None:
+        found_files = tables.find_files(str(item_ids), "--item-ids")
+        listed = tables.read(found_files, [settings.item], LogsConfig(), "items").columns[settings.item]
+    adopted = adopt(ranking, item_table, _plain(read.columns), settings, listed)
+    about: dict[str, object] = {
+        "weights": str(weights),
+        "item_table": table,
+        "model": model,
+        "item_ids": str(item_ids or ""),
+    }
     adopted.save(output, about | asdict(settings))
     return adopted
 

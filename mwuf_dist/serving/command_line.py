@@ -40,13 +40,15 @@ tensors by name and returns a module with four methods (docs/serving.md; example
 hold interactions of items with a row in the item table, which teach how items warm up, and of new ones.
 
 examples:
-  mwuf adopt dlrm.pt --item-table item_id --model company.ranking:make_model --logs clicks/ --output warm""",
+  mwuf adopt dlrm.pt --item-table item_id --model company.ranking:make_model --logs clicks/ --output warm
+  mwuf adopt dlrm.pt --item-table item_id --model company.ranking:make_model --logs clicks/ --item-ids vocabulary.csv \
+      --output warm""",
     "explain": """\
 Says why one item has the embedding it has: scale, shift, nearest old items, and how its score moved with its clicks.
 
 examples:
   mwuf explain runs/ml-1 --item 3578
-  mwuf explain runs/ml-1 --item 3578 --output item.png""",
+  mwuf explain runs/ml-1 --item 3578 --all --output item.png""",
 }
 
 
@@ -85,9 +87,10 @@ class AdoptOptions:
     logs: Path  # Parquet or CSV, a file or a folder.
     output: Path  # Folder to write.
     user: str = "user_id"  # Column of the user.
-    item: str = "item_id"  # Column of the item: a number, of known items that of their row.
+    item: str = "item_id"  # Column of the item; without --item-ids a number, of known items that of their row.
     time: str = "timestamp"  # Column of the time.
     label: str = "label"  # Column of the label, 0 or 1.
+    item_ids: Path | None = None  # Table whose column of the item has the IDs of the item table's rows, in their order.
     epochs: int = 1  # Passes over the known items' rows.
     warm_rows: int = 20  # K of the serving rule.
 
@@ -99,6 +102,7 @@ class ExplainOptions:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run.
     item: str  # Its ID in the raw data.
     output: Path | None = None  # Picture to write; by default `explain-ITEM.png` in RUN.
+    all: tyro.conf.FlagCreatePairsOff[bool] = False  # Every score, not a dozen of each phase.
 
 
 def run_command(command: str, arguments: list[str]) -> int:
@@ -153,7 +157,9 @@ def _adopt(arguments: list[str]) -> int:
         epochs=options.epochs,
         warm_rows=options.warm_rows,
     )
-    found = adopt_files(options.weights, options.item_table, options.model, options.logs, options.output, settings)
+    found = adopt_files(
+        options.weights, options.item_table, options.model, options.logs, options.output, settings, options.item_ids
+    )
     print(f"{len(found.item_ids):,} new items, {int(found.interactions.sum()):,} interactions: {options.output}")
     return 0
 
@@ -166,7 +172,7 @@ def _explain(arguments: list[str]) -> int:
 
     with open_run(options.run) as run:
         found = explain(run, options.item)
-    print(found.text())
+    print(found.text(options.all))
     # An ID may hold anything, a slash too.
     name = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in str(found.item_id))
     path = options.output or options.run / f"explain-{name}.png"

@@ -31,6 +31,8 @@ from mwuf_dist.training.warm_up import WarmUp
 
 # Users whose mean probability is an item's score: the same at every point, whoever clicked.
 _NUM_USERS = 1024
+# Scores of a phase that are printed, unless all are asked for.
+_NUM_PRINTED = 12
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class Explanation:
     history: list[Point] = field(default_factory=list)
     replay_error: float = 0.0
 
-    def text(self) -> str:
-        """For a terminal."""
+    def text(self, every_step: bool = False) -> str:
+        """For a terminal: of each phase at most a dozen scores, denser at its beginning, unless `every_step`."""
         lines = [f"item {self.item_id}: {self.phase}, {self.interactions} interactions seen"]
         lines += [f"  clicks in {name}: {share:.0%}" for name, share in self.positives.items()]
         for name, values in (("scale", self.scale), ("shift", self.shift)):
@@ -80,14 +82,23 @@ class Explanation:
         lines.append("nearest old items by cosine of the embeddings")
         lines += [f"  {cosine:+.4f}  {item_id}" for item_id, cosine in self.nearest]
         if self.history:
-            lines.append(f"mean probability over the same {_NUM_USERS} random users")
+            lines.append(f"mean probability over the same {_NUM_USERS} random users, after so many clicks of the phase")
             for phase in dict.fromkeys(point.phase for point in self.history):
-                scores = [point.score for point in self.history if point.phase == phase]
-                lines.append(f"  {phase:>7}  " + " ".join(f"{score:.4f}" for score in scores))
+                points = [point for point in self.history if point.phase == phase]
+                chosen = points if every_step else _thinned(points)
+                lines.append(f"  {phase:>7}  " + "  ".join(f"{point.clicks}: {point.score:.4f}" for point in chosen))
             lines.append(
                 f"(the run's warm-up was done again; its row is the checkpoint's within {self.replay_error:.1e})"
             )
         return "\n".join(lines)
+
+
+def _thinned(points: list[Point]) -> list[Point]:
+    """At most a dozen points, the first and the last among them, at places that grow by about the same factor."""
+    if len(points) <= _NUM_PRINTED:
+        return points
+    places = np.geomspace(1, len(points), _NUM_PRINTED).round().astype(int) - 1
+    return [points[place] for place in np.unique(places)]
 
 
 @dataclass

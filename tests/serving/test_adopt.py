@@ -17,7 +17,9 @@ from examples import adopt_torchrec, own_loop
 from mwuf_dist import MetaWarmUp, cli
 from mwuf_dist.config import UserError
 from mwuf_dist.evaluation.metrics import auc
-from mwuf_dist.serving.adopt import adopt, find_table, import_factory, load_weights
+from mwuf_dist.serving import adopt as adopt_module
+from mwuf_dist.serving.adopt import adopt
+from mwuf_dist.serving.adopt_files import find_table, import_factory, load_weights
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,34 @@ def test_new_items_rank_better_warm_than_at_the_common_row_and_the_model_stays(f
     common, warm = (auc(value.double().numpy(), label) for value in scores.values())
     assert warm > common + 0.05
     assert all(torch.equal(before[name], value) for name, value in model.dlrm.state_dict().items())
+
+
+def test_text_ids_and_small_pieces_give_the_same_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of IDs says which row of the table an item has; the logs' contexts are never all there at once."""
+    weights = load_weights(folder / "dlrm.pt")
+    table, logs = find_table(weights, "item_id"), pq.read_table(folder / "logs.parquet")
+    expected = adopt(adopt_torchrec.make_model(weights), table, logs)
+    monkeypatch.setattr(adopt_module, "_CHUNK_ROWS", 700)
+    most = 0
+
+    class Watched(adopt_torchrec.Ranking):
+        def context(self, rows: pa.Table) -> torch.Tensor:
+            nonlocal most
+            most = max(most, rows.num_rows)
+            return super().context(rows)
+
+    names = np.array([f"sku-{item:03d}" for item in range(160)])
+    named = logs.set_column(logs.column_names.index("item_id"), "item_id", pa.array(names[logs["item_id"].to_numpy()]))
+    known = pa.chunked_array([names[: len(table)]])
+    model = Watched(adopt_torchrec.make_model(weights).dlrm)
+    found = adopt(model, table, named, item_ids=known)
+    assert found.item_ids.to_pylist() == names[120:].tolist()
+    torch.testing.assert_close(found.embeddings, expected.embeddings, rtol=0, atol=1e-5)
+    assert 700 <= most < 2000 < logs.num_rows
+    with pytest.raises(UserError, match="--item-ids"):
+        adopt(model, table, named)
+    with pytest.raises(UserError, match="160 rows, and the item table only 120"):
+        adopt(model, table, named, item_ids=pa.chunked_array([names]))
 
 
 def test_a_distributed_checkpoint_holds_what_a_state_dict_file_holds(folder: Path, tmp_path: Path) -> None:
