@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from mwuf_dist.backbones.afn import Afn
-from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
+from mwuf_dist.backbones.base import Backbone, BatchSide, EmbeddedHistory, Shape
 from mwuf_dist.backbones.dcn import Dcn
 from mwuf_dist.backbones.dcn_v2 import DcnV2
 from mwuf_dist.backbones.deepfm import DeepFM
@@ -42,4 +42,4 @@ def build_backbone(config: BackboneConfig, shape: Shape) -> Backbone:
     return as_backbone(find_class("backbone.name", config.name, BACKBONES, nn.Module), config, shape)
 
 
-__all__ = ["BACKBONES", "Backbone", "EmbeddedHistory", "Shape", "build_backbone"]
+__all__ = ["BACKBONES", "Backbone", "BatchSide", "EmbeddedHistory", "Shape", "build_backbone"]

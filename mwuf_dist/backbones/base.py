@@ -6,6 +6,7 @@ embedding comes from: that is the method's business.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from mwuf_dist.backbones.folded import FoldedHead
 from mwuf_dist.backbones.layers import MLP, second_order
+from mwuf_dist.backbones.trained import BatchSide, TrainedHead
 from mwuf_dist.config import BackboneConfig
 from mwuf_dist.data.histories import History, Scope
 
@@ -120,6 +122,18 @@ class Backbone(nn.Module):
         """The frozen form with one precomputed part per user and per item, where the backbone has one."""
         return None
 
+    def trains_by_sides(self, batch_is_ours: bool) -> bool:
+        """Whether `logit_of_sides` may take the place of `forward`.
+
+        Args:
+            batch_is_ours: whether this rank has the whole global batch, without padding.
+        """
+        return False
+
+    def logit_of_sides(self, sides: Sequence[BatchSide]) -> torch.Tensor:
+        """Logits [B] in training, of rows whose fields come as sides: see `BatchSide`."""
+        raise NotImplementedError
+
 
 class LinearFirstLayer(Backbone):
     """logit = [linear] + [second-order interactions] + [MLP]: FM, Wide & Deep, DeepFM.
@@ -136,6 +150,7 @@ class LinearFirstLayer(Backbone):
         width = shape.num_fields * shape.dim
         self.linear = nn.Linear(width, 1)
         self.mlp = MLP(width, config.hidden, config.batch_norm, config.dropout) if self.uses_mlp else None
+        self._trained_head: TrainedHead | None = None
 
     def forward(
         self, item: torch.Tensor, context: torch.Tensor, row_weight: torch.Tensor | None = None
@@ -152,3 +167,15 @@ class LinearFirstLayer(Backbone):
     def fold(self) -> FoldedHead:
         """See `FoldedHead`."""
         return FoldedHead(self)
+
+    def trains_by_sides(self, batch_is_ours: bool) -> bool:
+        """See `Backbone.trains_by_sides`. Moments over a batch that others have a part of need its forward."""
+        has_batch_norm = self.mlp is not None and self.mlp.norms is not None
+        is_own = type(self).forward is LinearFirstLayer.forward
+        return is_own and self.training and (batch_is_ours or not has_batch_norm)
+
+    def logit_of_sides(self, sides: Sequence[BatchSide]) -> torch.Tensor:
+        """See `trained.py`; `forward` is its reference."""
+        if self._trained_head is None:
+            self._trained_head = TrainedHead(self)
+        return self._trained_head.logit(sides)

@@ -10,7 +10,8 @@ from torch import nn
 from torchrec import KeyedJaggedTensor
 
 from mwuf_dist.data.shards import EntityTable, FieldColumn
-from mwuf_dist.embeddings.tables import TableSpec
+from mwuf_dist.embeddings.placement import TableSpec
+from mwuf_dist.embeddings.tables import Tables
 
 
 class FeatureStore:
@@ -40,6 +41,7 @@ class FeatureStore:
             self._offsets.append(None if column.offsets is None else torch.from_numpy(column.offsets.copy()).to(device))
         self._matrix = torch.stack(self._values) if self._single and self._values else None
         self._ones: dict[int, torch.Tensor] = {}
+        self._direct: _DirectIds | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -56,6 +58,16 @@ class FeatureStore:
             TableSpec(name, field.size, dim, field.pooling if field.kind == "multi_valued" else min(others))
             for name, field in zip(self.tables, self.fields, strict=True)
         ]
+
+    def lookup(self, tables: Tables, index: torch.Tensor) -> torch.Tensor:
+        """Field embeddings [n, F*D] of the entities `index` [n] from the tables of `specs`. A collective."""
+        if tables.direct is None or not tables.direct.is_one_matrix or not self.names:
+            return tables(self.features(index))
+        if self._direct is None:
+            self._direct = _DirectIds.of(self._values, self._offsets, tables.direct.first_rows())
+        ids, lengths = self._direct.of_entities(index)
+        rows = tables.direct.matrix_rows(ids) if lengths is None else tables.direct.bags(ids, lengths)
+        return rows.view(len(index), -1)
 
     def features(self, index: torch.Tensor) -> KeyedJaggedTensor:
         """Ids of every field of the entities `index` [n], with n bags per field."""
@@ -113,6 +125,49 @@ class FeatureStore:
                 self._ones.clear()
             self._ones[num] = torch.ones(num, dtype=torch.int64, device=values.device)
         return self._ones[num]
+
+
+@dataclasses.dataclass(frozen=True)
+class _DirectIds:
+    """The ids of all fields of an entity side by side, as rows of one matrix of all tables: see `DirectTables`.
+
+    Attributes:
+        ids: of entity after entity, and field after field [v].
+        lengths: of the bag of each field of each entity [E, F]; None where all are 1.
+        starts: where each entity's ids begin [E].
+    """
+
+    ids: torch.Tensor
+    lengths: torch.Tensor | None
+    starts: torch.Tensor
+    num_fields: int
+
+    @staticmethod
+    def of(values: list[torch.Tensor], offsets: list[torch.Tensor | None], first_rows: list[int]) -> _DirectIds:
+        """From the values of each field, and the first row of its table."""
+        ids = [value + first for value, first in zip(values, first_rows, strict=True)]
+        if all(offset is None for offset in offsets):
+            flat = torch.stack(ids, dim=1).view(-1)
+            return _DirectIds(flat, None, torch.arange(0, len(flat), len(ids)), len(ids))
+        bags = [torch.ones_like(v) if o is None else o.diff() for v, o in zip(values, offsets, strict=True)]
+        lengths = torch.stack(bags, dim=1)  # [E, F]
+        ends = lengths.view(-1).cumsum(0).view_as(lengths)
+        flat = torch.empty(int(lengths.sum()), dtype=torch.int64, device=lengths.device)
+        for field, (value, length) in enumerate(zip(ids, bags, strict=True)):
+            first = (ends[:, field] - length) - (length.cumsum(0) - length)
+            flat[torch.repeat_interleave(first, length) + torch.arange(len(value), device=flat.device)] = value
+        return _DirectIds(flat, lengths, ends[:, -1] - lengths.sum(1), len(ids))
+
+    def of_entities(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(ids [m], lengths of the bags [n * F], or None) of entities [n], in their order."""
+        if self.lengths is None:
+            return self.ids.view(-1, self.num_fields).index_select(0, index).view(-1), None
+        lengths = self.lengths.index_select(0, index)
+        totals = lengths.sum(1)
+        shift = self.starts.index_select(0, index) - (totals.cumsum(0) - totals)
+        place = torch.repeat_interleave(shift, totals)
+        place += torch.arange(len(place), device=place.device)
+        return self.ids.index_select(0, place), lengths.view(-1)
 
 
 def table_name(field: str) -> str:

@@ -22,41 +22,25 @@ from torch.overrides import TorchFunctionMode
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.comm_ops import set_gradient_division
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.sharding_plan import (
-    column_wise,
-    construct_module_sharding_plan,
-    row_wise,
-    table_wise,
-)
+from torchrec.distributed.sharding_plan import construct_module_sharding_plan
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-from mwuf_dist.config import EmbeddingConfig, UserError
+from mwuf_dist.config import EmbeddingConfig
+from mwuf_dist.embeddings.direct import DirectTables
+from mwuf_dist.embeddings.placement import TableSpec, placements, sharding_of
 from mwuf_dist.runtime import Runtime, generator_seed
 
 # Notes of no use to a run: that a dense kernel ignores caching parameters it was not given, and one on tracing.
 logging.getLogger("torchrec.distributed.utils").setLevel(logging.ERROR)
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
-# `auto` shards a table over all ranks from this many rows on; below, its traffic is not worth cutting it up.
-ROW_WISE_FROM = 1 << 14
 # Rows drawn from one generator: the draws of a row do not depend on which rank holds it.
 _INIT_BLOCK_ROWS = 1 << 16
 # Rows computed at once when a table is filled from other tables.
 _FILL_CHUNK_ROWS = 1 << 14
-
-
-@dataclass(frozen=True)
-class TableSpec:
-    """One table: its name (also the feature's), number of rows, width, and pooling of a bag of ids."""
-
-    name: str
-    rows: int
-    dim: int
-    pooling: str = "sum"
 
 
 @dataclass(frozen=True)
@@ -66,6 +50,19 @@ class LocalShard:
     row: int
     column: int
     weight: torch.Tensor
+
+
+@dataclass(frozen=True)
+class FlatParameter:
+    """The weights of the tables of one kernel, end to end, so that an optimizer takes them in one stride.
+
+    Attributes:
+        weights: flat; its gradient is theirs.
+        parts: (first element, shape) of each table's part.
+    """
+
+    weights: nn.Parameter
+    parts: dict[str, tuple[int, torch.Size]]
 
 
 class Tables:
@@ -101,7 +98,7 @@ class Tables:
         sharder: Any = EmbeddingBagCollectionSharder()
         plan = construct_module_sharding_plan(
             collection,
-            {name: _sharding_of(placement, runtime.world_size) for name, placement in layout.items()},
+            {name: sharding_of(placement, runtime.world_size) for name, placement in layout.items()},
             sharder,
             local_size=runtime.ranks_per_host,
             world_size=runtime.world_size,
@@ -120,6 +117,7 @@ class Tables:
         self._collection = self._module.module.get_submodule(name)
         self._names = list(self.specs)
         self._local = self._local_kernel()
+        self.direct = self._direct_tables()
         self._arange = torch.arange(1, device=runtime.device)
 
     def __call__(self, features: KeyedJaggedTensor) -> torch.Tensor:
@@ -136,6 +134,8 @@ class Tables:
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows [n, widths] of every table at the same `ids` [n]. A collective."""
+        if self.direct is not None:
+            return self.direct.rows(ids)
         num = len(self._names)
         # How ids are sent to other ranks takes no strides into account: a strided column would fetch other rows.
         values = ids.contiguous() if num == 1 else ids.repeat(num)
@@ -163,11 +163,23 @@ class Tables:
     @contextlib.contextmanager
     def as_if_shared(self) -> Iterator[None]:
         """Within it a lookup takes the way of several ranks, though this one is alone: to time what that costs."""
-        before, self._local = self._local, None
+        before = self._local, self.direct
+        self._local, self.direct = None, None
         try:
             yield
         finally:
-            self._local = before
+            self._local, self.direct = before
+
+    def _direct_tables(self) -> DirectTables | None:
+        """The same weights without TorchRec, where this rank holds them all and no fused kernel trains them.
+
+        On CPU only: there its gathers are faster than the kernel's, and its sums have one order.
+        """
+        if self._local is None or self._runtime.device.type != "cpu" or "adam" not in self.kernels.values():
+            return None
+        weights = self._local.weights
+        assert isinstance(weights, nn.Parameter)
+        return DirectTables(weights, list(self.specs.values()))
 
     def rows_of(self, table: str, ids: torch.Tensor) -> torch.Tensor:
         """Rows [n, width] of one table; the others get empty bags. A collective."""
@@ -178,17 +190,24 @@ class Tables:
 
     def bag_sums(self, ids: torch.Tensor) -> torch.Tensor:
         """Sums [n, width] of the rows `ids` [n, k] of the only table. A collective."""
+        if self.direct is not None:
+            return self.direct.bag_sums(ids)
         (name,) = self._names
         lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
         return self(KeyedJaggedTensor([name], ids.contiguous().view(-1), lengths=lengths))
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Local parameters of the tables that a torch optimizer trains (the fused ones train in their backward)."""
-        return {
-            name: parameter
-            for name, parameter in ((key.split(".")[-2], p) for key, p in self._module.named_parameters())
-            if self.kernels[name] == "adam"
-        }
+    def flat_parameters(self) -> list[FlatParameter]:
+        """Local weights that a torch optimizer trains (the fused ones train in their backward), kernel by kernel."""
+        found: dict[int, FlatParameter] = {}
+        for key, parameter in self._module.named_parameters():
+            part: Any = parameter  # torchrec's slice of its kernel's weights
+            table = key.split(".")[-2]
+            if self.kernels[table] != "adam":
+                continue
+            flat = part._original_tensor
+            parts = found.setdefault(id(flat), FlatParameter(flat, {})).parts
+            parts[table] = part._start_offset, part.shape
+        return list(found.values())
 
     def shards(self, table: str) -> list[LocalShard]:
         """This rank's parts of a table: views, writing to them writes to the table."""
@@ -313,66 +332,3 @@ def _torchrec_config(spec: TableSpec) -> EmbeddingBagConfig:
         # The sharded module starts at zero; `draw` or `fill` gives the first values.
         init_fn=nn.init.zeros_,
     )
-
-
-def _is_fused(spec: TableSpec, config: EmbeddingConfig) -> bool:
-    return config.optimizer == "rowwise_adagrad" or (config.optimizer == "auto" and spec.rows > config.fused_above_rows)
-
-
-def _without_columns(sharding: str) -> str:
-    # Tables of frozen parts have widths of their own, which nobody chose to be shared out by columns.
-    return "row_wise" if sharding == "column_wise" else sharding
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How a table is laid over the ranks: `kind` of sharding, the rank that holds a `table_wise` one, its kernel."""
-
-    kind: str
-    rank: int
-    is_fused: bool
-
-
-def placements(
-    specs: Sequence[TableSpec], config: EmbeddingConfig, world_size: int, trained: bool = True
-) -> dict[str, Placement]:
-    """The sharding plan of a collection; needs no device. TorchRec's planner offers no row-wise sharding on CPU.
-
-    Args:
-        specs: the tables.
-        config: sharding and optimizer.
-        world_size: number of ranks.
-        trained: False for tables that are filled and then only read.
-
-    Raises:
-        UserError: the width of a table cannot be shared out by columns.
-    """
-    sharding = config.sharding if trained else _without_columns(config.sharding)
-    load = [0] * world_size
-    out: dict[str, Placement] = {}
-    for spec in sorted(specs, key=lambda s: -s.rows * s.dim):
-        kind = sharding
-        if kind == "auto":
-            kind = "row_wise" if world_size > 1 and spec.rows >= ROW_WISE_FROM else "table_wise"
-        if kind == "column_wise" and spec.dim % (4 * world_size):
-            raise UserError(
-                f"embedding.sharding = 'column_wise': table {spec.name} is {spec.dim} wide, which {world_size} ranks "
-                "cannot share in columns that are multiples of 4: take a width that is a multiple of "
-                f"{4 * world_size}, or row_wise"
-            )
-        rank = 0
-        if world_size == 1 or kind == "table_wise":
-            kind, rank = "table_wise", load.index(min(load))
-            load[rank] += spec.rows * spec.dim
-        out[spec.name] = Placement(kind, rank, trained and _is_fused(spec, config))
-    return out
-
-
-def _sharding_of(placement: Placement, world_size: int) -> Callable:
-    """The same in TorchRec's words."""
-    kernel = (EmbeddingComputeKernel.FUSED if placement.is_fused else EmbeddingComputeKernel.DENSE).value
-    if placement.kind == "table_wise":
-        return table_wise(rank=placement.rank, compute_kernel=kernel)
-    if placement.kind == "column_wise":
-        return column_wise(ranks=list(range(world_size)), compute_kernel=kernel)
-    return row_wise(compute_kernel=kernel)

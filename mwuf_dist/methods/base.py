@@ -100,7 +100,8 @@ class Method(nn.Module):
     def pretrain_item(self, item: torch.Tensor) -> torch.Tensor:
         """The item embeddings [b, D] that the backbone sees in `pretrain`, from those of phi_old [b, D].
 
-        Random numbers are a function of the step: the generator has been seeded.
+        A method that leaves it alone has a faster `pretrain`. Random numbers are a function of the step: the generator
+        has been seeded.
         """
         return item
 

@@ -25,7 +25,7 @@ from mwuf_dist.config import Config
 from mwuf_dist.data.loader import IN_MEMORY_ROWS
 from mwuf_dist.data.order import WINDOW_ROWS
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.embeddings.tables import Placement, TableSpec, placements
+from mwuf_dist.embeddings.placement import Placement, TableSpec, placements
 from mwuf_dist.methods import Method
 from mwuf_dist.planning.devices import Device
 from mwuf_dist.runtime import Runtime

@@ -12,7 +12,8 @@ import torch
 
 from mwuf_dist.config import EmbeddingConfig
 from mwuf_dist.data.histories import History
-from mwuf_dist.embeddings.tables import Tables, TableSpec
+from mwuf_dist.embeddings.placement import TableSpec
+from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.model import Model

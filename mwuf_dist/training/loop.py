@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import time
@@ -91,6 +92,8 @@ def train(
     title = start.stage if start.stage != "warm_up" else f"warm_up {'abc'[start.phase - 1]}"
     done = start.epoch * loader.num_steps + start.step
     bar = session.recorder.bar(title, epochs * loader.num_steps, done)
+    # What stands now stays: Python's collector need not look through all modules again and again (0.3 s each time).
+    gc.freeze()
     clock = time.perf_counter()
     samples = 0
     with held_back():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mwuf_dist.backbones import EmbeddedHistory, Shape, build_backbone
+from mwuf_dist.backbones import BatchSide, EmbeddedHistory, Shape, build_backbone
 from mwuf_dist.config import Config, EmbeddingConfig, UserError
 from mwuf_dist.data.histories import Histories, History
 from mwuf_dist.data.loader import Batch, Batches, Loader
@@ -16,7 +16,8 @@ from mwuf_dist.data.schema import SIDES, USER_ID, Side
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.user_batches import UserLoader
 from mwuf_dist.embeddings.features import FeatureStore, without_rare_values
-from mwuf_dist.embeddings.tables import Tables, TableSpec
+from mwuf_dist.embeddings.placement import TableSpec
+from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.runtime import Runtime, generator_seed
 
 
@@ -64,12 +65,17 @@ class Model:
 
         Args:
             batch: the rows.
-            change: what a method does to the rows' item embeddings [b, D] (`Method.pretrain_item`).
+            change: what a method does to the rows' item embeddings [b, D] (`Method.pretrain_item`); None is nothing.
         """
         # Fields of an item are looked up once per distinct item of the batch.
         items, inverse = self.runtime.distinct(batch.item)
         if batch.history is None:
-            item_side = torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1)[inverse]
+            item_side = torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1)
+            if change is None and self.backbone.trains_by_sides(self.runtime.world_size == 1 and batch.is_full):
+                width = item_side.shape[1]
+                users = BatchSide(self.user_fields(batch.user), None, slice(width, None))
+                return self.backbone.logit_of_sides([users, BatchSide(item_side, inverse, slice(width))])
+            item_side = item_side[inverse]
             item, item_context = item_side[:, : self.dim], item_side[:, self.dim :]
             context = torch.cat([item_context, self.user_fields(batch.user)], dim=1)
         else:
@@ -154,11 +160,11 @@ class Model:
 
     def user_fields(self, users: torch.Tensor) -> torch.Tensor:
         """Field embeddings [n, Fu*D] of users [n]. A collective."""
-        return self.user_tables(self.users.features(users))
+        return self.users.lookup(self.user_tables, users)
 
     def item_fields(self, items: torch.Tensor) -> torch.Tensor:
         """Field embeddings [n, Fi*D] of items [n], without the ID. A collective."""
-        return self.item_tables(self.items.features(items))
+        return self.items.lookup(self.item_tables, items)
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """Weights of the backbone."""

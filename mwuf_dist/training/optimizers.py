@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.adamw import adamw
 
 from mwuf_dist.embeddings.tables import Tables
 
@@ -17,28 +16,49 @@ _BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8
 
 @dataclass
 class _Group:
-    """Parameters with one learning rate, and their moments."""
+    """Parameters with one learning rate, and their moments. They have all taken equally many steps."""
 
     learning_rate: float
     weight_decay: float
-    names: list[str] = field(default_factory=list)
     parameters: list[torch.Tensor] = field(default_factory=list)
     exp_avg: list[torch.Tensor] = field(default_factory=list)
     exp_avg_sq: list[torch.Tensor] = field(default_factory=list)
-    steps: list[torch.Tensor] = field(default_factory=list)
+    num_steps: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
 
-    def add(self, name: str, parameter: nn.Parameter) -> None:
-        self.names.append(name)
+    def add(self, parameter: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds a parameter; returns its moments."""
         self.parameters.append(parameter)
         self.exp_avg.append(torch.zeros_like(parameter, requires_grad=False))
         self.exp_avg_sq.append(torch.zeros_like(parameter, requires_grad=False))
-        self.steps.append(torch.zeros((), dtype=torch.float32, device=parameter.device))
+        # Where the fused kernel wants it.
+        self.num_steps = self.num_steps.to(parameter.device)
+        return self.exp_avg[-1], self.exp_avg_sq[-1]
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """What a checkpoint holds of one parameter: views of the moments, sharded as the table they belong to is."""
+
+    name: str
+    group: _Group
+    moments: tuple[torch.Tensor, torch.Tensor]
+    tables: Tables | None = None
+    table: str = ""
+
+    def state(self) -> dict[str, Any]:
+        tables = self.tables
+        laid_out = self.moments if tables is None else [tables.like(self.table, moment) for moment in self.moments]
+        state: dict[str, Any] = {
+            f"adam.{self.name}.{key}": moment for key, moment in zip(("exp_avg", "exp_avg_sq"), laid_out, strict=True)
+        }
+        return state | {f"adam.{self.name}.step": self.group.num_steps}
 
 
 class Adam:
-    """AdamW (Loshchilov and Hutter 2019) over several groups, one fused call each.
+    """AdamW (Loshchilov and Hutter 2019) over several groups, one call of torch's fused kernel each.
 
-    The functional form of torch's own optimizer: the class around it takes 0.2 ms a step, as long as a whole lookup.
+    The layers above that kernel sort parameters by device and check them anew in every step, which took longer than
+    the kernel itself. The tables of a TorchRec kernel are one parameter.
     Tables that train in their own backward (fused row-wise Adagrad) are left out: there is nothing to do for them here.
 
     Args:
@@ -53,50 +73,45 @@ class Adam:
         tables: Sequence[tuple[Tables, float]],
         weight_decay: float = 0.0,
     ) -> None:
-        self._sharded: dict[str, tuple[Tables, str]] = {}
         self._groups: list[_Group] = []
+        self._moments: list[_Moments] = []
         for name, module, rate in dense:
             group = _Group(rate, weight_decay)
             for key, parameter in module.named_parameters():
-                group.add(f"{name}.{key}", parameter)
+                self._moments.append(_Moments(f"{name}.{key}", group, group.add(parameter)))
             self._groups.append(group)
         for collection, rate in tables:
             group = _Group(rate, 0.0)
-            for table, parameter in collection.parameters().items():
-                name = f"{collection.name}.{table}"
-                self._sharded[name] = collection, table
-                group.add(name, parameter)
+            for flat in collection.flat_parameters():
+                moments = group.add(flat.weights)
+                for table, (start, shape) in flat.parts.items():
+                    first, second = (m.view(-1)[start : start + shape.numel()].view(shape) for m in moments)
+                    name = f"{collection.name}.{table}"
+                    self._moments.append(_Moments(name, group, (first, second), collection, table))
             self._groups.append(group)
 
     @torch.no_grad()
     def step(self, rate: float = 1.0) -> None:
         """One step on every parameter that has a gradient, at `rate` times its learning rate; gradients are cleared."""
         for group in self._groups:
-            ready = []
-            for index, parameter in enumerate(group.parameters):
-                if parameter.grad is not None:
-                    ready.append(index)
-                else:
-                    # A table that another rank holds: counts are the same everywhere, a checkpoint keeps one of them.
-                    group.steps[index] += 1
-            if not ready:
+            group.num_steps += 1
+            ready = [index for index, parameter in enumerate(group.parameters) if parameter.grad is not None]
+            if not ready:  # Of tables that other ranks hold.
                 continue
-            lists = (group.parameters, group.exp_avg, group.exp_avg_sq, group.steps)
-            parameters, first, second, steps = ([values[index] for index in ready] for values in lists)
-            adamw(
+            parameters = [group.parameters[index] for index in ready]
+            torch._fused_adamw_(
                 parameters,
                 [parameter.grad for parameter in parameters if parameter.grad is not None],
-                first,
-                second,
+                [group.exp_avg[index] for index in ready],
+                [group.exp_avg_sq[index] for index in ready],
                 [],
-                steps,
-                fused=True,
-                amsgrad=False,
+                [group.num_steps] * len(ready),
+                lr=group.learning_rate * rate,
                 beta1=_BETA_1,
                 beta2=_BETA_2,
-                lr=group.learning_rate * rate,
                 weight_decay=group.weight_decay,
                 eps=_EPS,
+                amsgrad=False,
                 maximize=False,
             )
             for parameter in parameters:
@@ -104,12 +119,7 @@ class Adam:
 
     def state(self) -> dict[str, Any]:
         """Moments and step counts by parameter name, tables' moments as sharded tensors."""
-        out: dict[str, Any] = {}
-        for group in self._groups:
-            rows = zip(group.names, group.exp_avg, group.exp_avg_sq, group.steps, strict=True)
-            for name, first, second, steps in rows:
-                for moment, value in (("exp_avg", first), ("exp_avg_sq", second)):
-                    sharded = self._sharded.get(name)
-                    out[f"adam.{name}.{moment}"] = value if sharded is None else sharded[0].like(sharded[1], value)
-                out[f"adam.{name}.step"] = steps
-        return out
+        state: dict[str, Any] = {}
+        for moments in self._moments:
+            state |= moments.state()
+        return state

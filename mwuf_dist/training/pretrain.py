@@ -42,6 +42,8 @@ class Pretrain:
         )
         self._num_steps = 0  # of the whole stage
         self._item_weight: torch.Tensor | None = None  # [num_old]
+        changes_items = type(self.method).pretrain_item is not Method.pretrain_item
+        self._change = self.method.pretrain_item if changes_items else None
 
     def tensors(self) -> dict[str, Any]:
         """The state in the middle of the stage."""
@@ -60,10 +62,11 @@ class Pretrain:
 
     def step(self, batch: Batch) -> torch.Tensor:
         """One step; returns this rank's part of the mean loss."""
-        # Masks are a function of the cursor, so that a resumed run draws the same ones (0.03 ms a step).
-        torch.manual_seed(generator_seed(self.config.seed, 2, batch.epoch, batch.step, self.model.runtime.rank))
+        # Masks are a function of the cursor, so that a resumed run draws the same ones.
+        runtime = self.model.runtime
+        runtime.seed(generator_seed(self.config.seed, 2, batch.epoch, batch.step, runtime.rank))
         weight = None if self._item_weight is None else self._item_weight[batch.item]
-        loss = loss_sum(self.model.logit(batch, self.method.pretrain_item), batch, weight)
+        loss = loss_sum(self.model.logit(batch, self._change), batch, weight)
         loss.backward()
         self.model.runtime.sum_gradients(self.model.dense_parameters())
         self.optimizer.step(self._rate(batch))

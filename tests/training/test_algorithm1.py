@@ -10,6 +10,7 @@ from torch import nn
 
 from mwuf_dist.config import Config, MetaTrainConfig, MethodConfig
 from mwuf_dist.data.loader import Batch
+from mwuf_dist.embeddings.tables import FlatParameter
 from mwuf_dist.methods.mwuf import Mwuf
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.meta_train import MetaTrain
@@ -28,8 +29,11 @@ class LocalTable:
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         return self.weight[ids]
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return {"new": self.weight}
+    def flat_parameters(self) -> list[FlatParameter]:
+        return [FlatParameter(self.weight, {"new": (0, self.weight.shape)})]
+
+    def like(self, table: str, local: torch.Tensor) -> torch.Tensor:
+        return local
 
 
 class FrozenStub:

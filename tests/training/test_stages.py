@@ -144,7 +144,7 @@ def test_fused_rowwise_adagrad_trains(tmp_path: Path) -> None:
     with made(config, tmp_path) as job:
         for tables in (*job.model.pretrained_tables, job.model.new_ids):
             assert set(tables.kernels.values()) == {"rowwise_adagrad"}
-            assert not tables.parameters()
+            assert not tables.flat_parameters()
         job.pretrain(None)
         job.meta_train()
         job.warm_up_and_evaluate()

@@ -1,0 +1,87 @@
+"""Which rank holds which part of a table, and by which kernel: the sharding plan, which needs no device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.sharding_plan import column_wise, row_wise, table_wise
+
+from mwuf_dist.config import EmbeddingConfig, UserError
+
+# `auto` shards a table over all ranks from this many rows on; below, its traffic is not worth cutting it up.
+ROW_WISE_FROM = 1 << 14
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One table: its name (also the feature's), number of rows, width, and pooling of a bag of ids."""
+
+    name: str
+    rows: int
+    dim: int
+    pooling: str = "sum"
+
+
+def _is_fused(spec: TableSpec, config: EmbeddingConfig) -> bool:
+    return config.optimizer == "rowwise_adagrad" or (config.optimizer == "auto" and spec.rows > config.fused_above_rows)
+
+
+def _without_columns(sharding: str) -> str:
+    # Tables of frozen parts have widths of their own, which nobody chose to be shared out by columns.
+    return "row_wise" if sharding == "column_wise" else sharding
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a table is laid over the ranks: `kind` of sharding, the rank that holds a `table_wise` one, its kernel."""
+
+    kind: str
+    rank: int
+    is_fused: bool
+
+
+def placements(
+    specs: Sequence[TableSpec], config: EmbeddingConfig, world_size: int, trained: bool = True
+) -> dict[str, Placement]:
+    """The sharding plan of a collection; needs no device. TorchRec's planner offers no row-wise sharding on CPU.
+
+    Args:
+        specs: the tables.
+        config: sharding and optimizer.
+        world_size: number of ranks.
+        trained: False for tables that are filled and then only read.
+
+    Raises:
+        UserError: the width of a table cannot be shared out by columns.
+    """
+    sharding = config.sharding if trained else _without_columns(config.sharding)
+    load = [0] * world_size
+    out: dict[str, Placement] = {}
+    for spec in sorted(specs, key=lambda s: -s.rows * s.dim):
+        kind = sharding
+        if kind == "auto":
+            kind = "row_wise" if world_size > 1 and spec.rows >= ROW_WISE_FROM else "table_wise"
+        if kind == "column_wise" and spec.dim % (4 * world_size):
+            raise UserError(
+                f"embedding.sharding = 'column_wise': table {spec.name} is {spec.dim} wide, which {world_size} ranks "
+                "cannot share in columns that are multiples of 4: take a width that is a multiple of "
+                f"{4 * world_size}, or row_wise"
+            )
+        rank = 0
+        if world_size == 1 or kind == "table_wise":
+            kind, rank = "table_wise", load.index(min(load))
+            load[rank] += spec.rows * spec.dim
+        out[spec.name] = Placement(kind, rank, trained and _is_fused(spec, config))
+    return out
+
+
+def sharding_of(placement: Placement, world_size: int) -> Callable:
+    """The same in TorchRec's words."""
+    kernel = (EmbeddingComputeKernel.FUSED if placement.is_fused else EmbeddingComputeKernel.DENSE).value
+    if placement.kind == "table_wise":
+        return table_wise(rank=placement.rank, compute_kernel=kernel)
+    if placement.kind == "column_wise":
+        return column_wise(ranks=list(range(world_size)), compute_kernel=kernel)
+    return row_wise(compute_kernel=kernel)

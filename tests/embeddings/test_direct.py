@@ -1,0 +1,50 @@
+"""Direct lookups read and train what TorchRec's kernel would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mwuf_dist.embeddings.tables import Tables
+from mwuf_dist.runtime import start
+from mwuf_dist.training.model import Model
+from mwuf_dist.training.run import _prepare
+from tests.tiny import tiny
+
+
+def gradient(tables: Tables, rows: torch.Tensor) -> torch.Tensor:
+    (flat,) = tables.flat_parameters()
+    flat.weights.grad = None
+    (rows * torch.arange(1.0, 1 + rows.shape[1])).sin().sum().backward()
+    assert flat.weights.grad is not None
+    return flat.weights.grad.clone()
+
+
+def test_direct_lookups_give_the_rows_bags_and_gradients_of_the_kernel(tmp_path: Path) -> None:
+    config = tiny()
+    with start(config) as runtime:
+        model = Model(config, _prepare(config, runtime), runtime)
+        kinds = set()
+        for store, tables in ((model.users, model.user_tables), (model.items, model.item_tables)):
+            assert tables.direct is not None
+            index = torch.randint(0, store.num_rows, (500,), generator=torch.Generator().manual_seed(0))
+            found, expected = store.lookup(tables, index), tables(store.features(index))
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(gradient(tables, found), gradient(tables, expected), rtol=1e-5, atol=1e-5)
+            kinds |= {field.kind for field in store.fields}
+        assert kinds == {"categorical", "multi_valued"}
+        ids = torch.tensor([3, 0, 3, 5])
+        rows = model.old_ids.rows(ids)
+        assert torch.equal(rows, model.old_ids.shards("old")[0].weight[ids])
+        factor = torch.arange(1.0, 1 + model.dim)
+        expected = torch.zeros(model.num_old, model.dim)
+        expected.index_add_(0, ids, factor * (rows.detach() * factor).cos())
+        torch.testing.assert_close(gradient(model.old_ids, rows).view_as(expected), expected)
+
+
+def test_tables_that_train_in_their_own_backward_are_left_to_their_kernel() -> None:
+    config = tiny(embedding={"optimizer": "rowwise_adagrad"})
+    with start(config) as runtime:
+        model = Model(config, _prepare(config, runtime), runtime)
+        assert all(tables.direct is None for tables in model.pretrained_tables)
