@@ -206,10 +206,21 @@ class Contestants:
         """(plain, ours) scoring of one batch with warm embeddings."""
         stage = WarmUp(self.config, self.model, self.frozen, self.job.method)
         items = plain.warm_embeddings(self.plain, self.phi_new, self.meta, self.user_mean)
+        if self.frozen.head is None:
 
-        def ours() -> torch.Tensor:
-            batch = self.feed.ours()
-            with torch.no_grad():
-                return stage._logit(batch.user, batch.item, batch.history)
+            def ours() -> torch.Tensor:
+                batch = self.feed.ours()
+                with torch.no_grad():
+                    return stage._logit(batch.user, batch.item, batch.history)
 
-        return lambda: plain.score(self.plain, items, self.feed.plain()), ours
+            return lambda: plain.score(self.plain, items, self.feed.plain()), ours
+        # New items only have a part with the embedding they are scored with.
+        self.frozen.serve(stage._scored_rows)
+        scored = Loader(self.job.prepared, ["test"], self.batch_size, self.config.seed, self.runtime)
+        feed = Feed(scored, self.model.num_old + 1, self.config.backbone.history_length)
+
+        def served() -> torch.Tensor:
+            batch = feed.ours()
+            return self.frozen.served_logit(batch.user, batch.item)
+
+        return lambda: plain.score(self.plain, items, feed.plain()), served

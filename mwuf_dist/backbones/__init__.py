@@ -12,6 +12,7 @@ from mwuf_dist.backbones.deepfm import DeepFM
 from mwuf_dist.backbones.din import Din
 from mwuf_dist.backbones.encoder import Encoder
 from mwuf_dist.backbones.fm import Fm
+from mwuf_dist.backbones.folded import FoldedHead
 from mwuf_dist.backbones.gru4rec import Gru4Rec
 from mwuf_dist.backbones.own import as_backbone
 from mwuf_dist.backbones.pnn import Pnn
@@ -42,4 +43,4 @@ def build_backbone(config: BackboneConfig, shape: Shape) -> Backbone:
     return as_backbone(find_class("backbone.name", config.name, BACKBONES, nn.Module), config, shape)
 
 
-__all__ = ["BACKBONES", "Backbone", "BatchSide", "EmbeddedHistory", "Shape", "build_backbone"]
+__all__ = ["BACKBONES", "Backbone", "BatchSide", "EmbeddedHistory", "FoldedHead", "Shape", "build_backbone"]

@@ -87,12 +87,12 @@ class FoldedHead:
     def forward(self, item: torch.Tensor, part: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """(logits [..., B], outputs of the hidden layers [..., B, H], slope of the rest in the item [B, D] or [D])."""
         slope = self._item_linear
-        logit = part[:, self.constant]
+        logit = self.served_linear(part)
         if self.interactions:
-            total = part[:, self.hidden : self.constant]
-            logit = logit + 0.5 * _dot(total, total)
-            slope = total + slope
-        logit = logit + _dot(item, slope)
+            slope = part[:, self.hidden : self.constant] + slope
+            logit = logit + torch.linalg.vecdot(item, slope)
+        else:
+            logit = logit + item @ slope
         states = []
         if self._item_weight is not None:
             x = (item @ self._item_weight).add_(part[:, : self.hidden]).relu_()
@@ -103,6 +103,31 @@ class FoldedHead:
             logit += x @ self._layers[-1][0][0]
         return logit, states, slope
 
+    def served_linear(self, part: torch.Tensor) -> torch.Tensor:
+        """What of a logit [B] is not of the hidden layers, from summed parts [B, width]."""
+        logit = part[:, self.constant]
+        if not self.interactions:
+            return logit
+        total = part[:, self.hidden : self.constant]
+        return torch.linalg.vecdot(total, total).mul_(0.5).add_(logit)
+
+    def served_part(self, item: torch.Tensor, item_part: torch.Tensor) -> torch.Tensor:
+        """Parts [n, width] of items with embeddings [n, D] that stay as they are, from `item_part` [n, width].
+
+        The embedding is one more field. With it in the part, a logit is a sum of two parts and the layers above.
+        """
+        return self._part(item, 0) + item_part
+
+    def served_logit(self, part: torch.Tensor) -> torch.Tensor:
+        """Logits [B] of sums of a user part and a `served_part` [B, width]; no gradients, and the sums are used up."""
+        logit = self.served_linear(part)
+        if not self._layers:
+            return logit.clone()
+        x = part[:, : self.hidden].relu_()
+        for weight, bias in self._layers[1:-1]:
+            x = F.linear(x, weight, bias).relu_()
+        return torch.addmv(logit, x, self._layers[-1][0][0])
+
     def backward(self, gradient: torch.Tensor, states: Sequence[torch.Tensor], slope: torch.Tensor) -> torch.Tensor:
         """Gradient [..., B, D] in the item of logits with gradient [..., B]."""
         d_item = gradient.unsqueeze(-1) * slope
@@ -110,12 +135,9 @@ class FoldedHead:
             d = gradient.unsqueeze(-1) * self._layers[-1][0][0]
             for state, (weight, _) in zip(reversed(states[1:]), reversed(self._layers[1:-1]), strict=True):
                 d = _relu_backward_(d, state) @ weight
-            d_item += _relu_backward_(d, states[0]) @ self._item_weight.t()
+            d = _relu_backward_(d, states[0])
+            d_item.view(-1, self.shape.dim).addmm_(d.view(-1, self.hidden), self._item_weight.t())
         return d_item
-
-
-def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return (a * b).sum(-1)
 
 
 def _relu_backward_(gradient: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,11 @@ meta_train 2.4 times faster (prototype).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from mwuf_dist.backbones import FoldedHead
 from mwuf_dist.config import EmbeddingConfig
 from mwuf_dist.data.histories import History
 from mwuf_dist.embeddings.placement import TableSpec
@@ -51,15 +54,21 @@ class Frozen:
         assert self._head is None or not model.backbone.uses_history, "a folded head has no place for histories"
         self._num_users = model.users.num_rows
         if self._head is not None:
-            # One table for both sides, so that a row's part is one bag of two ids.
-            width = self._head.width
-            self._parts = Tables(
-                "parts", [TableSpec("parts", self._num_users + model.num_items, width)], config, runtime, trained=False
-            )
+            # One table for both sides, so that a row's part is one bag of two ids. New items stand in it a second
+            # time, with the embedding that they are scored with: see `serve`.
+            width, num_new = self._head.width, model.num_items - model.num_old
+            self._first_served = self._num_users + model.num_items
+            spec = TableSpec("parts", self._first_served + num_new, width)
+            self._parts = Tables("parts", [spec], config, runtime, trained=False)
         else:
             width = shape.num_user_fields * shape.dim
             self._parts = Tables("parts", [TableSpec("parts", self._num_users, width)], config, runtime, trained=False)
         self._compute_parts()
+
+    @property
+    def head(self) -> FoldedHead | None:
+        """The backbone's folded head, where it has one: what steps write their gradients by hand with."""
+        return self._head
 
     @property
     def model(self) -> Model:
@@ -118,6 +127,28 @@ class Frozen:
             return torch.cat([part, self._model.encoded_history(history, part)], dim=1)
         ids = torch.stack([user, item + self._num_users], dim=1)
         return self._parts.bag_sums(ids)
+
+    @torch.no_grad()
+    def serve(self, embeddings: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Puts the embeddings [n, D] of new items [n] into their parts, for `served_logit`. A collective."""
+        model, head = self._model, self._head
+        assert head is not None
+        first_item, shift = self._num_users, self._first_served - model.num_old
+
+        def served(row: torch.Tensor) -> torch.Tensor:
+            # Row 0, a user's, stands in on a rank that holds fewer items than another.
+            item = (row - shift).clamp(min=model.num_old)
+            return head.served_part(embeddings(item), self._parts.rows(item + first_item))
+
+        self._parts.fill("parts", served, range(self._first_served, self._parts.specs["parts"].rows))
+
+    @torch.no_grad()
+    def served_logit(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        """Logits [b] of new items [b] as `serve` left them, for users [b]. A collective."""
+        assert self._head is not None
+        # Padding is item 0, which is old: any row will do for it.
+        served = (item + (self._first_served - self._model.num_old)).clamp_(min=0)
+        return self._head.served_logit(self._parts.bag_sums(torch.stack([user, served], dim=1)))
 
     def logit(self, item_embedding: torch.Tensor, part: torch.Tensor, twice: bool = False) -> torch.Tensor:
         """Logits [..., b] of item embeddings [..., b, D] with frozen parts [b, P]; a leading axis holds several.

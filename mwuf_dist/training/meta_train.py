@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from mwuf_kernels import warm_embedding
+from mwuf_kernels import warm_embedding, warm_embedding_backward
 
+from mwuf_dist.backbones import FoldedHead
 from mwuf_dist.config import Config, MetaTrainConfig
 from mwuf_dist.data.loader import Batch, Batches
 from mwuf_dist.data.shards import Prepared
@@ -18,7 +19,7 @@ from mwuf_dist.training.checkpoint_files import Cursor
 from mwuf_dist.training.checkpoints import module_state, table_state
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session, place, train
-from mwuf_dist.training.model import Model, loss_sum
+from mwuf_dist.training.model import Model, loss_and_gradient, loss_sum
 from mwuf_dist.training.optimizers import Adam
 
 # `epochs = "auto"`: one old item in this many is held out, and played as new to see when to stop.
@@ -65,20 +66,50 @@ class MetaTrain:
         """
         if self._held_out is not None:
             batch = replace(batch, weight=batch.weight * ~self._held_out[batch.item], is_full=False)
-        loss = self._losses(batch).sum()
-        loss.backward()
+        head = self.frozen.head
+        loss = self.losses_by_autograd(batch) if head is None else self._losses_by_hand(batch, head)
         self.model.runtime.sum_gradients(self._parameters)
         self.optimizer.step()
         return loss.detach()
+
+    def losses_by_autograd(self, batch: Batch) -> torch.Tensor:
+        """L_cold + L_warm of this rank's rows, with gradients: the reference, and where there is no folded head."""
+        loss = self._losses(batch).sum()
+        loss.backward()
+        return loss
+
+    def _losses_by_hand(self, batch: Batch, head: FoldedHead) -> torch.Tensor:
+        """The same, with the gradient written out from the loss to the rows of phi_new, the scale and the shift.
+
+        Autograd has only the lookup and the meta networks left to differentiate.
+        """
+        items, inverse = self.model.runtime.distinct(batch.item)
+        rows = self.model.new_ids.rows(items)
+        scale, shift = self._scale_and_shift(items)
+        part = self.frozen.part(batch.user, batch.item)
+        with torch.no_grad():
+            embeddings = torch.stack(warm_embedding(rows, inverse, scale, shift))
+            logits, states, slope = head.forward(embeddings, part)
+            loss, d_logits = loss_and_gradient(logits, batch)
+            d_cold, d_warm = head.backward(d_logits, states, slope)
+            gradients = warm_embedding_backward(d_cold, d_warm, rows, inverse)
+        # A network that is switched off is a constant.
+        trained = [pair for pair in zip((rows, scale, shift), gradients, strict=True) if pair[0].requires_grad]
+        torch.autograd.backward([value for value, _ in trained], [gradient for _, gradient in trained])
+        return loss
+
+    def _scale_and_shift(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
+        assert scale_and_shift is not None, "a method without meta networks has no stage meta_train"
+        return scale_and_shift
 
     def _losses(self, batch: Batch) -> torch.Tensor:
         """(L_cold, L_warm) of this rank's rows [2]."""
         items, inverse = self.model.runtime.distinct(batch.item)
         rows = self.model.new_ids.rows(items)
-        scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
-        assert scale_and_shift is not None, "a method without meta networks has no stage meta_train"
+        scale, shift = self._scale_and_shift(items)
         part = self.frozen.part(batch.user, batch.item, batch.history)
-        embeddings = torch.stack(warm_embedding(rows, inverse, *scale_and_shift))
+        embeddings = torch.stack(warm_embedding(rows, inverse, scale, shift))
         logits = self.frozen.logit(embeddings, part)
         return torch.stack([loss_sum(logit, batch) for logit in logits])
 

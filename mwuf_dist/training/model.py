@@ -179,6 +179,15 @@ def feature_store(config: EmbeddingConfig, prepared: Prepared, side: Side, runti
     return FeatureStore(entities, runtime.device, config.smooth_ordinal)
 
 
+def loss_and_gradient(logit: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """`loss_sum` of logits [..., b], summed over the leading axes, and its gradient [..., b], without autograd."""
+    weight = None if batch.is_full else batch.weight
+    label = batch.label.expand_as(logit)
+    loss = F.binary_cross_entropy_with_logits(logit, label, weight, reduction="sum") / batch.num_rows
+    gradient = torch.sigmoid(logit).sub_(batch.label).mul_(1 / batch.num_rows)
+    return loss, gradient if weight is None else gradient.mul_(weight)
+
+
 def loss_sum(logit: torch.Tensor, batch: Batch, row_weight: torch.Tensor | None = None) -> torch.Tensor:
     """Binary cross entropy of this rank's rows over the rows of the global batch: the ranks' sum is the mean loss.
 

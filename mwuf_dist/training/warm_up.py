@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from mwuf_kernels import warm_embedding
 
+from mwuf_dist.backbones import FoldedHead
 from mwuf_dist.config import WARM_SETS, Config
 from mwuf_dist.data.histories import Histories, History
 from mwuf_dist.data.loader import Batch, Loader
@@ -21,7 +22,7 @@ from mwuf_dist.training.fit import ItemFit
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session, train
 from mwuf_dist.training.meta_train import initialise_new_ids
-from mwuf_dist.training.model import Model, loss_sum
+from mwuf_dist.training.model import Model, loss_and_gradient, loss_sum
 from mwuf_dist.training.optimizers import Adam
 
 # Rows scored at once by a rank.
@@ -83,19 +84,50 @@ class WarmUp:
 
     def step(self, batch: Batch, optimizer: Adam) -> torch.Tensor:
         """One step on L_cold; returns this rank's part of it."""
-        items, inverse = self.model.runtime.distinct(batch.item)
-        rows = self.model.new_ids.rows(items)
-        part = self.frozen.part(batch.user, batch.item, batch.history)
-        loss = loss_sum(self.frozen.logit(rows.index_select(0, inverse), part), batch)
-        loss.backward()
+        head = self.frozen.head
+        loss = self.loss_by_autograd(batch) if head is None else self._loss_by_hand(batch, head)
         optimizer.step()
         return loss.detach()
 
+    def loss_by_autograd(self, batch: Batch) -> torch.Tensor:
+        """L_cold of this rank's rows, with gradients: the reference, and for backbones without a folded head."""
+        part = self.frozen.part(batch.user, batch.item, batch.history)
+        loss = loss_sum(self.frozen.logit(self._rows(batch.item), part), batch)
+        loss.backward()
+        return loss
+
+    def _loss_by_hand(self, batch: Batch, head: FoldedHead) -> torch.Tensor:
+        """The same, with the gradient written out from the loss to the rows of phi_new."""
+        rows = self._rows(batch.item)
+        part = self.frozen.part(batch.user, batch.item)
+        with torch.no_grad():
+            logit, states, slope = head.forward(rows, part)
+            loss, d_logit = loss_and_gradient(logit, batch)
+            d_rows = head.backward(d_logit, states, slope)
+        rows.backward(d_rows)
+        return loss
+
+    def _rows(self, items: torch.Tensor) -> torch.Tensor:
+        """Rows of phi_new of items [b, D]: each distinct one once where ranks exchange them, else straight from it."""
+        if self.model.new_ids.direct is not None:
+            return self.model.new_ids.rows(items)
+        distinct, inverse = self.model.runtime.distinct(items)
+        return self.model.new_ids.rows(distinct).index_select(0, inverse)
+
     def finish_phase(self, prepared: Prepared, phase: int) -> None:
-        """Takes U(v) of the new items and the histories from the sets that are finished now: none is still to score."""
+        """Takes U(v) of the new items and the histories from the sets that are finished now: none is still to score.
+
+        With that, and phi_new as it is now, new items are ready to be scored.
+        """
         users = ItemUsers(prepared, WARM_SETS[:phase])
         self.frozen.set_users(users, range(self.model.num_old, self.model.num_items))
         self.histories = self.model.histories(prepared, phase)
+        if self.frozen.head is not None:
+            self.frozen.serve(self._scored_rows)
+
+    def _scored_rows(self, items: torch.Tensor) -> torch.Tensor:
+        """The embeddings [n, D] that items [n] are scored with, as they are now."""
+        return self.method.warm_rows(self.model.new_ids.rows(items), *self.frozen.inputs(items))
 
     @torch.no_grad()
     def score(self, prepared: Prepared, split: str) -> np.ndarray | None:
@@ -115,11 +147,15 @@ class WarmUp:
             if self.histories is not None:
                 before = torch.from_numpy(self.histories.before(split, rows.start, rows.stop).astype(np.int64))
                 history = self.histories.of(padded, runtime.pad(before.to(runtime.device)), in_pretrain=False)
-            logits = self._logit(padded, runtime.pad(item), history)
+            if self.frozen.head is not None:
+                logits = self.frozen.served_logit(padded, runtime.pad(item))
+            else:
+                logits = self._logit(padded, runtime.pad(item), history)
             scores.append(logits[: len(user)].double().cpu().numpy())
         return runtime.gather_rows(np.concatenate([np.empty(0), *scores]))
 
     def _logit(self, user: torch.Tensor, item: torch.Tensor, history: History | None = None) -> torch.Tensor:
+        """The same row by row: for backbones without a folded head, and the reference."""
         items, inverse = self.model.runtime.distinct(item)
         rows = self.model.new_ids.rows(items)
         scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))

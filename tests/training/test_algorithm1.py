@@ -39,6 +39,8 @@ class LocalTable:
 class FrozenStub:
     """A frozen model: logit = tanh(v) . part, and the inputs of the meta networks."""
 
+    head = None
+
     def __init__(self) -> None:
         self.context, self.user_mean = torch.randn(NUM_ITEMS, CONTEXT), torch.randn(NUM_ITEMS, DIM)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 
 from mwuf_dist.config import Config
+from mwuf_dist.data.loader import Loader
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
 from mwuf_dist.training.checkpoints import module_state
+from mwuf_dist.training.meta_train import MetaTrain
 from mwuf_dist.training.run import Run
 from mwuf_dist.training.warm_up import WarmUp
 from tests.tiny import tiny
@@ -33,8 +36,12 @@ def job(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Run]:
 
 def frozen_values(job: Run) -> dict[str, torch.Tensor]:
     """Copies of every table and weight that nothing may move after pretraining."""
-    tables = (*job.model.pretrained_tables, job._frozen._parts) if job._frozen else job.model.pretrained_tables
+    tables = job.model.pretrained_tables
     values = {f"{t.name}.{name}": shard.weight.clone() for t in tables for name in t.specs for shard in t.shards(name)}
+    if job._frozen is not None:
+        (shard,) = job._frozen._parts.shards("parts")
+        # Behind them stand the new items' as they are scored, anew in each phase.
+        values["parts"] = shard.weight[: job._frozen._first_served].clone()
     return values | {key: value.clone() for key, value in module_state("backbone", job.model.backbone).items()}
 
 
@@ -120,3 +127,41 @@ def test_plain_frozen_path_gives_the_same_results_as_the_folded_one(tmp_path: Pa
                 assert plain[phase][name] == pytest.approx(value, abs=2e-4), (phase, name)
         assert {"auc_next", "auc_test", "logloss_test"} <= {k for k, v in metrics.items() if isinstance(v, float)}
     assert folded["warm-c"]["auc_test"] > 0.65
+
+
+def test_steps_by_hand_have_the_losses_and_gradients_of_autograd_and_served_scores_are_those_row_by_row(
+    job: Run,
+) -> None:
+    """On a full batch and on one with padding."""
+    job.meta_train()
+    model, frozen = job.model, job._frozen
+    assert frozen is not None and frozen.head is not None
+    (flat,) = model.new_ids.flat_parameters()
+
+    def outcome(loss: Callable[..., torch.Tensor], *args: Any) -> list[torch.Tensor]:
+        parameters = [flat.weights, *job.method.parameters()]
+        found = [loss(*args).detach()]
+        for parameter in parameters:
+            found.append(torch.zeros(()) if parameter.grad is None else parameter.grad.clone())
+            parameter.grad = None
+        return found
+
+    full = next(iter(Loader(job.prepared, ["pretrain"], 256, 1, job.runtime).epoch(0)))
+    weight = torch.arange(256).remainder(3).clamp(max=1).float()
+    padded = replace(full, weight=weight, is_full=False, num_rows=int(weight.sum()))
+    meta = MetaTrain(job.config, model, frozen, job.method)
+    warm = WarmUp(job.config, model, frozen, job.method)
+    for batch in (full, padded):
+        pairs = [
+            (outcome(meta._losses_by_hand, batch, frozen.head), outcome(meta.losses_by_autograd, batch)),
+            (outcome(warm._loss_by_hand, batch, frozen.head), outcome(warm.loss_by_autograd, batch)),
+        ]
+        for found, expected in pairs:
+            assert expected[1].abs().max() > 1e-4
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    warm.finish_phase(job.prepared, 1)
+    columns = job.prepared.columns("test", ("user", "item"))
+    user, item = (torch.from_numpy(columns[name]).long() for name in ("user", "item"))
+    with torch.no_grad():
+        expected_scores = warm._logit(user, item)
+    torch.testing.assert_close(frozen.served_logit(user, item), expected_scores, rtol=1e-5, atol=1e-5)

@@ -9,11 +9,12 @@ from typing import Any
 
 import mwuf_kernels
 import pytest
+import torch
 
 from mwuf_dist.embeddings import user_means
 from mwuf_dist.methods import mwuf
 from mwuf_dist.runtime import start
-from mwuf_dist.training import meta_train, warm_up
+from mwuf_dist.training import meta_train
 from mwuf_dist.training import run as run_module
 from mwuf_dist.training.run import Run
 from tests.tiny import tiny
@@ -24,9 +25,9 @@ def spy(patch: pytest.MonkeyPatch, module: Any, name: str, log: Callable[..., No
     kernel = getattr(module, name)
     assert kernel is getattr(mwuf_kernels, name), f"{module.__name__}.{name} is not the kernel"
 
-    def spied(*args: Any, **keys: Any) -> Any:
+    def spied(*args: torch.Tensor, **options: Any) -> Any:
         log(*args)
-        return kernel(*args, **keys)
+        return kernel(*args, **options)
 
     patch.setattr(module, name, spied)
 
@@ -36,12 +37,12 @@ def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
 ) -> None:
     rows: Counter[str] = Counter()
     means: list[int] = []
-    networks: Counter[str] = Counter()
+    distinct: list[int] = []
+    served: list[int] = []
     spy(monkeypatch, meta_train, "warm_embedding", lambda table, inverse, *_: rows.update(meta_train=len(inverse)))
-    spy(monkeypatch, warm_up, "warm_embedding", lambda table, inverse, *_: rows.update(evaluate=len(inverse)))
+    spy(monkeypatch, mwuf, "meta_networks", lambda context, *_: distinct.append(len(context)))
+    spy(monkeypatch, mwuf, "bulk_warm", lambda table, *_: served.append(len(table)))
     spy(monkeypatch, user_means, "user_mean", lambda table, users, offsets, *_: means.append(len(offsets) - 1))
-    stage = "meta_train"
-    spy(monkeypatch, mwuf, "meta_networks", lambda inputs, *_: networks.update({stage: 1}))
     config = tiny(pretrain={"epochs": 1})
     with start(config) as runtime:
         job = Run(config, tmp_path, runtime, run_module._prepare(config, runtime))
@@ -52,13 +53,11 @@ def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
         # Every row of the epoch, padded to whole batches; each old item's mean user once.
         assert 0 <= rows["meta_train"] - prepared.num_rows("pretrain") < config.meta_train.batch_size
         assert means == [prepared.num_old_items]
-        # Once per step, and never by the plain modules beside it.
-        assert networks["meta_train"] == -(-prepared.num_rows("pretrain") // config.meta_train.batch_size)
-        stage = "evaluate"
+        # Once a step, on the distinct items of its batch.
+        assert len(distinct) == rows["meta_train"] // config.meta_train.batch_size
+        assert max(distinct) <= prepared.num_old_items and not served
         job.warm_up_and_evaluate()
-        assert networks["evaluate"] > 0
-        scored = ("warm_a", "test", "warm_b", "test", "warm_c", "test", "test")
-        assert rows["evaluate"] == sum(prepared.num_rows(split) for split in scored)
-        # Each new item's mean user once per phase, not per row.
+        # Each new item's warm embedding and mean user once per phase, not per row.
+        assert served == 4 * [prepared.num_new_items]
         assert means == [prepared.num_old_items] + 4 * [prepared.num_new_items]
         job.session.recorder.close()
