@@ -19,7 +19,7 @@ from mwuf_dist.training.checkpoint_files import Cursor
 from mwuf_dist.training.checkpoints import module_state, table_state
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session, place, train
-from mwuf_dist.training.model import Model, loss_and_gradient, loss_sum
+from mwuf_dist.training.model import Model, backward_from, loss_and_gradient, loss_sum
 from mwuf_dist.training.optimizers import Adam
 
 # `epochs = "auto"`: one old item in this many is held out, and played as new to see when to stop.
@@ -93,9 +93,7 @@ class MetaTrain:
             loss, d_logits = loss_and_gradient(logits, batch)
             d_cold, d_warm = head.backward(d_logits, states, slope)
             gradients = warm_embedding_backward(d_cold, d_warm, rows, inverse)
-        # A network that is switched off is a constant.
-        trained = [pair for pair in zip((rows, scale, shift), gradients, strict=True) if pair[0].requires_grad]
-        torch.autograd.backward([value for value, _ in trained], [gradient for _, gradient in trained])
+        backward_from([rows, scale, shift], gradients)
         return loss
 
     def _scale_and_shift(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from mwuf_dist.backbones import BatchSide, EmbeddedHistory, Shape, build_backbone
 from mwuf_dist.config import Config, EmbeddingConfig, UserError
@@ -186,6 +188,29 @@ def loss_and_gradient(logit: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, 
     loss = F.binary_cross_entropy_with_logits(logit, label, weight, reduction="sum") / batch.num_rows
     gradient = torch.sigmoid(logit).sub_(batch.label).mul_(1 / batch.num_rows)
     return loss, gradient if weight is None else gradient.mul_(weight)
+
+
+def backward_from(values: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
+    """Backpropagates gradients that are known at `values`; a value that needs none is a constant.
+
+    `torch.autograd.backward` with gradients does the same, and imports sympy for the shapes of compiled graphs.
+    """
+    pairs = [pair for pair in zip(values, gradients, strict=True) if pair[0].requires_grad]
+    out = _Known.apply([gradient for _, gradient in pairs], *(value for value, _ in pairs))
+    assert isinstance(out, torch.Tensor)
+    out.backward()
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradients: list[torch.Tensor], *values: torch.Tensor) -> torch.Tensor:
+        ctx.gradients = gradients
+        return values[0].new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, *ctx.gradients
 
 
 def loss_sum(logit: torch.Tensor, batch: Batch, row_weight: torch.Tensor | None = None) -> torch.Tensor:

@@ -22,7 +22,7 @@ from mwuf_dist.training.fit import ItemFit
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session, train
 from mwuf_dist.training.meta_train import initialise_new_ids
-from mwuf_dist.training.model import Model, loss_and_gradient, loss_sum
+from mwuf_dist.training.model import Model, backward_from, loss_and_gradient, loss_sum
 from mwuf_dist.training.optimizers import Adam
 
 # Rows scored at once by a rank.
@@ -104,7 +104,7 @@ class WarmUp:
             logit, states, slope = head.forward(rows, part)
             loss, d_logit = loss_and_gradient(logit, batch)
             d_rows = head.backward(d_logit, states, slope)
-        rows.backward(d_rows)
+        backward_from([rows], [d_rows])
         return loss
 
     def _rows(self, items: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mwuf_dist.config import CheckpointConfig, EmbeddingConfig, UserError
-from mwuf_dist.embeddings.tables import Tables, TableSpec
+from mwuf_dist.embeddings.placement import TableSpec
+from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.exits import StoppedError
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.training import checkpoints
