@@ -64,7 +64,8 @@ class _StudyOptions(_Options):
 class _CompareOptions(_StudyOptions):
     seeds: int = 0  # Number of seeds; 0 takes the config's.
     first_seed: int = 0  # The first of them: another machine takes the next ones.
-    records: tuple[Path, ...] = ()  # Results of other comparisons to count in: their folders, or their records.json.
+    # Results of other comparisons, their folders or records.json: cells of this one's rows count as done.
+    records: tuple[Path, ...] = ()
 
 
 @dataclass

@@ -223,14 +223,17 @@ def compare(
         actions: what is done for a cell.
         choose_runner: gives who does it, from the configs of the runs that are left.
         say: tells progress.
-        others: (where from, records of cells that count as done).
+        others: (where from, records of cells that count as done). Rows that this study has not are left out: one file
+            may hold what several studies ask for.
 
     Returns:
-        The records, in the order of `configs`, those of others behind; and what has failed.
+        The records, row by row in the order of `configs`, those of others behind; and what has failed.
 
     Raises:
         UserError: a config is wrong, or the folder or the records hold a cell of this name with another config.
     """
+    rows = list(dict.fromkeys(row_key(_planned_cell(config)) for config in configs))
+    others = [(where, records.only(rows)) for where, records in others]
     plan = _Plan(configs, folder, others)
     tasks = plan.tasks(actions)
     progress = Progress(len(configs), len(configs) - len(plan.left), say)
@@ -255,8 +258,7 @@ def compare(
     audits = plan.audits + [outcome for outcome in audits if not isinstance(outcome, Failure)]
     failures = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Failure)}
     records = merged(Records(cells, audits), others)
-    rows = list(dict.fromkeys(row_key(_planned_cell(config)) for config in configs))
-    records.cells.sort(key=lambda cell: rows.index(row_key(cell)) if row_key(cell) in rows else len(rows))
+    records.cells.sort(key=lambda cell: rows.index(row_key(cell)))
     return Outcome(records, failures)
 
 

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,14 @@ class Records:
 
     cells: list[Cell] = field(default_factory=list)
     audits: list[dict[str, Any]] = field(default_factory=list)
+
+    def only(self, rows: Collection[tuple[str, str, str, str]]) -> Records:
+        """Those of some rows, each (data set, backbone, method, variant)."""
+        labels = {row_label(*row[1:]) for row in rows}
+        return Records(
+            [cell for cell in self.cells if row_key(cell) in rows],
+            [audit for audit in self.audits if audit["row"] in labels],
+        )
 
 
 def cell_key(cell: Cell) -> tuple[str, str, str, str, int]:

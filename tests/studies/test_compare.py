@@ -156,11 +156,15 @@ def test_records_with_another_config_are_refused_before_anything_is_done(tmp_pat
     assert work.pretrained == work.trained == []
 
 
-def test_rows_of_records_that_the_study_has_not_stand_behind_its_own(tmp_path: Path) -> None:
+def test_one_file_of_records_serves_studies_of_other_rows(tmp_path: Path) -> None:
+    there = do(Work(), configs(seeds=1, first_seed=1), tmp_path / "there").records
     config = tiny(backbone={"name": "fm"}, method={"name": "base"})
     stranger = make_result("fm", "base", 0, [0.6] * 4, config=to_dict(config))
-    outcome = do(Work(), configs(seeds=1), tmp_path, [("there", Records([stranger]))])
-    assert outcome.records.cells[-1]["backbone"] == "fm" and len(outcome.records.cells) == 4
+    strange_audit = {"row": "fm / base", "seed": 0, "passed": True}
+    both = Records([stranger, *there.cells], [strange_audit, *there.audits])
+    outcome = do(Work(), configs(seeds=1), tmp_path / "here", [("there", both)])
+    assert sorted(names(outcome)) == sorted((run["method"]["name"], seed) for run in RUNS for seed in range(2))
+    assert strange_audit not in outcome.records.audits and len(outcome.records.audits) == len(RUNS)
 
 
 def test_an_audit_of_an_earlier_config_counts_for_nothing(tmp_path: Path) -> None:
