@@ -114,7 +114,7 @@ def compare_command(
     others = [(str(path), read_records(path)) for path in record_paths]
     _prepare_all(configs, place)
     actions = compare.Actions(place.train, place.pretrain, audit)
-    outcome = compare.compare(configs, folder, actions, place.runner, place.say, others)
+    outcome = compare.compare(configs, folder, actions, place.runner, place.say, others, study.ensemble)
     if place.is_main:
         about = {key: getattr(study, key) for key in ("title", "regime", "note")}
         about["command"] = shlex.join(["mwuf", "compare", where, *_options(overridden, seeds, first_seed)])

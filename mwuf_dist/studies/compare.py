@@ -26,6 +26,7 @@ from mwuf_dist.backbones import BACKBONES
 from mwuf_dist.config import (
     Config,
     Count,
+    CountOrZero,
     MetaTrainConfig,
     UserError,
     WarmUpConfig,
@@ -35,10 +36,12 @@ from mwuf_dist.config import (
     to_dict,
 )
 from mwuf_dist.data import sources
+from mwuf_dist.data.prepare import prepare
 from mwuf_dist.evaluation.comparison import row_label
 from mwuf_dist.evaluation.files import write_atomically
 from mwuf_dist.registry import find_class
-from mwuf_dist.studies.records import Cell, Records, cell_key, cell_of_run, merged, row_key, with_scores
+from mwuf_dist.studies.ensembles import ensemble_row, with_ensembles
+from mwuf_dist.studies.records import Cell, Records, RowKey, cell_key, cell_of_run, merged, row_key, with_scores
 from mwuf_dist.studies.schedule import Failure, Progress, Runner, Task, do_tasks
 from mwuf_dist.training.run import check_folder
 
@@ -76,6 +79,7 @@ class Study:
         title: of the report.
         regime: `paper` or `strong`, or a word of your own: what the settings are for; the report says it.
         note: a sentence for the report.
+        ensemble: also show, as a row of its own behind each row, the mean logit of so many seeds at a time; 0: do not.
     """
 
     seeds: Count = 1
@@ -83,6 +87,7 @@ class Study:
     title: str = ""
     regime: str = ""
     note: str = ""
+    ensemble: CountOrZero = 0
 
 
 def read_study(values: dict[str, Any], where: str, seeds: int = 0) -> Study:
@@ -107,6 +112,11 @@ def read_study(values: dict[str, Any], where: str, seeds: int = 0) -> Study:
         first = error.errors()[0]
         key = ".".join(["study", *map(str, first["loc"])])
         raise UserError(f"{where}: `{key}` = {first['input']!r}: {first['msg']}") from None
+    if study.ensemble == 1 or study.ensemble > study.seeds:
+        raise UserError(
+            f"{where}: `study.ensemble` = {study.ensemble}: the mean of at least 2 seeds, and at most of the "
+            f"{study.seeds} there are; 0 leaves it out"
+        )
     if not study.runs:
         raise UserError(f"{where}: [study] has no [[study.runs]]: see configs/demo.toml")
     return study
@@ -197,6 +207,17 @@ class _Plan:
                 tasks[task] = Task(task, action, (name,) if name in tasks else (), is_counted=False)
         return list(tasks.values())
 
+    def finished(self, outcomes: dict[str, Any]) -> list[tuple[Cell, Path]]:
+        """The cells of this folder, each with the folder of its run, in their order."""
+        found = []
+        for config in self.configs:
+            name, target = cell_name(config), self.run_folder(config)
+            if name in self.done:
+                found.append((self.done[name], target))
+            elif not isinstance(outcomes.get(name, Failure("elsewhere")), Failure):
+                found.append((with_scores(outcomes[name], target), target))
+        return found
+
     def _rows_to_audit(self) -> set[str]:
         """Rows without an audit; one of an earlier config counts for nothing."""
         left = {_row_of(config) for config in self.configs}
@@ -214,6 +235,7 @@ def compare(
     choose_runner: Callable[[Sequence[Config]], AbstractContextManager[Runner]],
     say: Callable[[str], None],
     others: Sequence[tuple[str, Records]] = (),
+    ensemble: int = 0,
 ) -> Outcome:
     """Does every run that is not done yet, here or in what others have done.
 
@@ -225,6 +247,7 @@ def compare(
         say: tells progress.
         others: (where from, records of cells that count as done). Rows that this study has not are left out: one file
             may hold what several studies ask for.
+        ensemble: see `Study.ensemble`; runs of others, whose scores are not here, are in none.
 
     Returns:
         The records, row by row in the order of `configs`, those of others behind; and what has failed.
@@ -232,7 +255,7 @@ def compare(
     Raises:
         UserError: a config is wrong, or the folder or the records hold a cell of this name with another config.
     """
-    rows = list(dict.fromkeys(row_key(_planned_cell(config)) for config in configs))
+    rows = _rows(configs, ensemble)
     others = [(where, records.only(rows)) for where, records in others]
     plan = _Plan(configs, folder, others)
     tasks = plan.tasks(actions)
@@ -247,17 +270,14 @@ def compare(
     with choose_runner(plan.left) as runner:
         outcomes = do_tasks(tasks, runner, ended)
     progress.close()
-    cells = []
-    for config in configs:
-        name = cell_name(config)
-        if name in plan.done:
-            cells.append(plan.done[name])
-        elif not isinstance(outcomes.get(name, Failure("elsewhere")), Failure):
-            cells.append(with_scores(outcomes[name], plan.run_folder(config)))
     audits = [outcome for name, outcome in outcomes.items() if name.startswith("leak audit of ")]
     audits = plan.audits + [outcome for outcome in audits if not isinstance(outcome, Failure)]
+    finished = plan.finished(outcomes)
+    ours = Records([cell for cell, _ in finished], audits)
+    if ensemble:
+        ours = with_ensembles(finished, audits, ensemble, prepare(configs[0].data))
     failures = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Failure)}
-    records = merged(Records(cells, audits), others)
+    records = merged(ours, others)
     records.cells.sort(key=lambda cell: rows.index(row_key(cell)))
     return Outcome(records, failures)
 
@@ -276,6 +296,15 @@ def audit_row(
 def _keep_trace(folder: Path, name: str, trace: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{name}.txt", trace)
+
+
+def _rows(configs: Sequence[Config], ensemble: int) -> list[RowKey]:
+    """The rows of a comparison in their order."""
+    rows: dict[RowKey, None] = {}
+    for config in configs:
+        row = row_key(_planned_cell(config))
+        rows |= dict.fromkeys([row, ensemble_row(row, ensemble)] if ensemble else [row])
+    return list(rows)
 
 
 def _planned_cell(config: Config) -> Cell:

@@ -30,6 +30,7 @@ _DIGITS = 7
 _NOT_COMPARED = ("runtime.", "checkpoint.", "data.prepared_dir", "seed")
 
 Cell = dict[str, Any]
+RowKey = tuple[str, str, str, str]  # (data set, backbone, method, variant)
 
 
 @dataclass
@@ -39,8 +40,8 @@ class Records:
     cells: list[Cell] = field(default_factory=list)
     audits: list[dict[str, Any]] = field(default_factory=list)
 
-    def only(self, rows: Collection[tuple[str, str, str, str]]) -> Records:
-        """Those of some rows, each (data set, backbone, method, variant)."""
+    def only(self, rows: Collection[RowKey]) -> Records:
+        """Those of some rows."""
         labels = {row_label(*row[1:]) for row in rows}
         return Records(
             [cell for cell in self.cells if row_key(cell) in rows],
@@ -53,8 +54,8 @@ def cell_key(cell: Cell) -> tuple[str, str, str, str, int]:
     return (*row_key(cell), cell["seed"])
 
 
-def row_key(cell: Cell) -> tuple[str, str, str, str]:
-    """(data set, backbone, method, variant)."""
+def row_key(cell: Cell) -> RowKey:
+    """The row of a table that a cell belongs to."""
     return cell["dataset"], cell["backbone"], cell["method"], cell.get("variant", "")
 
 
