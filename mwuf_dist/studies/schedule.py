@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from mwuf_dist.config import UserError
+from mwuf_dist.exits import StoppedError
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def attempt(action: Callable[..., Any], inputs: Sequence[Any], catch_all: bool =
         return action(*inputs)
     except UserError as error:
         return Failure(str(error))
+    except StoppedError:
+        raise  # the whole study was asked to stop, not this task alone
     except Exception as error:
         if not catch_all:
             raise

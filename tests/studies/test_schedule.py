@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mwuf_dist.config import UserError
+from mwuf_dist.exits import StoppedError
 from mwuf_dist.studies.schedule import Failure, Here, Progress, Task, attempt, do_tasks, duration
 
 
@@ -94,6 +95,16 @@ def test_this_process_stops_at_a_bug_where_other_ranks_wait_for_it() -> None:
         do_tasks([Task("e", breaks)], Here(alone=False), lambda *_: None)
     assert do_tasks([Task("e", breaks)], Here(), lambda *_: None)["e"].reason == "RuntimeError: a bug"
     assert do_tasks([Task("a", fails)], Here(alone=False), lambda *_: None)["a"] == Failure("no such thing")
+
+
+def test_a_study_that_is_asked_to_stop_begins_no_other_task() -> None:
+    def stops() -> None:
+        raise StoppedError("stopped by SIGTERM")
+
+    begun: list[str] = []
+    with pytest.raises(StoppedError):
+        do_tasks([Task("a", stops), Task("b", lambda: begun.append("b"))], Here(), lambda *_: None)
+    assert begun == []
 
 
 def test_progress_counts_what_was_done_before_and_tells_failures(monkeypatch: pytest.MonkeyPatch) -> None:
