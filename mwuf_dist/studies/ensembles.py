@@ -47,7 +47,8 @@ def with_ensembles(
         members.sort(key=lambda member: member[0]["seed"])
         records.cells += [cell for cell, _ in members]
         for start in range(0, len(members) - size + 1, size):
-            records.cells.append(_cell(*zip(*members[start : start + size], strict=True), prepared))
+            cells, folders = zip(*members[start : start + size], strict=True)
+            records.cells.append(_cell(cells, folders, prepared))
         own = {"row": row_label(*ensemble_row(row, size)[1:]), "num_scores": 0, "num_labels": 0}
         records.audits += [audit | own for audit in audits if audit["row"] == row_label(*row[1:])]
     return records
