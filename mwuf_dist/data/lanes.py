@@ -7,7 +7,7 @@ after a failure, or because the launcher asked for it (`LaneCoordinator.move`).
 Each generation has a `LaneCoordinator`: without Ray every rank has it in its own process, with Ray it is an actor, by
 whose absence a rank that was given up for lost but lives on learns that others have gone on. It may be lost and started
 again at any time, because it knows nothing that matters: the position in the data is in the cursor of the checkpoint,
-and who is who a rank says when it asks.
+who is who a rank says when it asks, and the launcher repeats what it wants.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class LanesMove(Exception):
 
 
 class LaneCoordinator:
-    """Leases lanes to the ranks of one generation."""
+    """Leases lanes to the ranks of one generation, and passes on what the launcher asks of them."""
 
     def __init__(self) -> None:
-        self._is_moving = False
+        self._is_moving = self._is_stopping = False
 
     def lease(self, rank: int, world_size: int, num_lanes: int) -> range:
         """The lanes of a rank: neighbours, as even as can be, each lane at exactly one rank."""
@@ -44,6 +44,14 @@ class LaneCoordinator:
     def move(self) -> None:
         """Asks the ranks to leave after their next checkpoint."""
         self._is_moving = True
+
+    def stop(self) -> None:
+        """Asks the ranks to save and leave now."""
+        self._is_stopping = True
+
+    def is_stopping(self) -> bool:
+        """Whether the ranks were asked to save and leave."""
+        return self._is_stopping
 
 
 class Leases:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
+from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 
 from mwuf_dist.config import Config, UserError, build, to_dict
 from mwuf_dist.data.lanes import LanesMove, start_coordinator
-from mwuf_dist.exits import RankLostError
+from mwuf_dist.exits import RankLostError, StoppedError, asked_to_stop, held_back, sigterm_asks
 
 # Times that lost ranks are started again without a new checkpoint in between.
 MAX_RESTARTS = 3
@@ -31,13 +33,15 @@ MAX_RESTARTS = 3
 _START_S = 60.0
 # The peers of a lost rank fail in a collective, often before Ray knows of the loss: how long Ray may take for it.
 _LOSS_S = 60.0
+# For room for one more rank; and whether to stop.
 _SECONDS_BETWEEN_LOOKS = 5.0
+_SECONDS_BETWEEN_QUESTIONS = 0.5
 # Ray's names of what an actor asks for and of what a node has.
 _KEYS = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
 
 class _RankLost(Exception):
-    """A rank ended without an answer."""
+    """A rank ended without an answer, or says that another one is gone."""
 
 
 @ray.remote
@@ -52,17 +56,44 @@ class _Rank:
             return address, probe.getsockname()[1]
 
     def train(self, config: dict[str, Any], folder: str, environment: dict[str, str]) -> dict[str, Any]:
-        """Trains; the result or, under `error`, what is wrong with the user's input."""
+        """Trains; the result, or what is wrong with the user's input under `error`, or where it stopped, as asked."""
         os.environ.update(environment)
         # Not earlier: importing torch reads some of these variables.
+        from mwuf_dist.embeddings.quick_import import import_torchrec
+
+        import_torchrec()
         from mwuf_dist.launch import local
 
         try:
-            return local.train(build(config), Path(folder))
+            with _told_to_stop(environment["MWUF_LANE_COORDINATOR"]):
+                return local.train(build(config), Path(folder))
         except UserError as error:
             return {"error": str(error)}
+        except StoppedError as stop:
+            return {"stopped": str(stop)}
         except LanesMove:
             return {}
+
+
+@contextlib.contextmanager
+def _told_to_stop(coordinator_name: str) -> Iterator[None]:
+    """Sends this process SIGTERM when the launcher got one, which Ray does not pass on."""
+    ended = threading.Event()
+
+    def listen() -> None:
+        while not ended.wait(_SECONDS_BETWEEN_QUESTIONS):
+            with contextlib.suppress(RayError, ValueError):  # it is being started again
+                if ray.get(ray.get_actor(coordinator_name).is_stopping.remote()):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        listener.join()
 
 
 def train(config: Config, folder: Path, num_workers: int, address: str = "") -> dict[str, Any]:
@@ -81,9 +112,10 @@ def train(config: Config, folder: Path, num_workers: int, address: str = "") -> 
     Raises:
         UserError: the cluster cannot be reached or is too small, the user's input is wrong, or ranks were lost too
             often.
+        StoppedError: this process was sent SIGTERM; the ranks have saved.
     """
     folder = folder.resolve()
-    with cluster(num_workers, address):
+    with cluster(num_workers, address), sigterm_asks():  # in this order: Ray sets a handler of its own
         need = _need(config, num_workers)
         restarts, saved, num_ranks, timeout_s = 0, _latest(folder), num_workers, None
         while restarts <= MAX_RESTARTS:
@@ -158,36 +190,55 @@ def _train(
         )
         for number, rank in enumerate(ranks)
     ]
-    # In the order of their ending, because the peers of a rank that is lost wait for it in a collective.
-    results = {}
+    with held_back():  # a request to stop is the ranks' to heed, who have something to save
+        results = _answers(pending, coordinator_name, len(ranks) < num_workers, need)
+    for result in results:
+        if "error" in result:
+            raise UserError(result["error"])
+        if "stopped" in result:
+            raise StoppedError(result["stopped"])
+    return results[0]
+
+
+def _answers(pending: list[Any], coordinator_name: str, wants_more: bool, need: dict[str, int]) -> list[dict[str, Any]]:
+    """What the ranks answer; where one has found a mistake of the user's, only that: the others may wait for it."""
+    results: dict[Any, dict[str, Any]] = {}
     waiting = list(pending)
+    looked = time.monotonic()
+    # In the order of their ending, because the peers of a rank that is lost wait for it in a collective.
     while waiting:
-        done, waiting = ray.wait(waiting, num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
-        if not done:
-            if len(ranks) < num_workers and _has_free(need):
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=_SECONDS_BETWEEN_QUESTIONS)
+        for rank in done:
+            results[rank] = _answer(rank, pending, waiting)
+            if "error" in results[rank]:
+                return [results[rank]]
+        if asked_to_stop():
+            ray.get_actor(coordinator_name).stop.remote()
+        elif wants_more and time.monotonic() - looked > _SECONDS_BETWEEN_LOOKS:
+            looked = time.monotonic()
+            if _has_free(need):
                 ray.get_actor(coordinator_name).move.remote()
-            continue
-        results[done[0]] = _answer(done[0], waiting)
-        if "error" in results[done[0]]:
-            raise UserError(results[done[0]]["error"])
-    return results[pending[0]]
+    return [results[rank] for rank in pending]
 
 
-def _answer(done: Any, others: list[Any]) -> dict[str, Any]:
+def _answer(done: Any, pending: list[Any], others: list[Any]) -> dict[str, Any]:
     """What a rank answers, where it has ended by itself and not because of a rank that was lost."""
     try:
         return ray.get(done)
-    except (RayActorError, RankLostError) as error:  # the peers of a rank that is lost may be heard first
-        raise _RankLost(type(error).__name__) from None
+    except RayActorError:
+        raise _RankLost(f"rank {pending.index(done)} has died") from None
+    except RankLostError as error:  # the peers of a rank that is lost may be heard first
+        raise _RankLost(str(getattr(error, "cause", error)).partition("; the same command")[0]) from None
     except RayTaskError as error:
         deadline = time.monotonic() + _LOSS_S
         while others and time.monotonic() < deadline:
             ended, others = ray.wait(others, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             with contextlib.suppress(RayTaskError):
-                try:
-                    ray.get(ended)
-                except RayActorError as lost:
-                    raise _RankLost(type(lost).__name__) from None
+                for other in ended:
+                    try:
+                        ray.get(other)
+                    except RayActorError:
+                        raise _RankLost(f"rank {pending.index(other)} has died") from None
         raise error
 
 
@@ -220,7 +271,12 @@ def cluster(num_cpus: int, address: str = "", quiet: bool = False) -> Iterator[N
     elif started:
         # A cluster of this machine alone, on the loopback address.
         cpus = max(num_cpus, os.cpu_count() or 1)
-        ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **told)
+        try:
+            ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **told)
+        except Exception as error:  # a plain one; Ray's parts wait half a minute for each other
+            if "timed out during startup" not in str(error):
+                raise
+            raise UserError("Ray did not start in time: this machine is busy; run the same command again") from None
     try:
         yield
     finally:

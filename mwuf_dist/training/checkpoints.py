@@ -274,7 +274,11 @@ class _Writer:
 
 def _num_bytes(tensors: dict[str, Any]) -> float:
     """Bytes over all ranks."""
-    return sum(math.prod(value.size()) * value.dtype.itemsize for value in tensors.values())
+    # Metadata, because a question to a sharded tensor itself prints that its class is to go.
+    layouts = [value.metadata() for value in tensors.values() if isinstance(value, ShardedTensor)]
+    plain = [value for value in tensors.values() if not isinstance(value, ShardedTensor)]
+    sharded_bytes = sum(math.prod(layout.size) * layout.tensor_properties.dtype.itemsize for layout in layouts)
+    return sharded_bytes + sum(value.numel() * value.element_size() for value in plain)
 
 
 def _copied(value: torch.Tensor | ShardedTensor) -> torch.Tensor | ShardedTensor:
