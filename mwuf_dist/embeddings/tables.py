@@ -204,9 +204,9 @@ class Tables:
             table = key.split(".")[-2]
             if self.kernels[table] != "adam":
                 continue
-            flat = part._original_tensor
-            parts = found.setdefault(id(flat), FlatParameter(flat, {})).parts
-            parts[table] = part._start_offset, part.shape
+            # A table that other ranks hold is an empty parameter here, and no slice.
+            flat, start = (part._original_tensor, part._start_offset) if part.numel() else (part, 0)
+            found.setdefault(id(flat), FlatParameter(flat, {})).parts[table] = start, part.shape
         return list(found.values())
 
     def shards(self, table: str) -> list[LocalShard]:
