@@ -79,7 +79,8 @@ class Study:
         title: of the report.
         regime: `paper` or `strong`, or a word of your own: what the settings are for; the report says it.
         note: a sentence for the report.
-        ensemble: also show, as a row of its own behind each row, the mean logit of so many seeds at a time; 0: do not.
+        ensemble: also show, as a row of its own behind each row, the mean logit of so many seeds at a time
+            (with fewer seeds there is none); 0: do not.
     """
 
     seeds: Count = 1
@@ -112,11 +113,8 @@ def read_study(values: dict[str, Any], where: str, seeds: int = 0) -> Study:
         first = error.errors()[0]
         key = ".".join(["study", *map(str, first["loc"])])
         raise UserError(f"{where}: `{key}` = {first['input']!r}: {first['msg']}") from None
-    if study.ensemble == 1 or study.ensemble > study.seeds:
-        raise UserError(
-            f"{where}: `study.ensemble` = {study.ensemble}: the mean of at least 2 seeds, and at most of the "
-            f"{study.seeds} there are; 0 leaves it out"
-        )
+    if study.ensemble == 1:
+        raise UserError(f"{where}: `study.ensemble` = 1: the mean of at least 2 seeds; 0 leaves it out")
     if not study.runs:
         raise UserError(f"{where}: [study] has no [[study.runs]]: see configs/demo.toml")
     return study

@@ -266,7 +266,7 @@ def test_an_item_may_come_with_its_fields_before_its_first_click_or_after(
         (lambda t: t.set_column(1, "item_id", pa.array(["A7"] * len(t))), "'A7' is no number"),
         (lambda t: t.set_column(2, "label", pa.array([3] * len(t))), "neither 0 nor 1"),
         (lambda t: t.set_column(0, "user_id", pa.array([None] * len(t), pa.int64())), "user_id is missing"),
-        (lambda t: t.set_column(3, "timestamp", pa.array(t["timestamp"].to_numpy() + 0.5)), "whole numbers there"),
+        (lambda t: t.set_column(3, "timestamp", pa.array(t["timestamp"].to_numpy() + 0.5)), "whole numbers"),
         (lambda t: t.slice(0, 0), "no rows"),
     ],
 )
