@@ -176,8 +176,8 @@ def test_rows_pass_through_the_autoencoder_after_each_block(warmed: Warmed) -> N
     assert not torch.allclose(again, torch.from_numpy(run.state.rows.served))
 
 
-# A known defect: one rank looks rows up in place, several through TorchRec, and a fitted row may differ in its last bits.
-@pytest.mark.xfail(strict=False, reason="map on encoder: two ranks and one agree to rounding only")
+# A known defect, its cause not yet looked into: the files of the two states differ.
+@pytest.mark.xfail(strict=False, reason="map on encoder: the state of two ranks differs from that of one")
 @pytest.mark.dist
 @pytest.mark.parametrize("warmed", ["map-encoder"], indirect=True)
 def test_two_ranks_make_the_state_of_one(warmed: Warmed, tmp_path: Path) -> None:
