@@ -25,12 +25,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.made_up import write_prepared
 from benchmarks.record import Figure, Record, Row, table
 from mwuf_dist.config import Config, build, config_hash
 from mwuf_dist.data import shards
 from mwuf_dist.data.schema import Field, RawDataset
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.data.split import Split
 from mwuf_dist.methods import build_method
 from mwuf_dist.runtime import start
 from mwuf_dist.serving.export import write_items
@@ -68,7 +68,7 @@ def make_data(folder: Path, num_items: int) -> None:
     names = ("pretrain", "warm_a", "warm_b", "warm_c", "test")
     rows = {name: np.arange(start, end) for name, start, end in zip(names, [0, *ends], ends, strict=False)}
     # No backbone here looks at histories.
-    shards.write(dataset, Split(np.arange(total), _NUM_OLD, rows), folder, {"histories": {}}, lambda name: None)
+    write_prepared(dataset, _NUM_OLD, rows, folder)
 
 
 def time_export(data: Path, kind: Any, output: Path) -> dict[str, Any]:

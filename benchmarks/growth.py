@@ -30,13 +30,14 @@ import pyarrow as pa
 import torch
 
 from benchmarks.export import _memory_bytes
+from benchmarks.made_up import write_prepared
 from benchmarks.record import Figure, Record, Row, table
 from mwuf_dist.config import Config, build
 from mwuf_dist.data import shards
 from mwuf_dist.data.loader import Batch, Loader
 from mwuf_dist.data.schema import Field, RawDataset
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.data.split import SPLITS, Split
+from mwuf_dist.data.split import SPLITS
 from mwuf_dist.methods import build_method
 from mwuf_dist.runtime import start
 from mwuf_dist.training.model import Model
@@ -63,9 +64,7 @@ def make_data(folder: Path, table_size: int, num_rows: int, ids: str) -> Prepare
     users = pa.table({"raw_id": ids_of, "user_id": ids_of + 1})
     dataset = RawDataset(pa.table(columns), users, pa.table({"raw_id": ids_of} | items), tuple(fields))
     rows = {name: np.arange(num_rows if name == "pretrain" else 1) for name in SPLITS}
-    split = Split(np.arange(table_size), table_size, rows)
-    shards.write(dataset, split, folder, {"histories": {}}, lambda name: None)
-    return Prepared(folder, json.loads((folder / shards.MANIFEST).read_text()))
+    return write_prepared(dataset, table_size, rows, folder)
 
 
 def _draw(random: np.random.Generator, size: int, num: int, ids: str) -> np.ndarray:

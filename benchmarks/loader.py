@@ -12,7 +12,6 @@ other programs on the machine slow down less than the clock.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -25,13 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.made_up import write_prepared
 from benchmarks.record import Figure, Record, Row, table
 from mwuf_dist.data import loader as loader_module
-from mwuf_dist.data import shards
 from mwuf_dist.data.loader import Loader
+from mwuf_dist.data.order import EpochOrder
 from mwuf_dist.data.schema import Field, RawDataset
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.data.split import SPLITS, Split
+from mwuf_dist.data.split import SPLITS
 from mwuf_dist.runtime import Runtime
 
 GOAL = 0.5  # of the bare scan's rows/s
@@ -53,8 +53,7 @@ def make_data(folder: Path, num_rows: int) -> Prepared:
     items = pa.table({"raw_id": np.arange(_NUM_ITEMS)})
     dataset = RawDataset(pa.table(columns), pa.table(users), items, fields)
     rows = {name: np.arange(num_rows if name == "pretrain" else 1) for name in SPLITS}
-    shards.write(dataset, Split(np.arange(_NUM_ITEMS), _NUM_ITEMS, rows), folder, {}, lambda name: None)
-    return Prepared(folder, json.loads((folder / shards.MANIFEST).read_text()))
+    return write_prepared(dataset, _NUM_ITEMS, rows, folder)
 
 
 def scan(prepared: Prepared) -> int:
@@ -75,9 +74,22 @@ def load(prepared: Prepared, batch_size: int, shuffled: bool, in_memory: bool) -
         return sum(batch.num_rows for batch in loader.epoch(0))
 
 
+def draw(prepared: Prepared, batch_size: int) -> int:
+    """Draws the permutations of an epoch and reads nothing; the number of rows."""
+    size = prepared.row_group_rows("pretrain")
+    starts = range(0, prepared.num_rows("pretrain"), size)
+    groups = tuple(min(size, prepared.num_rows("pretrain") - start) for start in starts)
+    order = EpochOrder(groups, batch_size, seed=0, epoch=0)
+    windows = range(-(-order.num_steps // order.window_steps))
+    return sum(len(order.window(lane, index)[1]) for index in windows for lane in range(order.lanes))
+
+
 def measure(prepared: Prepared, batch_size: int, rounds: int) -> list[Row]:
     """One row per order and place of the columns; the bare scan is the limit."""
-    passes: dict[str, Callable[[], int]] = {"bare scan": lambda: scan(prepared)}
+    passes: dict[str, Callable[[], int]] = {
+        "bare scan": lambda: scan(prepared),
+        "permutations alone": lambda: draw(prepared, batch_size),
+    }
     for place, in_memory in (("memory", True), ("windows", False)):
         for order, shuffled in (("shuffled", True), ("time", False)):
             passes[f"{place}, {order}"] = lambda s=shuffled, m=in_memory: load(prepared, batch_size, s, m)

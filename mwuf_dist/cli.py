@@ -22,13 +22,13 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from mwuf_dist.cli_help import EXAMPLES, USAGE
 from mwuf_dist.config import Config, UserError, build, read_toml, to_dict, without_studies
-from mwuf_dist.exits import STOPPED_EXIT_CODE, RankLostError, StoppedError
+from mwuf_dist.exits import STOPPED_EXIT_CODE, RankLostError, StoppedError, sigterm_asks
 from mwuf_dist.versions import version_problem
 
 if TYPE_CHECKING:
     from mwuf_dist.studies.command_line import Place
 
-T = TypeVar("T", bound="_PrepareOptions")
+T = TypeVar("T", bound="_ConfigOptions")
 
 # Time for the launcher to end the ranks that wait for the main one to say what is wrong.
 _OTHER_RANKS_WAIT_S = 10.0
@@ -36,20 +36,24 @@ _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
-class _PrepareOptions:
+class _ConfigOptions:
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
 @dataclass
-class _Options(_PrepareOptions):
+class _Options(_ConfigOptions):
     output: Path  # Folder of the results.
 
 
 @dataclass
-class _RunOptions(_Options):
-    launcher: Literal["here", "ray"] = "here"  # ray: the ranks are actors of a Ray cluster.
-    num_workers: int = 1  # Ranks that `--launcher ray` starts.
-    ray_address: str = ""  # Ray cluster that exists; empty: $RAY_ADDRESS, or a cluster of this machine for this run.
+class _PrepareOptions(_ConfigOptions):
+    launcher: Literal["here", "ray"] = "here"  # ray: on workers (the ranks of a run) of a Ray cluster.
+    num_workers: int = 1  # Workers that `--launcher ray` starts.
+    ray_address: str = ""  # Ray cluster that exists; empty: $RAY_ADDRESS, or a cluster of this machine.
+
+
+@dataclass
+class _RunOptions(_PrepareOptions, _Options):
     profile: bool = False  # Trace a few steps of each stage, for Perfetto; short for --runtime.profile True.
 
 
@@ -69,7 +73,7 @@ class _CompareOptions(_StudyOptions):
 
 
 @dataclass
-class _PlanOptions(_PrepareOptions):
+class _PlanOptions(_ConfigOptions):
     world_size: int = 1  # Number of ranks.
     device: Literal["cpu", "a100", "h100", "h200"] = "cpu"  # Device of each rank; cpu: one thread of this machine.
     rows: float = 0  # Rows of pretrain; 0: those of the data.
@@ -145,10 +149,18 @@ def _doctor(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str]) -> int:
-    config = _parse("prepare", arguments, _PrepareOptions).config
-    from mwuf_dist.data.prepare import prepare
+    options = _parse("prepare", arguments, _PrepareOptions)
+    _check_launcher(options, "mwuf prepare")
+    data, progress = options.config.data, os.isatty(2)
+    if options.launcher == "ray":
+        from mwuf_dist.launch import ray
 
-    prepared = prepare(config.data, progress=os.isatty(2))
+        prepared = ray.prepare_data(data, options.num_workers, options.ray_address, progress)
+    else:
+        from mwuf_dist.data.prepare import prepare
+
+        with sigterm_asks():
+            prepared = prepare(data, progress)
     rows = {name: split["rows"] for name, split in prepared.manifest["splits"].items()}
     print(f"{prepared.path}\n{prepared.num_old_items} old items, {prepared.num_new_items} new items, rows: {rows}")
     return 0
@@ -188,14 +200,7 @@ def _synthesize(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     options = _parse("run", arguments, _RunOptions)
-    if options.num_workers < 1:
-        raise UserError(f"--num-workers {options.num_workers}: there must be at least one rank")
-    if options.num_workers > 1 and options.launcher == "here":
-        raise UserError(
-            "--num-workers is for --launcher ray; without Ray: torchrun --nproc-per-node=N -m mwuf_dist run"
-        )
-    if options.ray_address and options.launcher == "here":
-        raise UserError("--ray-address is for --launcher ray")
+    _check_launcher(options, "torchrun --nproc-per-node=N -m mwuf_dist run")
     config = options.config
     if options.profile:
         config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, profile=True))
@@ -219,6 +224,15 @@ def _run(arguments: list[str]) -> int:
         if config.runtime.profile:
             print(f"traces, for https://ui.perfetto.dev: {options.output / 'profile'}")
     return 0
+
+
+def _check_launcher(options: _PrepareOptions, without_ray: str) -> None:
+    if options.num_workers < 1:
+        raise UserError(f"--num-workers {options.num_workers}: there must be at least one")
+    if options.num_workers > 1 and options.launcher == "here":
+        raise UserError(f"--num-workers is for --launcher ray; without Ray: {without_ray}")
+    if options.ray_address and options.launcher == "here":
+        raise UserError("--ray-address is for --launcher ray")
 
 
 def _compare(arguments: list[str]) -> int:

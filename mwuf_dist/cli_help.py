@@ -69,9 +69,11 @@ examples:
   mwuf init clicks.parquet --output clicks.toml
   mwuf init plays/ --items songs.csv --output plays.toml --item song --label finished""",
     "prepare": """\
-Reads, splits and writes the data, and stops there; later runs find it.
+Reads, splits and writes the data, and stops there; later runs find it. `--launcher ray` spreads the work over several
+workers; the files are the same.
 
 examples:
   mwuf prepare configs/demo.toml
-  MWUF_DATA_DIR=data mwuf prepare configs/movielens-1m.toml --data.prepared-dir shards""",
+  MWUF_DATA_DIR=data mwuf prepare configs/movielens-1m.toml --data.prepared-dir shards
+  MWUF_DATA_DIR=data mwuf prepare configs/cikm2019.toml --launcher ray --num-workers 8""",
 }

@@ -1,34 +1,21 @@
 """Histories: the events of each user in (time, place) order, and which of them a row may look back at.
 
-    histories/offsets.npy       int64 [U + 1]; the events of user u are offsets[u] to offsets[u + 1] - 1
-    histories/items.npy         int32 [E]; item, `num_items` for any item that was dropped
-    histories/labels.npy        int8 [E]
-    histories/phases.npy        int8 [E]; warm sets that must be finished before the event may be seen: 0 for rows of
-                                `pretrain` and of dropped items, 1, 2, 3 for rows of warm_a, warm_b, warm_c
-    histories/before-SPLIT.npy  int32 [rows]; for each row of a split, how many events of its user are strictly earlier
-
-A row of `test` is no event, so it is in nobody's history; nor is any row that the split leaves out while old items play
-new. Jagged throughout: an event is stored once, whatever the length of a history.
+What the files hold says history_files.py. Jagged throughout: an event is stored once, whatever the length of a history.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mwuf_dist.data.schema import RawDataset
-from mwuf_dist.data.shards import Prepared, entry
-from mwuf_dist.data.split import SPLITS, Split, SplitRule
+from mwuf_dist.data.history_files import FOLDER
+from mwuf_dist.data.shards import Prepared
 
 Scope = Literal["before", "all"]
-
-FOLDER = "histories"
-_NEVER = -1  # Phase of a row that is no event.
 
 
 @dataclass(frozen=True)
@@ -137,59 +124,3 @@ def _without(history: History, place: torch.Tensor) -> History:
     kept[history.offsets[:-1] + place] = False
     offsets = history.offsets - torch.arange(len(history.offsets), device=place.device)
     return History(history.items[kept], history.labels[kept], offsets, history.group)
-
-
-def write(dataset: RawDataset, split: Split, rule: SplitRule, folder: Path) -> dict[str, dict[str, int]]:
-    """Writes the files into a prepared folder.
-
-    Args:
-        dataset: the raw data.
-        split: which rows go where.
-        rule: that made the split.
-        folder: exists.
-
-    Returns:
-        Path of each file in the folder -> {"bytes": its size, "crc32": of its content}, for the manifest.
-    """
-    user, item, label, time = (dataset.interactions[name].to_numpy() for name in ("user", "item", "label", "time"))
-    num_raw_items = dataset.items.num_rows
-    phase = event_phases(item, num_raw_items, split, rule)
-    # A stable sort: events of one user and second keep the order of the raw file.
-    order = np.lexsort((time, user))
-    is_event = (phase >= 0)[order]
-    counts = np.bincount(user[phase >= 0], minlength=dataset.users.num_rows)
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    before = np.empty(len(order), np.int32)
-    before[order] = np.cumsum(is_event) - is_event - offsets[user[order]]
-    events = order[is_event]
-    new_index = np.full(num_raw_items, len(split.item_order), np.int32)
-    new_index[split.item_order] = np.arange(len(split.item_order), dtype=np.int32)
-    (folder / FOLDER).mkdir()
-    arrays = {
-        "offsets": offsets,
-        "items": new_index[item[events]],
-        "labels": label[events],
-        "phases": phase[events],
-        **{f"before-{name}": before[split.rows[name]] for name in SPLITS},
-    }
-    for name, array in arrays.items():
-        np.save(folder / FOLDER / f"{name}.npy", array)
-    paths = [f"{FOLDER}/{name}.npy" for name in arrays]
-    return {path: entry(folder / path) for path in paths}
-
-
-def event_phases(item: np.ndarray, num_items: int, split: Split, rule: SplitRule) -> np.ndarray:
-    """Warm sets that must be finished before each raw row may be seen, -1 for a row that is no event; int8 [R].
-
-    Args:
-        item: raw item of each row [R].
-        num_items: number of raw items.
-        split: which rows go where.
-        rule: that made the split.
-    """
-    # By the raw counts: neither a really new item nor a row cut off while old items play new is a dropped one.
-    is_dropped = np.bincount(item, minlength=num_items) < 3 * rule.warm_rows
-    phase = np.where(is_dropped[item], 0, _NEVER).astype(np.int8)
-    for number, name in enumerate(SPLITS[:-1]):
-        phase[split.rows[name]] = number
-    return phase

@@ -12,18 +12,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from mwuf_dist.config import DataConfig
-from mwuf_dist.data import histories, shards, sources
+from mwuf_dist.data import shards, sources
 from mwuf_dist.data.locations import beside, prepared_root
-from mwuf_dist.data.schema import RawDataset
+from mwuf_dist.data.parallel import Pool
+from mwuf_dist.data.pipeline import STEPS, write_prepared
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.data.split import SPLITS, Split, SplitRule, split_rows
+from mwuf_dist.data.split import SplitRule
 
 
-def prepare(config: DataConfig, progress: bool = False) -> Prepared:
+def prepare(config: DataConfig, progress: bool = False, pool: Pool | None = None) -> Prepared:
     """Reads, splits and writes the data set, or opens the folder that an earlier call with the same inputs left.
 
     Several processes may call it at once: each writes beside, and the first rename wins.
@@ -31,6 +31,7 @@ def prepare(config: DataConfig, progress: bool = False) -> Prepared:
     Args:
         config: section `data`.
         progress: show a progress bar.
+        pool: who does the work, where there is some; None: this process. What is written does not depend on it.
 
     Raises:
         UserError: the raw data is wrong or absent, or the rule leaves no old or no new item. Nothing is left behind.
@@ -39,7 +40,7 @@ def prepare(config: DataConfig, progress: bool = False) -> Prepared:
     folder = prepared_folder(config, made_of)
     manifest = shards.read_manifest(folder)
     if manifest is None:
-        manifest = _build(config, made_of, folder, progress)
+        manifest = _build(config, made_of, folder, progress, pool)
     return Prepared(folder, manifest)
 
 
@@ -69,51 +70,26 @@ def _rule(config: DataConfig) -> SplitRule:
     return SplitRule(config.old_above, config.warm_rows, config.old_items_as_new, seed)
 
 
-def _build(config: DataConfig, made_of: dict[str, Any], folder: Path, progress: bool) -> dict[str, Any]:
-    steps = ("read", "split", "entities", *SPLITS)
+def _build(
+    config: DataConfig, made_of: dict[str, Any], folder: Path, progress: bool, pool: Pool | None
+) -> dict[str, Any]:
+    facts = {
+        "name": config.name + (" (synthesized)" if "synthesized" in made_of["source"] else ""),
+        "made_of": made_of,
+    }
     with beside(folder, "set data.prepared_dir or MWUF_CACHE_DIR") as temporary:
-        with tqdm(total=len(steps), desc="prepare", unit="step", disable=not progress) as bar:
+        with tqdm(total=len(STEPS), desc="prepare", unit="step", disable=not progress) as bar:
 
             def step(name: str) -> None:
                 bar.set_postfix_str(name)
                 bar.update()
 
-            step("read")
-            dataset = sources.find(config.name).load(config)
-            dataset.check(config.name)
-            step("split")
-            split = _split(dataset, _rule(config))
-            facts = {
-                "name": config.name + (" (synthesized)" if "synthesized" in made_of["source"] else ""),
-                "made_of": made_of,
-                "positive_share": positive_share(dataset, split, _rule(config)),
-                "histories": histories.write(dataset, split, _rule(config), temporary),
-            }
-            shards.write(dataset, split, temporary, facts, step)
+            raw = sources.find(config.name).pieces(config)
+            write_prepared(raw, _rule(config), temporary, facts, pool, step)
         _install(temporary, folder)
     manifest = shards.read_manifest(folder)
     assert manifest is not None, f"{folder} changed while it was written"
     return manifest
-
-
-def _split(dataset: RawDataset, rule: SplitRule) -> Split:
-    item = dataset.interactions["item"].to_numpy()
-    return split_rows(item, dataset.interactions["time"].to_numpy(), dataset.items.num_rows, rule)
-
-
-def positive_share(dataset: RawDataset, split: Split, rule: SplitRule) -> dict[str, float]:
-    """Mean label of the rows of old items, of new items and, when old items play new, of the really new ones.
-
-    The last two differ (on MovieLens-1M .53 against .41), and so may what is best for played and for new items.
-    """
-    item, label = (dataset.interactions[name].to_numpy() for name in ("item", "label"))
-    new_rows = np.concatenate([split.rows[name] for name in SPLITS[1:]])
-    share = {"old_items": label[split.rows["pretrain"]].mean(), "new_items": label[new_rows].mean()}
-    if rule.old_items_as_new:
-        counts = np.bincount(item, minlength=dataset.items.num_rows)
-        really_new = ((counts >= 3 * rule.warm_rows) & (counts <= rule.old_above))[item]
-        share["really_new_items"] = label[really_new].mean() if really_new.any() else 0.0
-    return {name: round(float(value), 6) for name, value in share.items()}
 
 
 def _install(temporary: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Raw interactions of public data sets: CSV files of any size read block by block into one small array per column.
+"""Raw interactions of public data sets: CSV files of any size, cut into pieces that are read block by block.
 
 Side tables of users and items, which are far smaller, are read by `tables.read`; `join` gives each entity its row.
 """
@@ -6,6 +6,7 @@ Side tables of users and items, which are far smaller, are read by `tables.read`
 from __future__ import annotations
 
 import gzip
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from mwuf_dist.data.schema import RAW_ID, USER_ID, Field, Side
 from mwuf_dist.data.tables import LogTable
 
 BLOCK_BYTES = 16 << 20  # Parsed at once; 1 to 64 MiB differ by less than a tenth in time.
-_DENSE_IDS = 1 << 24  # IDs below this are counted in a table, whatever the number of rows.
+PIECE_BYTES = 128 << 20  # A piece of work: 3 to 5 million rows.
 
 
 @dataclass(frozen=True)
@@ -67,46 +68,91 @@ def find_files(folder: Path, names: Sequence[str]) -> tuple[tuple[Path, ...], tu
     return tuple(path for path in found.values() if path is not None), missing
 
 
-def read_interactions(
-    paths: Sequence[Path], kind: RawCsv, convert: Callable[[dict[str, Any]], dict[str, np.ndarray] | None]
-) -> dict[str, np.ndarray]:
-    """Columns of all files, one file after another.
+@dataclass(frozen=True)
+class CsvPiece:
+    """Lines of a raw file.
+
+    Attributes:
+        path: the file.
+        names: of its columns.
+        start, stop: bytes of the lines; None: all of the file, which is compressed.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    start: int | None = None
+    stop: int | None = None
+
+
+def pieces_of(paths: Sequence[Path], kind: RawCsv) -> tuple[CsvPiece, ...]:
+    """All lines of files, one file after another, whatever reads them.
 
     Args:
         paths: the files.
         kind: how they are laid out.
+
+    Raises:
+        UserError: a file is absent, empty or truncated, or there is no line.
+    """
+    pieces = []
+    for path in (path.resolve() for path in paths):
+        names = tuple(_names(path, kind))
+        refuse_cut_line(path)
+        if path.name.endswith(".gz"):
+            pieces.append(CsvPiece(path, names))
+            continue
+        bounds = _line_starts(path, kind.named)
+        pieces += [CsvPiece(path, names, *one) for one in itertools.pairwise(bounds)]
+    if not pieces:
+        raise UserError(f"{paths[0]}: no rows; get the file again")
+    return tuple(pieces)
+
+
+def _line_starts(path: Path, skip_first: bool) -> list[int]:
+    """Where a line begins, about every PIECE_BYTES, and the end of the file."""
+    size = path.stat().st_size
+    starts = []
+    with path.open("rb") as file:
+        if skip_first:
+            file.readline()
+        while file.tell() < size:
+            starts.append(file.tell())
+            file.seek(starts[-1] + PIECE_BYTES - 1)
+            file.readline()
+    return [*starts, size] if starts else []
+
+
+def read_piece(
+    piece: CsvPiece, kind: RawCsv, convert: Callable[[dict[str, Any]], dict[str, np.ndarray] | None]
+) -> Iterator[dict[str, np.ndarray]]:
+    """The rows of a piece, block by block.
+
+    Args:
+        piece: from `pieces_of`.
+        kind: how the file is laid out.
         convert: from the Arrow columns of one block to the arrays that are kept of it, or None where a value is not
             allowed; the file is then searched for the line.
 
-    Returns:
-        Name -> array [rows of all files].
-
     Raises:
-        UserError: a file is absent, empty, truncated or malformed; it names the line.
+        UserError: the file is truncated or malformed; it names the line.
     """
-    parts: dict[str, list[np.ndarray]] = {}
-    for path in paths:
-        for batch in _batches(path, kind):
-            columns = {column.name: batch[column.name] for column in kind.wanted}
-            complete = not any(column.null_count for column in columns.values())
-            converted = convert(columns) if complete else None
-            if converted is None:
-                raise _first_bad_line(path, kind, "a value that is not allowed")
-            for name, array in converted.items():
-                parts.setdefault(name, []).append(array)
-    if not parts:
-        raise UserError(f"{paths[0]}: no rows; get the file again")
-    # Column by column, so that no more than one of them is there twice.
-    return {name: np.concatenate(parts.pop(name)) for name in list(parts)}
+    for batch in _batches(piece, kind):
+        columns = {column.name: batch[column.name] for column in kind.wanted}
+        complete = not any(column.null_count for column in columns.values())
+        converted = convert(columns) if complete else None
+        if converted is None:
+            raise _first_bad_line(piece.path, kind, "a value that is not allowed")
+        yield converted
 
 
-def _batches(path: Path, kind: RawCsv) -> Iterator[pa.RecordBatch]:
-    names = _names(path, kind)
-    refuse_cut_line(path)
+def _batches(piece: CsvPiece, kind: RawCsv) -> Iterator[pa.RecordBatch]:
+    path, whole = piece.path, piece.start is None
     try:
         reader = csv.open_csv(
-            str(path),
-            read_options=csv.ReadOptions(column_names=names, skip_rows=int(kind.named), block_size=BLOCK_BYTES),
+            str(path) if whole else _lines(piece),
+            read_options=csv.ReadOptions(
+                column_names=list(piece.names), skip_rows=int(kind.named and whole), block_size=BLOCK_BYTES
+            ),
             parse_options=csv.ParseOptions(quote_char=False, ignore_empty_lines=False),
             convert_options=csv.ConvertOptions(
                 include_columns=[column.name for column in kind.wanted],
@@ -118,6 +164,13 @@ def _batches(path: Path, kind: RawCsv) -> Iterator[pa.RecordBatch]:
         yield from reader
     except (OSError, pa.ArrowException) as error:
         raise _first_bad_line(path, kind, str(error)[:200]) from None
+
+
+def _lines(piece: CsvPiece) -> pa.NativeFile:
+    assert piece.start is not None and piece.stop is not None
+    with pa.memory_map(str(piece.path)) as file:
+        file.seek(piece.start)
+        return pa.BufferReader(file.read_buffer(piece.stop - piece.start))
 
 
 def _names(path: Path, kind: RawCsv) -> list[str]:
@@ -193,24 +246,6 @@ def narrow(column: pa.Array) -> np.ndarray:
     info = np.iinfo(np.int32)
     fits = not len(values) or (values.min() >= info.min and values.max() <= info.max)
     return values.astype(np.int32) if fits else values
-
-
-def compact_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers IDs from 0, in ascending order.
-
-    Args:
-        ids: the ID of each row [R].
-
-    Returns:
-        Place of each row's ID among the distinct ones, int32 [R]; the distinct IDs, int64 [E].
-    """
-    if ids.min() >= 0 and ids.max() < max(_DENSE_IDS, 4 * len(ids)):
-        seen = np.zeros(int(ids.max()) + 1, dtype=bool)
-        seen[ids] = True
-        place = np.cumsum(seen, dtype=np.int32) - np.int32(1)
-        return place[ids], np.flatnonzero(seen)
-    distinct, place = np.unique(ids, return_inverse=True)
-    return place.astype(np.int32), distinct.astype(np.int64)
 
 
 def join(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +27,8 @@ INTERACTION_TYPES: dict[str, pa.DataType] = {
     "bayes_logit": pa.float32(),
 }
 OPTIONAL_COLUMNS = ("bayes_logit",)
+
+PIECE_ROWS = 1 << 22  # Rows of a piece of work: 4M of about 30 bytes, and a few copies of them.
 
 
 @dataclass(frozen=True)
@@ -54,21 +58,74 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Entities:
+    """The users and items of a data set.
+
+    Attributes:
+        users: column `raw_id` and one column per user field, a row per user. The user ID itself is the field `user_id`.
+        items: the same for items. An item's ID is not a field: the method's own tables hold it.
+        fields: the features, users' before items'.
+    """
+
+    users: pa.Table
+    items: pa.Table
+    fields: tuple[Field, ...]
+
+    def check(self) -> None:
+        """Asserts that the tables hold what the fields declare."""
+        for field in self.fields:
+            column = (self.users if field.side == "user" else self.items)[field.name].combine_chunks()
+            assert column.type == field.arrow_type, f"field {field.name}: {column.type}, not {field.arrow_type}"
+            if field.kind == "multi_valued":
+                lengths = np.diff(column.offsets.to_numpy())
+                assert (lengths >= 1).all(), f"field {field.name}: an empty list; use [0] for unknown"
+                column = column.flatten()
+            assert not column.null_count, f"field {field.name}: a missing value; use 0 for unknown"
+            values = column.to_numpy()
+            in_range = ((values >= 0) & (values < field.size)).all()
+            assert in_range, f"field {field.name}: a value outside 0 to {field.size - 1}"
+
+
+@dataclass(frozen=True)
+class RawPieces:
+    """A data set of any size, read piece by piece.
+
+    Attributes:
+        pieces: whose rows, one piece after another, are the rows of the raw file.
+        read: the rows of a piece, some at a time: `user` and `item` (IDs, integers), `label`, `time` and, where the
+            true probabilities are known, `bayes_logit`, arrays [R]. Any process may call it.
+        entities: users and items, ascending by ID, from the distinct user IDs of the interactions, the distinct item
+            IDs and the number of rows of each.
+        ids_are_rows: the entities are known before, and an ID is a row of their table.
+        is_in_memory: `read` holds the rows, which should not travel to another process.
+    """
+
+    pieces: tuple[Any, ...]
+    read: Callable[[Any], Iterator[dict[str, np.ndarray]]]
+    entities: Callable[[np.ndarray, np.ndarray, np.ndarray], Entities]
+    ids_are_rows: bool = False
+    is_in_memory: bool = False
+
+
+@dataclass(frozen=True)
 class RawDataset:
     """A whole data set in memory, in the order of its raw file.
 
     Attributes:
         interactions: `user` int32 (row of users), `item` int32 (row of items), `label` int8 (0 or 1), `time` int64 and,
             where the true probabilities are known, `bayes_logit` float32. Row r is the r-th line of the raw file.
-        users: column `raw_id` and one column per user field, a row per user. The user ID itself is the field `user_id`.
-        items: the same for items. An item's ID is not a field: the method's own tables hold it.
-        fields: the features, users' before items'.
+        users, items, fields: see `Entities`.
     """
 
     interactions: pa.Table
     users: pa.Table
     items: pa.Table
     fields: tuple[Field, ...]
+
+    @property
+    def entities(self) -> Entities:
+        """Users and items."""
+        return Entities(self.users, self.items, self.fields)
 
     def check(self, name: str) -> None:
         """Checks types, ranges and labels.
@@ -90,20 +147,25 @@ class RawDataset:
             ids = self.interactions[column]
             bad = (ids.to_numpy() < 0) | (ids.to_numpy() >= table.num_rows)
             _refuse(name, column, ids, bad, f"is out of range: there are {table.num_rows} {column}s")
-        for field in self.fields:
-            self._check_field(field)
 
-    def _check_field(self, field: Field) -> None:
-        column = (self.users if field.side == "user" else self.items)[field.name].combine_chunks()
-        assert column.type == field.arrow_type, f"field {field.name}: {column.type}, not {field.arrow_type}"
-        if field.kind == "multi_valued":
-            lengths = np.diff(column.offsets.to_numpy())
-            assert (lengths >= 1).all(), f"field {field.name}: an empty list; use [0] for unknown"
-            column = column.flatten()
-        assert not column.null_count, f"field {field.name}: a missing value; use 0 for unknown"
-        values = column.to_numpy()
-        in_range = ((values >= 0) & (values < field.size)).all()
-        assert in_range, f"field {field.name}: a value outside 0 to {field.size - 1}"
+    def in_pieces(self, name: str) -> RawPieces:
+        """The checked rows, piece by piece.
+
+        Args:
+            name: of the data set, for errors.
+
+        Raises:
+            UserError: see `check`.
+        """
+        self.check(name)
+        starts = range(0, self.interactions.num_rows, PIECE_ROWS)
+        read = functools.partial(_slice, self.interactions)
+        return RawPieces(tuple(starts), read, lambda *_: self.entities, ids_are_rows=True, is_in_memory=True)
+
+
+def _slice(interactions: pa.Table, start: int) -> Iterator[dict[str, np.ndarray]]:
+    part = interactions.slice(start, PIECE_ROWS)
+    yield {name: part[name].to_numpy() for name in part.column_names}
 
 
 def _refuse(name: str, column: str, values: pa.ChunkedArray, bad: np.ndarray | pa.ChunkedArray, what: str) -> None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import uuid
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mwuf_dist.config import UserError
-from mwuf_dist.data.schema import INTERACTION_TYPES, RAW_ID, Field, RawDataset, Side
-from mwuf_dist.data.split import SPLITS, Split
+from mwuf_dist.data.schema import RAW_ID, Entities, Field, Side
+from mwuf_dist.data.split import Roles
 
 LAYOUT_VERSION = 3  # Raise it when the files change; every prepared folder is then rebuilt.
 MANIFEST = "manifest.json"
@@ -87,65 +88,59 @@ def row_group_rows(num_rows: int) -> int:
     return min(max(-(-num_rows // ROW_GROUPS_WANTED), MIN_ROW_GROUP_ROWS), MAX_ROW_GROUP_ROWS)
 
 
-def write(dataset: RawDataset, split: Split, folder: Path, facts: dict[str, Any], step: Callable[[str], None]) -> None:
-    """Writes a prepared folder.
+def write_file(
+    folder: Path, name: str, columns: dict[str, np.ndarray], group_rows: int, scratch: Path
+) -> dict[str, Any]:
+    """Writes a file of a split and moves it to its place; its entry in the manifest.
 
     Args:
-        dataset: the raw data.
-        split: which rows go where.
-        folder: exists and is empty.
-        facts: further entries of the manifest.
-        step: called with the name of each thing about to be written.
+        folder: the prepared folder.
+        name: of the file in it.
+        columns: its rows.
+        group_rows: rows of each row group.
+        scratch: a folder of the same file system, where what a killed worker leaves does no harm.
     """
-    step("entities")
-    items = dataset.items.take(pa.array(split.item_order))
-    pq.write_table(dataset.users, folder / ENTITY_FILES["user"])
-    pq.write_table(items, folder / ENTITY_FILES["item"])
-    new_index = np.full(dataset.items.num_rows, -1, dtype=np.int32)
-    new_index[split.item_order] = np.arange(len(split.item_order), dtype=np.int32)
-    splits = {}
-    for name in SPLITS:
-        step(name)
-        splits[name] = _write_split(dataset, split.rows[name], new_index, folder / name)
+    path, beside = folder / name, scratch / uuid.uuid4().hex
+    pq.write_table(pa.table(columns), beside, row_group_size=group_rows, **_ENCODING)
+    beside.rename(path)
+    num_rows = len(columns["row"])
+    groups = [min(group_rows, num_rows - low) for low in range(0, num_rows, group_rows)]
+    size, footer = path.stat().st_size, _footer_crc32(path)
+    return {"path": name, "rows": num_rows, "bytes": size, "footer_crc32": footer, "row_groups": groups}
+
+
+def write_rest(
+    folder: Path,
+    facts: dict[str, Any],
+    entities: Entities,
+    roles: Roles,
+    columns: dict[str, str],
+    splits: dict[str, Any],
+) -> None:
+    """Writes the entity tables and then the manifest.
+
+    Args:
+        folder: the prepared folder, with all other files.
+        facts: first entries of the manifest.
+        entities: the users, and the items in their raw order.
+        roles: which items are old and new.
+        columns: Arrow type of each column of a split.
+        splits: name -> what the manifest says of it.
+    """
+    pq.write_table(entities.users, folder / ENTITY_FILES["user"])
+    pq.write_table(entities.items.take(pa.array(roles.item_order)), folder / ENTITY_FILES["item"])
     manifest = {
         "layout": LAYOUT_VERSION,
         **facts,
-        "fields": [asdict(field) for field in dataset.fields],
-        "columns": {name: str(kind) for name, kind in _column_types(dataset).items()},
-        "num_users": dataset.users.num_rows,
-        "num_old_items": split.num_old_items,
-        "num_new_items": split.num_new_items,
+        "fields": [asdict(field) for field in entities.fields],
+        "columns": columns,
+        "num_users": entities.users.num_rows,
+        "num_old_items": roles.num_old_items,
+        "num_new_items": roles.num_new_items,
         "entities": {path: entry(folder / path) for path in ENTITY_FILES.values()},
         "splits": splits,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
-def _column_types(dataset: RawDataset) -> dict[str, pa.DataType]:
-    present = {name: kind for name, kind in INTERACTION_TYPES.items() if name in dataset.interactions.column_names}
-    return {**present, "row": pa.int64()}
-
-
-def _write_split(dataset: RawDataset, rows: np.ndarray, new_index: np.ndarray, folder: Path) -> dict[str, Any]:
-    types = _column_types(dataset)
-    group_rows = row_group_rows(len(rows))
-    file_rows = MAX_FILE_ROWS // group_rows * group_rows
-    folder.mkdir()
-    files, positives = [], 0
-    for part, start in enumerate(range(0, len(rows), file_rows)):
-        chunk = rows[start : start + file_rows]
-        table = dataset.interactions.take(pa.array(chunk))
-        columns = {name: table[name] for name in types if name != "row"}
-        columns["item"] = pa.array(new_index[table["item"].to_numpy()])
-        columns["row"] = pa.array(chunk)
-        path = folder / f"part-{part:05d}.parquet"
-        pq.write_table(pa.table(columns, schema=pa.schema(types)), path, row_group_size=group_rows, **_ENCODING)
-        positives += int(table["label"].to_numpy().sum(dtype=np.int64))
-        groups = [min(group_rows, len(chunk) - low) for low in range(0, len(chunk), group_rows)]
-        name = f"{folder.name}/{path.name}"
-        size, footer = path.stat().st_size, _footer_crc32(path)
-        files.append({"path": name, "rows": len(chunk), "bytes": size, "footer_crc32": footer, "row_groups": groups})
-    return {"rows": len(rows), "positives": positives, "row_group_rows": group_rows, "files": files}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -14,6 +14,11 @@ import numpy as np
 from mwuf_dist.config import UserError
 
 SPLITS = ("pretrain", "warm_a", "warm_b", "warm_c", "test")
+NO_SPLIT = -1  # of a row, beside the indices of SPLITS
+
+# In a table from raw items to new ones: items that are neither old nor new.
+DROPPED = -1  # too few rows
+LEFT_OUT = -2  # really new items while old ones play new
 
 
 @dataclass(frozen=True)
@@ -35,18 +40,20 @@ class SplitRule:
 
 
 @dataclass(frozen=True)
-class Split:
-    """Which items are old and new, and the rows of each split.
+class Roles:
+    """Which items are old and new.
 
     Attributes:
-        item_order: raw item rows [num_old_items + num_new_items], old ones first, each group ascending.
+        item_order: raw items [num_old_items + num_new_items], old ones first, each group ascending.
         num_old_items: how many of them are old.
-        rows: split name -> indices into the interactions, ascending by (time, place in the raw file).
+        new_index: place of each raw item in that order, or DROPPED or LEFT_OUT, int32 [raw items].
+        new_item_rows: raw rows of each new item, int64 [num_new_items].
     """
 
     item_order: np.ndarray
     num_old_items: int
-    rows: dict[str, np.ndarray]
+    new_index: np.ndarray
+    new_item_rows: np.ndarray
 
     @property
     def num_new_items(self) -> int:
@@ -54,13 +61,11 @@ class Split:
         return len(self.item_order) - self.num_old_items
 
 
-def split_rows(item: np.ndarray, time: np.ndarray, num_items: int, rule: SplitRule) -> Split:
-    """Applies the rule.
+def item_roles(counts: np.ndarray, rule: SplitRule) -> Roles:
+    """Applies the rule to items.
 
     Args:
-        item: the item of each row [R], in raw file order.
-        time: its time [R].
-        num_items: number of raw items.
+        counts: number of rows of each raw item.
         rule: the thresholds.
 
     Raises:
@@ -72,53 +77,69 @@ def split_rows(item: np.ndarray, time: np.ndarray, num_items: int, rule: SplitRu
             f"data.old_above = {rule.old_above} is below 3 * data.warm_rows = {smallest_new}, so that no item can be "
             "new: raise data.old_above or lower data.warm_rows"
         )
-    counts = np.bincount(item, minlength=num_items)
     is_old = counts > rule.old_above
     is_new = (counts >= smallest_new) & ~is_old
+    new_index = np.where(counts < smallest_new, DROPPED, LEFT_OUT).astype(np.int32)
+    left = counts
     if rule.old_items_as_new:
         is_old, is_new = _old_ones_play_new(is_old, rule)
-        counts = np.where(is_old, counts, np.where(is_new, np.minimum(counts, rule.old_above), 0))
-    _refuse_empty_groups(counts, is_old, is_new, rule)
-    # Only rows that stay are sorted: most rows of a log may be those of dropped items.
-    rows = {"pretrain": _by_time(np.flatnonzero(is_old[item]), time)}
-    of_new = _by_time(np.flatnonzero(is_new[item]), time)
-    rank = _rank_within_item(item[of_new], num_items)
-    for index, name in enumerate(SPLITS[1:]):
-        first = index * rule.warm_rows
-        end = first + rule.warm_rows if name != "test" else rule.old_above
-        rows[name] = of_new[(rank >= first) & (rank < end)]
+        left = np.where(is_old, counts, np.where(is_new, np.minimum(counts, rule.old_above), 0))
+    _refuse_empty_groups(left, is_old, is_new, rule)
     old, new = np.flatnonzero(is_old), np.flatnonzero(is_new)
-    if not len(rows["test"]):
+    if left[new].max() == smallest_new:
         raise UserError(
             f"each of the {len(new)} new items has exactly 3 * data.warm_rows = {smallest_new} rows, so that `test` is "
             "empty: lower data.warm_rows"
         )
-    return Split(np.concatenate([old, new]), len(old), rows)
+    item_order = np.concatenate([old, new])
+    new_index[item_order] = np.arange(len(item_order), dtype=np.int32)
+    return Roles(item_order, len(old), new_index, counts[new])
 
 
-def _by_time(rows: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Rows, given ascending, by (time, place) [R']."""
-    time = time[rows]
-    if not len(rows) or (time[1:] >= time[:-1]).all():
-        return rows
-    first, last = int(time.min()), int(time.max())
-    bits = len(rows).bit_length()
-    if (last - first).bit_length() + bits > 63:
-        return rows[np.argsort(time, kind="stable")]
-    # One sort of time and place together, which numpy vectorises; a stable argsort it does not.
-    key = ((time - first) << bits) | np.arange(len(rows))
-    key.sort()
-    return rows[key & ((1 << bits) - 1)]
+def splits_of_new_rows(item: np.ndarray, time: np.ndarray, rule: SplitRule) -> np.ndarray:
+    """The split of rows of new items: of each item here all rows are, in raw file order.
+
+    Args:
+        item: the item of each row [R].
+        time: its time [R].
+        rule: the thresholds.
+
+    Returns:
+        Index into SPLITS, or NO_SPLIT for rows that are cut off while old items play new; int8 [R].
+    """
+    order = order_by(item, time)
+    sorted_item = item[order]
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = sorted_item[1:] != sorted_item[:-1]
+    starts = np.flatnonzero(is_first)
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    split = np.minimum(rank // rule.warm_rows + 1, SPLITS.index("test"))
+    split[rank >= rule.old_above] = NO_SPLIT
+    out = np.empty(len(order), dtype=np.int8)
+    out[order] = split
+    return out
 
 
-def _rank_within_item(item: np.ndarray, num_items: int) -> np.ndarray:
-    """How many earlier rows [R] have the same item."""
-    by_item = np.argsort(item, kind="stable")
-    counts = np.bincount(item, minlength=num_items)
-    starts = np.cumsum(counts) - counts
-    rank = np.empty(len(item), dtype=np.int64)
-    rank[by_item] = np.arange(len(item)) - np.repeat(starts, counts)
-    return rank
+def order_by(*keys: np.ndarray) -> np.ndarray:
+    """The stable order of rows by integers, of which the first decides most [R]."""
+    num_rows = len(keys[0])
+    if not num_rows:
+        return np.zeros(0, dtype=np.int64)
+    lows = [int(key.min()) for key in keys]
+    widths = [(int(key.max()) - low).bit_length() for key, low in zip(keys, lows, strict=True)]
+    bits = num_rows.bit_length()
+    if sum(widths) + bits > 63:
+        if len(keys) == 1:
+            return np.argsort(keys[0], kind="stable")
+        order = order_by(*keys[1:])
+        return order[order_by(keys[0][order])]
+    # One sort of keys and place together, which numpy vectorises; a stable argsort it does not.
+    packed = np.zeros(num_rows, dtype=np.int64)
+    for key, low, width in zip(keys, lows, widths, strict=True):
+        packed = (packed << width) | (key.astype(np.int64, copy=False) - low)
+    packed = (packed << bits) | np.arange(num_rows)
+    packed.sort()
+    return packed & ((1 << bits) - 1)
 
 
 def _old_ones_play_new(is_old: np.ndarray, rule: SplitRule) -> tuple[np.ndarray, np.ndarray]:

@@ -23,8 +23,11 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 
-from mwuf_dist.config import Config, UserError, build, to_dict
+from mwuf_dist.config import Config, DataConfig, UserError, build, to_dict
 from mwuf_dist.data.lanes import LanesMove, start_coordinator
+from mwuf_dist.data.parallel import OnRay
+from mwuf_dist.data.prepare import is_prepared, prepare
+from mwuf_dist.data.shards import Prepared
 from mwuf_dist.exits import RankLostError, StoppedError, asked_to_stop, held_back, sigterm_asks
 
 # Times that lost ranks are started again without a new checkpoint in between.
@@ -96,6 +99,29 @@ def _told_to_stop(coordinator_name: str) -> Iterator[None]:
         listener.join()
 
 
+def prepare_data(config: DataConfig, num_workers: int, address: str = "", progress: bool = False) -> Prepared:
+    """Prepares a data set on a Ray cluster, or opens the folder that an earlier call has left.
+
+    Args:
+        config: section `data`.
+        num_workers: pieces of work that are done at once, each on a CPU.
+        address: see `train`.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: the cluster cannot be reached or is too small, or the raw data is wrong.
+        StoppedError: this process was sent SIGTERM; nothing is left.
+    """
+    with cluster(num_workers, address), sigterm_asks():
+        _need_cpus(num_workers)
+        pool = OnRay(num_workers)
+        prepared = prepare(config, progress, pool)
+        print(
+            f"{num_workers} workers: {pool.cpu_s:.1f} s of processor time, at most {pool.peak_bytes / 1e6:.0f} MB each"
+        )
+        return prepared
+
+
 def train(config: Config, folder: Path, num_workers: int, address: str = "") -> dict[str, Any]:
     """Runs or resumes a run on a Ray cluster.
 
@@ -117,6 +143,8 @@ def train(config: Config, folder: Path, num_workers: int, address: str = "") -> 
     folder = folder.resolve()
     with cluster(num_workers, address), sigterm_asks():  # in this order: Ray sets a handler of its own
         need = _need(config, num_workers)
+        if not is_prepared(config.data):
+            prepare(config.data, os.isatty(2), OnRay(num_workers))
         restarts, saved, num_ranks, timeout_s = 0, _latest(folder), num_workers, None
         while restarts <= MAX_RESTARTS:
             coordinator_name = f"mwuf-lanes-{uuid.uuid4().hex}"
@@ -291,9 +319,13 @@ def _need(config: Config, num_workers: int) -> dict[str, int]:
         return gpu
     if config.runtime.device == "cuda":
         raise UserError(f"runtime.device = 'cuda': {num_workers} ranks need a GPU each, the cluster has {_room(gpu)}")
+    return _need_cpus(num_workers)
+
+
+def _need_cpus(num_workers: int) -> dict[str, int]:
     cpu = {"num_cpus": 1}
     if _room(cpu) < num_workers:
-        raise UserError(f"{num_workers} ranks need a CPU each, the cluster has {_room(cpu)}: take fewer --num-workers")
+        raise UserError(f"{num_workers} workers need a CPU each, the cluster has {_room(cpu)}: take fewer")
     return cpu
 
 

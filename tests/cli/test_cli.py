@@ -61,8 +61,9 @@ def test_help_of_the_program_names_the_commands(mwuf: Mwuf) -> None:
         (["run", "absent.toml"], "mwuf: absent.toml: cannot be read (No such file or directory); name an existing"),
         (["run", "."], "mwuf: .: cannot be read (Is a directory)"),
         (["doctor", "now"], "It takes no options."),
-        (["run", "short.toml", "--num-workers", "0"], "mwuf: --num-workers 0: there must be at least one rank"),
+        (["run", "short.toml", "--num-workers", "0"], "mwuf: --num-workers 0: there must be at least one"),
         (["run", "short.toml", "--num-workers", "2"], "mwuf: --num-workers is for --launcher ray"),
+        (["prepare", "short.toml", "--num-workers", "2"], "mwuf: --num-workers is for --launcher ray"),
     ],
 )
 def test_a_wrong_call_is_told_how_to_call(arguments: list[str], said: str, mwuf: Mwuf, config: Path) -> None:

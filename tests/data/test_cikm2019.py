@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.data import raw_csv
 from mwuf_dist.data.prepare import describe, prepare
 from mwuf_dist.data.sources import cikm2019
-from tests.data.raw_files import field_values, rows_of, write_files
+from tests.data.raw_files import field_values, in_memory, rows_of, write_files
 
 BEHAVIOURS = """3,100,pv,86399
 3,100,pv,86399
@@ -48,31 +47,31 @@ def folder(top: Path) -> Path:
 
 
 def test_rows_stand_in_the_order_of_the_file_and_only_buy_is_positive(folder: Path) -> None:
-    dataset = cikm2019.load(CONFIG)
+    dataset = in_memory(cikm2019.pieces(CONFIG))
     dataset.check("cikm2019")
     lines = [line.split(",") for line in BEHAVIOURS.splitlines()]
     assert rows_of(dataset) == [(int(u), int(i), int(what == "buy"), int(time)) for u, i, what, time in lines]
 
 
 def test_the_first_line_is_a_row_because_no_file_has_names(folder: Path) -> None:
-    dataset = cikm2019.load(CONFIG)
+    dataset = in_memory(cikm2019.pieces(CONFIG))
     assert rows_of(dataset)[0] == (3, 100, 0, 86399)
     assert field_values(dataset, "item", "category")[200] != 0
     assert field_values(dataset, "user", "gender")[1] != 0
 
 
 def test_repeated_behaviours_all_count(folder: Path) -> None:
-    assert rows_of(cikm2019.load(CONFIG)).count((3, 100, 0, 86399)) == 2
+    assert rows_of(in_memory(cikm2019.pieces(CONFIG))).count((3, 100, 0, 86399)) == 2
 
 
 def test_fields_are_those_of_the_paper(folder: Path) -> None:
-    names = [(field.side, field.name) for field in cikm2019.load(CONFIG).fields]
+    names = [(field.side, field.name) for field in in_memory(cikm2019.pieces(CONFIG)).fields]
     users, items = ("user_id", "gender", "age", "purchasing_power"), ("category", "shop", "brand")
     assert names == [("user", name) for name in users] + [("item", name) for name in items]
 
 
 def test_a_user_without_a_row_and_an_empty_value_are_unknown(folder: Path) -> None:
-    dataset = cikm2019.load(CONFIG)
+    dataset = in_memory(cikm2019.pieces(CONFIG))
     for name in ("gender", "age", "purchasing_power"):
         assert field_values(dataset, "user", name)[4] == 0
     assert field_values(dataset, "user", "purchasing_power")[3] == 0
@@ -80,7 +79,9 @@ def test_a_user_without_a_row_and_an_empty_value_are_unknown(folder: Path) -> No
 
 
 def test_items_with_too_few_rows_make_no_vocabulary(folder: Path) -> None:
-    sizes = {field.name: field.size for field in cikm2019.load(CONFIG).fields}  # Item 300 has one row, of 3K = 3.
+    sizes = {
+        field.name: field.size for field in in_memory(cikm2019.pieces(CONFIG)).fields
+    }  # Item 300 has one row, of 3K = 3.
     assert (sizes["category"], sizes["shop"], sizes["brand"]) == (3, 3, 3)
 
 
@@ -91,35 +92,31 @@ def test_rows_do_not_depend_on_the_size_of_blocks(
     words = ("pv", "pv", "cart", "pv", "buy", "fav", "pv")
     many = "".join(f"{row % 13},{row % 29},{words[row % 7]},{row * 37 % 1000}\n" for row in range(500))
     write_files(folder, {"user_behavior.csv": BEHAVIOURS + many})
-    whole = cikm2019.load(CONFIG).interactions
+    whole = in_memory(cikm2019.pieces(CONFIG)).interactions
     monkeypatch.setattr(raw_csv, "BLOCK_BYTES", block_bytes)
-    assert cikm2019.load(CONFIG).interactions == whole
+    assert in_memory(cikm2019.pieces(CONFIG)).interactions == whole
 
 
-def test_a_row_costs_13_bytes_and_no_column_is_held_twice_with_another(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("piece_bytes", [1, 20, 50])
+def test_rows_do_not_depend_on_the_size_of_pieces(
+    folder: Path, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    num_rows = 200_000
-    text = "".join(f"{row % 977},{row % 1013},pv,{row}\n" for row in range(num_rows))
-    path = write_files(folder, {"user_behavior.csv": text}) / "user_behavior.csv"
-    monkeypatch.setattr(raw_csv, "BLOCK_BYTES", 1 << 16)
-    tracemalloc.start()
-    columns = raw_csv.read_interactions([path], cikm2019.BEHAVIOUR_FILE, cikm2019._convert)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert sum(column.nbytes for column in columns.values()) == 13 * num_rows
-    assert peak < (13 + 4 + 1) * num_rows, "blocks and, of one column, their concatenation"
+    whole = in_memory(cikm2019.pieces(CONFIG)).interactions
+    monkeypatch.setattr(raw_csv, "PIECE_BYTES", piece_bytes)
+    raw = cikm2019.pieces(CONFIG)
+    assert len(raw.pieces) >= 2 and (piece_bytes > 1 or len(raw.pieces) == len(BEHAVIOURS.splitlines()))
+    assert in_memory(raw).interactions == whole
 
 
 # folders
 
 
 def test_the_folder_of_round_2_may_lie_as_it_was_unpacked(folder: Path, top: Path) -> None:
-    alone = cikm2019.load(CONFIG).interactions
+    alone = in_memory(cikm2019.pieces(CONFIG)).interactions
     for name in TEXTS:
         (top / ROUND_2).mkdir(exist_ok=True)
         (top / name).rename(top / ROUND_2 / name)
-    assert cikm2019.load(CONFIG).interactions == alone
+    assert in_memory(cikm2019.pieces(CONFIG)).interactions == alone
 
 
 def test_the_two_parts_of_round_1_are_put_together_with_repeated_items_once(top: Path) -> None:
@@ -133,13 +130,13 @@ def test_the_two_parts_of_round_1_are_put_together_with_repeated_items_once(top:
     write_files(top / TEST_B, second)
     first = {"user_behavior.csv": "".join(lines[:5]), "item.csv": "200,11,21,31\n100,10,20,30\n", "user.csv": USERS}
     write_files(top / TEST_A, first)
-    both = cikm2019.load(CONFIG)
+    both = in_memory(cikm2019.pieces(CONFIG))
 
     for path in (*(top / TEST_A).iterdir(), *(top / TEST_B).iterdir()):
         path.unlink()
     (top / TEST_A).rmdir(), (top / TEST_B).rmdir()
     write_files(top, TEXTS | {"user.csv": USERS + "4,1,1,1\n"})
-    once = cikm2019.load(CONFIG)
+    once = in_memory(cikm2019.pieces(CONFIG))
     assert both.interactions == once.interactions and both.items == once.items and both.users == once.users
 
 
@@ -149,7 +146,7 @@ def test_a_part_with_a_file_missing_is_an_error(top: Path) -> None:
     with pytest.raises(
         UserError, match=r"testB_20190809: user_behavior.csv of CIKM .* missing\. Put user_behavior.csv"
     ):
-        cikm2019.load(CONFIG)
+        in_memory(cikm2019.pieces(CONFIG))
 
 
 @pytest.mark.parametrize("others", [["."], [TEST_A, TEST_B]], ids=["files beside", "round 1"])
@@ -157,7 +154,7 @@ def test_two_data_sets_are_not_mixed(top: Path, others: list[str]) -> None:
     for name in (ROUND_2, *others):
         write_files(top / name, TEXTS)
     with pytest.raises(UserError, match="holds several data sets .*keep one round there"):
-        cikm2019.load(CONFIG)
+        in_memory(cikm2019.pieces(CONFIG))
 
 
 # errors
@@ -199,10 +196,10 @@ WRONG = {
 def test_a_wrong_file_is_named_with_its_line(folder: Path, texts: dict[str, str], message: str) -> None:
     write_files(folder, texts)
     with pytest.raises(UserError, match=message):
-        cikm2019.load(CONFIG)
+        in_memory(cikm2019.pieces(CONFIG))
 
 
-@pytest.mark.parametrize("call", [cikm2019.load, cikm2019.fingerprint], ids=["load", "fingerprint"])
+@pytest.mark.parametrize("call", [cikm2019.pieces, cikm2019.fingerprint], ids=["pieces", "fingerprint"])
 def test_no_data_says_where_to_get_them_on_what_terms_and_where_to_put_them(top: Path, call: Any) -> None:
     with pytest.raises(UserError, match=r"is not in .*round 2 into a folder cikm2019 .*tianchi.*231721.*Terms: "):
         call(CONFIG)

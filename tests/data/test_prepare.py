@@ -17,10 +17,12 @@ from mwuf_dist.config import DataConfig, SyntheticConfig, UserError
 from mwuf_dist.data import prepare as prepare_module
 from mwuf_dist.data import shards, sources
 from mwuf_dist.data.prepare import prepare
-from mwuf_dist.data.schema import Field, RawDataset, list_column
+from mwuf_dist.data.schema import Field, RawDataset, RawPieces, list_column
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.sources import synthetic
-from mwuf_dist.data.split import SPLITS, SplitRule, split_rows
+from mwuf_dist.data.split import SPLITS, SplitRule
+from tests.data.raw_files import files_of, in_memory
+from tests.data.splits import split_rows
 
 COLUMNS = ("user", "item", "label", "time", "row", "bayes_logit")
 OPTIONS = SyntheticConfig(num_rows=40_000, num_users=300, num_items=200)
@@ -56,7 +58,7 @@ def num_builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_shards_hold_the_rows_of_the_split(config: DataConfig, prepared: Prepared) -> None:
-    raw = synthetic.load(config)
+    raw = in_memory(synthetic.pieces(config))
     columns = {name: raw.interactions[name].to_numpy() for name in raw.interactions.column_names}
     split = split_rows(columns["item"], columns["time"], 200, SplitRule(150, 15))
     new_index = {int(j): place for place, j in enumerate(split.item_order)}
@@ -79,7 +81,7 @@ def test_shards_hold_the_rows_of_the_split(config: DataConfig, prepared: Prepare
 
 
 def test_items_stand_in_their_new_order_and_users_in_the_raw_one(config: DataConfig, prepared: Prepared) -> None:
-    raw = synthetic.load(config)
+    raw = in_memory(synthetic.pieces(config))
     items, users = prepared.entity("item"), prepared.entity("user")
     order = items.raw_ids - 1
     assert items.num_rows == prepared.num_items == prepared.num_old_items + prepared.num_new_items
@@ -211,10 +213,6 @@ def test_the_seed_of_played_items_matters_only_when_items_play(config: DataConfi
     assert folder(old_items_as_new=True, old_items_as_new_seed=1) != folder(old_items_as_new=True)
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 DAMAGES = {
     "shard missing": lambda folder: (folder / "warm_b" / "part-00000.parquet").unlink(),
     "shard truncated": lambda folder: (folder / "test" / "part-00000.parquet").write_bytes(b"PAR1"),
@@ -251,7 +249,7 @@ def test_slower_builder_takes_the_faster_ones_folder(tmp_path: Path) -> None:
     ours = prepare(config)
     before = (ours.path / "manifest.json").stat().st_ino
     made_of = prepare_module.describe(config)
-    prepare_module._build(config, made_of, ours.path, progress=False)
+    prepare_module._build(config, made_of, ours.path, progress=False, pool=None)
     assert (ours.path / "manifest.json").stat().st_ino == before
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -264,7 +262,7 @@ def test_interrupted_build_leaves_nothing(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_write_split", fail)
+        patch.setattr(shards, "write_file", fail)
         with pytest.raises(type(error)):
             prepare(config_in(tmp_path))
     assert not list(tmp_path.iterdir())
@@ -294,7 +292,7 @@ def test_default_folder_is_in_the_cache(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_positive_shares_tell_played_items_from_really_new_ones(config: DataConfig, prepared: Prepared) -> None:
-    raw = synthetic.load(config).interactions
+    raw = in_memory(synthetic.pieces(config)).interactions
     item, label = raw["item"].to_numpy(), raw["label"].to_numpy()
     counts = np.bincount(item, minlength=200)
     really_new = label[((counts >= 45) & (counts <= 150))[item]].mean()
@@ -336,8 +334,8 @@ def prepare_raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             def fingerprint(self, config: DataConfig) -> dict[str, Any]:
                 return {"source": "hand-made"}
 
-            def load(self, config: DataConfig) -> RawDataset:
-                return dataset
+            def pieces(self, config: DataConfig) -> RawPieces:
+                return dataset.in_pieces(config.name)
 
         monkeypatch.setitem(sources.SOURCES, "hand-made", HandMade())
         return prepare(DataConfig(name="hand-made", old_above=9, warm_rows=2, prepared_dir=str(tmp_path)))
@@ -383,4 +381,4 @@ def test_field_that_breaks_its_declaration_is_a_bug_of_the_source(column: pa.Arr
     dataset = hand_made()
     items = dataset.items.set_column(1, "tags", column)
     with pytest.raises(AssertionError, match="field tags"):
-        dataclasses.replace(dataset, items=items).check("hand-made")
+        dataclasses.replace(dataset, items=items).entities.check()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections import defaultdict
 
 import numpy as np
@@ -11,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mwuf_dist.config import UserError
-from mwuf_dist.data.split import SPLITS, Split, SplitRule, split_rows
+from mwuf_dist.data.split import SPLITS, SplitRule, order_by
+from tests.data.splits import Split, split_rows
 
 N, K = 9, 2
 
@@ -163,16 +163,11 @@ def test_thresholds_that_leave_no_room_for_new_items_are_an_error() -> None:
         split_rows(np.zeros(3, dtype=np.int32), np.arange(3), 1, SplitRule(5, 2))
 
 
-def test_rows_of_dropped_items_cost_little_memory() -> None:
-    """Of a log like Taobao's nine rows in ten are dropped: they must not be sorted, nor carried through the steps."""
-    generator = np.random.default_rng(0)
-    num_rows = 1_000_000
-    item = generator.integers(0, 200_000, num_rows).astype(np.int32)
-    item[:1000] = np.repeat([0, 1], [900, 100])  # One old and one new item.
-    time = generator.integers(0, 10**6, num_rows)
-    tracemalloc.start()
-    split = split_rows(item, time, 200_000, SplitRule(500, 20))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert split.num_old_items == split.num_new_items == 1
-    assert peak < 12 * num_rows, "a sort of all rows alone takes 16 bytes a row"
+@given(
+    st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2), st.integers(-2, 2)), max_size=20),
+    st.sampled_from([1, 1 << 20, 1 << 40, 1 << 61]),
+)
+def test_rows_are_ordered_by_their_keys_and_then_by_place(rows: list[tuple[int, int, int]], unit: int) -> None:
+    keys = np.array(rows, dtype=np.int64).reshape(len(rows), 3).T * unit
+    expected = sorted(range(len(rows)), key=lambda row: (*rows[row], row))
+    assert order_by(*keys).tolist() == expected

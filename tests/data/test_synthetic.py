@@ -15,7 +15,9 @@ from sklearn.metrics import roc_auc_score
 from mwuf_dist.config import DataConfig, SyntheticConfig, UserError
 from mwuf_dist.data.schema import RawDataset
 from mwuf_dist.data.sources import synthetic
-from mwuf_dist.data.split import SplitRule, split_rows
+from mwuf_dist.data.split import SplitRule
+from tests.data.raw_files import in_memory
+from tests.data.splits import split_rows
 
 SMALL = SyntheticConfig(num_rows=150_000, num_users=500, num_items=300)
 
@@ -26,14 +28,17 @@ def table(config: SyntheticConfig, **options: int) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def demo() -> RawDataset:
-    return synthetic.load(DataConfig(name="synthetic"))
+    return in_memory(synthetic.pieces(DataConfig(name="synthetic")))
 
 
 @pytest.mark.parametrize("batch_rows", [999, 65_536, 100_000, 10**6])
 def test_rows_do_not_depend_on_the_size_of_batches(batch_rows: int) -> None:
     batches = list(synthetic.generate_batches(SMALL, batch_rows))
     assert [batch.num_rows for batch in batches[:-1]] == [batch_rows] * (len(batches) - 1)
-    assert pa.Table.from_batches(batches).combine_chunks() == synthetic.load(DataConfig(synthetic=SMALL)).interactions
+    assert (
+        pa.Table.from_batches(batches).combine_chunks()
+        == in_memory(synthetic.pieces(DataConfig(synthetic=SMALL))).interactions
+    )
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 10), (65_535, 65_537), (70_001, 140_003), (149_999, 150_000), (7, 7)])

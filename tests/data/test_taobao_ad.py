@@ -13,7 +13,7 @@ from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.data import known_counts, raw_csv
 from mwuf_dist.data.prepare import describe
 from mwuf_dist.data.sources import taobao_ad
-from tests.data.raw_files import field_values, rows_of, write_files
+from tests.data.raw_files import field_values, in_memory, rows_of, write_files
 
 # Sorted by ad, not by time; user 90 has no profile; ads 7, 8 and 40 are in the sample; 7's brand is NULL.
 SAMPLE = """user,time_stamp,adgroup_id,pid,nonclk,clk
@@ -48,20 +48,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_rows_stand_in_the_order_of_the_file_with_clk_as_the_label(folder: Path) -> None:
-    dataset = taobao_ad.load(CONFIG)
+    dataset = in_memory(taobao_ad.pieces(CONFIG))
     dataset.check("taobao-ad")
     lines = [line.split(",") for line in SAMPLE.splitlines()[1:]]
     assert rows_of(dataset) == [(int(u), int(ad), int(clk), int(time)) for u, time, ad, _, _, clk in lines]
 
 
 def test_users_and_ads_are_those_of_the_sample(folder: Path) -> None:
-    dataset = taobao_ad.load(CONFIG)
+    dataset = in_memory(taobao_ad.pieces(CONFIG))
     assert dataset.users["raw_id"].to_pylist() == [20, 31, 90]
     assert dataset.items["raw_id"].to_pylist() == [7, 8, 40]
 
 
 def test_fields_are_those_of_the_paper_and_no_time_place_or_popularity(folder: Path) -> None:
-    names = [(field.side, field.name) for field in taobao_ad.load(CONFIG).fields]
+    names = [(field.side, field.name) for field in in_memory(taobao_ad.pieces(CONFIG)).fields]
     users = ["cms_segid", "cms_group_id", "gender", "age", "pvalue", "shopping_level", "occupation", "city_level"]
     ads = ["cate", "campaign", "customer", "brand", "price"]
     assert names == [("user", "user_id"), *(("user", name) for name in users), *(("item", name) for name in ads)]
@@ -70,12 +70,12 @@ def test_fields_are_those_of_the_paper_and_no_time_place_or_popularity(folder: P
 @pytest.mark.parametrize("last", ["new_user_class_level ", "new_user_class_level"], ids=["blank", "no blank"])
 def test_the_last_name_of_the_profiles_may_end_in_a_blank(folder: Path, last: str) -> None:
     write_files(folder, {"user_profile.csv": PROFILES.replace("new_user_class_level ", last)})
-    values = field_values(taobao_ad.load(CONFIG), "user", "city_level")
+    values = field_values(in_memory(taobao_ad.pieces(CONFIG)), "user", "city_level")
     assert values[20] != 0
 
 
 def test_an_empty_level_is_unknown_and_a_zero_is_not(folder: Path) -> None:
-    dataset = taobao_ad.load(CONFIG)
+    dataset = in_memory(taobao_ad.pieces(CONFIG))
     assert field_values(dataset, "user", "pvalue")[20] == 0
     assert field_values(dataset, "user", "pvalue")[31] != 0
     assert field_values(dataset, "user", "city_level")[31] == 0
@@ -84,7 +84,7 @@ def test_an_empty_level_is_unknown_and_a_zero_is_not(folder: Path) -> None:
 
 
 def test_a_user_without_a_profile_keeps_the_rows_and_is_unknown_in_every_field_but_the_id(folder: Path) -> None:
-    dataset = taobao_ad.load(CONFIG)
+    dataset = in_memory(taobao_ad.pieces(CONFIG))
     assert sum(row[0] == 90 for row in rows_of(dataset)) == 2
     for field in dataset.fields:
         if field.side == "user":
@@ -92,24 +92,24 @@ def test_a_user_without_a_profile_keeps_the_rows_and_is_unknown_in_every_field_b
 
 
 def test_a_profile_without_rows_is_in_no_vocabulary(folder: Path) -> None:
-    sizes = {field.name: field.size for field in taobao_ad.load(CONFIG).fields}
+    sizes = {field.name: field.size for field in in_memory(taobao_ad.pieces(CONFIG)).fields}
     assert sizes["cms_segid"] == 3  # unknown, 0, 5
 
 
 def test_a_null_brand_is_unknown(folder: Path) -> None:
-    values = field_values(taobao_ad.load(CONFIG), "item", "brand")
+    values = field_values(in_memory(taobao_ad.pieces(CONFIG)), "item", "brand")
     assert values[7] == 0 and values[8] != 0
 
 
 def test_prices_over_ten_orders_of_magnitude_are_buckets_in_their_order(folder: Path) -> None:
     config = DataConfig(name="taobao-ad", old_above=3, warm_rows=1)
     write_files(folder, {"raw_sample.csv": SAMPLE + "20,1494002001,40,430539_1007,1,0\n" * 2})
-    values = field_values(taobao_ad.load(config), "item", "price")
+    values = field_values(in_memory(taobao_ad.pieces(config)), "item", "price")
     assert 0 < values[7] < values[8] < values[40]
 
 
 def test_ads_with_too_few_rows_make_no_vocabulary(folder: Path) -> None:
-    dataset = taobao_ad.load(CONFIG)  # Ad 40 has one row and is dropped: an item needs 3K = 3.
+    dataset = in_memory(taobao_ad.pieces(CONFIG))  # Ad 40 has one row and is dropped: an item needs 3K = 3.
     sizes = {field.name: field.size for field in dataset.fields}
     assert (sizes["campaign"], sizes["cate"], sizes["price"]) == (3, 2, 3)
     assert field_values(dataset, "item", "campaign")[40] == 0
@@ -119,24 +119,27 @@ def test_of_several_rows_of_an_ad_or_a_user_the_first_counts(folder: Path) -> No
     write_files(
         folder, {"ad_feature.csv": ADS + "8,1,1,1,1,1.0\n", "user_profile.csv": PROFILES + "31,1,1,1,1,1,1,1,1\n"}
     )
-    again = taobao_ad.load(CONFIG)
+    again = in_memory(taobao_ad.pieces(CONFIG))
     write_files(folder, TEXTS)
-    assert again.items == taobao_ad.load(CONFIG).items and again.users == taobao_ad.load(CONFIG).users
+    assert (
+        again.items == in_memory(taobao_ad.pieces(CONFIG)).items
+        and again.users == in_memory(taobao_ad.pieces(CONFIG)).users
+    )
 
 
 def test_gzipped_files_are_the_same_data_set(folder: Path) -> None:
-    plain = taobao_ad.load(CONFIG)
+    plain = in_memory(taobao_ad.pieces(CONFIG))
     for path in list(folder.iterdir()):
         path.unlink()
     write_files(folder, TEXTS, zipped=True)
-    zipped = taobao_ad.load(CONFIG)
+    zipped = in_memory(taobao_ad.pieces(CONFIG))
     assert zipped.interactions == plain.interactions and zipped.items == plain.items and zipped.users == plain.users
 
 
 def test_line_ends_of_windows_are_line_ends(folder: Path) -> None:
-    plain = taobao_ad.load(CONFIG)
+    plain = in_memory(taobao_ad.pieces(CONFIG))
     write_files(folder, {name: text.replace("\n", "\r\n") for name, text in TEXTS.items()})
-    other = taobao_ad.load(CONFIG)
+    other = in_memory(taobao_ad.pieces(CONFIG))
     assert other.interactions == plain.interactions and other.items == plain.items and other.users == plain.users
 
 
@@ -146,14 +149,14 @@ def test_rows_do_not_depend_on_the_size_of_blocks(
 ) -> None:
     many = "".join(f"{row % 97},{1494000000 + row},{row % 11},430548_1007,1,{row % 2}\n" for row in range(500))
     write_files(folder, {"raw_sample.csv": SAMPLE.splitlines(keepends=True)[0] + many})
-    whole = taobao_ad.load(CONFIG).interactions
+    whole = in_memory(taobao_ad.pieces(CONFIG)).interactions
     monkeypatch.setattr(raw_csv, "BLOCK_BYTES", block_bytes)
-    assert taobao_ad.load(CONFIG).interactions == whole
+    assert in_memory(taobao_ad.pieces(CONFIG)).interactions == whole
 
 
 def test_ids_beyond_32_bits_and_far_apart_are_ids(folder: Path) -> None:
     write_files(folder, {"raw_sample.csv": SAMPLE.replace("\n31,", "\n9876543210123,")})
-    dataset = taobao_ad.load(CONFIG)
+    dataset = in_memory(taobao_ad.pieces(CONFIG))
     assert dataset.users["raw_id"].to_pylist() == [20, 90, 9876543210123]
     assert [row[0] for row in rows_of(dataset)] == [20, 90, 9876543210123, 9876543210123, 20, 90, 20]
 
@@ -205,7 +208,7 @@ WRONG = {
 def test_a_wrong_file_is_named_with_its_line(folder: Path, texts: dict[str, str], message: str) -> None:
     write_files(folder, texts)
     with pytest.raises(UserError, match=message):
-        taobao_ad.load(CONFIG)
+        in_memory(taobao_ad.pieces(CONFIG))
 
 
 def test_a_truncated_gzip_file_is_an_error(folder: Path) -> None:
@@ -215,10 +218,10 @@ def test_a_truncated_gzip_file_is_an_error(folder: Path) -> None:
     (folder / "raw_sample.csv").unlink()
     (folder / "raw_sample.csv.gz").write_bytes(gzip.compress(text.encode())[:-2000])
     with pytest.raises(UserError, match=r"raw_sample.csv.gz: cannot be read .*is the file complete\?"):
-        taobao_ad.load(CONFIG)
+        in_memory(taobao_ad.pieces(CONFIG))
 
 
-@pytest.mark.parametrize("call", [taobao_ad.load, taobao_ad.fingerprint], ids=["load", "fingerprint"])
+@pytest.mark.parametrize("call", [taobao_ad.pieces, taobao_ad.fingerprint], ids=["pieces", "fingerprint"])
 @pytest.mark.parametrize("name", TEXTS)
 def test_an_absent_file_says_where_to_get_it_on_what_terms_and_where_to_put_it(
     folder: Path, name: str, call: Any
@@ -260,18 +263,18 @@ def test_split_counts_follow_from_the_rows_of_each_item() -> None:
 def test_real_files_are_told_whether_they_give_the_published_counts(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taobao_ad.load(CONFIG)
+    in_memory(taobao_ad.pieces(CONFIG))
     assert capsys.readouterr().err == "", "only files of the real size are held against the published counts"
     monkeypatch.setattr(taobao_ad, "KNOWN_ROWS", 7)
     monkeypatch.setattr(taobao_ad, "KNOWN_RULE", (3, 1))
     write_files(folder, {"raw_sample.csv": SAMPLE.replace(",40,", ",8,")})  # Ad 7 has 3 rows, ad 8 has 4.
     known = {"pretrain": 4, "new items": 1, "each warm set": 1, "test": 0}
     monkeypatch.setattr(taobao_ad, "KNOWN_SPLIT", known)
-    taobao_ad.load(CONFIG)
+    in_memory(taobao_ad.pieces(CONFIG))
     assert capsys.readouterr().err == "taobao-ad: these raw files give the published counts\n"
     monkeypatch.setattr(taobao_ad, "KNOWN_SPLIT", {**known, "pretrain": 5})
-    taobao_ad.load(CONFIG)
+    in_memory(taobao_ad.pieces(CONFIG))
     assert "other counts than the published ones: pretrain 4 (published 5)" in capsys.readouterr().err
     (folder / "synthesized.json").write_text("{}")
-    taobao_ad.load(CONFIG)
+    in_memory(taobao_ad.pieces(CONFIG))
     assert capsys.readouterr().err == "", "made-up files are not the real ones"

@@ -1,7 +1,7 @@
 """Where raw data comes from: one module per data set.
 
 Each offers `fingerprint(config)`, a JSON-able account of what makes the data (so that prepared shards are rebuilt when
-it changes), and `load(config)`, the data set in memory.
+it changes), and `pieces(config)`, the data set piece by piece.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import difflib
 from typing import Any, Protocol
 
 from mwuf_dist.config import DataConfig, UserError
-from mwuf_dist.data.schema import RawDataset
+from mwuf_dist.data.schema import RawPieces
 from mwuf_dist.data.sources import cikm2019, logs, movielens, synthetic, taobao_ad
 
 
@@ -21,7 +21,7 @@ class Source(Protocol):
         """What the data is made of: version of the reader, checksums of raw files, options."""
         ...
 
-    def load(self, config: DataConfig) -> RawDataset:
+    def pieces(self, config: DataConfig) -> RawPieces:
         """The data set, in raw file order."""
         ...
 

@@ -30,6 +30,7 @@ the paper and as up to 80 million elsewhere, so no count is held against the fil
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from mwuf_dist.config_logs import LogsConfig, LogsField
 from mwuf_dist.data import raw_csv, tables
 from mwuf_dist.data.locations import data_dir
 from mwuf_dist.data.raw_csv import Column, RawCsv
-from mwuf_dist.data.schema import RawDataset
+from mwuf_dist.data.schema import Entities, RawPieces
 from mwuf_dist.data.synthesized import mark_of
 
 VERSION = 1  # Raise it when the same raw files would give other tables.
@@ -126,25 +127,33 @@ def _by_hand() -> str:
     )
 
 
-def load(config: DataConfig) -> RawDataset:
-    """Reads the behaviours and joins items and users.
+def pieces(config: DataConfig) -> RawPieces:
+    """The behaviours, and the items and users that they join.
 
     Raises:
         UserError: a file is absent or malformed; it names file and line.
     """
     behaviours, items_files, users_files = zip(*find_raw(), strict=True)
-    columns = raw_csv.read_interactions(behaviours, BEHAVIOUR_FILE, _convert)
-    user, user_ids = raw_csv.compact_ids(columns.pop("user"))
-    item, item_ids = raw_csv.compact_ids(columns.pop("item"))
-    kept = np.bincount(item) >= 3 * config.warm_rows
+    read = functools.partial(raw_csv.read_piece, kind=BEHAVIOUR_FILE, convert=_convert)
+    entities = functools.partial(_entities, items_files, users_files, 3 * config.warm_rows)
+    return RawPieces(raw_csv.pieces_of(behaviours, BEHAVIOUR_FILE), read, entities)
+
+
+def _entities(
+    items_files: tuple[Path, ...],
+    users_files: tuple[Path, ...],
+    fewest_rows: int,
+    user_ids: np.ndarray,
+    item_ids: np.ndarray,
+    item_rows: np.ndarray,
+) -> Entities:
+    kept = item_rows >= fewest_rows
     table = _side_table(items_files, "items", "item", ITEM_FIELDS)
     items, item_fields = raw_csv.join("item", item_ids, table, "item", ITEM_FIELDS, kept)
     table = _side_table(users_files, "users", "user", USER_FIELDS)
     everyone = np.ones(len(user_ids), dtype=bool)
     users, user_fields = raw_csv.join("user", user_ids, table, "user", USER_FIELDS, everyone)
-    time = columns["time"].astype(np.int64, copy=False)
-    interactions = pa.table({"user": user, "item": item, "label": columns["label"], "time": time})
-    return RawDataset(interactions, users, items, (*user_fields, *item_fields))
+    return Entities(users, items, (*user_fields, *item_fields))
 
 
 def _convert(columns: dict[str, Any]) -> dict[str, np.ndarray] | None:
@@ -157,7 +166,7 @@ def _convert(columns: dict[str, Any]) -> dict[str, np.ndarray] | None:
         "user": raw_csv.narrow(columns["user"]),
         "item": raw_csv.narrow(columns["item"]),
         "label": is_buy[behaviour.indices.to_numpy()],
-        "time": raw_csv.narrow(columns["time"]),
+        "time": columns["time"].to_numpy(),
     }
 
 

@@ -24,7 +24,7 @@ from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.config_logs import LogsConfig, LogsField
 from mwuf_dist.data import encode, labels, tables
 from mwuf_dist.data.negatives import add_negatives
-from mwuf_dist.data.schema import RAW_ID, SIDES, USER_ID, Field, RawDataset, Side
+from mwuf_dist.data.schema import RAW_ID, SIDES, USER_ID, Field, RawDataset, RawPieces, Side
 from mwuf_dist.data.tables import LogTable
 
 VERSION = 2  # Raise it when the same files would give other tables.
@@ -54,6 +54,11 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
         for key, found in _files(options).items()
     }
     return {"source": "logs", "version": VERSION, "files": files, **dataclasses.asdict(options)}
+
+
+def pieces(config: DataConfig) -> RawPieces:
+    """The data set of `load`, cut into pieces."""
+    return load(config).in_pieces(config.name)
 
 
 def load(config: DataConfig) -> RawDataset:

@@ -24,7 +24,7 @@ from pyarrow import csv
 
 from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.data.locations import beside, cache_dir, data_dir
-from mwuf_dist.data.schema import RAW_ID, USER_ID, Field, RawDataset, list_column
+from mwuf_dist.data.schema import RAW_ID, USER_ID, Field, RawDataset, RawPieces, list_column
 
 VERSION = 1  # Raise it when the same raw files would give other tables.
 MIN_TOKEN_COUNT = 2  # A title word in fewer films than this tells nothing that the film's own ID does not.
@@ -64,7 +64,7 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     return {**made_of, "md5": sums, "changed_files_accepted": accepted}
 
 
-def load(config: DataConfig) -> RawDataset:
+def pieces(config: DataConfig) -> RawPieces:
     """Finds the raw files, downloads them where they are absent, and reads them.
 
     Raises:
@@ -75,7 +75,7 @@ def load(config: DataConfig) -> RawDataset:
     # After the lines, because an error that names the line helps more than "the checksum differs".
     if config.verify_checksums:
         _verify(folder, "download it again, or set data.verify_checksums = false if the change is meant")
-    return dataset
+    return dataset.in_pieces(config.name)
 
 
 def find_raw() -> Path | None:

@@ -16,6 +16,7 @@ can be generated alone. Memory: 4 (D + 1) bytes per user and item, and one block
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -28,8 +29,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mwuf_dist.config import DataConfig, SyntheticConfig
+from mwuf_dist.data import schema
 from mwuf_dist.data.locations import new_folder
-from mwuf_dist.data.schema import INTERACTION_TYPES, RAW_ID, USER_ID, Field, RawDataset, list_column
+from mwuf_dist.data.schema import (
+    INTERACTION_TYPES,
+    RAW_ID,
+    USER_ID,
+    Entities,
+    Field,
+    RawPieces,
+    list_column,
+)
 
 VERSION = 1  # Raise it when the same options would give other rows.
 
@@ -78,18 +88,29 @@ class World:
     user_vectors: np.ndarray
     item_vectors: np.ndarray
 
+    @property
+    def entities(self) -> Entities:
+        """Users and items without what they like."""
+        return Entities(self.users, self.items, self.fields)
+
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
     """Generator version and options."""
     return {"source": "synthetic", "version": VERSION, **dataclasses.asdict(config.synthetic)}
 
 
-def load(config: DataConfig) -> RawDataset:
-    """Generates the whole data set in memory: 21 bytes a row. `write_raw` streams what does not fit."""
+def pieces(config: DataConfig) -> RawPieces:
+    """Generates the data set piece by piece."""
     options = config.synthetic
-    world = make_world(options)
-    interactions = pa.Table.from_batches(_batches(options, world, BLOCK_ROWS, 0, options.num_rows))
-    return RawDataset(interactions.combine_chunks(), world.users, world.items, world.fields)
+    starts = tuple(range(0, options.num_rows, schema.PIECE_ROWS))
+    read = functools.partial(_piece, options)
+    return RawPieces(starts, read, lambda *_: _cached_world(options).entities, ids_are_rows=True)
+
+
+def _piece(options: SyntheticConfig, start: int) -> Iterator[dict[str, np.ndarray]]:
+    stop = min(start + schema.PIECE_ROWS, options.num_rows)
+    for batch in _batches(options, _cached_world(options), BLOCK_ROWS, start, stop):
+        yield {name: batch[name].to_numpy() for name in batch.schema.names}
 
 
 def generate_batches(
@@ -202,6 +223,9 @@ def make_world(config: SyntheticConfig) -> World:
         Field("tags", "multi_valued", "item", config.num_tags + 1),
     )
     return World(pa.table(users), pa.table(items), fields, user_vectors, item_vectors)
+
+
+_cached_world = functools.lru_cache(maxsize=1)(make_world)  # every piece of a data set needs it
 
 
 def _effect(generator: np.random.Generator, size: int, dim: int) -> np.ndarray:

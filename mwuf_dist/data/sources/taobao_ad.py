@@ -26,6 +26,7 @@ files need a login: line ends, how very large prices are written, and the counts
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from mwuf_dist.data import raw_csv, tables
 from mwuf_dist.data.known_counts import report_split
 from mwuf_dist.data.locations import data_dir
 from mwuf_dist.data.raw_csv import Column, RawCsv
-from mwuf_dist.data.schema import RawDataset
+from mwuf_dist.data.schema import Entities, RawPieces
 from mwuf_dist.data.synthesized import mark_of
 
 VERSION = 1  # Raise it when the same raw files would give other tables.
@@ -116,28 +117,37 @@ def _by_hand() -> str:
     )
 
 
-def load(config: DataConfig) -> RawDataset:
-    """Reads the impressions and joins ads and users.
+def pieces(config: DataConfig) -> RawPieces:
+    """The impressions, and the ads and users that they join.
 
     Raises:
         UserError: a file is absent or malformed; it names file and line.
     """
     sample, ads, profiles = find_raw()
-    columns = raw_csv.read_interactions([sample], SAMPLE, _convert)
-    user, user_ids = raw_csv.compact_ids(columns.pop("user"))
-    item, item_ids = raw_csv.compact_ids(columns.pop("item"))
-    counts = np.bincount(item)
-    real = len(item) == KNOWN_ROWS and not mark_of(sample.parent)
-    if real and (config.old_above, config.warm_rows) == KNOWN_RULE:
-        report_split(NAME, counts, config.old_above, config.warm_rows, KNOWN_SPLIT)
-    kept = counts >= 3 * config.warm_rows
+    read = functools.partial(raw_csv.read_piece, kind=SAMPLE, convert=_convert)
+    entities = functools.partial(_entities, ads, profiles, not mark_of(sample.parent), config)
+    return RawPieces(raw_csv.pieces_of([sample], SAMPLE), read, entities)
+
+
+def _entities(
+    ads: Path,
+    profiles: Path,
+    are_real: bool,
+    config: DataConfig,
+    user_ids: np.ndarray,
+    item_ids: np.ndarray,
+    item_rows: np.ndarray,
+) -> Entities:
+    is_known = item_rows.sum() == KNOWN_ROWS and (config.old_above, config.warm_rows) == KNOWN_RULE
+    if are_real and is_known:
+        report_split(NAME, item_rows, config.old_above, config.warm_rows, KNOWN_SPLIT)
+    kept = item_rows >= 3 * config.warm_rows
     items, item_fields = raw_csv.join("item", item_ids, *_side_table(ads, "ads", "adgroup_id", AD_FIELDS), kept)
     everyone = np.ones(len(user_ids), dtype=bool)
     users, user_fields = raw_csv.join(
         "user", user_ids, *_side_table(profiles, "users", "userid", USER_FIELDS), everyone
     )
-    interactions = pa.table({"user": user, "item": item, "label": columns["label"], "time": columns["time"]})
-    return RawDataset(interactions, users, items, (*user_fields, *item_fields))
+    return Entities(users, items, (*user_fields, *item_fields))
 
 
 def _convert(columns: dict[str, Any]) -> dict[str, np.ndarray] | None:
@@ -147,8 +157,8 @@ def _convert(columns: dict[str, Any]) -> dict[str, np.ndarray] | None:
     return {
         "user": raw_csv.narrow(columns["user"]),
         "item": raw_csv.narrow(columns["adgroup_id"]),
-        "label": label.copy(),  # Not a view, which would keep the whole block.
-        "time": columns["time_stamp"].to_numpy().copy(),
+        "label": label,
+        "time": columns["time_stamp"].to_numpy(),
     }
 
 
