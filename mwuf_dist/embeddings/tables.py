@@ -162,7 +162,10 @@ class Tables:
 
     @contextlib.contextmanager
     def as_if_shared(self) -> Iterator[None]:
-        """Within it a lookup takes the way of several ranks, though this one is alone: to time what that costs."""
+        """Within it a lookup takes the way of several ranks, though this one is alone.
+
+        To time what that costs, or for the same bits on any number of ranks: a mean of rows is rounded otherwise there.
+        """
         before = self._local, self.direct
         self._local, self.direct = None, None
         try:

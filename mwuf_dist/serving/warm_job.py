@@ -202,7 +202,8 @@ class WarmJob:
         assert run.histories is not None
         company = torch.arange(FEWEST_ROWS, device=users.device) % run.prepared.num_users
         padded = F.pad(context, (0, 0, 0, FEWEST_ROWS))
-        history = run.model.embedded_history(run.histories.whole(torch.cat([users, company])))
+        with run.model.item_tables.as_if_shared():  # or a row would depend on the number of ranks
+            history = run.model.embedded_history(run.histories.whole(torch.cat([users, company])))
         fields = None if history.fields is None else history.fields.double()
         doubled = replace(history, labels=history.labels.double(), rows=history.rows.double(), fields=fields)
         return self.backbone.encode(doubled, padded)[: len(users)].float().double()  # pyright: ignore[reportCallIssue]

@@ -81,7 +81,7 @@ def _killed(function: Callable[..., Any], marker: Path, *arguments: Any) -> Any:
 class Killing(OnRay):
     """Workers of which one is killed in each of some steps, by the names of their functions."""
 
-    def __init__(self, folder: Path, steps: set[str]) -> None:
+    def __init__(self, folder: Path, steps: list[str]) -> None:
         super().__init__(2)
         self.folder, self.steps = folder, steps
 
@@ -94,17 +94,17 @@ class Killing(OnRay):
 @pytest.mark.parametrize(
     "steps",
     [
-        {"histories", "shard"},
-        pytest.param({"read_piece", "new_item_rows", "split_new_items", "rows_by_user"}, marks=pytest.mark.slow),
+        ["histories", "shard"],
+        pytest.param(["read_piece", "new_item_rows", "split_new_items", "rows_by_user"], marks=pytest.mark.slow),
     ],
     ids="-".join,
 )
 def test_workers_killed_in_the_middle_of_steps_leave_the_same_files(
-    steps: set[str], cluster: Any, raw: RawPieces, tmp_path: Path
+    steps: list[str], cluster: Any, raw: RawPieces, tmp_path: Path
 ) -> None:
     (tmp_path / "killed").mkdir()
     killed = prepared(raw, tmp_path / "ray", Killing(tmp_path / "killed", steps))
-    assert {path.name for path in (tmp_path / "killed").iterdir()} == steps
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == set(steps)
     assert killed == prepared(raw, tmp_path / "here")
 
 

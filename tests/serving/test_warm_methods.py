@@ -176,8 +176,6 @@ def test_rows_pass_through_the_autoencoder_after_each_block(warmed: Warmed) -> N
     assert not torch.allclose(again, torch.from_numpy(run.state.rows.served))
 
 
-# A known defect, its cause not yet looked into: the files of the two states differ.
-@pytest.mark.xfail(strict=False, reason="map on encoder: the state of two ranks differs from that of one")
 @pytest.mark.dist
 @pytest.mark.parametrize("warmed", ["map-encoder"], indirect=True)
 def test_two_ranks_make_the_state_of_one(warmed: Warmed, tmp_path: Path) -> None:
