@@ -47,10 +47,10 @@ VALUES: dict[str, Any] = {
     "data": {"name": "synthetic", "synthetic": {"num_rows": 100_000, "num_users": 2_000, "num_items": 1_000}},
     "backbone": {"name": "deepfm", "hidden": [16, 8]},
     "embedding": {"dim": 8},
-    "pretrain": {"epochs": 10, "batch_size": 1024},
-    "meta_train": {"epochs": 5, "batch_size": 1024},
-    "warm_up": {"batch_size": 256, "epochs": 10},
-    "checkpoint": {"every_s": 1.0},
+    "pretrain": {"epochs": 30, "batch_size": 1024},
+    "meta_train": {"epochs": 20, "batch_size": 1024},
+    "warm_up": {"batch_size": 256, "epochs": 20},
+    "checkpoint": {"every_s": 0.5},
     "runtime": {"device": "cpu", "progress": "off", "timeout_s": 60},
 }
 
