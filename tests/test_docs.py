@@ -116,7 +116,7 @@ def made_by(page: Path, config: str) -> Path:
     if (ROOT / config).is_file():
         return ROOT / config
     writers = [line for line in commands(page) if line.startswith("mwuf init") and f"--output {config}" in line]
-    assert writers or config.endswith("/chosen.toml"), f"{page.name}: there is no {config}, and no command writes it"
+    assert writers or config.endswith("-chosen.toml"), f"{page.name}: there is no {config}, and no command writes it"
     return ROOT / "configs" / "demo.toml"
 
 

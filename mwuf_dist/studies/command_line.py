@@ -160,9 +160,11 @@ def tune_command(where: str, config: Config, overridden: dict[str, Any], folder:
     if place.is_main and not failures:  # which setting is best is not known before all are done
         summary = tune.summarise(tries, outcome.records.cells, plan)
         write_atomically(folder / "tune.json", json.dumps(summary, indent=1) + "\n")
-        write_atomically(folder / "chosen.toml", tune.chosen_toml(summary, plan, Path(where), overridden, folder))
+        # Named after the search: `compare` names the folder of its results after the config.
+        chosen = folder / f"{Path(where).stem}-chosen.toml"
+        write_atomically(chosen, tune.chosen_toml(summary, plan, Path(where), overridden, folder))
         print(tune.table(summary))
-        print(f"the best of each run: mwuf compare {folder / 'chosen.toml'}")
+        print(f"the best of each run: mwuf compare {chosen}")
     _tell_failures(len(failures), place)
     return 1 if failures else 0
 

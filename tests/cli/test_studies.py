@@ -133,7 +133,7 @@ def test_a_search_writes_a_config_that_compare_takes(mwuf: Mwuf, tmp_path: Path)
     assert done.code == 0 and "deepfm / mwuf" in done.said
     summary = json.loads(Path("out", "tune.json").read_text())
     assert [row["run"] for row in summary["rows"]] == ["deepfm / base"] * 2 + ["deepfm / mwuf"] * 2
-    assert mwuf("compare", "out/chosen.toml", "--output", "chosen").code == 0
+    assert mwuf("compare", "out/tune-chosen.toml", "--output", "chosen").code == 0
     comparison = json.loads(Path("chosen", "comparison.json").read_text())
     assert "2 settings for each run" in comparison["about"]["note"]
     assert [row["method"] for row in comparison["rows"]] == ["base", "mwuf"]
