@@ -283,6 +283,25 @@ def growth_table(name: str) -> str:
     return _rows(heads, rows)
 
 
+def loader_table(name: str) -> str:
+    """A record of `benchmarks.loader`: rates, and their share of a bare scan's."""
+    rows = []
+    for row in _record(name)["rows"]:
+        ours, limit = row["ours"]["p50"], row["limit"]["p50"]
+        rows.append((row["name"], f"{ours / 1e6:.0f}", f"{limit / 1e6:.0f}", f"{ours / limit:.0%}"))
+    return _rows(("", "million rows/CPU s", "bare scan", "of it"), rows)
+
+
+def saves_table(name: str) -> str:
+    """A record of `benchmarks.saves`: how long training stands still, and when the checkpoint is there."""
+    rows = []
+    for row in _record(name)["rows"]:
+        cells = (row["alternative"]["p50"], row["ours"]["p50"], row["more"]["written_after_s"])
+        rows.append((f"{row['config']['mb']:,.0f} MB", *(f"{seconds:.2f}" for seconds in cells)))
+    heads = ("state", "at once: stands still, s", "in the background: stands still, s", "is written after, s")
+    return _rows(heads, rows)
+
+
 def _record(name: str) -> dict[str, Any]:
     """A record of `benchmarks/results/`; see `benchmarks/record.py:Record`."""
     return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
@@ -323,6 +342,8 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "study_keys": study_keys,
     "prepare_table": prepare_table,
     "growth_table": growth_table,
+    "loader_table": loader_table,
+    "saves_table": saves_table,
     "backbone_speed_table": backbone_speed_table,
     "study": study,
     "other_studies": other_studies,
