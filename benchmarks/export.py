@@ -7,13 +7,16 @@ random weights stands for the trained one, and the very code of `mwuf export` wr
 rows and of the fields, mean users, bulk_warm, files. Each format runs in a process of its own, so that its peak memory
 is its own: "before" is what the process held before the first item was written (the model's tables, the users of each
 item), "more" what writing added to it at its peak. items/s counts reading the users of each item ("state") too;
-items/CPU s is the same by processor time, which other programs on the machine slow down less.
+items/CPU s is the same by processor time of all threads together, which other programs on the machine slow down less:
+with a core to itself the command reaches it by the clock, and more with several. "load" is how many programs wanted a
+core in the last minute.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -34,6 +37,7 @@ from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import build_method
 from mwuf_dist.runtime import start
 from mwuf_dist.serving.export import write_items
+from mwuf_dist.serving.item_chunks import num_threads
 from mwuf_dist.serving.run_folder import FinishedRun
 from mwuf_dist.training.model import Model
 
@@ -98,6 +102,7 @@ def time_export(data: Path, kind: Any, output: Path) -> dict[str, Any]:
         "write_s": seconds - state_s,
         "items_per_s": num_items / seconds,
         "items_per_cpu_s": num_items / cpu_s,
+        "load": os.getloadavg()[0],
         "file_bytes": sum(path.stat().st_size for path in output.iterdir()),
         "before_bytes": before,
         "peak_bytes": _memory_bytes("VmHWM"),
@@ -137,14 +142,17 @@ def main() -> None:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows.append(row_of(json.loads(done.stdout.splitlines()[-1])))
     command = f"python -m benchmarks.export --items {options.items} --formats {' '.join(options.formats)}"
-    record = Record("Export of warm embeddings", command, {"items": options.items, "dim": 16}, rows, threads=1)
+    record = Record(
+        "Export of warm embeddings", command, {"items": options.items, "dim": 16}, rows, threads=num_threads()
+    )
     print(table([record]))
-    print("format          items/s   state s   write s   file MB   before MB   peak MB more")
+    print("format          items/s   state s   write s   file MB   before MB   peak MB more   load")
     for row in rows:
         more = row.more["peak_bytes"] - row.more["before_bytes"]
         print(
-            f"{row.name:<12} {row.more['items_per_s']:>10,.0f} {row.more['state_s']:>9.2f} {row.more['write_s']:>9.2f} "
-            f"{row.more['file_bytes'] / 1e6:>9,.0f} {row.more['before_bytes'] / 1e6:>11,.0f} {more / 1e6:>14,.0f}"
+            f"{row.name:<12} {row.more['items_per_s']:>10,.0f} {row.more['state_s']:>9.2f} "
+            f"{row.more['write_s']:>9.2f} {row.more['file_bytes'] / 1e6:>9,.0f} "
+            f"{row.more['before_bytes'] / 1e6:>11,.0f} {more / 1e6:>14,.0f} {row.more['load']:>6.1f}"
         )
     print(f"goal: {GOAL_ITEMS_PER_S:,.0f} items/s")
     if options.output:

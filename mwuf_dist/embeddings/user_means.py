@@ -28,19 +28,13 @@ class ItemUsers:
     """
 
     def __init__(self, prepared: Prepared, splits: Iterable[str], users_per_item: int = 0, seed: int = 0) -> None:
-        # Not earlier: it takes half a second to import, and a run in `pretrain` has no use for it.
-        from scipy.sparse import csr_array
-
         parts = [prepared.columns(split, ("user", "item")) for split in splits]
         user = np.concatenate([np.empty(0, np.int32), *(part["user"] for part in parts)])
         item = np.concatenate([np.empty(0, np.int32), *(part["item"] for part in parts)])
         if users_per_item:
             shuffled = np.random.default_rng([seed, 3]).permutation(len(user))
             user, item = user[shuffled], item[shuffled]
-        # Columns of a sparse matrix with one row per interaction: a stable sort by counting, twice as fast as argsort.
-        ends = np.arange(len(item) + 1, dtype=np.int32 if len(item) < 1 << 31 else np.int64)
-        by_item = csr_array((user, item, ends), shape=(len(item), prepared.num_items)).tocsc()
-        user, offsets = by_item.data, by_item.indptr.astype(np.int64)
+        user, offsets = _by_item(user, item, prepared.num_items)
         if users_per_item:
             counts = np.diff(offsets)
             place = np.arange(len(user)) - np.repeat(offsets[:-1], counts)
@@ -59,13 +53,27 @@ class ItemUsers:
         start = self._offsets[items]
         lengths = self._offsets[items + 1] - start
         offsets = torch.nn.functional.pad(torch.cumsum(lengths, 0), (1, 0))
-        if _is_range(items):  # of neighbours nothing need be gathered
+        if is_range(items):  # of neighbours nothing need be gathered
             return self._users[int(start[0]) : int(start[0] + offsets[-1])].long(), offsets
         shift = torch.repeat_interleave(start - offsets[:-1], lengths)
         return self._users[shift + torch.arange(len(shift))].long(), offsets
 
 
-def _is_range(items: torch.Tensor) -> bool:
+def _by_item(user: np.ndarray, item: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """(users [n] item by item, each item's in their order; offsets [I + 1] int64) of interactions [n]."""
+    assert len(item) < 1 << 32
+    # NumPy sorts plain int64 with vector instructions: key and place in one number take two thirds of the time of a
+    # counting sort (scipy's tocsc), and a fifth of a stable argsort's.
+    key = np.left_shift(item, 32, dtype=np.int64)
+    np.bitwise_or(key, np.arange(len(item), dtype=np.uint32), out=key)
+    key.sort()
+    user = user[key & 0xFFFFFFFF]
+    key >>= 32
+    return user, np.concatenate([[0], np.cumsum(np.bincount(key, minlength=num_items))])
+
+
+def is_range(items: torch.Tensor) -> bool:
+    """Whether items [n] are neighbours in ascending order."""
     return len(items) > 0 and bool((items == torch.arange(int(items[0]), int(items[0]) + len(items))).all())
 
 

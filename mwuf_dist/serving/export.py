@@ -22,6 +22,7 @@ from mwuf_dist.config import UserError
 from mwuf_dist.data.locations import beside
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.formats import ItemWriter, NpyWriter, ParquetWriter, SafetensorsWriter
+from mwuf_dist.serving.item_chunks import chunks
 from mwuf_dist.serving.run_folder import PHASE_NAMES, FinishedRun
 
 Format = Literal["parquet", "safetensors", "npy"]
@@ -87,7 +88,7 @@ def write_export(run: FinishedRun, items: np.ndarray, kind: Format, folder: Path
     """
     run.load_state()
     if not runtime.is_main:
-        for _ in run.chunks(items):
+        for _ in chunks(run, items):
             pass
         return
     folder.mkdir()
@@ -111,7 +112,7 @@ def write_some(run: FinishedRun, items: np.ndarray | range, kind: Format, folder
         bar = tqdm(total=len(ids), desc="export", unit="item", unit_scale=True, disable=not progress)
         with bar, ThreadPoolExecutor(1) as pool:
             written = pool.submit(lambda: None)
-            for chunk in run.chunks(items):
+            for chunk in chunks(run, items):
                 written.result()
                 written = pool.submit(writer.write, chunk)
                 bar.update(len(chunk.phase))

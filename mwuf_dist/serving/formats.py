@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mwuf_dist.serving.run_folder import PHASE_NAMES, ItemChunk
+from mwuf_dist.serving.item_chunks import ItemChunk
+from mwuf_dist.serving.run_folder import PHASE_NAMES
 
 _SAFETENSORS_TYPES = {"float32": "F32", "int64": "I64", "uint8": "U8"}
 

@@ -22,7 +22,7 @@ from mwuf_dist.data.prepare import prepare
 from mwuf_dist.data.schema import RAW_ID
 from mwuf_dist.data.shards import ENTITY_FILES, Prepared
 from mwuf_dist.embeddings.tables import Tables
-from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
+from mwuf_dist.embeddings.user_means import ItemUsers, is_range, mean_users
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving import warm_state
@@ -39,27 +39,10 @@ from mwuf_dist.training.results import SCHEMA, versions
 # What an item's phase code counts in: the phases of new items, then the word for old ones.
 PHASE_NAMES = (*PHASES, "old")
 OLD = len(PHASES)
-# Rows scored or exported at once.
+# Rows scored at once.
 _ROWS = 1 << 16
 # Rows counted at once.
 _COUNTED_ROWS = 1 << 22
-
-
-@dataclass(frozen=True)
-class ItemChunk:
-    """Some items as an export holds them.
-
-    Attributes:
-        item_id: raw IDs [n], int64 or string.
-        embedding: what the backbone reads in the item's place [n, D], float32.
-        phase: code [n] uint8 of each item's phase in `PHASE_NAMES`.
-        interactions: number of rows of each item that the model has seen [n], int64.
-    """
-
-    item_id: pa.Array
-    embedding: np.ndarray
-    phase: np.ndarray
-    interactions: np.ndarray
 
 
 @dataclass
@@ -184,7 +167,10 @@ class FinishedRun:
         """Warm embeddings [n, D] of new items [n]: what the run scored them with in its last phase."""
         assert len(items) == 0 or int(items.min()) >= self.num_old_items, "an old item has no warm embedding"
         table = self.model.new_ids.whole("new")
-        rows = self.model.new_ids.rows(items) if table is None else table[items]
+        if table is None:
+            rows = self.model.new_ids.rows(items)
+        else:  # neighbours need not be copied
+            rows = table[int(items[0]) : int(items[0]) + len(items)] if is_range(items.cpu()) else table[items]
         return self.method.warm_rows(rows, *self.meta_inputs(items))
 
     @torch.no_grad()
@@ -242,14 +228,6 @@ class FinishedRun:
         if isinstance(items, np.ndarray):
             return self.item_ids.take(pa.array(items))
         return self.item_ids[items.start : items.stop]
-
-    def chunks(self, items: np.ndarray | range) -> Iterator[ItemChunk]:
-        """The items with these indices, some ten thousand at a time."""
-        for first in range(0, len(items), _ROWS):
-            part = items[first : first + _ROWS]
-            index = torch.as_tensor(part if isinstance(part, np.ndarray) else np.arange(part.start, part.stop))
-            vectors = self.embeddings(index.to(self.model.runtime.device)).cpu().numpy()
-            yield ItemChunk(self.ids_of(part), vectors, self.phase_codes(index), self.num_interactions[index.numpy()])
 
 
 @contextlib.contextmanager

@@ -173,7 +173,7 @@ def load(run: Path) -> WarmState | None:
         fields=items.drop_columns([RAW_ID, _LISTED]),
         listed=_array(items[_LISTED]).to_numpy(zero_copy_only=False),
         log={name: log[name].to_numpy() for name in LOG_COLUMNS},
-        rows=Rows(rows["item"].to_numpy(), served, at_boundary, rows["boundary"].to_numpy()),
+        rows=Rows(rows["item"].to_numpy().copy(), served, at_boundary, rows["boundary"].to_numpy()),
         made_from=about["made_from"],
     )
 

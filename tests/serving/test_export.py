@@ -21,10 +21,11 @@ from mwuf_dist.evaluation.metrics import auc
 from mwuf_dist.methods import mwuf
 from mwuf_dist.methods.mwuf import Mwuf
 from mwuf_dist.serving import export as export_module
-from mwuf_dist.serving import run_folder as run_folder_module
+from mwuf_dist.serving import item_chunks
 from mwuf_dist.serving.export import export, export_backbone
 from mwuf_dist.serving.formats import NpyWriter, SafetensorsWriter
-from mwuf_dist.serving.run_folder import FinishedRun, ItemChunk, open_run
+from mwuf_dist.serving.item_chunks import ItemChunk
+from mwuf_dist.serving.run_folder import FinishedRun, open_run
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.warm_up import WarmUp
 
@@ -118,7 +119,7 @@ def test_small_chunks_give_the_file_that_one_chunk_gives(
     run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = read_back(export(run, "safetensors", tmp_path / "whole", old_items=True))
-    monkeypatch.setattr(run_folder_module, "_ROWS", 17)
+    monkeypatch.setattr(item_chunks, "_ROWS", 17)
     pieces = read_back(export(run, "safetensors", tmp_path / "pieces", old_items=True))
     for name, values in whole.items():
         if name == "embedding":  # matrix products of other sizes round differently
