@@ -40,6 +40,7 @@ from mwuf_dist.serving.warm_input import (
     together,
 )
 from mwuf_dist.serving.warm_job import WarmJob
+from mwuf_dist.serving.warm_negatives import add_negatives
 from mwuf_dist.serving.warm_rule import check_rule_fits
 from mwuf_dist.serving.warm_state import Change, WarmState
 
@@ -58,6 +59,7 @@ class WarmReport:
         num_unseen_users: users of the input whom the run has never seen.
         num_proofs: scores of old items that are the same before and after, to the bit.
         digest: of the state; equal states have equal digests.
+        num_drawn: negatives drawn for input of positives only, known ones too; they count as interactions.
         already_done: the output was there, made from the same run and the same input.
     """
 
@@ -67,6 +69,7 @@ class WarmReport:
     num_unseen_users: int
     num_proofs: int
     digest: str
+    num_drawn: int = 0
     already_done: bool = False
 
     def text(self) -> str:
@@ -81,6 +84,8 @@ class WarmReport:
             f"proof: {self.num_proofs:,} of {self.num_proofs:,} scores of old items are the same to the bit",
             f"run: {output}   state: {self.digest}   changed rows: {output / 'export'}",
         ]
+        if self.num_drawn:
+            lines.insert(1, f"the rows are positives only: {self.num_drawn:,} of label 0 were drawn and are counted")
         if not self.num_changed:
             lines.insert(0, "nothing new: all of it was known, and nothing has changed")
         return "\n".join(lines)
@@ -122,7 +127,11 @@ def warm(
     listed = (rows.item_ids[:0], unknown_fields(prepared, 0))
     if items is not None:
         listed = read_fields(items, options, prepared, is_logs)
-    run_log = seen_by_run(prepared, find(rows.item_ids, run_ids), user_ids)
+    places = find(rows.item_ids, run_ids)
+    run_log = seen_by_run(prepared, places, user_ids)
+    num_positives, per_positive = rows.num_rows, options.negatives_per_positive
+    if per_positive:
+        rows = add_negatives(rows, places, prepared, user_ids, run_log, per_positive, options.negatives_seed)
     change = warm_state.change(before, rows, listed, run_ids, prepared, run_log, 3 * config.data.warm_rows)
     change = replace(change, state=replace(change.state, made_from=_made_from(folder, change.state)))
     if output.exists():
@@ -144,7 +153,9 @@ def warm(
         runtime.on_main(lambda: os.rename(beside, output))
     finally:
         runtime.on_main(lambda: shutil.rmtree(beside, ignore_errors=True))
-    return WarmReport(output, change, len(changed), rows.num_unseen_users, len(scores), warm_state.digest_of(output))
+    digest = warm_state.digest_of(output)
+    drawn = rows.num_rows - num_positives
+    return WarmReport(output, change, len(changed), rows.num_unseen_users, len(scores), digest, num_drawn=drawn)
 
 
 def raw_ids(prepared: Prepared, name: str) -> pa.Array:

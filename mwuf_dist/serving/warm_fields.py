@@ -56,6 +56,8 @@ def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bo
     """
     fields = [field for field in prepared.fields if field.side == "item"]
     named = {field.name: field for field in options.fields}
+    if is_logs:  # without the field that stands for none, which no file has
+        fields = [field for field in fields if field.name in named]
     columns = {field.name: (named[field.name].column or field.name) if is_logs else field.name for field in fields}
     options = dataclasses.replace(options, header=())
     table = tables.read(
@@ -68,7 +70,8 @@ def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bo
     known = None
     if is_logs:
         known = pq.read_table(prepared.path / ENTITY_FILES["item"], memory_map=True).combine_chunks()
-    out = {}
+    unknown = unknown_fields(prepared, len(ids))
+    out = {name: unknown[name] for name in unknown.column_names}
     for field in fields:
         column = table.columns[columns[field.name]]
         rows = encode.first_rows(entity, column.is_valid().to_numpy(), np.arange(table.num_rows), len(ids))

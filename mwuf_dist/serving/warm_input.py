@@ -62,18 +62,13 @@ def log_options(config: Config, columns: Columns) -> LogsConfig:
     """How the files are read: as the run's own logs where it has such, with columns that may be named anew.
 
     Raises:
-        UserError: there is no column of labels.
+        UserError: there is no column of times.
     """
     options = config.data.logs if config.data.name == "logs" else LogsConfig(label="label")
     named = {name: value for name, value in dataclasses.asdict(columns).items() if value}
     if "label" in named:
         named |= {"label_from": "", "label_is": (), "negatives_per_positive": 0}
     options = dataclasses.replace(options, **named)
-    if not (options.label or options.label_from):
-        raise UserError(
-            "the run was made from data of positives only, whose negatives were drawn; new interactions need a label "
-            "of their own: write the impressions without a click too and name the column with --label"
-        )
     if not options.time:
         raise UserError("the run's data has no times; name the column of the times with --time")
     return options
@@ -91,7 +86,8 @@ def read_interactions(path: Path, options: LogsConfig, user_ids: pa.Array, is_lo
     Raises:
         UserError: a column is absent, a value cannot be read (with its place), or a row is not complete.
     """
-    wanted = list(dict.fromkeys([options.user, options.item, options.time, options.label or options.label_from]))
+    label_column = options.label or options.label_from  # empty: positives only
+    wanted = list(dict.fromkeys(filter(None, [options.user, options.item, options.time, label_column])))
     table = tables.read(tables.find_files(str(path), "--interactions"), wanted, options, "interactions", [options.time])
     item, item_ids = encode.encode_ids(table.columns[options.item])
     raw_user, own_ids = encode.encode_ids(table.columns[options.user])
@@ -101,7 +97,7 @@ def read_interactions(path: Path, options: LogsConfig, user_ids: pa.Array, is_lo
         options.user: raw_user < 0,
         options.item: item < 0,
         options.time: ~has_time,
-        options.label or options.label_from: label == labels.MISSING,
+        label_column: label == labels.MISSING,
     }.items():
         if bad.any() and not options.drop_incomplete:
             raise UserError(
@@ -131,11 +127,11 @@ def find(ids: pa.Array, known: pa.Array) -> np.ndarray:
 def id_keys(ids: pa.Array) -> np.ndarray:
     """64-bit hashes of raw IDs [n], uint64: of a number the same whether it was read as one or as text."""
     if pa.types.is_integer(ids.type):
-        return _mixed(ids.cast(pa.int64()).to_numpy().view(np.uint64))
+        return mixed(ids.cast(pa.int64()).to_numpy().view(np.uint64))
     text = ids.cast(pa.string())
     number = pc.match_substring_regex(text, _INTEGER).to_numpy(zero_copy_only=False)
     keys = np.empty(len(ids), dtype=np.uint64)
-    keys[number] = _mixed(text.filter(pa.array(number)).cast(pa.int64()).to_numpy().view(np.uint64))
+    keys[number] = mixed(text.filter(pa.array(number)).cast(pa.int64()).to_numpy().view(np.uint64))
     hashes = [
         hashlib.blake2b(one.encode(), digest_size=8).digest() for one in text.filter(pa.array(~number)).to_pylist()
     ]
@@ -143,8 +139,8 @@ def id_keys(ids: pa.Array) -> np.ndarray:
     return keys
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014, figure 16), a bijection."""
+def mixed(values: np.ndarray) -> np.ndarray:
+    """Hashes [n] of uint64 [n]: the finaliser of SplitMix64 (Steele, Lea and Flood 2014, figure 16), a bijection."""
     z = values + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -287,6 +287,12 @@ def test_prepared_data_is_made_again_when_a_file_changes(tmp_path: Path) -> None
     assert logs.fingerprint(config) != first
 
 
+def test_items_without_a_field_share_one_at_the_index_of_an_item_never_seen(tmp_path: Path) -> None:
+    dataset = read(write(tmp_path, "log.csv", CLICKS))
+    assert [(field.name, field.size) for field in dataset.fields if field.side == "item"] == [("any_item", 1)]
+    assert set(dataset.items["any_item"].to_pylist()) == {0}
+
+
 # ---- positives only
 
 

@@ -8,6 +8,8 @@ The rules, in this order:
 * With no label column every row is positive, and rows of label 0 are drawn (`negatives.py` states how).
 * A field in a side table has the value of the first row of the user (or item) that has one; a field in the
   interactions that of the earliest such row. Missing, rare and never-listed ones are index 0.
+* Where no field of the items is named, all items share the field `any_item`: the meta scaling network, which reads an
+  item's fields, then gives every item the same scale.
 * Users and items are those of the interactions; in a side table alone they have nothing to train on.
 """
 
@@ -27,6 +29,7 @@ from mwuf_dist.data.negatives import add_negatives
 from mwuf_dist.data.schema import RAW_ID, SIDES, USER_ID, Field, RawDataset, RawPieces, Side
 from mwuf_dist.data.tables import LogTable
 
+ANY_ITEM = "any_item"  # Of items without fields; index 0, like what an item never seen has.
 VERSION = 2  # Raise it when the same files would give other tables.
 
 
@@ -53,7 +56,9 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
         key: [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
         for key, found in _files(options).items()
     }
-    return {"source": "logs", "version": VERSION, "files": files, **dataclasses.asdict(options)}
+    found = {"source": "logs", "version": VERSION, "files": files, **dataclasses.asdict(options)}
+    has_item_field = any(field.side == "item" for field in options.fields)
+    return found if has_item_field else found | {"item_field": ANY_ITEM}
 
 
 def pieces(config: DataConfig) -> RawPieces:
@@ -225,6 +230,9 @@ def _entity_table(
         refuse = _Refuse(table, name)
         made, columns[field.name] = encode.encode_field(field, column, rows, refuse)
         fields.append(made)
+    if not fields:
+        columns[ANY_ITEM] = np.zeros(num, dtype=np.int32)
+        fields.append(Field(ANY_ITEM, "categorical", "item", 1))
     return pa.table(columns), fields
 
 
