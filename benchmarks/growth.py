@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.export import _memory_bytes
 from benchmarks.made_up import write_prepared
-from benchmarks.record import Figure, Record, Row, table
+from benchmarks.record import Figure, Record, Row, command_line, table
 from mwuf_dist.config import Config, build
 from mwuf_dist.data import shards
 from mwuf_dist.data.loader import Batch, Loader
@@ -203,8 +203,7 @@ def main() -> None:
     ]
     rows += [measure("rows grow", _FIXED_TABLE, count, "zipf", options) for count in options.rows]
     found = summary(rows)
-    sizes = [*("--tables", *map(str, options.tables)), *("--rows", *map(str, options.rows))]
-    command = " ".join(["python -m benchmarks.growth", *sizes])
+    command = command_line("growth", sys.argv[1:])
     about = {"backbone": "deepfm", "dim": 16, "batch_size": BATCH_SIZE, "optimizer": "rowwise_adagrad"}
     record = Record("Growth of a step of pretrain", command, about | {"growth": found}, rows, threads=1)
     print(table([record]))

@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps of one turn")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant; the median counts")
     parser.add_argument("--whole-runs", type=int, default=1, help="whole runs of each program; 0: none, and no AUC")
+    parser.add_argument("--ours-alone", action="store_true", help="no whole run of the plain program")
     parser.add_argument("--output", type=Path, help="JSON file of the record")
     options, keys = parser.parse_known_args()
     warnings.filterwarnings("ignore")
@@ -88,7 +89,9 @@ def main() -> None:
         rows = measure(job, options.steps, options.rounds)
         job.session.recorder.close()
         if options.whole_runs:
-            whole = compare_whole_runs(config, Path(folder), runtime, prepared, options.whole_runs)
+            whole = compare_whole_runs(
+                config, Path(folder), runtime, prepared, options.whole_runs, alone=options.ours_alone
+            )
             rows = [*(dataclasses.replace(row, aucs=whole.aucs) for row in rows), whole]
     record = Record(
         f"Training stages, {config.data.name}, {config.backbone.name}, batch {options.batch_size}",

@@ -17,17 +17,19 @@ from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.run import Run
 
 
-def compare_whole_runs(config: Config, folder: Path, runtime: Runtime, prepared: Prepared, runs: int) -> Row:
+def compare_whole_runs(
+    config: Config, folder: Path, runtime: Runtime, prepared: Prepared, runs: int, alone: bool = False
+) -> Row:
     """Seconds of whole runs that take turns, and the fixed test's AUCs of both.
 
-    The plain program makes no histories of finished warm sets: with a backbone that looks at them, ours runs alone.
+    The plain program makes no histories of finished warm sets: with a backbone that looks at them, ours runs `alone`.
     """
     clock, unit = processor_clock(torch.get_num_threads())
     theirs, ours = [], []
     found: tuple[dict[str, float], dict[str, float]] = {}, {}
     for turn in range(runs):
         begin = clock()
-        if config.backbone.name not in plain.WITH_HISTORY:
+        if not alone and config.backbone.name not in plain.WITH_HISTORY:
             found[0].update(plain_run(config, runtime, prepared))
         middle = clock()
         found[1].update(our_run(config, folder / f"run-{turn}", runtime, prepared))

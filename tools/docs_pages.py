@@ -264,11 +264,11 @@ def backbone_speed_table(names: str) -> str:
             ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
             rows.append(
                 (record["config"]["backbone"], row["name"], f"{plain / 1e3:,.0f}", f"{ours / 1e3:,.0f}",
-                 f"{ours / plain:.2f}", f"{ours / row['limit']['p50']:.0%}")
+                 f"{ours / plain:.2f}", f"{ours / row['limit']['p50']:.0%}",
+                 " / ".join(f"{row['aucs'][phase]:.4f}".lstrip("0") for phase in PHASES if row["aucs"]))
             )  # fmt: skip
-    return _rows(
-        ("backbone", "thousand samples/CPU s", "plain PyTorch", "mwuf-dist", "ratio", "of the MLP alone"), rows
-    )
+    heads = ("backbone", "thousand samples/CPU s", "plain PyTorch", "mwuf-dist", "ratio", "of the MLP alone")
+    return _rows((*heads, "AUC " + " / ".join(PHASES)), rows)
 
 
 def growth_table(name: str) -> str:
@@ -280,7 +280,21 @@ def growth_table(name: str) -> str:
         cells = (f"{sizes['rows_per_table']:,}", f"{sizes['training_rows']:,}", f"{row['ours']['p50'] / 1e3:,.0f}")
         rows.append((row["name"], *cells, f"{more['table_bytes'] / 1e6:,.0f}", above))
     heads = ("", "rows in each ID table", "training rows", "thousand samples/CPU s", "tables MB", "peak MB above them")
-    return _rows(heads, rows)
+    slopes = [
+        (of, f"{one['from']:,}", f"{one['to']:,}", f"{one['times_as_long']:.2f}", f"{one['slope']:.3f}")
+        for of, one in _record(name)["config"]["growth"].items()
+    ]
+    return f"{_rows(heads, rows)}\n\n{_rows(('', 'from', 'to', 'times as long', 'slope over all sizes'), slopes)}"
+
+
+def ranks_table(name: str) -> str:
+    """A record of `benchmarks.ranks`: rates of both programs and their ratio by stage and number of ranks."""
+    rows = []
+    for row in _record(name)["rows"]:
+        ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
+        cells = (f"{plain / 1e3:,.0f}", f"{ours / 1e3:,.0f}", f"{ours / plain:.2f}")
+        rows.append((str(row["config"]["ranks"]), row["name"], *cells))
+    return _rows(("ranks", "thousand samples/CPU s of the busiest rank", "plain PyTorch", "mwuf-dist", "ratio"), rows)
 
 
 def loader_table(name: str) -> str:
@@ -344,6 +358,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "growth_table": growth_table,
     "loader_table": loader_table,
     "saves_table": saves_table,
+    "ranks_table": ranks_table,
     "backbone_speed_table": backbone_speed_table,
     "study": study,
     "other_studies": other_studies,

@@ -13,6 +13,9 @@ from mwuf_kernels._autograd import eager_function
 from mwuf_kernels._triton import use_triton
 from mwuf_kernels.segments import segment_sums, segments
 
+# On CPU sorting a batch pays from so many interactions an item: .7 times the speed of a plain loop at 2, 1.5 at 20.
+_CPU_SORTS_FROM = 8
+
 
 def user_mean(
     user_rows: torch.Tensor, users: torch.Tensor, offsets: torch.Tensor, default: torch.Tensor | None = None
@@ -102,7 +105,8 @@ def _add_users(
     num_items, num_added = sums.shape[0], items.numel()
     if num_added == 0:
         return
-    if num_items > num_added and sums.device.type == "cpu" and not use_triton(user_rows):
+    few = num_added < _CPU_SORTS_FROM * num_items
+    if few and sums.device.type == "cpu" and not use_triton(user_rows):
         add_users_reference_(sums, counts, user_rows, users, items)  # on CPU a plain loop in order of place
         return
     if num_items <= num_added:
