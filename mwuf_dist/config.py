@@ -101,6 +101,8 @@ class BackboneConfig:
     heads: Count = 4  # encoder: attention heads; they share out the width, the first of `hidden`.
     field_dropout: Share = 0.05  # encoder: share of the values of each item field that are left out in pretrain.
     field_dropout_of: dict[str, Share] = dataclasses.field(default_factory=dict)  # The same for single item fields.
+    # encoder: windows of recent events; what a user made of the last so many before a row is known to it, too.
+    recent: tuple[Count, ...] = ()
     history_length: Count = 20  # gru4rec, din: L, a row looks back at the last L events of its user before it.
 
 

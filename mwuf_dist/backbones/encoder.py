@@ -24,7 +24,8 @@ class Encoder(Backbone):
     * q_i = MLP(fields of the item), W wide.
     * An event of a history is h_j = ReLU(W2 ReLU(Wc c_j + We v_j + r[y_j])), from the fields c_j, the ID embedding v_j
       and the label y_j of its item. Equal (item, label) pairs are encoded once per batch.
-    * The user is z_u = MLP([mean_j h_j, user fields, log(1 + events) / 5]), without the user's ID.
+    * The user is z_u = MLP([mean_j h_j, user fields, log(1 + events) / 5]), without the user's ID. For each k of
+      `backbone.recent`, the mean h_j of the last k events before the row goes in too: what the user was about.
     * a_ui: multi-head attention (Vaswani et al. 2017) of the query q_i over the h_j. The query is made of content
       alone, so an item without a click can ask.
     * f = MLP([z_u, a_ui, q_i, z_u * q_i]) + w . z_u, and x_u = [W_x ReLU(z_u) + ID embedding of the user, constant].
@@ -55,7 +56,7 @@ class Encoder(Backbone):
         self.event_id = nn.Linear(dim, width, bias=False)
         self.event_label = nn.Embedding(2, width)
         self.event_out = nn.Linear(width, width)
-        self.user = self._mlp(width + (shape.num_user_fields - 1) * dim + 1, width)
+        self.user = self._mlp((1 + len(config.recent)) * width + (shape.num_user_fields - 1) * dim + 1, width)
         self.attention_query = nn.Linear(width, width)
         self.attention_key = nn.Linear(width, width)
         self.attention_value = nn.Linear(width, width)
@@ -81,7 +82,9 @@ class Encoder(Backbone):
         person = context[:, num_item_columns:].unflatten(1, (-1, dim))
         others = [field for field in range(self.shape.num_user_fields) if field != self.shape.user_id_field]
         known = torch.cat([mean, torch.log1p(history.lengths.to(mean))[:, None] / 5], dim=1)
-        user = self.user(torch.cat([known.index_select(0, history.group), person[:, others].flatten(1)], dim=1))
+        recent = [_recent_mean(pairs, event, history, most) for most in self.config.recent]
+        known = torch.cat([known.index_select(0, history.group), *recent], dim=1)
+        user = self.user(torch.cat([known, person[:, others].flatten(1)], dim=1))
 
         attended = self._attend(self.attention_query(query), pairs, event, history)
         cold = self.cold(torch.cat([user, attended, query, user * query], dim=1)) + self.cold_user(user)
@@ -134,6 +137,16 @@ class Encoder(Backbone):
             rows.append(of_row[is_row])
         place = torch.argsort(torch.cat(rows))
         return torch.cat(found).index_select(0, place)
+
+
+def _recent_mean(pairs: torch.Tensor, event: torch.Tensor, history: EmbeddedHistory, most: int) -> torch.Tensor:
+    """Mean of the last events, `most` at most, that are earlier than each row [b, W]; zeros where there are none."""
+    number = history.earlier.clamp(max=most)
+    offsets = F.pad(torch.cumsum(number, 0), (1, 0))
+    first = history.offsets[history.group] + history.earlier - number
+    place = torch.repeat_interleave(first - offsets[:-1], number)
+    place = place + torch.arange(len(place), device=place.device)
+    return F.embedding_bag(event[place], pairs, offsets[:-1], mode="mean")
 
 
 def _field_dropout(config: BackboneConfig, shape: Shape) -> list[float]:

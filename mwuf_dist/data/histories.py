@@ -5,7 +5,7 @@ What the files hold says history_files.py. Jagged throughout: an event is stored
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -29,12 +29,14 @@ class History:
         labels: float32 [h].
         offsets: history j has the events offsets[j] to offsets[j + 1] - 1, int64 [g + 1].
         group: the history of each row, int64 [b].
+        earlier: how many events of its history are earlier than each row, int64 [b]: the first ones.
     """
 
     items: torch.Tensor
     labels: torch.Tensor
     offsets: torch.Tensor
     group: torch.Tensor
+    earlier: torch.Tensor
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -98,24 +100,26 @@ class Histories:
         group = torch.arange(len(users), device=users.device)
         if self._scope == "before":
             return self._cut(self._place[first], own, group)
+        earlier = (own - self._place[first]).long()
         if not in_pretrain:
-            return self.whole(users)
+            return replace(self.whole(users), earlier=earlier)
         history = self._cut(self._place[first], self._place[self._offsets[users + 1]], group)
-        return _without(history, (own - self._place[first]).long())
+        return replace(_without(history, earlier), earlier=earlier)
 
     def whole(self, users: torch.Tensor) -> History:
-        """The histories of users [b] as of now, all that may be seen; rows of one user share one."""
+        """The histories of users [b] as of now, all that may be seen, all earlier; rows of one user share one."""
         distinct, group = torch.unique(users, return_inverse=True)
         return self._cut(self._place[self._offsets[distinct]], self._place[self._offsets[distinct + 1]], group)
 
     def _cut(self, first: torch.Tensor, stop: torch.Tensor, group: torch.Tensor) -> History:
+        """Histories of the events from `first` to `stop` - 1, the last L of them."""
         if self._length:
             first = torch.maximum(first, stop - self._length)
         lengths = (stop - first).long()
         offsets = F.pad(torch.cumsum(lengths, 0), (1, 0))
         shift = torch.repeat_interleave(first - offsets[:-1], lengths)
         events = shift + torch.arange(len(shift), device=shift.device)
-        return History(self._items[events].long(), self._labels[events].float(), offsets, group)
+        return History(self._items[events].long(), self._labels[events].float(), offsets, group, lengths[group])
 
 
 def _without(history: History, place: torch.Tensor) -> History:
@@ -123,4 +127,4 @@ def _without(history: History, place: torch.Tensor) -> History:
     kept = torch.ones_like(history.items, dtype=torch.bool)
     kept[history.offsets[:-1] + place] = False
     offsets = history.offsets - torch.arange(len(history.offsets), device=place.device)
-    return History(history.items[kept], history.labels[kept], offsets, history.group)
+    return replace(history, items=history.items[kept], labels=history.labels[kept], offsets=offsets)

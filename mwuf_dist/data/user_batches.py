@@ -28,7 +28,7 @@ class UserLoader:
 
     In each epoch a user's rows are shuffled and cut into parts anew, and the parts of all users are shuffled together:
     a function of (rows, seed, epoch), whatever the number of ranks. A part's history is at most 256 of its user's other
-    rows, as they come after the part in the shuffled order.
+    rows, those that come after the part in the shuffled order, oldest first.
 
     Args:
         prepared: the data set.
@@ -41,8 +41,10 @@ class UserLoader:
         self.batch_size = batch_size
         self._seed = seed
         self._runtime = runtime
-        columns = prepared.columns("pretrain", ("user", "item", "label"))
-        self._by_user = np.argsort(columns["user"], kind="stable")
+        columns = prepared.columns("pretrain", ("user", "item", "label", "time", "row"))
+        # The place of each row in (time, place) order.
+        self._moment = np.empty(len(columns["time"]), np.int64)
+        self._moment[np.lexsort((columns["row"], columns["time"]))] = np.arange(len(self._moment))
         self._user, self._item, self._label = (columns[name] for name in ("user", "item", "label"))
         self._counts = np.bincount(self._user, minlength=prepared.num_users)
         self._starts = np.cumsum(self._counts) - self._counts
@@ -89,6 +91,13 @@ class UserLoader:
         events = np.minimum(num - (end - begin), _MOST_EVENTS)
         place = _ranges(end, events) % np.repeat(num, events)
         seen = rows[np.repeat(first, events) + place]
+        # Sorted by (part, moment), as one number.
+        moment = np.repeat(np.arange(len(ours)), events) * self.num_rows + self._moment[seen]
+        by_moment = np.argsort(moment)
+        seen, moment = seen[by_moment], moment[by_moment]
+        offsets = np.concatenate([[0], np.cumsum(events)])
+        group = np.repeat(np.arange(len(ours)), end - begin)
+        earlier = np.searchsorted(moment, group * self.num_rows + self._moment[chosen]) - offsets[group]
         device, padding = self._runtime.device, most - len(chosen)
 
         def padded(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
@@ -97,8 +106,9 @@ class UserLoader:
         history = History(
             torch.from_numpy(self._item[seen]).to(device, torch.int64),
             torch.from_numpy(self._label[seen]).to(device, torch.float32),
-            torch.from_numpy(np.concatenate([[0], np.cumsum(events)])).to(device),
-            padded(np.repeat(np.arange(len(ours)), end - begin), torch.int64),
+            torch.from_numpy(offsets).to(device),
+            padded(group, torch.int64),
+            padded(earlier, torch.int64),
         )
         return Batch(
             padded(self._user[chosen], torch.int64),

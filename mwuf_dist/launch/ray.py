@@ -300,7 +300,7 @@ def cluster(num_cpus: int, address: str = "", quiet: bool = False) -> Iterator[N
         # A cluster of this machine alone, on the loopback address.
         cpus = max(num_cpus, os.cpu_count() or 1)
         try:
-            ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **told)
+            ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **told)
         except Exception as error:  # a plain one; Ray's parts wait half a minute for each other
             if "timed out during startup" not in str(error):
                 raise

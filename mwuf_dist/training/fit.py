@@ -88,11 +88,16 @@ class ItemFit:
         device, runtime = self.model.runtime.device, self.model.runtime
         user, item = (torch.from_numpy(columns[name][ours]).long().to(device) for name in ("user", "item"))
         histories = self.model.histories(prepared, 0)
+        before = torch.zeros_like(user)
+        if histories is not None:
+            before = torch.from_numpy(histories.before(split, 0, len(columns["user"]))[ours]).to(user)
         offsets, slopes = [], []
         for index in range(runtime.max(-(-len(ours) // _PART_ROWS))):
             rows = slice(index * _PART_ROWS, min((index + 1) * _PART_ROWS, len(ours)))
             users, items = runtime.pad(user[rows]), runtime.pad(item[rows])
-            history = None if histories is None else histories.whole(users)
+            history = None
+            if histories is not None:
+                history = histories.of(users, runtime.pad(before[rows]), in_pretrain=False)
             offset, slope = self._line(self.frozen.part(users, items, history))
             offsets.append(offset[: len(user[rows])])
             slopes.append(slope[: len(user[rows])])

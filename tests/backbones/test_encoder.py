@@ -14,12 +14,14 @@ from mwuf_dist.backbones.encoder import Encoder
 from mwuf_dist.config import BackboneConfig, UserError
 
 SHAPE = Shape(dim=3, num_item_fields=2, num_user_fields=3, user_id_field=1, item_fields=("a", "b"))
-WIDTH, HEADS = 4, 2
+WIDTH, HEADS, RECENT = 4, 2, (1, 2)
 
 
 def built(dropout: float = 0.0, field_dropout: float = 0.0) -> Encoder:
     torch.manual_seed(0)
-    config = BackboneConfig(name="encoder", hidden=(WIDTH,), heads=HEADS, dropout=dropout, field_dropout=field_dropout)
+    config = BackboneConfig(
+        name="encoder", hidden=(WIDTH,), heads=HEADS, recent=RECENT, dropout=dropout, field_dropout=field_dropout
+    )
     backbone = build_backbone(config, SHAPE).double()
     assert isinstance(backbone, Encoder)
     for parameter in backbone.parameters():
@@ -37,6 +39,7 @@ def example() -> tuple[torch.Tensor, torch.Tensor, EmbeddedHistory]:
         labels=torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0]).double(),
         offsets=torch.tensor([0, 3, 3, 5]),
         group=torch.tensor([2, 0, 0, 1, 2]),
+        earlier=torch.tensor([2, 0, 3, 0, 1]),
         index=torch.tensor([0, 1, 0, 1, 0]),
         rows=torch.randn(2, SHAPE.dim).double(),
         fields=torch.randn(2, SHAPE.num_item_fields * SHAPE.dim).double(),
@@ -65,7 +68,9 @@ def literal_logit(
     mean = torch.stack(events).mean(0) if events else torch.zeros(WIDTH).double()
     fields = context[row, content:].view(-1, dim)
     number = torch.tensor([math.log(1 + len(events)) / 5], dtype=torch.float64)
-    user = backbone.user(torch.cat([mean, number, fields[0], fields[2]]))
+    earlier = events[: int(history.earlier[row])]
+    recent = [torch.stack(earlier[-most:]).mean(0) if earlier else torch.zeros(WIDTH).double() for most in RECENT]
+    user = backbone.user(torch.cat([mean, number, *recent, fields[0], fields[2]]))
     found = torch.zeros(WIDTH).double()
     size = WIDTH // HEADS
     for head in range(HEADS if events else 0):
@@ -118,6 +123,7 @@ def test_a_batch_in_which_nobody_has_a_history_works() -> None:
         labels=full.labels[:0],
         offsets=torch.zeros(2, dtype=torch.int64),
         group=torch.zeros(5, dtype=torch.int64),
+        earlier=torch.zeros(5, dtype=torch.int64),
         index=full.index[:0],
         rows=full.rows,
         fields=full.fields,

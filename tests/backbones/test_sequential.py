@@ -38,6 +38,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor, EmbeddedHistory]:
         torch.ones(num),
         offsets,
         torch.tensor(GROUP),
+        torch.tensor(LENGTHS)[torch.tensor(GROUP)],
         index=torch.arange(num),
         rows=torch.randn(num, D).double(),
     )
@@ -137,7 +138,8 @@ def test_padding_rows_change_neither_the_other_logits_nor_the_moments(name: str)
     # As the loader makes them: a row of padding has a history of its own, which is empty.
     offsets = torch.cat([history.offsets, history.offsets[-1:], history.offsets[-1:]])
     group = torch.tensor([*GROUP, len(LENGTHS), len(LENGTHS) + 1])
-    longer = EmbeddedHistory(history.items, history.labels, offsets, group, history.index, history.rows)
+    earlier = torch.cat([history.earlier, torch.zeros(2, dtype=torch.int64)])
+    longer = EmbeddedHistory(history.items, history.labels, offsets, group, earlier, history.index, history.rows)
 
     def trained(row_weight: torch.Tensor | None, *inputs: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
         backbone = built(name, batch_norm=True).train()

@@ -193,10 +193,11 @@ def test_the_scope_all_is_every_pretrain_row_of_the_user_but_the_row_itself(tmp_
     for name in SPLITS:
         chosen = written.split.rows[name]
         before = torch.from_numpy(source.before(name, 0, len(chosen))).long()
-        found = lists(source.of(torch.from_numpy(rows.user[chosen]).long(), before, name == "pretrain"))
-        for row, events in zip(chosen.tolist(), found, strict=True):
+        history = source.of(torch.from_numpy(rows.user[chosen]).long(), before, name == "pretrain")
+        for row, events, earlier in zip(chosen.tolist(), lists(history), history.earlier.tolist(), strict=True):
             others = [r for r in order.tolist() if r in pretrain and r != row and rows.user[r] == rows.user[row]]
             assert events == [(new_index[int(rows.item[r])], int(rows.label[r])) for r in others]
+            assert earlier == sum((rows.time[r], r) < (rows.time[row], row) for r in others)
 
 
 def test_rows_of_a_user_share_a_whole_history_and_padding_has_none(tmp_path: Path) -> None:
@@ -206,6 +207,7 @@ def test_rows_of_a_user_share_a_whole_history_and_padding_has_none(tmp_path: Pat
     assert history.group.tolist() == [1, 0, 1, 1] and len(history.offsets) == 3
     everything = lists(written.histories(1).whole(torch.tensor([3, 1, 3, 3])))
     assert lists(history) == [events[-3:] for events in everything]
+    assert torch.equal(history.earlier, history.lengths[history.group])
     empty = source.of(torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), True)
     assert empty.lengths.tolist() == [0, 0, 0, 0] and len(empty.items) == 0
     assert history.items.dtype == history.offsets.dtype == history.group.dtype == torch.int64

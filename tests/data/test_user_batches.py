@@ -73,6 +73,31 @@ def test_a_part_and_its_history_are_rows_of_one_user_and_never_the_same_row(prep
             assert len(seen) == min(256, len(of_user[user]) - len(rows))
 
 
+def test_a_history_is_in_order_of_time_and_says_how_much_of_it_is_before_each_row(prepared: Prepared) -> None:
+    columns = prepared.columns("pretrain", ("user", "item", "label", "time", "row"))
+    moments: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for user, item, *moment in zip(*(columns[name].tolist() for name in ("user", "item", "time", "row")), strict=True):
+        moments.setdefault((user, item), []).append((moment[0], moment[1]))
+    num_before = num_behind = 0
+    for batch in batches(prepared)[:5]:
+        assert batch.history is not None
+        history = batch.history
+        for row in range(int((batch.weight > 0).sum())):
+            user = int(batch.user[row])
+            own = moments[user, int(batch.item[row])]
+            first, stop = history.offsets[history.group[row] :][:2].tolist()
+            # An item that the user has met again does not say which of its rows it is.
+            seen = [moments[user, one] for one in history.items[first:stop].tolist()]
+            seen = [of_item[0] if len(of_item) == 1 else None for of_item in seen]
+            assert (times := [one for one in seen if one]) == sorted(times)
+            if len(own) == 1:
+                earlier = int(history.earlier[row])
+                before, behind = ([one for one in part if one] for part in (seen[:earlier], seen[earlier:]))
+                assert all(moment < own[0] for moment in before) and all(moment > own[0] for moment in behind)
+                num_before, num_behind = num_before + len(before), num_behind + len(behind)
+    assert num_before > 100 and num_behind > 100
+
+
 def test_parts_are_at_most_a_fifth_of_a_users_rows_and_64(prepared: Prepared) -> None:
     counts = np.bincount(prepared.columns("pretrain", ("user",))["user"])
     for batch in batches(prepared)[:5]:

@@ -20,7 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {"backbone": {"hidden": [8]}, "pretrain": {"e
 def cluster() -> Any:
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     yield ray
     ray.shutdown()
 

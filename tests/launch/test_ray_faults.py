@@ -84,7 +84,7 @@ def test_the_coordinator_killed_a_rank_killed_and_one_that_hangs_leave_the_run_a
         next_save()
         do("hang", "ray::_Rank.train", signal.SIGSTOP)
 
-    ray.init(num_cpus=3, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    ray.init("local", num_cpus=3, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     try:
         thread = threading.Thread(target=disturb, daemon=True)
         thread.start()
