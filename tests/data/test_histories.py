@@ -112,7 +112,7 @@ def brute_force(rows: Rows, split: Split, row: int, num_finished: int, rule: Spl
 seeds = st.integers(0, 10_000)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, st.integers(0, 3), st.sampled_from([0, 1, 4]), st.booleans())
 def test_a_history_is_the_last_events_that_are_earlier_and_finished_or_of_dropped_items(
     tmp_path_factory: pytest.TempPathFactory, seed: int, num_finished: int, length: int, old_as_new: bool
@@ -153,7 +153,7 @@ def test_rows_that_are_still_to_be_scored_are_in_no_history(tmp_path: Path) -> N
             assert set(written.split.rows[name].tolist()) <= seen, (num_finished, name)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, st.data())
 def test_changing_future_rows_changes_no_earlier_batch(
     tmp_path_factory: pytest.TempPathFactory, seed: int, data: Any

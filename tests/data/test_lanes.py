@@ -56,7 +56,7 @@ def train(prepared: FakePrepared, size: int, shuffled: bool, plan: list[Generati
     return trained
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 500), min_size=1, max_size=2),
     size=st.sampled_from([8, 12, 64, 128]),

@@ -58,7 +58,7 @@ shapes = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shapes, st.integers(0, 2))
 def test_every_row_is_in_an_epoch_once_and_global_batches_do_not_depend_on_the_ranks(
     shape: dict[str, Any], epoch: int
@@ -91,7 +91,7 @@ def test_every_row_is_in_an_epoch_once_and_global_batches_do_not_depend_on_the_r
                     assert torch.equal(joined, getattr(batch, name)[batch.weight > 0]), (world, step, name)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shapes, st.data())
 def test_an_epoch_entered_in_the_middle_goes_on_with_the_same_batches(shape: dict[str, Any], data: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:

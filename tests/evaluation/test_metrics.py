@@ -2,7 +2,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.metrics import log_loss as sklearn_log_loss
@@ -19,7 +19,6 @@ def _auc_by_all_pairs(scores, labels):
     return float(((positive > negative) + 0.5 * (positive == negative)).mean())
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 1)), min_size=1, max_size=60))
 def test_auc_is_the_share_of_ordered_pairs_with_half_for_ties(rows):
     scores, labels = zip(*rows, strict=True)

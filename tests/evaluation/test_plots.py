@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
@@ -28,7 +28,6 @@ def _has_colour(picture, colour):
     return bool((np.abs(picture[:, :, :3] - wanted).max(axis=2) < 0.01).any())
 
 
-@settings(deadline=None)
 @given(_HEIGHTS, st.floats(0.001, 0.3))
 def test_names_stand_apart_in_order_around_where_they_belong(heights, gap):
     spread = spread_apart(heights, gap)
@@ -36,7 +35,6 @@ def test_names_stand_apart_in_order_around_where_they_belong(heights, gap):
     assert np.mean(spread) == pytest.approx(np.mean(heights), abs=1e-9)
 
 
-@settings(deadline=None)
 @given(_HEIGHTS)
 def test_names_that_are_apart_already_stay_where_they_are(heights):
     gap = min(np.diff(heights), default=1.0) * 0.99

@@ -64,7 +64,7 @@ def test_an_item_without_clicks_stays_at_its_first_row() -> None:
     assert torch.equal(method().fit(**rows)[-1], rows["start"][-1])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([0.1, 1.0, 30.0]))
 def test_the_gradient_is_zero_at_the_rows_even_where_a_newton_step_overshoots(seed: int, scale: float) -> None:
     rows, precision = problem(seed, scale), 0.01

@@ -85,7 +85,7 @@ def warmed(run_folder: Path, logs: pa.Table, runtime: Runtime, tmp_path_factory:
     return output
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32 - 1), num_days=st.integers(1, 4), overlap=st.booleans())
 def test_the_state_does_not_depend_on_how_rows_were_cut_into_files_nor_on_their_order(
     seed: int, num_days: int, overlap: bool, run_folder: Path, logs: pa.Table, warmed: Path, runtime: Runtime,

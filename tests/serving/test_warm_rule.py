@@ -80,7 +80,7 @@ def test_blocks_double_after_the_three_phases_and_keep_their_number_of_steps() -
     assert rule.last_boundary(np.array([0, 19, 20, 119, 120, 500])).tolist() == [0, 0, 20, 60, 120, 480]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     counts=st.lists(st.integers(1, 30), min_size=1, max_size=9),
     seen=st.lists(st.integers(0, 30), min_size=9, max_size=9),
