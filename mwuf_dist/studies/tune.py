@@ -211,8 +211,8 @@ def table(summary: dict[str, Any]) -> str:
         lines.append(f"{head}   {test:^27}   {next_set:^27}   {setting_words(row['setting'])}")
     positives = summary["split"]["positives"]
     lines.append(
-        f"{summary['folds']} folds; positives of the items that play new: {positives['test']:.2f} in the test set, "
-        f"{positives['pretrain']:.2f} in pretraining"
+        f"{summary['folds']} fold{'' if summary['folds'] == 1 else 's'}; positives of the items that play new: "
+        f"{positives['test']:.2f} in the test set, {positives['pretrain']:.2f} in pretraining"
     )
     return "\n".join(lines)
 
