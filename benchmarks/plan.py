@@ -2,9 +2,10 @@
 
     python -m benchmarks.plan configs/movielens-1m.toml            # 1 and 2 ranks
 
-The estimate is made first, then the ranks run steps of `pretrain`, one thread each. "memory" is what a rank's process
+The estimate is made first, then the ranks run steps of `pretrain`, one thread each; in turns, and medians of the
+rounds are compared, because what else the machine does slows down either. "memory" is what a rank's process
 grew by between its start (with torch and torchrec imported) and its peak, of the rank that grew most; the step is the
-median of rank 0's. The ratio is measured over estimated.
+median of rank 0's in a round. The ratio is measured over estimated.
 """
 
 from __future__ import annotations
@@ -76,7 +77,6 @@ def compare(path: Path, world_size: int, num_steps: int) -> dict[str, Any]:
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     measured = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     return {
-        "world_size": world_size,
         "estimated_step_s": found.step_s,
         "measured_step_s": measured["step_s"],
         "estimated_bytes": found.memory_bytes,
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("config", type=Path, nargs="?", default=Path("configs/demo.toml"))
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="JSON file of the record")
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)  # steps: a rank
     options = parser.parse_args()
@@ -103,12 +104,16 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(record), flush=True)
         return
-    rows = [row for ranks in options.ranks for row in rows_of(compare(options.config, ranks, options.steps))]
+    found: dict[int, list[dict[str, Any]]] = {ranks: [] for ranks in options.ranks}
+    for _ in range(options.rounds):
+        for ranks, rounds in found.items():
+            rounds.append(compare(options.config, ranks, options.steps))
+    rows = [row for ranks, rounds in found.items() for row in rows_of(ranks, rounds)]
     command = f"python -m benchmarks.plan {options.config}"
     record = Record(
         "Estimates of mwuf plan (ours), and what was measured (the alternative)",
         command,
-        {"steps": options.steps},
+        {"steps": options.steps, "rounds": options.rounds},
         rows,
         threads=1,
     )
@@ -117,17 +122,16 @@ def main() -> None:
         record.write(options.output)
 
 
-def rows_of(found: dict[str, Any]) -> list[Row]:
-    """Step time and memory of one number of ranks: the estimate beside what was measured."""
-    about = {"ranks": found["world_size"]}
+def rows_of(ranks: int, rounds: list[dict[str, Any]]) -> list[Row]:
+    """Step time and memory of one number of ranks: the estimates beside what was measured."""
     return [
         Row(
             name,
             unit,
             False,
-            Figure.of("estimated", [found[f"estimated_{what}"] * scale]),
-            Figure.of("measured", [found[f"measured_{what}"] * scale]),
-            config=about,
+            Figure.of("estimated", [found[f"estimated_{what}"] * scale for found in rounds]),
+            Figure.of("measured", [found[f"measured_{what}"] * scale for found in rounds]),
+            config={"ranks": ranks},
         )
         for name, unit, what, scale in (("step", "ms", "step_s", 1e3), ("memory", "MB", "bytes", 1e-6))
     ]
