@@ -3,9 +3,10 @@
     python -m benchmarks.plan configs/movielens-1m.toml            # 1 and 2 ranks
 
 The estimate is made first, then the ranks run steps of `pretrain`, one thread each; in turns, and medians of the
-rounds are compared, because what else the machine does slows down either. "memory" is what a rank's process
-grew by between its start (with torch and torchrec imported) and its peak, of the rank that grew most; the step is the
-median of rank 0's in a round. The ratio is measured over estimated.
+rounds are compared. "memory" is what a rank's process grew by between its start (with torch and torchrec imported) and
+its peak, of the rank that grew most; the step is the median of rank 0's in a round, by the clock. The ratio is measured
+over estimated. On a machine that does other things, two ranks that wait for each other many times over take several
+times as long, and the estimate with them or not: measure on a quiet one.
 """
 
 from __future__ import annotations

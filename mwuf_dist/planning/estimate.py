@@ -21,6 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mwuf_dist.backbones.layers import GlobalBatchNorm
 from mwuf_dist.config import Config
 from mwuf_dist.data.loader import IN_MEMORY_ROWS
 from mwuf_dist.data.order import WINDOW_ROWS
@@ -42,6 +43,10 @@ _ID = 8
 _ROW_BYTES = 9  # user, item, label of an interaction
 # Sent by a lookup of a collection: how much will be sent, lengths, ids, rows, and the rows' gradients.
 _COLLECTIVES_OF_A_LOOKUP = 5
+# Operators of a lookup on several ranks that one rank leaves out: counted in steps of two ranks.
+_OPS_OF_AN_EXCHANGE = 65
+# Mean and variance of the global batch, and their gradients.
+_COLLECTIVES_OF_A_BATCH_NORM = 4
 # Code that torch, TorchRec and fbgemm load in the first step: fitted to what `benchmarks.plan` measured on a CPU.
 _FIRST_STEP_BYTES = 60e6
 # The dense Adam of a table: its gradient is set to zero, added to, read; weight and two moments are read and written.
@@ -70,6 +75,7 @@ class Counts:
     kept_bytes_per_row: float
     dense_bytes: int
     side_bytes: int
+    num_batch_norms: int
     tables: dict[str, list[TableSpec]]
     num_rows: int
     num_users: int
@@ -115,7 +121,9 @@ def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, 
     with contextlib.ExitStack() as ways:
         for tables in model.pretrained_tables:
             ways.enter_context(tables.as_if_shared())
-        shared_times = _step_times(config, prepared, stage)
+        shared_times = _step_times(config, prepared, stage, as_if_shared=True)
+        with _CountOps() as shared_ops:
+            stage.step(replace(batch, is_full=False))
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -134,16 +142,29 @@ def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, 
         sum(kept.values()) / len(batch.user),
         sum(p.numel() for p in model.dense_parameters()) * _FLOAT,
         sum(store.num_bytes for store in stores),
+        sum(isinstance(module, GlobalBatchNorm) for module in model.backbone.modules()),
         {t.name: list(t.specs.values()) for t in (*model.pretrained_tables, model.new_ids)},
         prepared.num_rows("pretrain"),
         prepared.num_users,
         times,
-        shared_times,
+        _with_exchanges(shared_times, shared_ops.num_ops, len(model.pretrained_tables)),
     )
 
 
-def _step_times(config: Config, prepared: Prepared, stage: Pretrain) -> StepTimes:
-    """Times steps of two sizes, with new rows for each, as in a run."""
+def _with_exchanges(times: StepTimes, num_ops: int, num_lookups: int) -> StepTimes:
+    """With the operators that TorchRec needs to cut and join what is exchanged, which one rank leaves out."""
+    return StepTimes(times.fixed_s * (1 + num_lookups * _OPS_OF_AN_EXCHANGE / num_ops), times.row_s)
+
+
+def _step_times(config: Config, prepared: Prepared, stage: Pretrain, as_if_shared: bool = False) -> StepTimes:
+    """Times steps of two sizes, with new rows for each, as in a run.
+
+    Args:
+        config: of the run.
+        prepared: its data.
+        stage: that is timed; it is trained.
+        as_if_shared: like a rank of several, which takes autograd's way through the backbone.
+    """
     settings = config.pretrain
     most = min(_TIMED_ROWS, settings.batch_size)
     seconds = {}
@@ -152,8 +173,9 @@ def _step_times(config: Config, prepared: Prepared, stage: Pretrain) -> StepTime
         batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
         times = []
         for _ in range(_WARM_STEPS + _TIMED_STEPS):
+            batch = next(batches)
             clock = time.perf_counter()
-            stage.step(next(batches))
+            stage.step(replace(batch, is_full=False) if as_if_shared else batch)
             times.append(time.perf_counter() - clock)
         seconds[rows] = statistics.median(times[_WARM_STEPS:])
     (more, long_s), (less, short_s) = seconds.items()
@@ -207,7 +229,11 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
         memory["copies, while a save is written"] = weights + optimizer
     wire = _wire(specs, plan, world, batch) | {"dense gradients": 2 * (world - 1) / world * counts.dense_bytes}
     wire_rate = device.link_bytes_per_s if world <= device.per_host else device.network_bytes_per_s
-    collectives = (len(specs) - 1) * _COLLECTIVES_OF_A_LOOKUP + 1 if world > 1 else 0
+    collectives = (
+        (len(specs) - 1) * _COLLECTIVES_OF_A_LOOKUP + counts.num_batch_norms * _COLLECTIVES_OF_A_BATCH_NORM + 1
+    )
+    if world == 1:
+        collectives = 0
     # The tables that the timed steps moved, all on one rank; a rank of the plan may hold more, or fewer.
     timed_plan = {name: placements(tables, config.embedding, 1) for name, tables in counts.tables.items()}
     timed_tables = _tables(counts.tables, timed_plan, 1)[2]
