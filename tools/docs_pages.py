@@ -236,6 +236,31 @@ def prepare_table(names: str) -> str:
     return _rows(("", "rows", "rows kept", *measures), rows)
 
 
+def prepare_growth_table(name: str) -> str:
+    """A record of `benchmarks.prepare --workers`: processor time per million rows, and memory, by size."""
+    rows = []
+    for row in _record(name)["rows"]:
+        one, num_rows = row["more"]["prepare"], row["config"]["rows"]
+        cpu_s = one["cpu_s"] + one["workers_cpu_s"]
+        memory = (f"{one[key] / 1e6:,.0f}" for key in ("worker_peak_bytes", "peak_bytes"))
+        rows.append(
+            (f"{num_rows:,}", f"{one['wall_s']:.0f}", f"{cpu_s:.1f}", f"{1e6 * cpu_s / num_rows:.2f}",
+             f"{1e6 * one['workers_cpu_s'] / num_rows:.2f}", *memory)
+        )  # fmt: skip
+    heads = ("rows", "wall s", "CPU s", "per million rows", "workers alone", "peak MB of a worker", "of the launcher")
+    return _rows(heads, rows)
+
+
+def plan_table(name: str) -> str:
+    """A record of `benchmarks.plan`: estimates beside what was measured."""
+    rows = []
+    for row in _record(name)["rows"]:
+        estimated, measured = row["ours"]["p50"], row["alternative"]["p50"]
+        cells = (f"{estimated:.1f} {row['unit']}", f"{measured:.1f} {row['unit']}", f"{measured / estimated:.2f}")
+        rows.append((f"{row['name']}, {row['config']['ranks']} rank(s)", *cells))
+    return _rows(("", "estimated", "measured", "measured / estimated"), rows)
+
+
 def speed_table(name: str) -> str:
     """A record of `benchmarks.train_step` as the README shows it: rates, ratios, and the AUCs of the same runs."""
     rows = []
@@ -355,6 +380,8 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "command_help": command_help,
     "study_keys": study_keys,
     "prepare_table": prepare_table,
+    "prepare_growth_table": prepare_growth_table,
+    "plan_table": plan_table,
     "growth_table": growth_table,
     "loader_table": loader_table,
     "saves_table": saves_table,
