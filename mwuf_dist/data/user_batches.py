@@ -41,10 +41,7 @@ class UserLoader:
         self.batch_size = batch_size
         self._seed = seed
         self._runtime = runtime
-        columns = prepared.columns("pretrain", ("user", "item", "label", "time", "row"))
-        # The place of each row in (time, place) order.
-        self._moment = np.empty(len(columns["time"]), np.int64)
-        self._moment[np.lexsort((columns["row"], columns["time"]))] = np.arange(len(self._moment))
+        columns = prepared.columns("pretrain", ("user", "item", "label"))
         self._user, self._item, self._label = (columns[name] for name in ("user", "item", "label"))
         self._counts = np.bincount(self._user, minlength=prepared.num_users)
         self._starts = np.cumsum(self._counts) - self._counts
@@ -91,13 +88,12 @@ class UserLoader:
         events = np.minimum(num - (end - begin), _MOST_EVENTS)
         place = _ranges(end, events) % np.repeat(num, events)
         seen = rows[np.repeat(first, events) + place]
-        # Sorted by (part, moment), as one number.
-        moment = np.repeat(np.arange(len(ours)), events) * self.num_rows + self._moment[seen]
-        by_moment = np.argsort(moment)
-        seen, moment = seen[by_moment], moment[by_moment]
+        # Rows are stored in order of time, so (part, row) as one number is sorted by part and time.
+        moment = np.sort(np.repeat(np.arange(len(ours)), events) * self.num_rows + seen)
+        seen = moment % self.num_rows
         offsets = np.concatenate([[0], np.cumsum(events)])
         group = np.repeat(np.arange(len(ours)), end - begin)
-        earlier = np.searchsorted(moment, group * self.num_rows + self._moment[chosen]) - offsets[group]
+        earlier = np.searchsorted(moment, group * self.num_rows + chosen) - offsets[group]
         device, padding = self._runtime.device, most - len(chosen)
 
         def padded(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from mwuf_dist.config import WARM_SETS, UserError
+from mwuf_dist.config_logs import LogsConfig
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.data.schema import RAW_ID
 from mwuf_dist.data.shards import ENTITY_FILES, Prepared
@@ -123,15 +124,10 @@ def warm(
     before = warm_state.load(folder) or warm_state.new_state(prepared, run_ids.type, config.embedding.dim)
     options = log_options(config, columns or Columns())
     is_logs = config.data.name == "logs"
-    rows = read_interactions(interactions, options, user_ids, is_logs)
+    rows, run_log, num_drawn = _read_rows(interactions, options, prepared, run_ids, user_ids, is_logs)
     listed = (rows.item_ids[:0], unknown_fields(prepared, 0))
     if items is not None:
         listed = read_fields(items, options, prepared, is_logs)
-    places = find(rows.item_ids, run_ids)
-    run_log = seen_by_run(prepared, places, user_ids)
-    num_positives, per_positive = rows.num_rows, options.negatives_per_positive
-    if per_positive:
-        rows = add_negatives(rows, places, prepared, user_ids, run_log, per_positive, options.negatives_seed)
     change = warm_state.change(before, rows, listed, run_ids, prepared, run_log, 3 * config.data.warm_rows)
     change = replace(change, state=replace(change.state, made_from=_made_from(folder, change.state)))
     if output.exists():
@@ -154,8 +150,20 @@ def warm(
     finally:
         runtime.on_main(lambda: shutil.rmtree(beside, ignore_errors=True))
     digest = warm_state.digest_of(output)
-    drawn = rows.num_rows - num_positives
-    return WarmReport(output, change, len(changed), rows.num_unseen_users, len(scores), digest, num_drawn=drawn)
+    return WarmReport(output, change, len(changed), rows.num_unseen_users, len(scores), digest, num_drawn)
+
+
+def _read_rows(
+    path: Path, options: LogsConfig, prepared: Prepared, run_ids: pa.Array, user_ids: pa.Array, is_logs: bool
+) -> tuple[NewRows, Log, int]:
+    """(The new rows, with drawn negatives for positives only; what the run has seen of their items; rows drawn)."""
+    rows = read_interactions(path, options, user_ids, is_logs)
+    items = find(rows.item_ids, run_ids)
+    run_log, num_positives = seen_by_run(prepared, items, user_ids), rows.num_rows
+    if options.negatives_per_positive:
+        drawn = options.negatives_per_positive, options.negatives_seed
+        rows = add_negatives(rows, items, prepared, user_ids, run_log, *drawn)
+    return rows, run_log, rows.num_rows - num_positives
 
 
 def raw_ids(prepared: Prepared, name: str) -> pa.Array:

@@ -46,6 +46,12 @@ def events(batch: Batch) -> list[list[tuple[int, int, int]]]:
     return out
 
 
+def earlier(batch: Batch) -> list[int]:
+    """How many events are before each row that is not padding."""
+    assert batch.history is not None
+    return batch.history.earlier[batch.weight > 0].tolist()
+
+
 def all_rows(prepared: Prepared) -> list[tuple[int, int, int]]:
     columns = prepared.columns("pretrain", ("user", "item", "label"))
     return sorted(zip(*(columns[name].tolist() for name in ("user", "item", "label")), strict=True))
@@ -115,6 +121,7 @@ def test_ranks_share_out_the_batch_that_one_rank_would_have(prepared: Prepared, 
         parts = [rank[step] for rank in ranks]
         assert [row for part in parts for row in triples(part)] == triples(batch)
         assert [seen for part in parts for seen in events(part)] == events(batch)
+        assert [one for part in parts for one in earlier(part)] == earlier(batch)
         assert {part.num_rows for part in parts} == {batch.num_rows}
         assert len({len(part.user) for part in parts}) == 1, "every rank has equally many rows, padding included"
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -66,3 +69,19 @@ def test_a_run_that_fits_nowhere_is_refused(runner: Any) -> None:
 
     with pytest.raises(UserError, match="not one run fits"), side_by_side(0, RuntimeConfig(threads=999)):
         pass
+
+
+def test_a_cluster_that_somebody_has_started_on_this_machine_is_not_in_the_way() -> None:
+    """Ray notes the last `ray start` in a file, and by itself would join it instead of making a cluster."""
+    script = "from mwuf_dist.launch.ray import cluster\nwith cluster(1, quiet=True): print('made')"
+    # Not pytest's folder: the path of a socket in it would be too long.
+    with tempfile.TemporaryDirectory(prefix="mwuf-ray-") as scratch:
+        (Path(scratch) / "ray").mkdir()
+        (Path(scratch) / "ray" / "ray_current_cluster").write_text("127.0.0.1:6379")
+        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {
+            "RAY_TMPDIR": scratch
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+    assert done.stdout == "made\n", done.stderr[-2000:]

@@ -96,9 +96,9 @@ def test_a_backbone_whose_logit_is_not_linear_is_refused_before_any_training() -
 
 
 @pytest.mark.parametrize("backbone", ["fm", "encoder"])
-def test_lines_are_the_logits_of_the_run(backbone: str, tmp_path) -> None:
+def test_lines_are_the_logits_that_the_rows_had_at_their_time(backbone: str, tmp_path) -> None:
     config = tiny(
-        backbone={"name": backbone, "hidden": [16], "batch_norm": False},
+        backbone={"name": backbone, "hidden": [16], "batch_norm": False, "recent": [2, 5]},
         method={"name": "map"},
         pretrain={"epochs": 1, "batch_size": 4096},
     )
@@ -116,7 +116,11 @@ def test_lines_are_the_logits_of_the_run(backbone: str, tmp_path) -> None:
         user, item = (torch.from_numpy(columns[name][order]).long() for name in ("user", "item"))
         rows = torch.randn(job.model.num_items, job.model.dim)
         histories = job.model.histories(prepared, 0)
-        history = None if histories is None else histories.whole(user)
+        history = None
+        if histories is not None:
+            before = torch.from_numpy(histories.before("warm_b", 0, len(order))[order]).long()
+            history = histories.of(user, before, in_pretrain=False)
+            assert (history.earlier < history.lengths[history.group]).any(), "else it would not matter when a row was"
         part = job._frozen.part(user, item, history)
         expected = job._frozen.logit(rows[item], part)
         found = lines.offset + (lines.slope * rows[lines.item + job.model.num_old]).sum(1)

@@ -35,7 +35,7 @@ QUICK: dict[str, Any] = {
 KINDS: dict[str, dict[str, Any]] = {
     "map-encoder": {
         "method": {"name": "map"},
-        "backbone": {"name": "encoder", "hidden": [16]},
+        "backbone": {"name": "encoder", "hidden": [16], "recent": [3]},
         "embedding": {"min_old_items": 2, "smooth_ordinal": True},
     },
     "map-fm": {"method": {"name": "map"}, "backbone": {"name": "fm"}},
