@@ -1,4 +1,4 @@
-"""Both programs of `benchmarks.train_step`, ours and the plain one, in the same state and on the same rows."""
+"""The two programs that take turns, ours and the plain one; `Contestants` are in the same state, on the same rows."""
 
 from __future__ import annotations
 
@@ -74,11 +74,16 @@ def _moments(module: nn.Module) -> Iterator[torch.Tensor]:
     return (value for name, value in module.named_buffers() if "running" in name)
 
 
+def full_batches(loader: Loader) -> Iterator[Batch]:
+    """The full batches of the first epoch, for ever."""
+    return (batch for epoch in itertools.repeat(0) for batch in loader.epoch(epoch) if batch.is_full)
+
+
 class Feed:
     """Batches for ever, by the loader (ours) or by tensor indexing (plain), in the same order."""
 
     def __init__(self, loader: Loader, padding: int, history_length: int) -> None:
-        self._ours = (batch for epoch in itertools.repeat(0) for batch in loader.epoch(epoch) if batch.is_full)
+        self._ours = full_batches(loader)
         rows = [batch for batch in loader.epoch(0) if batch.is_full]
         self._columns = [torch.cat([getattr(b, name) for b in rows]) for name in ("user", "item", "label")]
         histories = [padded(b.history, padding, history_length) for b in rows if b.history is not None]
@@ -146,6 +151,66 @@ def products_alone(model: Model, config: Config, batch_size: int) -> dict[str, S
     }
 
 
+class Ours:
+    """Our stages, one after the other, on batches that `next_batch` gives. Collectives on several ranks."""
+
+    def __init__(self, job: Run, next_batch: Callable[[], Batch]) -> None:
+        self._job, self._next = job, next_batch
+
+    def pretrain(self) -> Step:
+        """A step of `pretrain`."""
+        stage = Pretrain(self._job.config, self._job.model, self._job.method)
+        self._job.model.backbone.train()
+        return lambda: stage.step(self._next())
+
+    def meta_train(self) -> Step:
+        """A step of `meta_train`, on the weights as `pretrain` has left them."""
+        job, config = self._job, self._job.config
+        self.frozen = Frozen(job.model, config.embedding, job._mean_user())
+        initialise_new_ids(config, job.model, job.method)
+        self.frozen.set_users(ItemUsers(job.prepared, ["pretrain"]), range(job.model.num_old))
+        stage = MetaTrain(config, job.model, self.frozen, job.method)
+        return lambda: stage.step(self._next())
+
+    def warm_up(self) -> Step:
+        """A step of `warm_up`, on rows of `pretrain` so that there are enough of them."""
+        job = self._job
+        stage = WarmUp(job.config, job.model, self.frozen, job.method)
+        optimizer = Adam(dense=[], tables=[(job.model.new_ids, job.config.warm_up.learning_rate)])
+        return lambda: stage.step(self._next(), optimizer)
+
+
+class Plain:
+    """The plain program's stages, likewise; with weights of its own but for what is copied into them."""
+
+    def __init__(
+        self, config: Config, model: plain.PlainModel, num_items: int, next_batch: Callable[[], plain.Batch]
+    ) -> None:
+        self._config, self._num_items, self._next = config, num_items, next_batch
+        self.model = model
+
+    def pretrain(self) -> Step:
+        """A step of `pretrain`."""
+        optimizer = plain.adam(self.model, self._config.pretrain.learning_rate)
+        return lambda: plain.pretrain_step(self.model, optimizer, self._next())
+
+    def meta_train(self) -> Step:
+        """A step of `meta_train`."""
+        config, frozen = self._config, plain.freeze(self.model)
+        self.phi_new = plain.common_initialisation(frozen, self._num_items)
+        self.meta = plain.MetaNetworks(frozen.items.out_dim, config.embedding.dim, config.method.hidden, True)
+        self.user_mean = self.phi_new.weight.detach().clone()
+        cold = plain.adam(self.phi_new, config.meta_train.learning_rate_cold)
+        warm = plain.adam(self.meta, config.meta_train.learning_rate_warm)
+        args = (frozen, self.phi_new, self.meta, self.user_mean, cold, warm)
+        return lambda: sum(plain.meta_train_step(*args, self._next()))
+
+    def warm_up(self) -> Step:
+        """A step of `warm_up`."""
+        optimizer = plain.adam(self.phi_new, self._config.warm_up.learning_rate)
+        return lambda: plain.warm_up_step(self.model, self.phi_new, optimizer, self._next())
+
+
 class Contestants:
     """Both programs in the same state, stage by stage."""
 
@@ -156,71 +221,51 @@ class Contestants:
         histories = self.model.histories(job.prepared, 0)
         rows = Loader(job.prepared, ["pretrain"], self.batch_size, config.seed, job.runtime, histories=histories)
         self.feed = Feed(rows, self.model.num_old + 1, config.backbone.history_length)
-        self.plain = plain_copy(self.model, config, job.prepared)
+        self.ours = Ours(job, self.feed.ours)
+        copy = plain_copy(self.model, config, job.prepared)
+        self.plain = Plain(config, copy, self.model.num_items, self.feed.plain)
 
     def pretrain(self) -> tuple[Step, Step]:
         """(plain, ours) steps of `pretrain`."""
-        optimizer = plain.adam(self.plain, self.config.pretrain.learning_rate)
-        stage = Pretrain(self.config, self.model, self.job.method)
-        self.model.backbone.train()
-        return (
-            lambda: plain.pretrain_step(self.plain, optimizer, self.feed.plain()),
-            lambda: stage.step(self.feed.ours()),
-        )
+        return self.plain.pretrain(), self.ours.pretrain()
 
     def meta_train(self) -> tuple[Step, Step]:
         """(plain, ours) steps of `meta_train`, on our pretrained weights."""
-        job, config = self.job, self.config
-        self.frozen = Frozen(self.model, config.embedding, job._mean_user())
-        initialise_new_ids(config, self.model, job.method)
-        self.frozen.set_users(ItemUsers(job.prepared, ["pretrain"]), range(self.model.num_old))
-        stage = MetaTrain(config, self.model, self.frozen, job.method)
-        self.plain = plain.freeze(plain_copy(self.model, config, job.prepared))
-        self.phi_new = plain.common_initialisation(self.plain, self.model.num_items)
-        self.meta = plain.MetaNetworks(self.plain.items.out_dim, self.model.dim, config.method.hidden, True)
+        ours = self.ours.meta_train()
+        self.plain.model = plain_copy(self.model, self.config, self.job.prepared)
+        theirs = self.plain.meta_train()
         with torch.no_grad():
-            for theirs, ours in zip(self.meta.parameters(), job.method.parameters(), strict=True):
-                theirs.copy_(ours)
-            _, self.user_mean = self.frozen.inputs(torch.arange(self.model.num_items))
-        cold = plain.adam(self.phi_new, config.meta_train.learning_rate_cold)
-        warm = plain.adam(self.meta, config.meta_train.learning_rate_warm)
-        args = (self.plain, self.phi_new, self.meta, self.user_mean, cold, warm)
-        return (
-            lambda: sum(plain.meta_train_step(*args, self.feed.plain())),
-            lambda: stage.step(self.feed.ours()),
-        )
+            for weight, of_ours in zip(self.plain.meta.parameters(), self.job.method.parameters(), strict=True):
+                weight.copy_(of_ours)
+            self.plain.user_mean.copy_(self.ours.frozen.inputs(torch.arange(self.model.num_items))[1])
+        return theirs, ours
 
     def warm_up(self) -> tuple[Step, Step]:
-        """(plain, ours) steps of `warm_up`, on rows of `pretrain` so that there are enough of them."""
-        stage = WarmUp(self.config, self.model, self.frozen, self.job.method)
-        ours = Adam(dense=[], tables=[(self.model.new_ids, self.config.warm_up.learning_rate)])
+        """(plain, ours) steps of `warm_up`."""
         with torch.no_grad():
-            self.phi_new.weight.copy_(self.model.new_ids.shards("new")[0].weight)
-        theirs = plain.adam(self.phi_new, self.config.warm_up.learning_rate)
-        return (
-            lambda: plain.warm_up_step(self.plain, self.phi_new, theirs, self.feed.plain()),
-            lambda: stage.step(self.feed.ours(), ours),
-        )
+            self.plain.phi_new.weight.copy_(self.model.new_ids.shards("new")[0].weight)
+        return self.plain.warm_up(), self.ours.warm_up()
 
     def evaluate(self) -> tuple[Step, Step]:
         """(plain, ours) scoring of one batch with warm embeddings."""
-        stage = WarmUp(self.config, self.model, self.frozen, self.job.method)
-        items = plain.warm_embeddings(self.plain, self.phi_new, self.meta, self.user_mean)
-        if self.frozen.head is None:
+        frozen, theirs = self.ours.frozen, self.plain
+        stage = WarmUp(self.config, self.model, frozen, self.job.method)
+        items = plain.warm_embeddings(theirs.model, theirs.phi_new, theirs.meta, theirs.user_mean)
+        if frozen.head is None:
 
             def ours() -> torch.Tensor:
                 batch = self.feed.ours()
                 with torch.no_grad():
                     return stage._logit(batch.user, batch.item, batch.history)
 
-            return lambda: plain.score(self.plain, items, self.feed.plain()), ours
+            return lambda: plain.score(theirs.model, items, self.feed.plain()), ours
         # New items only have a part with the embedding they are scored with.
-        self.frozen.serve(stage._scored_rows)
+        frozen.serve(stage._scored_rows)
         scored = Loader(self.job.prepared, ["test"], self.batch_size, self.config.seed, self.runtime)
         feed = Feed(scored, self.model.num_old + 1, self.config.backbone.history_length)
 
         def served() -> torch.Tensor:
             batch = feed.ours()
-            return self.frozen.served_logit(batch.user, batch.item)
+            return frozen.served_logit(batch.user, batch.item)
 
-        return lambda: plain.score(self.plain, items, feed.plain()), served
+        return lambda: plain.score(theirs.model, items, feed.plain()), served

@@ -18,93 +18,49 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from benchmarks import plain_torch as plain
-from benchmarks.contest import Feed, plain_model
+from benchmarks.contest import Feed, Ours, Plain, Step, full_batches, plain_model
 from benchmarks.record import Figure, Record, Row, command_line, read, table
-from benchmarks.train_step import benchmark_config
+from benchmarks.train_step import benchmark_config, start_command
 from mwuf_dist.config import Config, UserError
-from mwuf_dist.data.loader import Batch, Loader
+from mwuf_dist.data.loader import Loader
 from mwuf_dist.embeddings.tables import Tables
-from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.runtime import Runtime, start
-from mwuf_dist.training.frozen import Frozen
-from mwuf_dist.training.meta_train import MetaTrain, initialise_new_ids
-from mwuf_dist.training.optimizers import Adam
-from mwuf_dist.training.pretrain import Pretrain
 from mwuf_dist.training.run import Run, _prepare
-from mwuf_dist.training.warm_up import WarmUp
 
 BATCH_SIZE = 8192
 _WARM_STEPS = 2
-Step = Callable[[], Any]
 
 
 class Stages:
     """The training stages of both programs; the plain one on the main rank only, with weights of its own."""
 
     def __init__(self, job: Run) -> None:
-        self._job, self._config = job, job.config
         if job.prepared.num_rows("pretrain") < BATCH_SIZE:
             raise UserError(f"a batch has {BATCH_SIZE} rows and {job.config.data.name} fewer to train on: take another")
-        rows = Loader(job.prepared, ["pretrain"], BATCH_SIZE, job.config.seed, job.runtime)
-        self._batches = _for_ever(rows)
-        self.shared: list[Tables] = [*job.model.pretrained_tables, job.model.new_ids]
+        self._job = job
+        batches = full_batches(_rows(job, job.runtime))
+        self._ours, self._plain = Ours(job, lambda: next(batches)), None
         if job.runtime.is_main:
             alone = Runtime(0, 1, job.runtime.device, False)
-            rows = Loader(job.prepared, ["pretrain"], BATCH_SIZE, job.config.seed, alone)
-            self._feed = Feed(rows, job.model.num_old + 1, job.config.backbone.history_length)
-            self._plain = plain_model(job.config, alone, job.prepared)
+            feed = Feed(_rows(job, alone), job.model.num_old + 1, job.config.backbone.history_length)
+            model = plain_model(job.config, alone, job.prepared)
+            self._plain = Plain(job.config, model, job.model.num_items, feed.plain)
 
-    def pretrain(self) -> tuple[Step, Step | None]:
-        """(ours, the plain program's) step."""
-        config, job = self._config, self._job
-        stage = Pretrain(config, job.model, job.method)
-        job.model.backbone.train()
-        theirs = None
-        if job.runtime.is_main:
-            optimizer = plain.adam(self._plain, config.pretrain.learning_rate)
-            theirs = lambda: plain.pretrain_step(self._plain, optimizer, self._feed.plain())  # noqa: E731
-        return lambda: stage.step(next(self._batches)), theirs
+    def steps(self, name: str) -> tuple[Step, Step | None]:
+        """(ours, the plain program's) step of the next stage."""
+        return getattr(self._ours, name)(), self._plain and getattr(self._plain, name)()
 
-    def meta_train(self) -> tuple[Step, Step | None]:
-        """(ours, the plain program's) step."""
-        config, job = self._config, self._job
-        self.frozen = Frozen(job.model, config.embedding, job._mean_user())
-        self.shared += [self.frozen.meta_inputs, self.frozen._parts]
-        initialise_new_ids(config, job.model, job.method)
-        self.frozen.set_users(ItemUsers(job.prepared, ["pretrain"]), range(job.model.num_old))
-        stage = MetaTrain(config, job.model, self.frozen, job.method)
-        theirs = None
-        if job.runtime.is_main:
-            frozen = plain.freeze(self._plain)
-            self._phi_new = plain.common_initialisation(frozen, job.model.num_items)
-            meta = plain.MetaNetworks(frozen.items.out_dim, job.model.dim, config.method.hidden, True)
-            user_mean = self._phi_new.weight.detach().clone()
-            cold = plain.adam(self._phi_new, config.meta_train.learning_rate_cold)
-            warm = plain.adam(meta, config.meta_train.learning_rate_warm)
-            args = (frozen, self._phi_new, meta, user_mean, cold, warm)
-            theirs = lambda: plain.meta_train_step(*args, self._feed.plain())  # noqa: E731
-        return lambda: stage.step(next(self._batches)), theirs
-
-    def warm_up(self) -> tuple[Step, Step | None]:
-        """(ours, the plain program's) step, on rows of `pretrain` so that there are enough of them."""
-        job, rate = self._job, self._config.warm_up.learning_rate
-        stage = WarmUp(self._config, job.model, self.frozen, job.method)
-        optimizer = Adam(dense=[], tables=[(job.model.new_ids, rate)])
-        theirs = None
-        if job.runtime.is_main:
-            of_plain = plain.adam(self._phi_new, rate)
-            theirs = lambda: plain.warm_up_step(self._plain, self._phi_new, of_plain, self._feed.plain())  # noqa: E731
-        return lambda: stage.step(next(self._batches), optimizer), theirs
+    def tables(self, name: str) -> list[Tables]:
+        """What a step of a stage looks up."""
+        model = self._job.model
+        frozen = [] if name == "pretrain" else [self._ours.frozen.meta_inputs, self._ours.frozen._parts]
+        return [*model.pretrained_tables, model.new_ids, *frozen]
 
 
-def _for_ever(loader: Loader) -> Iterator[Batch]:
-    while True:
-        yield from (batch for batch in loader.epoch(0) if batch.is_full)
+def _rows(job: Run, runtime: Runtime) -> Loader:
+    return Loader(job.prepared, ["pretrain"], BATCH_SIZE, job.config.seed, runtime)
 
 
 def measure(config: Config, num_steps: int, rounds: int) -> list[Row]:
@@ -114,9 +70,9 @@ def measure(config: Config, num_steps: int, rounds: int) -> list[Row]:
         job = Run(config, Path(folder), runtime, _prepare(config, runtime))
         stages, rows = Stages(job), []
         for name in ("pretrain", "meta_train", "warm_up"):
-            ours, theirs = getattr(stages, name)()
+            ours, theirs = stages.steps(name)
             with contextlib.ExitStack() as stack:
-                for tables in stages.shared:
+                for tables in stages.tables(name):
                     stack.enter_context(tables.as_if_shared())
                 seconds = _take_turns(ours, theirs, num_steps, rounds, runtime)
             mine, plains = (Figure.of(key, [BATCH_SIZE / value for value in values]) for key, values in seconds.items())
@@ -187,8 +143,4 @@ def _launch(ranks: int, arguments: list[str], options: argparse.Namespace) -> li
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"ranks: {error}", file=sys.stderr)
-        sys.exit(2)
+    start_command("ranks", main)

@@ -16,6 +16,7 @@ import dataclasses
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -112,9 +113,14 @@ def main() -> None:
         record.write(options.output)
 
 
-if __name__ == "__main__":
+def start_command(benchmark: str, main: Callable[[], None]) -> None:
+    """Runs a benchmark's command; what is the user's error ends it with a message and exit code 2."""
     try:
         main()
     except UserError as error:
-        print(f"train_step: {error}", file=sys.stderr)
+        print(f"{benchmark}: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    start_command("train_step", main)

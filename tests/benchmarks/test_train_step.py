@@ -52,19 +52,19 @@ def test_steps_of_every_stage_give_the_plain_programs_losses_and_weights(contest
     assert_equal_losses(*both.pretrain(), steps)
     old = model.old_ids.shards("old")[0].weight
     assert (old - first).abs().max() > 1e-4 * steps  # it did train
-    torch.testing.assert_close(both.plain.phi_old.weight[: len(old)], old, rtol=0, atol=1e-5)
-    for side, tables in ((both.plain.users, model.user_tables), (both.plain.items, model.item_tables)):
+    torch.testing.assert_close(both.plain.model.phi_old.weight[: len(old)], old, rtol=0, atol=1e-5)
+    for side, tables in ((both.plain.model.users, model.user_tables), (both.plain.model.items, model.item_tables)):
         for table, name in zip(side.tables, tables.specs, strict=True):
             torch.testing.assert_close(table.weight, tables.shards(name)[0].weight, rtol=0, atol=1e-5)
 
     assert_equal_losses(*both.meta_train(), steps)
     new = model.new_ids.shards("new")[0].weight
-    torch.testing.assert_close(both.phi_new.weight, new, rtol=0, atol=1e-5)
-    for theirs, ours in zip(both.meta.parameters(), both.job.method.parameters(), strict=True):
+    torch.testing.assert_close(both.plain.phi_new.weight, new, rtol=0, atol=1e-5)
+    for theirs, ours in zip(both.plain.meta.parameters(), both.job.method.parameters(), strict=True):
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
 
     assert_equal_losses(*both.warm_up(), steps)
-    torch.testing.assert_close(both.phi_new.weight, new, rtol=0, atol=1e-5)
+    torch.testing.assert_close(both.plain.phi_new.weight, new, rtol=0, atol=1e-5)
 
     # Scoring: of the same rows, with warm embeddings that are folded in beforehand or made for the batch.
     theirs, ours = both.evaluate()
