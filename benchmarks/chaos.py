@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from benchmarks.record import Figure, Record, Row
+from benchmarks.record import Figure, Record, Row, command_line
 from benchmarks.restart import killed_in_pretrain, places, restart
 from mwuf_dist.config import build, merge, to_toml
 
@@ -238,7 +238,7 @@ def main() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
     lost = Figure.of("ours", [found["time_lost_per_kill_s"]])
     row = Row("time lost per kill", "s", False, lost, config={"ranks": options.ranks}, more=found)
-    command = f"python -m benchmarks.chaos --kills {options.kills} --ranks {options.ranks} --seed {options.seed}"
+    command = command_line("chaos", sys.argv[1:])
     Record("A run killed at random", command, VALUES, [row], threads=1).write(options.output)
     print(json.dumps(found, indent=1))
     same = found["rows_lost"] == found["rows_trained_twice"] == found["largest_difference_of_a_tensor"] == 0

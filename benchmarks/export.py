@@ -29,7 +29,7 @@ import pyarrow as pa
 import torch
 
 from benchmarks.made_up import write_prepared
-from benchmarks.record import Figure, Record, Row, table
+from benchmarks.record import Figure, Record, Row, command_line, table
 from mwuf_dist.config import Config, build, config_hash
 from mwuf_dist.data import shards
 from mwuf_dist.data.schema import Field, RawDataset
@@ -141,7 +141,7 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.export", "--one", str(data), kind, str(output)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows.append(row_of(json.loads(done.stdout.splitlines()[-1])))
-    command = f"python -m benchmarks.export --items {options.items} --formats {' '.join(options.formats)}"
+    command = command_line("export", sys.argv[1:])
     record = Record(
         "Export of warm embeddings", command, {"items": options.items, "dim": 16}, rows, threads=num_threads()
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.made_up import write_prepared
-from benchmarks.record import Figure, Record, Row, table
+from benchmarks.record import Figure, Record, Row, command_line, table
 from mwuf_dist.data import loader as loader_module
 from mwuf_dist.data.loader import Loader
 from mwuf_dist.data.order import EpochOrder
@@ -132,7 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         rows = measure(make_data(Path(scratch), options.rows), options.batch_size, options.rounds)
     sizes = {"rows": options.rows, "batch_size": options.batch_size}
-    command = f"python -m benchmarks.loader --rows {options.rows} --batch-size {options.batch_size}"
+    command = command_line("loader", sys.argv[1:])
     record = Record("Loader, from Parquet to batches", command, sizes, rows, threads=1)
     print(f"{table([record])}\ngoal: {GOAL:.0%} of the bare scan")
     if options.output:

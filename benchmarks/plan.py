@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.export import _forget_peak, _memory_bytes
-from benchmarks.record import Figure, Record, Row, table
+from benchmarks.record import Figure, Record, Row, command_line, table
 from mwuf_dist.config import Config, load_config
 from mwuf_dist.data.loader import Batch, Batches
 from mwuf_dist.data.prepare import prepare
@@ -110,7 +110,7 @@ def main() -> None:
         for ranks, rounds in found.items():
             rounds.append(compare(options.config, ranks, options.steps))
     rows = [row for ranks, rounds in found.items() for row in rows_of(ranks, rounds)]
-    command = f"python -m benchmarks.plan {options.config}"
+    command = command_line("plan", sys.argv[1:])
     record = Record(
         "Estimates of mwuf plan (ours), and what was measured (the alternative)",
         command,

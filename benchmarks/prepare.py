@@ -16,14 +16,13 @@ import argparse
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.record import Figure, Record, Row, table
+from benchmarks.record import Figure, Record, Row, command_line, table
 
 ROOT = Path(__file__).parent.parent
 # Data set -> rows; goals of `prepare` on two cores.
@@ -132,8 +131,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
             rows.append(measure_data_set(name, num_rows, Path(scratch), options, arguments.raw))
         _print(name, rows[-1])
-    size = ["--rows", *map(str, arguments.rows)] if arguments.rows else []
-    command = shlex.join(["python", "-m", "benchmarks.prepare", *arguments.names, *size, *options])
+    command = command_line("prepare", sys.argv[1:])
     record = Record("mwuf prepare, of made-up raw files", command, {}, rows, threads=os.cpu_count() or 1)
     print(table([record]))
     if arguments.output:

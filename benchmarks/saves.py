@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.record import Figure, Record, Row, table
+from benchmarks.record import Figure, Record, Row, command_line, table
 from mwuf_dist.config import CheckpointConfig, EmbeddingConfig, build
 from mwuf_dist.embeddings.placement import TableSpec
 from mwuf_dist.embeddings.tables import Tables
@@ -57,8 +58,7 @@ def main() -> None:
             ours, alternative = Figure.of("in the background", still), Figure.of("at once", at_once)
             more = {"written_after_s": statistics.median(written)}
             rows.append(Row("stands still", "s", False, ours, alternative, config={"mb": mb}, more=more))
-    sizes = " ".join(f"{mb:g}" for mb in options.mb)
-    command = f"python -m benchmarks.saves --mb {sizes} --times {options.times}"
+    command = command_line("saves", sys.argv[1:])
     record = Record("Saves in the background (ours), and at once (the alternative)", command, {}, rows, threads=1)
     print(table([record]))
     if options.output:

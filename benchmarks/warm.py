@@ -11,6 +11,7 @@ part that moves rows; CPU s is processor time, which other programs on the machi
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.record import Figure, Record, Row, table
+from benchmarks.record import Figure, Record, Row, command_line, table
 from mwuf_dist.config import Config, build
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.launch import local
@@ -108,7 +109,7 @@ def main() -> None:
         found = time_job(config, folder / "run", folder / "clicks.parquet", folder / "out")
     rate = Figure.of("ours", [found.pop("clicks_per_cpu_s")])
     row = Row("a file of clicks to exported rows", "clicks/CPU s", True, rate, more=found)
-    command = f"python -m benchmarks.warm --clicks {options.clicks}"
+    command = command_line("warm", sys.argv[1:])
     record = Record("The daily job", command, {"clicks": options.clicks, "dim": 16}, [row], threads=1)
     print(table([record]))
     print(

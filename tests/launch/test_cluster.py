@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import tomli_w
 
 from mwuf_dist.config import Config, to_toml
 from mwuf_dist.launch import local
+from tests.cli.command import SHORT
 from tests.tiny import tiny
 
 # In processes of their own, because a process keeps the authentication of the first cluster that it has met.
@@ -123,3 +125,27 @@ def test_a_run_goes_on_with_fewer_ranks_when_a_node_is_lost_and_with_more_when_o
     assert found["stages"]["pretrain"]["samples"] == 60 * found["split"]["pretrain"]
     undisturbed = tiny(**sections | {"checkpoint": {"every_s": 0.0}})
     check_equal(found, local.train(undisturbed, tmp_path / "alone"), 1e-4)
+
+
+def test_a_comparison_spreads_its_runs_over_the_nodes_and_finds_what_one_process_finds(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    config = tmp_path / "study.toml"
+    runs = [{"method": {"name": name}} for name in ("base", "mwuf")]
+    config.write_text(tomli_w.dumps(SHORT | {"study": {"seeds": 2, "runs": runs}}))
+
+    def compare(output: str, *options: str, **changed: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mwuf_dist", "compare", str(config), "--output", str(tmp_path / output)]
+        environment = os.environ | TOKEN | changed
+        return subprocess.run(
+            [*command, *options], env=environment, capture_output=True, text=True, timeout=280, check=False
+        )
+
+    refused = compare("no", "--ray-address", nodes.address, RAY_AUTH_TOKEN="f" * 32)
+    assert refused.returncode == 2 and "no Ray cluster can be reached" in refused.stderr
+    spread, alone = compare("spread", "--ray-address", nodes.address), compare("alone", "--parallel", "1")
+    assert spread.returncode == alone.returncode == 0, spread.stderr[-3000:] + alone.stderr[-3000:]
+    found, expected = (
+        json.loads((tmp_path / output / "comparison.json").read_text())["rows"] for output in ("spread", "alone")
+    )
+    assert len(found) == 2 and [row["phases"] for row in found] == [row["phases"] for row in expected]

@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.dist,
     pytest.mark.slow,
-    pytest.mark.skipif(not HAS_JOBS, reason="needs Ray's job server: pip install 'mwuf-dist[jobs]'"),
+    pytest.mark.skipif(not HAS_JOBS, reason="needs Ray's job server: pip install 'ray[default]'"),
 ]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 # Ray's servers that listen at a fixed port unless they are told another.
