@@ -17,6 +17,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import docs_pages
+import docs_tables
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -35,7 +37,6 @@ from mwuf_dist.serving.run_folder import open_run
 from mwuf_dist.studies.compare import read_study
 from mwuf_dist.studies.tune import read_tune
 from tests.tiny import tiny
-from tools import docs_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -222,7 +223,7 @@ def test_the_figures_of_the_readme_are_those_of_the_records():
         aucs = [found["phases"][phase][f"auc_{scoring}"] for phase in ("cold", "warm-a", "warm-b", "warm-c")]
         cells = [f"{auc['mean']:.4f} ± {auc['std']:.4f}".replace("0.", ".") for auc in aucs]
         assert f"| {label} | {' | '.join(cells)} |" in readme
-    assert docs_pages.speed_table("train-step.json") in readme, docs_pages.speed_table("train-step.json")
+    assert docs_tables.speed_table("train-step.json") in readme, docs_tables.speed_table("train-step.json")
     for row in record.read(record.RESULTS / "prepare.json").rows:
         measured = row.more["prepare"]
         assert (
@@ -247,7 +248,7 @@ def test_every_recorded_comparison_is_on_the_page_of_the_paper():
 
 def test_the_site_builds_without_a_warning_and_asks_for_nothing_from_outside(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        [sys.executable, "-P", "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
         cwd=ROOT,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,

@@ -20,6 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import docs_tables
+from docs_tables import rows_table
+
 from mwuf_dist import cli
 from mwuf_dist.config import PHASES, Config
 from mwuf_dist.evaluation import published
@@ -69,7 +72,7 @@ def _section(name: str, cls: type) -> str:
     if name.endswith(".fields"):
         heading = f"## `[[{name}]]`"
     about = (cls.__doc__ or "").strip()
-    return f"{heading}\n\n{about}\n\n{_rows(('key', 'value', 'default', 'meaning'), rows)}"
+    return f"{heading}\n\n{about}\n\n{rows_table(('key', 'value', 'default', 'meaning'), rows)}"
 
 
 def comments(cls: type) -> dict[str, str]:
@@ -138,7 +141,7 @@ def study_keys(place: str) -> str:
     helps = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", ast.get_docstring(cls) or "", re.MULTILINE))
     keys = [node for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
     rows = [(f"`{ast.unparse(key.target)}`", " ".join(helps[ast.unparse(key.target)].split())) for key in keys]
-    return _rows(("key", "meaning"), rows)
+    return rows_table(("key", "meaning"), rows)
 
 
 def command_help(_: str) -> str:
@@ -199,7 +202,7 @@ def other_studies(shown: str) -> str:
 def paper_table(dataset: str) -> str:
     """The paper's own figures of a data set."""
     rows = [(row, *(f"{auc:.4f}" for auc in aucs)) for row, aucs in published.AUC[dataset].items()]
-    return _rows(("", *PHASES), rows)
+    return rows_table(("", *PHASES), rows)
 
 
 def question_configs(_: str) -> str:
@@ -208,7 +211,7 @@ def question_configs(_: str) -> str:
     for path in sorted((ROOT / "configs").glob("*-rq?.toml")):
         question = tomllib.loads((ROOT / "configs" / "rq" / f"{path.stem[-3:]}.toml").read_text(encoding="utf-8"))
         rows.append((question["study"]["title"], path.stem[:-4], f"`mwuf compare configs/{path.name}`"))
-    return _rows(("question", "data set and regime", "command"), sorted(rows))
+    return rows_table(("question", "data set and regime", "command"), sorted(rows))
 
 
 def benchmark_list(_: str) -> str:
@@ -219,131 +222,7 @@ def benchmark_list(_: str) -> str:
         question = about.split("\n\n")[0].replace("\n", " ")
         if "if __name__" in path.read_text(encoding="utf-8"):
             rows.append((question.partition(" `python")[0], f"`python -m benchmarks.{path.stem}`"))
-    return _rows(("question", "command"), rows)
-
-
-def prepare_table(names: str) -> str:
-    """Records of `benchmarks.prepare`: rows, time and memory of each command."""
-    rows = []
-    for name in names.split():
-        for row in _record(name)["rows"]:
-            one = row["more"]
-            kept = sum(one["split"][split] for split in ("pretrain", "warm_a", "warm_b", "warm_c", "test"))
-            parts = (one["synthesize"], one["prepare"])
-            cells = [(f"{p['wall_s']:.0f}", f"{p['cpu_s']:.0f}", f"{p['peak_bytes'] / 1e6:,.0f}") for p in parts]
-            rows.append((row["name"], f"{row['config']['rows']:,}", f"{kept:,}", *cells[0], *cells[1]))
-    measures = [f"{part}: {what}" for part in ("synthesize", "prepare") for what in ("wall s", "CPU s", "peak MB")]
-    return _rows(("", "rows", "rows kept", *measures), rows)
-
-
-def prepare_growth_table(name: str) -> str:
-    """A record of `benchmarks.prepare --workers`: processor time per million rows, and memory, by size."""
-    rows = []
-    for row in _record(name)["rows"]:
-        one, num_rows = row["more"]["prepare"], row["config"]["rows"]
-        cpu_s = one["cpu_s"] + one["workers_cpu_s"]
-        memory = (f"{one[key] / 1e6:,.0f}" for key in ("worker_peak_bytes", "peak_bytes"))
-        rows.append(
-            (f"{num_rows:,}", f"{one['wall_s']:.0f}", f"{cpu_s:.1f}", f"{1e6 * cpu_s / num_rows:.2f}",
-             f"{1e6 * one['workers_cpu_s'] / num_rows:.2f}", *memory)
-        )  # fmt: skip
-    heads = ("rows", "wall s", "CPU s", "per million rows", "workers alone", "peak MB of a worker", "of the launcher")
-    return _rows(heads, rows)
-
-
-def plan_table(name: str) -> str:
-    """A record of `benchmarks.plan`: estimates beside what was measured."""
-    rows = []
-    for row in _record(name)["rows"]:
-        estimated, measured = row["ours"]["p50"], row["alternative"]["p50"]
-        cells = (f"{estimated:.1f} {row['unit']}", f"{measured:.1f} {row['unit']}", f"{measured / estimated:.2f}")
-        rows.append((f"{row['name']}, {row['config']['ranks']} rank(s)", *cells))
-    return _rows(("", "estimated", "measured", "measured / estimated"), rows)
-
-
-def speed_table(name: str) -> str:
-    """A record of `benchmarks.train_step` as the README shows it: rates, ratios, and the AUCs of the same runs."""
-    rows = []
-    for row in _record(name)["rows"]:
-        ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
-        aucs = " / ".join(f"{row['aucs'][phase]:.4f}".lstrip("0") for phase in PHASES)
-        if row["higher_is_better"]:
-            figures = [f"{one / 1e3:,.0f}" for one in (plain, ours, row["limit"]["p50"])]
-            share = f"{ours / row['limit']['p50']:.0%}"
-            rows.append((row["name"], *figures[:2], f"{ours / plain:.1f}", figures[2], share, aucs))
-        else:
-            cells = (f"{plain:.1f} s", f"{ours:.1f} s", f"{plain / ours:.1f}")
-            rows.append((row["name"], *cells, "", "", aucs))
-    heads = ("thousand samples/s", "plain PyTorch", "mwuf-dist", "ratio", "matrix products alone", "of them")
-    return _rows((*heads, "AUC " + " / ".join(PHASES)), rows)
-
-
-def backbone_speed_table(names: str) -> str:
-    """Records of `benchmarks.train_step` of several backbones: rates of both programs and their ratio by stage."""
-    rows = []
-    for name in names.split():
-        record = _record(name)
-        for row in record["rows"]:
-            if not row["higher_is_better"] or row["alternative"] is None:
-                continue
-            ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
-            rows.append(
-                (record["config"]["backbone"], row["name"], f"{plain / 1e3:,.0f}", f"{ours / 1e3:,.0f}",
-                 f"{ours / plain:.2f}", f"{ours / row['limit']['p50']:.0%}",
-                 " / ".join(f"{row['aucs'][phase]:.4f}".lstrip("0") for phase in PHASES if row["aucs"]))
-            )  # fmt: skip
-    heads = ("backbone", "thousand samples/CPU s", "plain PyTorch", "mwuf-dist", "ratio", "of the MLP alone")
-    return _rows((*heads, "AUC " + " / ".join(PHASES)), rows)
-
-
-def growth_table(name: str) -> str:
-    """A record of `benchmarks.growth`: rates and memory by size."""
-    rows = []
-    for row in _record(name)["rows"]:
-        sizes, more = row["config"], row["more"]
-        above = f"{(more['peak_bytes'] - more['table_bytes']) / 1e6:,.0f}"
-        cells = (f"{sizes['rows_per_table']:,}", f"{sizes['training_rows']:,}", f"{row['ours']['p50'] / 1e3:,.0f}")
-        rows.append((row["name"], *cells, f"{more['table_bytes'] / 1e6:,.0f}", above))
-    heads = ("", "rows in each ID table", "training rows", "thousand samples/CPU s", "tables MB", "peak MB above them")
-    slopes = [
-        (of, f"{one['from']:,}", f"{one['to']:,}", f"{one['times_as_long']:.2f}", f"{one['slope']:.3f}")
-        for of, one in _record(name)["config"]["growth"].items()
-    ]
-    return f"{_rows(heads, rows)}\n\n{_rows(('', 'from', 'to', 'times as long', 'slope over all sizes'), slopes)}"
-
-
-def ranks_table(name: str) -> str:
-    """A record of `benchmarks.ranks`: rates of both programs and their ratio by stage and number of ranks."""
-    rows = []
-    for row in _record(name)["rows"]:
-        ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
-        cells = (f"{plain / 1e3:,.0f}", f"{ours / 1e3:,.0f}", f"{ours / plain:.2f}")
-        rows.append((str(row["config"]["ranks"]), row["name"], *cells))
-    return _rows(("ranks", "thousand samples/CPU s of the busiest rank", "plain PyTorch", "mwuf-dist", "ratio"), rows)
-
-
-def loader_table(name: str) -> str:
-    """A record of `benchmarks.loader`: rates, and their share of a bare scan's."""
-    rows = []
-    for row in _record(name)["rows"]:
-        ours, limit = row["ours"]["p50"], row["limit"]["p50"]
-        rows.append((row["name"], f"{ours / 1e6:.0f}", f"{limit / 1e6:.0f}", f"{ours / limit:.0%}"))
-    return _rows(("", "million rows/CPU s", "bare scan", "of it"), rows)
-
-
-def saves_table(name: str) -> str:
-    """A record of `benchmarks.saves`: how long training stands still, and when the checkpoint is there."""
-    rows = []
-    for row in _record(name)["rows"]:
-        cells = (row["alternative"]["p50"], row["ours"]["p50"], row["more"]["written_after_s"])
-        rows.append((f"{row['config']['mb']:,.0f} MB", *(f"{seconds:.2f}" for seconds in cells)))
-    heads = ("state", "at once: stands still, s", "in the background: stands still, s", "is written after, s")
-    return _rows(heads, rows)
-
-
-def _record(name: str) -> dict[str, Any]:
-    """A record of `benchmarks/results/`; see `benchmarks/record.py:Record`."""
-    return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+    return rows_table(("question", "command"), rows)
 
 
 def readme_section(heading: str) -> str:
@@ -363,30 +242,26 @@ def _table(table: Table) -> str:
     ]
     rows = [(label, *(_cell(cells[index]) for index in kept)) for label, cells in table.rows]
     title = groups[0] if len(groups) == 1 else table.title
-    return f"**{title}**\n\n{_rows(('', *heads), rows)}\n\n{table.note}"
+    return f"**{title}**\n\n{rows_table(('', *heads), rows)}\n\n{table.note}"
 
 
 def _cell(cell: Cell) -> str:
     return (f"**{cell.text}**" if cell.best else cell.text) + (f" ± {cell.spread}" if cell.spread else "") + cell.mark
 
 
-def _rows(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [heads, ("---",) * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-
-
 GENERATORS: dict[str, Callable[[str], str]] = {
     "config_keys": config_keys,
     "command_help": command_help,
     "study_keys": study_keys,
-    "prepare_table": prepare_table,
-    "prepare_growth_table": prepare_growth_table,
-    "plan_table": plan_table,
-    "growth_table": growth_table,
-    "loader_table": loader_table,
-    "saves_table": saves_table,
-    "ranks_table": ranks_table,
-    "backbone_speed_table": backbone_speed_table,
+    "prepare_table": docs_tables.prepare_table,
+    "prepare_growth_table": docs_tables.prepare_growth_table,
+    "plan_table": docs_tables.plan_table,
+    "growth_table": docs_tables.growth_table,
+    "loader_table": docs_tables.loader_table,
+    "saves_table": docs_tables.saves_table,
+    "export_table": docs_tables.export_table,
+    "ranks_table": docs_tables.ranks_table,
+    "backbone_speed_table": docs_tables.backbone_speed_table,
     "study": study,
     "other_studies": other_studies,
     "paper_table": paper_table,

@@ -71,3 +71,4 @@ def test_every_stored_result_is_of_this_schema_or_of_a_study() -> None:
         assert is_record(content) or is_study, path
         if is_record(content):
             assert read(path).rows
+            assert f"| `{path.name}` | `{content['command']}` |" in (RESULTS / "README.md").read_text(encoding="utf-8")

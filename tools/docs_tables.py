@@ -1,0 +1,156 @@
+"""Records of benchmarks as tables of a page, by `docs_pages.py`; one function for each kind of record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mwuf_dist.config import PHASES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def prepare_table(names: str) -> str:
+    """Records of `benchmarks.prepare`: rows, time and memory of each command."""
+    rows = []
+    for name in names.split():
+        for row in _record(name)["rows"]:
+            one = row["more"]
+            kept = sum(one["split"][split] for split in ("pretrain", "warm_a", "warm_b", "warm_c", "test"))
+            parts = (one["synthesize"], one["prepare"])
+            cells = [(f"{p['wall_s']:.0f}", f"{p['cpu_s']:.0f}", f"{p['peak_bytes'] / 1e6:,.0f}") for p in parts]
+            rows.append((row["name"], f"{row['config']['rows']:,}", f"{kept:,}", *cells[0], *cells[1]))
+    measures = [f"{part}: {what}" for part in ("synthesize", "prepare") for what in ("wall s", "CPU s", "peak MB")]
+    return rows_table(("", "rows", "rows kept", *measures), rows)
+
+
+def prepare_growth_table(name: str) -> str:
+    """A record of `benchmarks.prepare --workers`: processor time per million rows, and memory, by size."""
+    rows = []
+    for row in _record(name)["rows"]:
+        one, num_rows = row["more"]["prepare"], row["config"]["rows"]
+        cpu_s = one["cpu_s"] + one["workers_cpu_s"]
+        memory = (f"{one[key] / 1e6:,.0f}" for key in ("worker_peak_bytes", "peak_bytes"))
+        rows.append(
+            (f"{num_rows:,}", f"{one['wall_s']:.0f}", f"{cpu_s:.1f}", f"{1e6 * cpu_s / num_rows:.2f}",
+             f"{1e6 * one['workers_cpu_s'] / num_rows:.2f}", *memory)
+        )  # fmt: skip
+    heads = ("rows", "wall s", "CPU s", "per million rows", "workers alone", "peak MB of a worker", "of the launcher")
+    return rows_table(heads, rows)
+
+
+def plan_table(name: str) -> str:
+    """A record of `benchmarks.plan`: estimates beside what was measured."""
+    rows = []
+    for row in _record(name)["rows"]:
+        estimated, measured = row["ours"]["p50"], row["alternative"]["p50"]
+        cells = (f"{estimated:.1f} {row['unit']}", f"{measured:.1f} {row['unit']}", f"{measured / estimated:.2f}")
+        rows.append((f"{row['name']}, {row['config']['ranks']} rank(s)", *cells))
+    return rows_table(("", "estimated", "measured", "measured / estimated"), rows)
+
+
+def speed_table(name: str) -> str:
+    """A record of `benchmarks.train_step` as the README shows it: rates, ratios, and the AUCs of the same runs."""
+    rows = []
+    for row in _record(name)["rows"]:
+        ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
+        aucs = " / ".join(f"{row['aucs'][phase]:.4f}".lstrip("0") for phase in PHASES)
+        if row["higher_is_better"]:
+            figures = [f"{one / 1e3:,.0f}" for one in (plain, ours, row["limit"]["p50"])]
+            share = f"{ours / row['limit']['p50']:.0%}"
+            rows.append((row["name"], *figures[:2], f"{ours / plain:.1f}", figures[2], share, aucs))
+        else:
+            cells = (f"{plain:.1f} s", f"{ours:.1f} s", f"{plain / ours:.1f}")
+            rows.append((row["name"], *cells, "", "", aucs))
+    heads = ("thousand samples/s", "plain PyTorch", "mwuf-dist", "ratio", "matrix products alone", "of them")
+    return rows_table((*heads, "AUC " + " / ".join(PHASES)), rows)
+
+
+def backbone_speed_table(names: str) -> str:
+    """Records of `benchmarks.train_step` of several backbones: rates of both programs and their ratio by stage."""
+    rows = []
+    for name in names.split():
+        record = _record(name)
+        for row in record["rows"]:
+            if not row["higher_is_better"] or row["alternative"] is None:
+                continue
+            ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
+            rows.append(
+                (record["config"]["backbone"], row["name"], f"{plain / 1e3:,.0f}", f"{ours / 1e3:,.0f}",
+                 f"{ours / plain:.2f}", f"{ours / row['limit']['p50']:.0%}",
+                 " / ".join(f"{row['aucs'][phase]:.4f}".lstrip("0") for phase in PHASES if row["aucs"]))
+            )  # fmt: skip
+    heads = ("backbone", "thousand samples/CPU s", "plain PyTorch", "mwuf-dist", "ratio", "of the MLP alone")
+    return rows_table((*heads, "AUC " + " / ".join(PHASES)), rows)
+
+
+def growth_table(name: str) -> str:
+    """A record of `benchmarks.growth`: rates and memory by size."""
+    rows = []
+    for row in _record(name)["rows"]:
+        sizes, more = row["config"], row["more"]
+        above = f"{(more['peak_bytes'] - more['table_bytes']) / 1e6:,.0f}"
+        cells = (f"{sizes['rows_per_table']:,}", f"{sizes['training_rows']:,}", f"{row['ours']['p50'] / 1e3:,.0f}")
+        rows.append((row["name"], *cells, f"{more['table_bytes'] / 1e6:,.0f}", above))
+    heads = ("", "rows in each ID table", "training rows", "thousand samples/CPU s", "tables MB", "peak MB above them")
+    slopes = [
+        (of, f"{one['from']:,}", f"{one['to']:,}", f"{one['times_as_long']:.2f}", f"{one['slope']:.3f}")
+        for of, one in _record(name)["config"]["growth"].items()
+    ]
+    slope_heads = ("", "from", "to", "times as long", "slope over all sizes")
+    return f"{rows_table(heads, rows)}\n\n{rows_table(slope_heads, slopes)}"
+
+
+def ranks_table(name: str) -> str:
+    """A record of `benchmarks.ranks`: rates of both programs and their ratio by stage and number of ranks."""
+    rows = []
+    for row in _record(name)["rows"]:
+        ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
+        cells = (f"{plain / 1e3:,.0f}", f"{ours / 1e3:,.0f}", f"{ours / plain:.2f}")
+        rows.append((str(row["config"]["ranks"]), row["name"], *cells))
+    return rows_table(
+        ("ranks", "thousand samples/CPU s of the busiest rank", "plain PyTorch", "mwuf-dist", "ratio"), rows
+    )
+
+
+def loader_table(name: str) -> str:
+    """A record of `benchmarks.loader`: rates, and their share of a bare scan's."""
+    rows = []
+    for row in _record(name)["rows"]:
+        ours, limit = row["ours"]["p50"], row["limit"]["p50"]
+        rows.append((row["name"], f"{ours / 1e6:.0f}", f"{limit / 1e6:.0f}", f"{ours / limit:.0%}"))
+    return rows_table(("", "million rows/CPU s", "bare scan", "of it"), rows)
+
+
+def export_table(name: str) -> str:
+    """A record of `benchmarks.export`: items a second by the clock and by processor time, and memory."""
+    rows = []
+    for row in _record(name)["rows"]:
+        more = row["more"]
+        rates = (f"{rate / 1e6:.2f}" for rate in (more["items_per_s"], row["ours"]["p50"]))
+        sizes = (more["file_bytes"], more["before_bytes"], more["peak_bytes"] - more["before_bytes"])
+        rows.append((row["name"], *rates, *(f"{size / 1e6:,.0f}" for size in sizes)))
+    heads = ("format", "million items/s", "million items/CPU s", "file MB", "MB before the first item", "peak MB above")
+    return rows_table(heads, rows)
+
+
+def saves_table(name: str) -> str:
+    """A record of `benchmarks.saves`: how long training stands still, and when the checkpoint is there."""
+    rows = []
+    for row in _record(name)["rows"]:
+        cells = (row["alternative"]["p50"], row["ours"]["p50"], row["more"]["written_after_s"])
+        rows.append((f"{row['config']['mb']:,.0f} MB", *(f"{seconds:.2f}" for seconds in cells)))
+    heads = ("state", "at once: stands still, s", "in the background: stands still, s", "is written after, s")
+    return rows_table(heads, rows)
+
+
+def _record(name: str) -> dict[str, Any]:
+    """A record of `benchmarks/results/`; see `benchmarks/record.py:Record`."""
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+
+
+def rows_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table in Markdown: its heads, and a line for each row."""
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
