@@ -33,20 +33,15 @@ class FeatureStore:
         self.num_rows = entities.num_rows
         self.names = [field.name for field in self.fields]
         self.tables = [table_name(name) for name in self.names]
-        self._single = all(field.kind == "categorical" for field in self.fields)
-        self._values: list[torch.Tensor] = []
-        self._offsets: list[torch.Tensor | None] = []
-        for column in columns:
-            self._values.append(torch.from_numpy(column.values.astype(np.int64)).to(device))
-            self._offsets.append(None if column.offsets is None else torch.from_numpy(column.offsets.copy()).to(device))
-        self._matrix = torch.stack(self._values) if self._single and self._values else None
+        first = np.cumsum([0, *(field.size for field in self.fields)])[:-1]
+        self._first = torch.from_numpy(first).to(device)  # of each table, in the matrix of all [F]
+        self._ids = _Ids.of(columns, first, entities.num_rows, device)
         self._ones: dict[int, torch.Tensor] = {}
-        self._direct: _DirectIds | None = None
 
     @property
     def num_bytes(self) -> int:
         """Bytes that the ids take."""
-        held = [*self._values, *self._offsets, self._matrix]
+        held = (self._ids.ids, self._ids.lengths, self._ids.starts)
         return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
 
     def specs(self, dim: int) -> list[TableSpec]:
@@ -63,30 +58,26 @@ class FeatureStore:
         """Field embeddings [n, F*D] of the entities `index` [n] from the tables of `specs`. A collective."""
         if tables.direct is None or not tables.direct.is_one_matrix or not self.names:
             return tables(self.features(index))
-        if self._direct is None:
-            self._direct = _DirectIds.of(self._values, self._offsets, tables.direct.first_rows())
-        ids, lengths = self._direct.of_entities(index)
+        ids, lengths = self._ids.of_entities(index)
         rows = tables.direct.matrix_rows(ids) if lengths is None else tables.direct.bags(ids, lengths)
         return rows.view(len(index), -1)
 
     def features(self, index: torch.Tensor) -> KeyedJaggedTensor:
         """Ids of every field of the entities `index` [n], with n bags per field."""
-        if self._matrix is not None:
-            values = self._matrix[:, index].reshape(-1)
+        ids, lengths = self._ids.by_field(index)
+        if lengths is None:
+            values = (ids.view(len(self.names), -1) - self._first[:, None]).view(-1)
             return KeyedJaggedTensor(self.tables, values, lengths=self._ones_like(values))
-        columns = [self._gather(column, index) for column in range(len(self.names))]
-        return KeyedJaggedTensor(
-            self.tables,
-            torch.cat([values for values, _ in columns]),
-            lengths=torch.cat([lengths for _, lengths in columns]),
-        )
+        totals = lengths.view(len(self.names), -1).sum(1)
+        return KeyedJaggedTensor(self.tables, ids - torch.repeat_interleave(self._first, totals), lengths=lengths)
 
     def used_values(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
         """For each field's table, which of its values [size] the entities `index` have."""
         used = {}
-        for column, (table, field) in enumerate(zip(self.tables, self.fields, strict=True)):
+        bags = self.features(index).to_dict() if self.names else {}
+        for table, field in zip(self.tables, self.fields, strict=True):
             used[table] = torch.zeros(field.size, dtype=torch.bool)
-            used[table][self._gather(column, index)[0].cpu()] = True
+            used[table][bags[table].values().cpu()] = True
         return used
 
     def values_of_all(self) -> tuple[np.ndarray, np.ndarray]:
@@ -94,29 +85,12 @@ class FeatureStore:
 
         Values of all fields are counted through.
         """
-        entities, values, first = [], [], 0
-        for field, offsets, column in zip(self.fields, self._offsets, self._values, strict=True):
-            lengths = np.ones(self.num_rows, np.int64) if offsets is None else np.diff(offsets.cpu().numpy())
-            value = column.cpu().numpy()
-            known = value > 0
-            entities.append(np.repeat(np.arange(self.num_rows), lengths)[known])
-            values.append(value[known] + first)
-            first += field.size
-        empty = np.empty(0, np.int64)
-        pairs = np.unique(np.stack([np.concatenate([empty, *entities]), np.concatenate([empty, *values])]), axis=1)
+        num_fields, value = len(self.names), self._ids.ids.cpu().numpy()
+        lengths = 1 if self._ids.lengths is None else self._ids.lengths.view(-1).cpu().numpy()
+        bag = np.repeat(np.arange(self.num_rows * num_fields), lengths)
+        known = value > self._first.cpu().numpy()[bag % num_fields] if num_fields else np.empty(0, bool)
+        pairs = np.unique(np.stack([bag[known] // max(num_fields, 1), value[known]]), axis=1)
         return pairs[0], pairs[1]
-
-    def _gather(self, column: int, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        offsets, values = self._offsets[column], self._values[column]
-        if offsets is None:
-            out = values[index]
-            return out, self._ones_like(out)
-        start = offsets[index]
-        lengths = offsets[index + 1] - start
-        # Position of each value: the bag's start plus its place in the bag.
-        first = torch.cumsum(lengths, 0) - lengths
-        place = torch.arange(int(lengths.sum()), device=values.device)
-        return values[torch.repeat_interleave(start - first, lengths) + place], lengths
 
     def _ones_like(self, values: torch.Tensor) -> torch.Tensor:
         num = len(values)
@@ -128,46 +102,65 @@ class FeatureStore:
 
 
 @dataclasses.dataclass(frozen=True)
-class _DirectIds:
+class _Ids:
     """The ids of all fields of an entity side by side, as rows of one matrix of all tables: see `DirectTables`.
 
     Attributes:
         ids: of entity after entity, and field after field [v].
         lengths: of the bag of each field of each entity [E, F]; None where all are 1.
-        starts: where each entity's ids begin [E].
+        starts: where each entity's ids begin [E]; None with `lengths`.
     """
 
     ids: torch.Tensor
     lengths: torch.Tensor | None
-    starts: torch.Tensor
+    starts: torch.Tensor | None
     num_fields: int
 
     @staticmethod
-    def of(values: list[torch.Tensor], offsets: list[torch.Tensor | None], first_rows: list[int]) -> _DirectIds:
-        """From the values of each field, and the first row of its table."""
-        ids = [value + first for value, first in zip(values, first_rows, strict=True)]
-        if all(offset is None for offset in offsets):
-            flat = torch.stack(ids, dim=1).view(-1)
-            return _DirectIds(flat, None, torch.arange(0, len(flat), len(ids)), len(ids))
-        bags = [torch.ones_like(v) if o is None else o.diff() for v, o in zip(values, offsets, strict=True)]
-        lengths = torch.stack(bags, dim=1)  # [E, F]
-        ends = lengths.view(-1).cumsum(0).view_as(lengths)
-        flat = torch.empty(int(lengths.sum()), dtype=torch.int64, device=lengths.device)
-        for field, (value, length) in enumerate(zip(ids, bags, strict=True)):
-            first = (ends[:, field] - length) - (length.cumsum(0) - length)
-            flat[torch.repeat_interleave(first, length) + torch.arange(len(value), device=flat.device)] = value
-        return _DirectIds(flat, lengths, ends[:, -1] - lengths.sum(1), len(ids))
+    def of(columns: list[FieldColumn], first_rows: np.ndarray, num_rows: int, device: torch.device) -> _Ids:
+        """From the column of each field, and the first row of its table."""
+        num_fields = len(columns)
+        if all(column.offsets is None for column in columns):
+            ids = np.empty((num_rows, num_fields), dtype=np.int64)
+            for field, column in enumerate(columns):
+                np.add(column.values, first_rows[field], out=ids[:, field])
+            return _Ids(torch.from_numpy(ids.reshape(-1)).to(device), None, None, num_fields)
+        lengths = np.ones((num_rows, num_fields), dtype=np.int64)
+        for field, column in enumerate(columns):
+            if column.offsets is not None:
+                lengths[:, field] = np.diff(column.offsets)
+        ends = lengths.reshape(-1).cumsum().reshape(lengths.shape)
+        ids = np.empty(int(lengths.sum()), dtype=np.int64)
+        for field, column in enumerate(columns):
+            length = lengths[:, field]
+            shift = ends[:, field] - np.cumsum(length)
+            ids[np.repeat(shift, length) + np.arange(len(column.values))] = column.values + first_rows[field]
+        starts = ends[:, 0] - lengths[:, 0]
+        whole = [torch.from_numpy(array).to(device) for array in (ids, lengths, starts)]
+        return _Ids(whole[0], whole[1], whole[2], num_fields)
 
     def of_entities(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(ids [m], lengths of the bags [n * F], or None) of entities [n], in their order."""
-        if self.lengths is None:
+        if self.lengths is None or self.starts is None:
             return self.ids.view(-1, self.num_fields).index_select(0, index).view(-1), None
         lengths = self.lengths.index_select(0, index)
-        totals = lengths.sum(1)
-        shift = self.starts.index_select(0, index) - (totals.cumsum(0) - totals)
-        place = torch.repeat_interleave(shift, totals)
+        return self._ranges(self.starts.index_select(0, index), lengths.sum(1)), lengths.view(-1)
+
+    def by_field(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(ids [m], lengths of the bags [F * n], or None) of entities [n], field after field."""
+        if self.lengths is None or self.starts is None:
+            ids = self.ids.view(-1, self.num_fields).index_select(0, index)
+            return ids.t().reshape(-1), None
+        lengths = self.lengths.index_select(0, index)
+        starts = self.starts.index_select(0, index)[:, None] + lengths.cumsum(1) - lengths
+        lengths = lengths.t().reshape(-1)
+        return self._ranges(starts.t().reshape(-1), lengths), lengths
+
+    def _ranges(self, starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """The ids from starts [b] on, lengths [b] of them each, one after another [m]."""
+        place = torch.repeat_interleave(starts - (lengths.cumsum(0) - lengths), lengths)
         place += torch.arange(len(place), device=place.device)
-        return self.ids.index_select(0, place), lengths.view(-1)
+        return self.ids.index_select(0, place)
 
 
 def table_name(field: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,9 @@ from torch import nn
 from mwuf_dist.data.schema import Field
 from mwuf_dist.data.shards import EntityTable, FieldColumn
 from mwuf_dist.embeddings.features import FeatureStore, without_rare_values
+from mwuf_dist.embeddings.tables import Tables
+from mwuf_dist.runtime import start
+from tests.tiny import tiny
 
 YEAR = FieldColumn(Field("year", "categorical", "item", 6, ordinal=True), None, np.array([3, 0, 1, 5], np.int32))
 WORDS = FieldColumn(
@@ -33,6 +39,31 @@ def test_an_ordinal_value_takes_its_neighbours_within_range_and_unknown_none() -
 
 def test_without_smoothing_a_value_stands_alone() -> None:
     assert bags(FeatureStore(ITEMS, torch.device("cpu")), "year") == [[3], [0], [1], [5]]
+
+
+@pytest.mark.parametrize("kind", ["categorical", "multi_valued"])
+def test_the_ids_are_held_once_whatever_reads_them(kind: Literal["categorical", "multi_valued"]) -> None:
+    num, random = 10_000, np.random.default_rng(0)
+    values = random.integers(100, size=(2, 5 * num)).astype(np.int32)
+    field, of_five = Field("a", "categorical", "item", 100), Field("b", kind, "item", 100)
+    last = FieldColumn(of_five, np.arange(num + 1) * 5, values[1])
+    columns = {
+        "a": FieldColumn(field, None, values[0, :num]),
+        "b": last if kind == "multi_valued" else FieldColumn(of_five, None, values[1, :num]),
+    }
+    config = tiny()
+    with start(config) as runtime:
+        store = FeatureStore(EntityTable(num, np.arange(num), columns), runtime.device)
+        tables = Tables("item", store.specs(8), config.embedding, runtime)
+        tables.draw(0.1, 0)
+        index = torch.tensor([3, 9_999, 3])
+        with torch.no_grad():
+            torch.testing.assert_close(store.lookup(tables, index), tables(store.features(index)))
+    buffer = io.BytesIO()
+    torch.save(store, buffer)
+    assert store.num_bytes <= len(buffer.getvalue()) < store.num_bytes + 20_000
+    per_item = 8 * 2 if kind == "categorical" else 8 * (6 + 2 + 1)  # ids; lengths of both bags, and where they begin
+    assert store.num_bytes == num * per_item
 
 
 def test_a_value_that_too_few_old_items_have_is_unknown() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from mwuf_dist import cli
 from mwuf_dist.config import PHASES, UserError
-from mwuf_dist.serving.explain import explain
+from mwuf_dist.serving.explain import Explanation, Point, explain
 from mwuf_dist.serving.run_folder import FinishedRun, open_run
 from tests.serving.replay import replayed
 
@@ -48,6 +49,33 @@ def test_an_old_item_has_neighbours_other_than_itself_and_no_history(run: Finish
         explain(run, "nothing")
 
 
+def scores_in(text: str) -> dict[str, list[tuple[int, float]]]:
+    """(clicks, score) of each phase that a text of an explanation prints."""
+    found = {}
+    for line in text.splitlines():
+        phase, _, scores = line.strip().partition("  ")
+        if re.match(r"\s*\d+: 0\.\d{4}", scores):
+            pairs = [score.split(": ") for score in scores.strip().split("  ")]
+            found[phase] = [(int(clicks), float(score)) for clicks, score in pairs]
+    return found
+
+
+def test_a_dozen_scores_of_a_phase_are_printed_its_ends_among_them_and_with_all_every_one() -> None:
+    history = [Point("cold", 0, 0.5)]
+    history += [Point("warm-a", click + 1, (500 - click) / 1000) for click in range(100)]
+    history += [Point("warm-b", click + 1, (400 + click) / 1000) for click in range(12)]
+    found = Explanation(7, "warm-b", 112, {}, None, None, [], history)
+    whole = {phase: [(p.clicks, p.score) for p in history if p.phase == phase] for phase in PHASES[:3]}
+    assert scores_in(found.text(every_step=True)) == whole
+    printed = scores_in(found.text())
+    assert printed["cold"] == whole["cold"] and printed["warm-b"] == whole["warm-b"]
+    some = printed["warm-a"]
+    assert len(some) <= 12 and set(some) <= set(whole["warm-a"])
+    assert some[0] == whole["warm-a"][0] and some[-1] == whole["warm-a"][-1]
+    gaps = np.diff([clicks for clicks, _ in some])
+    assert (gaps > 0).all() and gaps[0] < gaps[-1]  # denser at the beginning
+
+
 def test_command_prints_and_draws(run_folder: Path, tmp_path: Path, capsys: Any) -> None:
     with open_run(run_folder) as run:
         item_ids = [run.new_item_ids[0], run.old_item_ids[0]]
@@ -55,5 +83,16 @@ def test_command_prints_and_draws(run_folder: Path, tmp_path: Path, capsys: Any)
         with pytest.raises(SystemExit) as end:
             cli.main(["explain", str(run_folder), "--item", str(item_id), "--output", str(tmp_path / "item.png")])
         assert end.value.code == 0
-        assert f"item {item_id}: " in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert f"item {item_id}: " in out and all(len(scores) <= 12 for scores in scores_in(out).values())
         assert (tmp_path / "item.png").read_bytes().startswith(b"\x89PNG")
+    # What --all adds is the scores left out, and nothing else changes.
+    with pytest.raises(SystemExit):
+        cli.main(["explain", str(run_folder), "--item", str(item_ids[0]), "--output", str(tmp_path / "a.png"), "--all"])
+    every = scores_in(capsys.readouterr().out)
+    with open_run(run_folder) as run:
+        history = explain(run, item_ids[0]).history
+    assert {phase: [clicks for clicks, _ in scores] for phase, scores in every.items()} == {
+        phase: [point.clicks for point in history if point.phase == phase] for phase in PHASES
+    }
+    assert max(map(len, every.values())) > 12
