@@ -51,6 +51,7 @@ def plain_model(config: Config, runtime: Runtime, prepared: Prepared) -> plain.P
         config.backbone.dropout,
         config.embedding.init_std,
         config.backbone.log_neurons,
+        getattr(torch, config.backbone.precision),
     )
 
 
@@ -122,9 +123,14 @@ def products_alone(model: Model, config: Config, batch_size: int) -> dict[str, S
     assert isinstance(first, nn.Linear)
     width, folds = first.in_features, model.backbone.fold() is not None
     widths = [width, *config.backbone.hidden, 1]
-    weights = [torch.randn(a, b) / a**0.5 for a, b in itertools.pairwise(widths)]
-    item_weights = [torch.randn(model.dim, widths[1]) / 4, *weights[1:]] if folds else weights
-    x, v = torch.randn(batch_size, width), torch.randn(batch_size, model.dim if folds else width)
+    dtype = getattr(torch, config.backbone.precision)
+
+    def draws(a: int, b: int) -> torch.Tensor:
+        return torch.randn(a, b).to(dtype)
+
+    weights = [draws(a, b) / a**0.5 for a, b in itertools.pairwise(widths)]
+    item_weights = [draws(model.dim, widths[1]) / 4, *weights[1:]] if folds else weights
+    x, v = draws(batch_size, width), draws(batch_size, model.dim if folds else width)
 
     def forward(first: torch.Tensor, layers: list[torch.Tensor]) -> list[torch.Tensor]:
         return list(itertools.accumulate(layers, lambda h, w: F.relu(h @ w), initial=first))

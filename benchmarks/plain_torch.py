@@ -8,6 +8,7 @@ Words: B rows of a batch, D embedding width, F_u user fields, F_i item fields (t
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -86,7 +87,7 @@ class PlainModel(nn.Module):
     """The backbone f_theta with its feature tables and the old items' ID table.
 
     A backbone that looks at histories has two rows more in `phi_old`: row `num_old` is the unknown item, and row
-    `num_old + 1`, which stays zero, pads a history.
+    `num_old + 1`, which stays zero, pads a history. `dtype` is that of the backbone's products, by autocast.
     """
 
     def __init__(
@@ -101,10 +102,12 @@ class PlainModel(nn.Module):
         dropout: float = 0.0,
         init_std: float = 0.01,
         log_neurons: int = 32,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         if backbone not in BACKBONES:
             raise ValueError(f"backbone is {backbone!r}; use one of {', '.join(BACKBONES)}")
+        self.dtype = dtype
         self.dim, self.num_old, self.uses_history = dim, num_old_items, backbone in WITH_HISTORY
         self.users = SideEmbeddings(user_fields, dim, init_std)
         self.items = SideEmbeddings(item_fields, dim, init_std)
@@ -130,11 +133,16 @@ class PlainModel(nn.Module):
         assert batch.history is not None
         lengths = (batch.history <= self.num_old).sum(1)
         assert isinstance(self.head, Interest | Recurrent)
-        return self.head.past(self.phi_old(batch.history), lengths)
+        with self._products():
+            return self.head.past(self.phi_old(batch.history), lengths).float()
 
     def forward(self, users: Tensor, v: Tensor, items: Tensor, past: Tensor | None = None) -> Tensor:
         """Logits `[B]` of user fields `[B, F_u * D]`, item ID embeddings `[B, D]` and item fields `[B, F_i * D]`."""
-        return self.head(torch.cat([v, items, users], 1), past).squeeze(1)
+        with self._products():
+            return self.head(torch.cat([v, items, users], 1), past).squeeze(1).float()
+
+    def _products(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast("cpu", self.dtype)
 
 
 class MetaNetworks(nn.Module):

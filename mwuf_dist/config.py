@@ -95,6 +95,9 @@ class BackboneConfig:
     hidden: Annotated[tuple[Count, ...], MinLen(1)] = (64, 64)  # Widths of the hidden layers.
     batch_norm: bool = False  # BatchNorm (moments of the global batch) after each hidden layer.
     dropout: Share = 0.0  # After each hidden layer, in pretrain only.
+    # Of its products, by autocast; weights, embeddings, optimizer, logits and loss stay float32. Slow on a CPU without
+    # bfloat16 units.
+    precision: Literal["float32", "bfloat16"] = "float32"
     product: Literal["inner", "outer", "both"] = "inner"  # pnn: products of pairs of fields.
     cross_layers: Count = 3  # dcn, dcn_v2: number of cross layers.
     log_neurons: Count = 32  # afn: number of logarithmic neurons.

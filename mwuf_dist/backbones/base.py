@@ -6,8 +6,9 @@ embedding comes from: that is the method's business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -118,6 +119,18 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def in_precision(self, function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+        """`function(*args)` with matrix products in the precision that the config names; float32 in and out.
+
+        Training and scoring call `forward`, `encode` and the folded head through it. The weights stay float32, and so
+        do their gradients; the products of the backward have the precision of those of the forward.
+        """
+        if self.config.precision == "float32":
+            return function(*args)
+        device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+        with torch.autocast(device.type, torch.bfloat16):
+            return function(*args).float()
+
     def fold(self) -> FoldedHead | None:
         """The frozen form with one precomputed part per user and per item, where the backbone has one."""
         return None
@@ -169,7 +182,12 @@ class LinearFirstLayer(Backbone):
         return FoldedHead(self)
 
     def trains_by_sides(self, batch_is_ours: bool) -> bool:
-        """See `Backbone.trains_by_sides`. Moments over a batch that others have a part of need its forward."""
+        """See `Backbone.trains_by_sides`. Moments over a batch that others have a part of need its forward.
+
+        What is written by hand is written for float32.
+        """
+        if self.config.precision != "float32":
+            return False
         has_batch_norm = self.mlp is not None and self.mlp.norms is not None
         is_own = type(self).forward is LinearFirstLayer.forward
         return is_own and self.training and (batch_is_ours or not has_batch_norm)

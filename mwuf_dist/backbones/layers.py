@@ -56,17 +56,22 @@ class GlobalBatchNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor, row_weight: torch.Tensor | None = None) -> torch.Tensor:
-        """Normalises x [B, C]; `row_weight` [B] is 0 on padding, None where there is none."""
+        """Normalises x [B, C]; `row_weight` [B] is 0 on padding, None where there is none.
+
+        Moments have the precision of the weights, whatever that of the product before it is.
+        """
+        x = x.to(self.weight.dtype)
         if not self.training or (row_weight is None and dist.get_world_size() == 1):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
             )
         weight = torch.ones(len(x), device=x.device, dtype=x.dtype) if row_weight is None else row_weight
-        sums = _sum_over_ranks(torch.cat([weight @ x, weight.sum().reshape(1)]))
-        count = sums[-1].detach().clamp(min=1)
-        mean = sums[:-1] / count
-        centred = x - mean
-        variance = _sum_over_ranks(weight @ centred.square()) / count
+        with torch.autocast(x.device.type, enabled=False):
+            sums = _sum_over_ranks(torch.cat([weight @ x, weight.sum().reshape(1)]))
+            count = sums[-1].detach().clamp(min=1)
+            mean = sums[:-1] / count
+            centred = x - mean
+            variance = _sum_over_ranks(weight @ centred.square()) / count
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.running_mean.lerp_(mean.detach(), self.momentum)

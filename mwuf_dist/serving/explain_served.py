@@ -49,7 +49,8 @@ def served_scores(run: FinishedRun, index: int, users: torch.Tensor) -> list[tup
         mean = run.model.user_tables.rows_of("user_id", seen + 1).mean(0) if len(seen) else run.mean_user
         item = torch.full_like(users, index)
         warm = run.method.warm_rows(row, run.model.item_fields(item[:1]), mean[None])
-        logit = run.model.backbone(warm.expand(len(users), -1), run.context(users, item))
+        backbone = run.model.backbone
+        logit = backbone.in_precision(backbone, warm.expand(len(users), -1), run.context(users, item))
         out.append((int(clicks), float(logit.sigmoid().mean())))
     return out
 

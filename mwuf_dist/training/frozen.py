@@ -67,8 +67,8 @@ class Frozen:
 
     @property
     def head(self) -> FoldedHead | None:
-        """The backbone's folded head, where it has one: what steps write their gradients by hand with."""
-        return self._head
+        """The backbone's folded head, where it has one: what steps write their gradients by hand with, in float32."""
+        return self._head if self._model.backbone.config.precision == "float32" else None
 
     @property
     def model(self) -> Model:
@@ -155,8 +155,11 @@ class Frozen:
 
         `twice`: the result can be differentiated twice, which is slower.
         """
+        backbone = self._model.backbone
         if self._head is not None:
-            return (self._head.logit_by_autograd if twice else self._head.logit)(item_embedding, part)
+            by_autograd = twice or self.head is None
+            logit = self._head.logit_by_autograd if by_autograd else self._head.logit
+            return backbone.in_precision(logit, item_embedding, part)
         if item_embedding.dim() == 2:
-            return self._model.backbone(item_embedding, part)
-        return torch.stack([self._model.backbone(one, part) for one in item_embedding])
+            return backbone.in_precision(backbone, item_embedding, part)
+        return torch.stack([backbone.in_precision(backbone, one, part) for one in item_embedding])

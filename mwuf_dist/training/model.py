@@ -84,8 +84,11 @@ class Model:
             item, history = self._old_rows(batch.item, batch.history)
             item_context = self.item_fields(items).index_select(0, inverse)
             context = torch.cat([item_context, self.user_fields(batch.user)], dim=1)
-            context = torch.cat([context, self.backbone.encode(history, context)], dim=1)
-        return self.backbone(item if change is None else change(item), context, None if batch.is_full else batch.weight)
+            encoded = self.backbone.in_precision(self.backbone.encode, history, context)
+            context = torch.cat([context, encoded], dim=1)
+        item = item if change is None else change(item)
+        weight = None if batch.is_full else batch.weight
+        return self.backbone.in_precision(self.backbone, item, context, weight)
 
     def histories(self, prepared: Prepared, num_finished: int) -> Histories | None:
         """The histories once so many warm sets are finished; None for a backbone that looks at none."""
@@ -128,7 +131,7 @@ class Model:
     @torch.no_grad()
     def encoded_history(self, history: History, context: torch.Tensor) -> torch.Tensor:
         """What the backbone makes of rows' histories [b, W], for rows of fields [b, F*D], all frozen. A collective."""
-        return self.backbone.encode(self.embedded_history(history), context)
+        return self.backbone.in_precision(self.backbone.encode, self.embedded_history(history), context)
 
     @torch.no_grad()
     def embedded_history(self, history: History) -> EmbeddedHistory:

@@ -55,6 +55,7 @@ def assert_same_bits(before: dict[str, torch.Tensor], after: dict[str, torch.Ten
         assert torch.equal(value, after[name]), f"{name} has moved"
 
 
+@pytest.mark.parametrize("job", [tiny(), tiny(backbone={"precision": "bfloat16"})], indirect=True)
 def test_meta_train_and_every_warm_up_phase_leave_all_frozen_tables_and_weights_bit_unchanged(job: Run) -> None:
     before = frozen_values(job)
     first = {name: value.clone() for name, value in job.method.state_dict().items()}
