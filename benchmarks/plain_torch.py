@@ -134,12 +134,12 @@ class PlainModel(nn.Module):
         lengths = (batch.history <= self.num_old).sum(1)
         assert isinstance(self.head, Interest | Recurrent)
         with self._products():
-            return self.head.past(self.phi_old(batch.history), lengths).float()
+            return self.head.past(self.phi_old(batch.history), lengths).to(self.phi_old.weight)
 
     def forward(self, users: Tensor, v: Tensor, items: Tensor, past: Tensor | None = None) -> Tensor:
         """Logits `[B]` of user fields `[B, F_u * D]`, item ID embeddings `[B, D]` and item fields `[B, F_i * D]`."""
         with self._products():
-            return self.head(torch.cat([v, items, users], 1), past).squeeze(1).float()
+            return self.head(torch.cat([v, items, users], 1), past).squeeze(1).to(v)
 
     def _products(self) -> AbstractContextManager[object]:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast("cpu", self.dtype)

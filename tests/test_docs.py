@@ -223,7 +223,8 @@ def test_the_figures_of_the_readme_are_those_of_the_records():
         aucs = [found["phases"][phase][f"auc_{scoring}"] for phase in ("cold", "warm-a", "warm-b", "warm-c")]
         cells = [f"{auc['mean']:.4f} ± {auc['std']:.4f}".replace("0.", ".") for auc in aucs]
         assert f"| {label} | {' | '.join(cells)} |" in readme
-    assert docs_tables.speed_table("train-step.json") in readme, docs_tables.speed_table("train-step.json")
+    speed = docs_tables.speed_table("train-step.json train-step-bfloat16.json")
+    assert speed in readme, speed
     for row in record.read(record.RESULTS / "prepare.json").rows:
         measured = row.more["prepare"]
         assert (

@@ -50,21 +50,29 @@ def plan_table(name: str) -> str:
     return rows_table(("", "estimated", "measured", "measured / estimated"), rows)
 
 
-def speed_table(name: str) -> str:
-    """A record of `benchmarks.train_step` as the README shows it: rates, ratios, and the AUCs of the same runs."""
+def speed_table(names: str) -> str:
+    """Two records of `benchmarks.train_step`, in float32 and in bfloat16, as the README shows them.
+
+    Rates, ratios, and the AUCs of the same runs; bfloat16 in columns of its own.
+    """
     rows = []
-    for row in _record(name)["rows"]:
+    full, half = (_record(name) for name in names.split())
+    assert half["config"] == full["config"] | {"dtype": "bfloat16"}
+    for row, other in zip(full["rows"], half["rows"], strict=True):
         ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
-        aucs = " / ".join(f"{row['aucs'][phase]:.4f}".lstrip("0") for phase in PHASES)
+        aucs, other_aucs = (
+            " / ".join(f"{one['aucs'][phase]:.4f}".lstrip("0") for phase in PHASES) for one in (row, other)
+        )
         if row["higher_is_better"]:
             figures = [f"{one / 1e3:,.0f}" for one in (plain, ours, row["limit"]["p50"])]
             share = f"{ours / row['limit']['p50']:.0%}"
-            rows.append((row["name"], *figures[:2], f"{ours / plain:.1f}", figures[2], share, aucs))
+            cells = (*figures[:2], f"{ours / plain:.1f}", figures[2], share, aucs, f"{other['ours']['p50'] / 1e3:,.0f}")
         else:
-            cells = (f"{plain:.1f} s", f"{ours:.1f} s", f"{plain / ours:.1f}")
-            rows.append((row["name"], *cells, "", "", aucs))
+            times = (f"{plain:.1f} s", f"{ours:.1f} s", f"{plain / ours:.1f}")
+            cells = (*times, "", "", aucs, f"{other['ours']['p50']:.1f} s")
+        rows.append((row["name"], *cells, other_aucs))
     heads = ("thousand samples/s", "plain PyTorch", "mwuf-dist", "ratio", "matrix products alone", "of them")
-    return rows_table((*heads, "AUC " + " / ".join(PHASES)), rows)
+    return rows_table((*heads, "AUC " + " / ".join(PHASES), "in bfloat16", "AUC in bfloat16"), rows)
 
 
 def backbone_speed_table(names: str) -> str:
