@@ -260,6 +260,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "loader_table": docs_tables.loader_table,
     "saves_table": docs_tables.saves_table,
     "export_table": docs_tables.export_table,
+    "warm_table": docs_tables.warm_table,
     "ranks_table": docs_tables.ranks_table,
     "backbone_speed_table": docs_tables.backbone_speed_table,
     "study": study,

@@ -143,6 +143,16 @@ def export_table(name: str) -> str:
     return rows_table(heads, rows)
 
 
+def warm_table(name: str) -> str:
+    """A record of `benchmarks.warm`: seconds of a daily job."""
+    rows = []
+    for row in _record(name)["rows"]:
+        more = row["more"]
+        seconds = (f"{more[key]:.1f}" for key in ("seconds", "cpu_s", "rule_s"))
+        rows.append((f"{more['clicks']:,}", f"{more['items']:,}", *seconds, f"{row['ours']['p50']:,.0f}"))
+    return rows_table(("clicks", "items", "s", "CPU s", "the rule, s", "clicks/CPU s"), rows)
+
+
 def saves_table(name: str) -> str:
     """A record of `benchmarks.saves`: how long training stands still, and when the checkpoint is there."""
     rows = []

@@ -233,7 +233,7 @@ class _Frozen:
         index = torch.from_numpy(places).to(self.item_of.device)
         of_item, of_user = self.sides[0][self.item_of[index]], self.sides[1][self.user_of[index]]
         if self.is_folded:
-            return of_item + of_user
+            return of_item.add_(of_user)
         encoded = [] if self.encoded is None else [self.encoded[index]]
         return torch.cat([of_item, of_user, *encoded], dim=1)
 

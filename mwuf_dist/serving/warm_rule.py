@@ -159,35 +159,31 @@ def _fit(
     device, num_steps = start.device, -(-(ends - begins) // size)
     order = np.argsort(-num_steps, kind="stable")  # items that still have a j-th step come first
     begins, ends, num_steps = begins[order], ends[order], num_steps[order]
+    active = np.searchsorted(-num_steps, -np.arange(num_steps[0]), side="left")  # of each step
+    place, is_there = _step_by_step(begins, ends, active, size)
+    # In the order in which steps read them, so that a step of any pass reads a slice.
+    frozen, target = parts(place.reshape(-1)), label[torch.from_numpy(place.reshape(-1)).to(device)]
+    weight = torch.from_numpy((is_there / is_there.sum(1, keepdims=True).clip(min=1)).reshape(-1)).to(device)
+    stops = np.cumsum(np.maximum(active, -(-FEWEST_ROWS // size)))
     padded = FEWEST_ROWS + len(order)
     v, moment_1, moment_2 = (torch.zeros(padded, start.shape[1], dtype=torch.float64, device=device) for _ in range(3))
     v[: len(order)] = start[torch.from_numpy(order).to(device)]
-    needed = _places(begins, ends)
-    frozen, begins = parts(needed), np.cumsum(ends - begins) - (ends - begins)
-    stops, targets = begins + np.diff(np.append(begins, len(needed))), label[torch.from_numpy(needed).to(device)]
     steps_of = torch.from_numpy(num_steps).to(device)
     powers = torch.arange(rule.epochs * int(num_steps.max()) + 1, dtype=torch.float64, device=device)
     unbias_1, unbias_2 = 1 - _BETA_1**powers, 1 - _BETA_2**powers
-    begin, stop = (torch.from_numpy(array).to(device) for array in (begins, stops))
     for epoch in range(rule.epochs):
-        for step in range(int(num_steps[0])):
-            active = int(np.searchsorted(-num_steps, -step, side="left"))
-            rows = max(active, -(-FEWEST_ROWS // size))
-            place = (F.pad(begin[:active], (0, rows - active)) + step * size)[:, None] + torch.arange(
-                size, device=device
-            )
-            weight = (place < F.pad(stop[:active], (0, rows - active))[:, None]).double()
-            weight /= weight.sum(1, keepdim=True).clamp(min=1)
-            place = place.clamp_(max=len(frozen) - 1).reshape(-1)
+        first = 0
+        for step, (num, stop) in enumerate(zip(active.tolist(), stops.tolist(), strict=True)):
+            rows, read = stop - first, slice(first * size, stop * size)
             item = v[:rows] if size == 1 else v[:rows].repeat_interleave(size, dim=0)
-            gradient = slope(item, frozen[place], targets[place], weight.reshape(-1))
-            gradient = gradient.view(rows, size, -1).sum(1)[:active]
-            time = epoch * steps_of[:active] + step + 1
-            first, second = moment_1[:active], moment_2[:active]
-            first.mul_(_BETA_1).add_(gradient, alpha=1 - _BETA_1)
-            second.mul_(_BETA_2).addcmul_(gradient, gradient, value=1 - _BETA_2)
-            size_of_step = (second / unbias_2[time][:, None]).sqrt_().add_(_EPS)
-            v[:active] -= rule.learning_rate * (first / unbias_1[time][:, None]) / size_of_step
+            gradient = slope(item, frozen[read], target[read], weight[read]).view(rows, size, -1).sum(1)[:num]
+            first = stop
+            time = epoch * steps_of[:num] + step + 1
+            mean, square = moment_1[:num], moment_2[:num]
+            mean.mul_(_BETA_1).add_(gradient, alpha=1 - _BETA_1)
+            square.mul_(_BETA_2).addcmul_(gradient, gradient, value=1 - _BETA_2)
+            size_of_step = (square / unbias_2[time][:, None]).sqrt_().add_(_EPS)
+            v[:num] -= rule.learning_rate * (mean / unbias_1[time][:, None]) / size_of_step
     out = torch.empty_like(start)
     out[torch.from_numpy(order).to(device)] = v[: len(order)].float()
     return out
@@ -251,11 +247,24 @@ def item_groups(counts: np.ndarray, num_rows: int) -> list[np.ndarray]:
     return [part for part in np.split(np.arange(len(counts)), cuts) if len(part)]
 
 
-def _places(begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The places of several ranges, one after another."""
-    lengths = ends - begins
-    shift = np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
-    return shift + np.arange(len(shift))
+def _step_by_step(begins: np.ndarray, ends: np.ndarray, active: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(places, whether they are there), both [m, size]: what each step reads, a line per item, step after step.
+
+    Args:
+        begins: first place of each item [S], those with most steps first.
+        ends: place behind the last one of each.
+        active: how many of the items have a j-th step, for each j.
+        size: places of one step of an item. Lines are filled up with places that are not there, and so are steps with
+            fewer than `FEWEST_ROWS` places.
+    """
+    lines = np.maximum(active, -(-FEWEST_ROWS // size))
+    step = np.repeat(np.arange(len(active)), lines)
+    item = np.arange(len(step)) - np.repeat(np.cumsum(lines) - lines, lines)
+    is_item = item < active[step]
+    item = np.where(is_item, item, 0)
+    place = (begins[item] + step * size)[:, None] + np.arange(size)
+    is_there = is_item[:, None] & (place < ends[item][:, None])
+    return np.where(is_there, place, begins[0]), is_there
 
 
 def folded_slope(head: FoldedHead) -> Slope:
