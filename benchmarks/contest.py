@@ -29,11 +29,17 @@ from mwuf_dist.training.warm_up import WarmUp
 Step = Callable[[], Any]
 
 
-def plain_fields(store: Any) -> list[plain.Field]:
+def plain_fields(store: FeatureStore) -> list[plain.Field]:
     """Our side table as the plain program's fields."""
+    bags = store.features(torch.arange(store.num_rows)).to_dict()
     return [
-        plain.Field(field.name, field.size, values, offsets)
-        for field, values, offsets in zip(store.fields, store._values, store._offsets, strict=True)
+        plain.Field(
+            field.name,
+            field.size,
+            bags[table].values(),
+            bags[table].offsets() if field.kind == "multi_valued" else None,
+        )
+        for field, table in zip(store.fields, store.tables, strict=True)
     ]
 
 
