@@ -20,7 +20,7 @@ Writes the warm embeddings of a finished run's new items, and its dense model, i
 
 examples:
   mwuf export runs/ml-1
-  mwuf export runs/ml-1 --format safetensors --old-items --output serving/today""",
+  mwuf export runs/ml-1 --format safetensors --old-items --context --output serving/today""",
     "warm": """\
 The daily job: new interactions move the rows of new items, by a rule that looks at each item alone, and nothing else.
 RUN stays as it is; the output is a run too, with an export of the items that changed, and the next day's job reads it.
@@ -60,6 +60,7 @@ class ExportOptions:
     format: Literal["parquet", "safetensors", "npy"] = "parquet"  # Of the items.
     output: Path | None = None  # Folder to write; by default `export` in RUN.
     old_items: tyro.conf.FlagCreatePairsOff[bool] = False  # The old items too.
+    context: tyro.conf.FlagCreatePairsOff[bool] = False  # All else that a score needs, of the items and of all users.
 
 
 @dataclass
@@ -71,6 +72,7 @@ class WarmOptions:
     output: Path  # Folder to write: a run that has seen these interactions too.
     items: Path | None = None  # Table with the fields of items that the run has never seen.
     format: Literal["parquet", "safetensors", "npy"] = "parquet"  # Of the export.
+    context: tyro.conf.FlagCreatePairsOff[bool] = False  # All else that a score needs, of the changed items.
     user: str = ""  # Column of the user; empty: that of the run's logs.
     item: str = ""  # Column of the item.
     time: str = ""  # Column of the time.
@@ -117,7 +119,8 @@ def _export(arguments: list[str]) -> int:
 
     with open_run(options.run) as run:
         clock = time.perf_counter()
-        folder = export(run, options.format, options.output or options.run / "export", options.old_items, os.isatty(2))
+        output = options.output or options.run / "export"
+        folder = export(run, options.format, output, options.old_items, os.isatty(2), options.context)
         seconds = time.perf_counter() - clock
         num_items = run.num_items if options.old_items else run.num_items - run.num_old_items
     print(f"{num_items} items in {seconds:.1f} s: {folder}")
@@ -137,7 +140,14 @@ def _warm(arguments: list[str]) -> int:
     clock = time.perf_counter()
     with start(read_run(options.run)[0]) as runtime:
         report = warm(
-            options.run, options.interactions, options.output, runtime, options.items, columns, options.format
+            options.run,
+            options.interactions,
+            options.output,
+            runtime,
+            options.items,
+            columns,
+            options.format,
+            options.context,
         )
         if runtime.is_main:
             print(report.text())

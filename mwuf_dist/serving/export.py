@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +22,8 @@ from mwuf_dist.backbones import Shape
 from mwuf_dist.config import UserError
 from mwuf_dist.data.locations import beside
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.serving.formats import ItemWriter, NpyWriter, ParquetWriter, SafetensorsWriter
-from mwuf_dist.serving.item_chunks import chunks
+from mwuf_dist.serving.chunks import Chunk, Columns, item_chunks, item_columns, user_chunks, user_columns
+from mwuf_dist.serving.formats import NpyWriter, ParquetWriter, SafetensorsWriter, Writer
 from mwuf_dist.serving.run_folder import PHASE_NAMES, FinishedRun
 
 Format = Literal["parquet", "safetensors", "npy"]
@@ -50,7 +51,14 @@ class DenseModel(nn.Module):
         return self.backbone(item_embedding, context)
 
 
-def export(run: FinishedRun, kind: Format, output: Path, old_items: bool = False, progress: bool = False) -> Path:
+def export(
+    run: FinishedRun,
+    kind: Format,
+    output: Path,
+    old_items: bool = False,
+    progress: bool = False,
+    context: bool = False,
+) -> Path:
     """Writes an export folder: the items, `model.pt2` and `export.json`. It appears whole or not at all.
 
     Args:
@@ -59,24 +67,31 @@ def export(run: FinishedRun, kind: Format, output: Path, old_items: bool = False
         output: the folder. An earlier export there is replaced.
         old_items: the old items too, with their rows of phi_old.
         progress: show a progress bar.
+        context: all that a server needs for a score: what the model reads beside an embedding, of the items and of
+            all users.
 
     Returns:
         `output`.
 
     Raises:
-        UserError: `output` holds something else, cannot be written, or torch cannot export the backbone.
+        UserError: `output` holds something else, cannot be written, torch cannot export the backbone, or a user has no
+            context of its own (see `FinishedRun.user_context`).
     """
     if output.exists() and not (output / MANIFEST).exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"{output}: exists and is no export of ours; name another --output")
     with beside(output, "name another --output") as folder:
-        num_items = write_items(run, kind, folder, old_items, progress)
+        users = _write_users(run, kind, folder) if context else {}
+        num_items = write_items(run, kind, folder, old_items, progress, context)
         export_model(run, folder / MODEL_FILE)
-        (folder / MANIFEST).write_text(json.dumps(_manifest(run, kind, num_items, old_items), indent=1) + "\n")
+        manifest = _manifest(run, kind, num_items, old_items) | users
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         _install(folder, output)
     return output
 
 
-def write_export(run: FinishedRun, items: np.ndarray, kind: Format, folder: Path, runtime: Runtime) -> None:
+def write_export(
+    run: FinishedRun, items: np.ndarray, kind: Format, folder: Path, runtime: Runtime, context: bool
+) -> None:
     """Writes an export of some items, without the model, which an earlier export has. Every rank calls it.
 
     Args:
@@ -85,41 +100,57 @@ def write_export(run: FinishedRun, items: np.ndarray, kind: Format, folder: Path
         kind: format.
         folder: made here.
         runtime: the main rank writes; the others make the same lookups.
+        context: as for `export`, of the items.
     """
     run.load_state()
     if not runtime.is_main:
-        for _ in chunks(run, items):
+        for _ in item_chunks(run, items, context):
             pass
         return
     folder.mkdir()
-    write_some(run, items, kind, folder)
-    manifest = _manifest(run, kind, len(items), False) | {"model": None, "changed_only": True}
+    num_items = _write_some(run, items, kind, folder, context)
+    manifest = _manifest(run, kind, num_items, False) | {"model": None, "changed_only": True}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def write_items(run: FinishedRun, kind: Format, folder: Path, old_items: bool, progress: bool = False) -> int:
+def write_items(
+    run: FinishedRun, kind: Format, folder: Path, old_items: bool, progress: bool = False, context: bool = False
+) -> int:
     """Writes the items into an existing folder, some ten thousand at a time; returns how many."""
     items = range(0 if old_items else run.num_old_items, run.num_items)
-    return write_some(run, items, kind, folder, progress)
+    return _write_some(run, items, kind, folder, context, progress)
 
 
-def write_some(run: FinishedRun, items: np.ndarray | range, kind: Format, folder: Path, progress: bool = False) -> int:
+def _write_some(
+    run: FinishedRun, items: np.ndarray | range, kind: Format, folder: Path, context: bool, progress: bool = False
+) -> int:
     """The same for the items with these indices."""
     ids = run.ids_of(items)
-    writer = _writer(kind, folder, ids, run.model.dim)
+    writer = _writer(kind, folder, "item", ids, item_columns(run, context))
+    _write(writer, item_chunks(run, items, context), len(ids), progress)
+    return len(ids)
+
+
+def _write_users(run: FinishedRun, kind: Format, folder: Path) -> dict[str, Any]:
+    """Writes the users; returns what the manifest says of them."""
+    unknown, ids = run.unknown_user_context(), run.user_ids
+    _write(_writer(kind, folder, "user", ids, user_columns(run)), user_chunks(run), len(ids))
+    return {"num_users": len(ids), "unknown_user": unknown.tolist()}
+
+
+def _write(writer: Writer, chunks: Iterator[Chunk], num_rows: int, progress: bool = False) -> None:
     try:
         # A chunk is written while the next one is computed.
-        bar = tqdm(total=len(ids), desc="export", unit="item", unit_scale=True, disable=not progress)
+        bar = tqdm(total=num_rows, desc="export", unit="item", unit_scale=True, disable=not progress)
         with bar, ThreadPoolExecutor(1) as pool:
             written = pool.submit(lambda: None)
-            for chunk in chunks(run, items):
+            for chunk in chunks:
                 written.result()
                 written = pool.submit(writer.write, chunk)
-                bar.update(len(chunk.phase))
+                bar.update(len(chunk.ids))
             written.result()
     finally:
         writer.close()
-    return len(ids)
 
 
 def export_model(run: FinishedRun, path: Path) -> None:
@@ -149,10 +180,10 @@ def export_backbone(backbone: nn.Module, shape: Shape, device: torch.device, nam
     torch.export.save(program, path)
 
 
-def _writer(kind: Format, folder: Path, ids: pa.Array, dim: int) -> ItemWriter:
+def _writer(kind: Format, folder: Path, entity: str, ids: pa.Array, columns: Columns) -> Writer:
     if kind == "parquet":
-        return ParquetWriter(folder, ids.type, dim)
-    return NpyWriter(folder, ids, dim) if kind == "npy" else SafetensorsWriter(folder, ids, dim)
+        return ParquetWriter(folder, entity, ids, columns)
+    return (NpyWriter if kind == "npy" else SafetensorsWriter)(folder, entity, ids, columns)
 
 
 def _manifest(run: FinishedRun, kind: Format, num_items: int, old_items: bool) -> dict[str, Any]:

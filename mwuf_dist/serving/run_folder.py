@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from mwuf_dist.config import PHASES, WARM_SETS, Config, UserError, config_hash, load_config
-from mwuf_dist.data.histories import Histories
+from mwuf_dist.data.histories import Histories, History
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.data.schema import RAW_ID
 from mwuf_dist.data.shards import ENTITY_FILES, Prepared
@@ -93,6 +93,12 @@ class FinishedRun:
         table = pq.read_table(self.prepared.path / ENTITY_FILES["item"], columns=[RAW_ID], memory_map=True)
         ids = table.combine_chunks()[RAW_ID].chunk(0)
         return ids if self.state is None else pa.concat_arrays([ids, self.state.ids])
+
+    @cached_property
+    def user_ids(self) -> pa.Array:
+        """Raw IDs of the users [U], in the order of the index."""
+        table = pq.read_table(self.prepared.path / ENTITY_FILES["user"], columns=[RAW_ID], memory_map=True)
+        return table.combine_chunks()[RAW_ID].chunk(0)
 
     @property
     def old_item_ids(self) -> list[Any]:
@@ -195,6 +201,46 @@ class FinishedRun:
         if self.histories is None:
             return fields
         return torch.cat([fields, self.model.encoded_history(self.histories.whole(users), fields)], dim=1)
+
+    @torch.no_grad()
+    def item_context(self, items: torch.Tensor) -> torch.Tensor:
+        """The items' part of `context` [n, Fi*D]: its first columns."""
+        return self.model.item_fields(items)
+
+    @torch.no_grad()
+    def user_context(self, users: torch.Tensor) -> torch.Tensor:
+        """The users' part of `context` [n, Fu*D + W]: its last columns.
+
+        Raises:
+            UserError: the backbone makes something else of a history for each item.
+        """
+        history = None if self.histories is None else self.histories.whole(users)
+        return self._user_part(self.model.user_fields(users), history)
+
+    @torch.no_grad()
+    def unknown_user_context(self) -> torch.Tensor:
+        """The same of a user whom the run has never seen [Fu*D + W]: nothing known, the mean user's row, no history."""
+        device = self.model.runtime.device
+        zero = torch.zeros(1, dtype=torch.int64, device=device)
+        fields = torch.cat([self.model.user_tables.rows_of(name, zero) for name in self.model.users.tables], dim=1)
+        history = None
+        if self.histories is not None:
+            nothing = torch.empty(0, dtype=torch.int64, device=device)
+            history = History(nothing, nothing.float(), torch.zeros(2, dtype=torch.int64, device=device), zero, zero)
+        return self._user_part(fields, history)[0]
+
+    def _user_part(self, fields: torch.Tensor, history: History | None) -> torch.Tensor:
+        if history is None:
+            return fields
+        # Whatever is made of a history with these is made of it without knowing the item.
+        unknown = fields.new_full((len(fields), self.model.shape.num_item_fields * self.model.dim), torch.nan)
+        encoded = self.model.encoded_history(history, torch.cat([unknown, fields], dim=1))
+        if not bool(encoded.isfinite().all()):
+            raise UserError(
+                f"backbone {self.config.backbone.name!r} reads a user's history differently for each item, so a user "
+                "has no context of its own: score with the run itself (`FinishedRun.scores`), or export without context"
+            )
+        return torch.cat([fields, encoded], dim=1)
 
     @cached_property
     def histories(self) -> Histories | None:

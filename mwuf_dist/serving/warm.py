@@ -100,6 +100,7 @@ def warm(
     items: Path | None = None,
     columns: Columns | None = None,
     kind: Format = "parquet",
+    context: bool = False,
 ) -> WarmReport:
     """Runs the job. Every rank calls it with the same arguments.
 
@@ -111,6 +112,7 @@ def warm(
         items: table with the fields of items that the run has never seen; those without interactions are added too.
         columns: names of the columns of the interactions.
         kind: format of the export.
+        context: in the export, what the model reads of the items beside their embeddings too.
 
     Raises:
         UserError: the input is wrong, or `output` holds something else.
@@ -145,7 +147,7 @@ def warm(
         same = bool(torch.equal(scores, _scores_of_old_items(after)))
         assert same, "scores of old items have changed: nothing is written"
         changed = np.union1d(change.anew, change.going_on)
-        write_export(after, changed, kind, beside / "export", runtime)
+        write_export(after, changed, kind, beside / "export", runtime, context)
         runtime.on_main(lambda: os.rename(beside, output))
     finally:
         runtime.on_main(lambda: shutil.rmtree(beside, ignore_errors=True))

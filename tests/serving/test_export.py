@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,11 @@ from mwuf_dist.config import BackboneConfig, MethodConfig, UserError
 from mwuf_dist.evaluation.metrics import auc
 from mwuf_dist.methods import mwuf
 from mwuf_dist.methods.mwuf import Mwuf
+from mwuf_dist.serving import chunks as chunks_module
 from mwuf_dist.serving import export as export_module
-from mwuf_dist.serving import item_chunks
-from mwuf_dist.serving.export import export, export_backbone
+from mwuf_dist.serving.chunks import Chunk, Columns
+from mwuf_dist.serving.export import Format, export, export_backbone
 from mwuf_dist.serving.formats import NpyWriter, SafetensorsWriter
-from mwuf_dist.serving.item_chunks import ItemChunk
 from mwuf_dist.serving.run_folder import FinishedRun, open_run
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.warm_up import WarmUp
@@ -81,6 +83,74 @@ def test_exported_embeddings_and_exported_model_score_as_the_run_did(run: Finish
     np.testing.assert_allclose(one.detach().numpy(), expected[:1], rtol=0, atol=ROUNDING)
 
 
+# A server: it has the export, NumPy, Arrow and torch, and the pairs of raw IDs to score.
+SERVER = """
+import json, sys
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+export, pairs, output = sys.argv[1:]
+items, users = (pq.read_table(f"{export}/{name}.parquet") for name in ("items", "users"))
+manifest = json.load(open(f"{export}/export.json"))
+model = torch.export.load(f"{export}/model.pt2").module()
+
+def column(table, name):
+    return torch.from_numpy(np.stack(table[name].to_numpy()))
+
+embedding, item_context = column(items, "embedding"), column(items, "item_context")
+user_context = torch.cat([column(users, "user_context"), torch.tensor([manifest["unknown_user"]])])
+place_of_item = {one: place for place, one in enumerate(items["item_id"].to_pylist())}
+place_of_user = {one: place for place, one in enumerate(users["user_id"].to_pylist())}
+pairs = pq.read_table(pairs)
+item = torch.tensor([place_of_item[one] for one in pairs["item_id"].to_pylist()])
+user = torch.tensor([place_of_user.get(one, -1) for one in pairs["user_id"].to_pylist()])
+with torch.no_grad():
+    logits = model(embedding[item], torch.cat([item_context[item], user_context[user]], dim=1))
+assert not {"mwuf_dist", "mwuf_kernels", "torchrec", "fbgemm_gpu"} & set(sys.modules)
+np.save(output, logits.numpy())
+"""
+
+
+def served_scores(export: Path, user_ids: list[Any], item_ids: list[Any], scratch: Path) -> np.ndarray:
+    """Logits of pairs of raw IDs, by a process that has only a Parquet export with context."""
+    pq.write_table(pa.table({"user_id": user_ids, "item_id": item_ids}), scratch / "pairs.parquet")
+    paths = [str(path) for path in (export, scratch / "pairs.parquet", scratch / "logits.npy")]
+    subprocess.run([sys.executable, "-I", "-c", SERVER, *paths], check=True)
+    return np.load(paths[-1])
+
+
+def test_a_server_that_has_only_the_export_scores_as_the_run_did(run: FinishedRun, tmp_path: Path) -> None:
+    folder = export(run, "parquet", tmp_path / "export", old_items=True, context=True)
+    test = run.prepared.columns("test", ("user", "item"))
+    user_ids, item_ids = run.user_ids.to_pylist(), run.item_ids.to_pylist()
+    ids = [user_ids[user] for user in test["user"]], [item_ids[item] for item in test["item"]]
+    found = served_scores(folder, *ids, tmp_path)
+    np.testing.assert_allclose(found, scores_of_the_stage(run, "test"), rtol=0, atol=ROUNDING)
+    # Old items too, with users of every kind.
+    users, items = torch.randint(run.prepared.num_users, (500,)), torch.randint(run.num_old_items, (500,))
+    ids = [user_ids[user] for user in users], [item_ids[item] for item in items]
+    found = served_scores(folder, *ids, tmp_path)
+    np.testing.assert_allclose(found, run.scores(users, items), rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "npy"])
+def test_contexts_are_the_same_in_every_format(kind: Format, run: FinishedRun, tmp_path: Path) -> None:
+    folder = export(run, kind, tmp_path / "export", context=True)
+    if kind == "npy":
+        found = {path.stem: np.load(path) for path in folder.glob("*.npy")}
+    else:
+        found = load_file(folder / "items.safetensors") | load_file(folder / "users.safetensors")
+    assert found["user_id"].tolist() == run.user_ids.to_pylist() and found["item_id"].tolist() == run.new_item_ids
+    users, items = torch.arange(run.prepared.num_users), torch.arange(run.num_old_items, run.num_items)
+    np.testing.assert_array_equal(found["item_context"], run.item_context(items))
+    np.testing.assert_array_equal(found["user_context"], run.user_context(users))
+    pairs = torch.randint(len(items), (100,)), torch.randint(len(users), (100,))
+    context = np.concatenate([found["item_context"][pairs[0]], found["user_context"][pairs[1]]], axis=1)
+    np.testing.assert_array_equal(context, run.context(users[pairs[1]], items[pairs[0]]))
+    assert json.loads((folder / "export.json").read_text())["num_users"] == len(users)
+
+
 def test_every_warm_embedding_of_an_export_comes_from_the_bulk_kernel_once(
     run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,7 +189,7 @@ def test_small_chunks_give_the_file_that_one_chunk_gives(
     run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = read_back(export(run, "safetensors", tmp_path / "whole", old_items=True))
-    monkeypatch.setattr(item_chunks, "_ROWS", 17)
+    monkeypatch.setattr(chunks_module, "_ROWS", 17)
     pieces = read_back(export(run, "safetensors", tmp_path / "pieces", old_items=True))
     for name, values in whole.items():
         if name == "embedding":  # matrix products of other sizes round differently
@@ -168,8 +238,9 @@ def test_bulk_rows_are_row_times_scale_plus_shift_with_either_network_off(
 
 def test_text_ids_survive_in_the_array_formats(tmp_path: Path) -> None:
     ids = pa.array(["a", "äöü", "longer-name", ""])
-    chunk = ItemChunk(ids, np.ones((4, 2), np.float32), np.zeros(4, np.uint8), np.arange(4))
-    for writer in (NpyWriter(tmp_path, ids, 2), SafetensorsWriter(tmp_path, ids, 2)):
+    chunk = Chunk(ids, {"embedding": np.ones((4, 2), np.float32), "interactions": np.arange(4)})
+    columns: Columns = {"embedding": ("float32", 2), "interactions": ("int64", 0)}
+    for writer in (NpyWriter(tmp_path, "item", ids, columns), SafetensorsWriter(tmp_path, "item", ids, columns)):
         writer.write(chunk)
         writer.close()
     assert np.load(tmp_path / "item_id.npy").tolist() == ids.to_pylist()

@@ -11,8 +11,8 @@ import torch
 from mwuf_dist.evaluation.metrics import auc
 from mwuf_dist.launch import local
 from mwuf_dist.methods import METHODS
+from mwuf_dist.serving.chunks import item_chunks
 from mwuf_dist.serving.explain import explain
-from mwuf_dist.serving.item_chunks import chunks
 from mwuf_dist.serving.run_folder import open_run
 from tests.tiny import tiny
 
@@ -32,6 +32,6 @@ def test_an_opened_run_has_the_embeddings_that_were_scored_and_can_be_replayed(m
         users, items = (torch.from_numpy(test[name]).long() for name in ("user", "item"))
         scores = run.scores(users, items).double().numpy()
         assert auc(scores, test["label"]) == pytest.approx(run.results["phases"]["warm-c"]["auc_test"], abs=1e-6)
-        (chunk,) = chunks(run, np.arange(run.model.num_old, run.num_items))
-        assert chunk.embedding.shape == (len(run.new_item_ids), config.embedding.dim)
+        (chunk,) = item_chunks(run, np.arange(run.model.num_old, run.num_items))
+        assert chunk.columns["embedding"].shape == (len(run.new_item_ids), config.embedding.dim)
         assert explain(run, run.new_item_ids[0]).replay_error < 1e-6

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from mwuf_dist.launch import local
 from mwuf_dist.serving.export import export
 from mwuf_dist.serving.run_folder import FinishedRun, open_run
 from tests.serving.replay import replayed
-from tests.serving.test_export import ROUNDING, read_back
+from tests.serving.test_export import ROUNDING, read_back, served_scores
 from tests.tiny import tiny
 
 
@@ -48,6 +49,17 @@ def test_exported_model_and_embeddings_score_as_the_run_does(sequential_run: Fin
     torch.testing.assert_close(found, run.scores(users, items), rtol=0, atol=ROUNDING)
     width = json.loads((folder / "export.json").read_text())["history_width"]
     assert run.context(users, items).shape[1] == (run.model.shape.num_fields - 1) * run.model.dim + width
+
+
+def test_a_server_needs_nothing_but_the_export(sequential_run: FinishedRun, tmp_path: Path) -> None:
+    run = sequential_run
+    folder = export(run, "parquet", tmp_path / "export", old_items=True, context=True)
+    users, items = pairs(run)
+    ids = [run.user_ids[user].as_py() for user in users.tolist()], [run.item_ids[one].as_py() for one in items.tolist()]
+    np.testing.assert_allclose(served_scores(folder, *ids, tmp_path), run.scores(users, items), rtol=0, atol=ROUNDING)
+    # Whoever the run does not know has no history.
+    unknown = json.loads((folder / "export.json").read_text())["unknown_user"]
+    assert not np.any(unknown[-run.model.backbone.history_width :])
 
 
 def test_a_score_depends_on_the_history_of_its_own_user(sequential_run: FinishedRun) -> None:

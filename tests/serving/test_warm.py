@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
@@ -24,9 +25,11 @@ from mwuf_dist.config import PHASES, UserError
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving import warm as warm_module
 from mwuf_dist.serving.explain import explain
+from mwuf_dist.serving.export import export
 from mwuf_dist.serving.run_folder import FinishedRun, load_run, read_run
 from mwuf_dist.serving.warm import warm
 from mwuf_dist.serving.warm_rule import frozen_double
+from tests.serving.test_export import ROUNDING, served_scores
 
 NAMES = ("items.parquet", "log.parquet", "rows.parquet")
 _numbers = itertools.count()
@@ -176,6 +179,27 @@ def test_nothing_but_touched_new_items_has_changed(
     np.testing.assert_array_equal(
         np.array(export["embedding"].to_pylist(), np.float32), run.embeddings(everything).numpy()
     )
+
+
+def test_a_server_that_takes_the_changed_rows_into_the_first_export_scores_as_the_new_run_does(
+    opened: FinishedRun, run_folder: Path, logs: pa.Table, runtime: Runtime, tmp_path: Path
+) -> None:
+    folder = export(opened, "parquet", tmp_path / "export", old_items=True, context=True)
+    job(run_folder, logs, tmp_path / "run2", runtime, context=True)
+    first, changed = (pq.read_table(path / "items.parquet") for path in (folder, tmp_path / "run2" / "export"))
+    kept = pc.invert(pc.is_in(first["item_id"], value_set=changed["item_id"]))
+    pq.write_table(pa.concat_tables([first.filter(kept), changed]), folder / "items.parquet")
+    run = load_run(tmp_path / "run2", runtime)
+    users = torch.randint(run.prepared.num_users + 1, (800,))
+    users[:100] = run.prepared.num_users  # nobody that the run knows
+    items = torch.randint(run.num_items, (800,))
+    items[::4] = torch.randint(run.num_old_items, run.num_items, (200,))
+    user_ids = [*run.user_ids.to_pylist(), 10**9]
+    ids = [user_ids[user] for user in users], run.item_ids.take(pa.array(items.numpy())).to_pylist()
+    found = served_scores(folder, *ids, tmp_path)
+    with torch.no_grad():
+        expected = run.model.backbone(run.embeddings(items), run.context(users, items))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
 
 
 def test_the_same_file_again_changes_nothing_and_says_so(

@@ -104,6 +104,21 @@ def test_scores_of_pairs_without_a_changed_item_stay(warmed: Warmed) -> None:
     assert not torch.equal(after.embeddings(moved), before.embeddings(moved))
 
 
+def test_a_pair_has_the_contexts_of_its_item_and_its_user_side_by_side(warmed: Warmed) -> None:
+    run = load_run(warmed.output, warmed.runtime)
+    nobody = run.prepared.num_users  # the row behind the users
+    users, items = torch.tensor([0, 7, nobody, 7]), torch.tensor([3, run.num_old_items, 0, run.num_items - 1])
+    if warmed.kind == "map-encoder":
+        for of_users in (lambda: run.user_context(users), run.unknown_user_context):
+            with pytest.raises(UserError, match="no context of its own"):
+                of_users()
+        return
+    expected = run.context(users, items)
+    found = torch.cat([run.item_context(items), run.user_context(users)], dim=1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # padding of histories rounds
+    torch.testing.assert_close(run.unknown_user_context(), run.user_context(users)[2], rtol=0, atol=1e-6)
+
+
 def test_an_explanation_ends_at_the_score_that_is_served(warmed: Warmed) -> None:
     run = load_run(warmed.output, warmed.runtime)
     users = torch.randint(run.prepared.num_users, (1024,), generator=torch.Generator().manual_seed(0))
