@@ -273,11 +273,23 @@ class Contestants:
             return lambda: plain.score(theirs.model, items, self.feed.plain()), ours
         # New items only have a part with the embedding they are scored with.
         frozen.serve(stage._scored_rows)
-        scored = Loader(self.job.prepared, ["test"], self.batch_size, self.config.seed, self.runtime)
-        feed = Feed(scored, self.model.num_old + 1, self.config.backbone.history_length)
+        # Both read the rows in stored order, as `WarmUp.score` does; only ours has to widen what is stored.
+        stored = self.job.prepared.columns("test", ("user", "item"))
+        columns = [torch.from_numpy(stored[name]) for name in ("user", "item")]
+        widened = [column.long() for column in columns]
+        turns = [self._slices(len(columns[0])) for _ in range(2)]
 
-        def served() -> torch.Tensor:
-            batch = feed.ours()
-            return frozen.served_logit(batch.user, batch.item)
+        def scored_by_plain() -> torch.Tensor:
+            user, item = (column[next_rows] for next_rows in [next(turns[0])] for column in widened)
+            return plain.score(theirs.model, items, plain.Batch(user, item, user))
 
-        return lambda: plain.score(theirs.model, items, feed.plain()), served
+        def scored_by_ours() -> torch.Tensor:
+            user, item = (column[next_rows].long() for next_rows in [next(turns[1])] for column in columns)
+            return frozen.served_logit(user, item)
+
+        return scored_by_plain, scored_by_ours
+
+    def _slices(self, num_rows: int) -> Iterator[slice]:
+        """The rows of full batches, in stored order, for ever."""
+        starts = range(0, num_rows - self.batch_size + 1, self.batch_size)
+        return (slice(start, start + self.batch_size) for start in itertools.cycle(starts))

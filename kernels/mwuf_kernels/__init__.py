@@ -1,6 +1,7 @@
 """Fused operations of MWUF: torch and Triton only, with a CPU path of their own (see kernels/README.md)."""
 
 from mwuf_kernels.bulk_warm import bulk_warm, bulk_warm_reference
+from mwuf_kernels.frozen_rows import FrozenRows, PartRows, has_frozen_rows
 from mwuf_kernels.meta_networks import (
     Network,
     meta_networks,
@@ -18,11 +19,14 @@ from mwuf_kernels.user_mean import (
 from mwuf_kernels.warm_embedding import warm_embedding, warm_embedding_backward, warm_embedding_reference
 
 __all__ = [
+    "FrozenRows",
     "Network",
+    "PartRows",
     "add_users_",
     "add_users_reference_",
     "bulk_warm",
     "bulk_warm_reference",
+    "has_frozen_rows",
     "mean_of_sums",
     "meta_networks",
     "meta_networks_backward",

@@ -36,6 +36,10 @@ class FoldedHead:
         # fbgemm wants widths that are multiples of 4.
         self.width = -(-(self.constant + 1) // 4) * 4
 
+    def weights(self) -> tuple[torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+        """(the item's rows of the first layer [D, H], the layers after it, the linear weight of the item [D])."""
+        return self._item_weight, self._layers[1:], self._item_linear
+
     def user_part(self, fields: torch.Tensor) -> torch.Tensor:
         """Parts [n, width] of users with field embeddings [n, Fu*D]."""
         return self._part(fields, 1 + self.shape.num_item_fields)

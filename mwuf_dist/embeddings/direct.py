@@ -55,6 +55,16 @@ class DirectTables:
         tables = [part.view(shape) for part, shape in zip(self._weights.split(sizes), self._shapes, strict=True)]
         return torch.cat([table.index_select(0, ids) for table in tables], dim=1)
 
+    def matrix(self) -> torch.Tensor:
+        """All rows [rows, D] of the tables in one matrix, in place, with gradients."""
+        assert self._width is not None
+        return self._weights.view(-1, self._width)
+
+    def set_gradient(self, d_matrix: torch.Tensor) -> None:
+        """Makes `d_matrix` [rows, D] the gradient of `matrix()`, which has none yet, without autograd's copy of it."""
+        assert self._weights.grad is None
+        self._weights.grad = d_matrix.view(-1)
+
     def matrix_rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows [m, D] of the matrix at ids [m]."""
         out = _Rows.apply(self._weights, ids, self._width)

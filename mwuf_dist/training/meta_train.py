@@ -19,7 +19,7 @@ from mwuf_dist.training.checkpoint_files import Cursor
 from mwuf_dist.training.checkpoints import module_state, table_state
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session, place, train
-from mwuf_dist.training.model import Model, backward_from, loss_and_gradient, loss_sum
+from mwuf_dist.training.model import Model, backward_from, compiled_loss, loss_and_gradient, loss_sum
 from mwuf_dist.training.optimizers import Adam
 
 # `epochs = "auto"`: one old item in this many is held out, and played as new to see when to stop.
@@ -86,6 +86,18 @@ class MetaTrain:
         items, inverse = self.model.runtime.distinct(batch.item)
         rows = self.model.new_ids.rows(items)
         scale, shift = self._scale_and_shift(items)
+        compiled = self.frozen.compiled
+        if compiled is not None:
+            each = torch.arange(len(items))
+            with torch.no_grad():
+                embeddings = torch.stack(warm_embedding(rows, each, scale, shift))
+                parts = self.frozen.part_rows(batch.user, batch.item)
+                loss, d_embeddings = compiled_loss(compiled, parts, embeddings, inverse, batch)
+                d_cold, d_warm = d_embeddings
+                offsets = torch.arange(len(items) + 1)
+                gradients = warm_embedding_backward(d_cold, d_warm, rows, each, order=each, offsets=offsets)
+            backward_from([rows, scale, shift], gradients)
+            return loss
         part = self.frozen.part(batch.user, batch.item)
         with torch.no_grad():
             embeddings = torch.stack(warm_embedding(rows, inverse, scale, shift))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mwuf_kernels import FrozenRows, PartRows
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -191,6 +192,24 @@ def loss_and_gradient(logit: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, 
     loss = F.binary_cross_entropy_with_logits(logit, label, weight, reduction="sum") / batch.num_rows
     gradient = torch.sigmoid(logit).sub_(batch.label).mul_(1 / batch.num_rows)
     return loss, gradient if weight is None else gradient.mul_(weight)
+
+
+def compiled_loss(
+    head: FrozenRows, parts: PartRows, items: torch.Tensor, index: torch.Tensor, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`loss_and_gradient` of a compiled head: the loss summed over the passes, its gradient in the items [P, n, D].
+
+    Args:
+        head: of the backbone.
+        parts: of the rows.
+        items: item embeddings [P, n, D].
+        index: which of the n each row has [b].
+        batch: the rows.
+    """
+    weight = None if batch.is_full else batch.weight
+    d_items = torch.zeros_like(items)
+    loss = head.loss_and_gradient(parts, items, index, batch.label, weight, 1 / batch.num_rows, d_items)
+    return loss.sum().to(items.dtype), d_items
 
 
 def backward_from(values: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:

@@ -22,7 +22,7 @@ from mwuf_dist.training.fit import ItemFit
 from mwuf_dist.training.frozen import Frozen
 from mwuf_dist.training.loop import Session, train
 from mwuf_dist.training.meta_train import initialise_new_ids
-from mwuf_dist.training.model import Model, backward_from, loss_and_gradient, loss_sum
+from mwuf_dist.training.model import Model, backward_from, compiled_loss, loss_and_gradient, loss_sum
 from mwuf_dist.training.optimizers import Adam
 
 # Rows scored at once by a rank.
@@ -92,27 +92,41 @@ class WarmUp:
     def loss_by_autograd(self, batch: Batch) -> torch.Tensor:
         """L_cold of this rank's rows, with gradients: the reference, and for backbones without a folded head."""
         part = self.frozen.part(batch.user, batch.item, batch.history)
-        loss = loss_sum(self.frozen.logit(self._rows(batch.item), part), batch)
+        rows, index = self._rows(batch.item)
+        loss = loss_sum(self.frozen.logit(rows.index_select(0, index), part), batch)
         loss.backward()
         return loss
 
     def _loss_by_hand(self, batch: Batch, head: FoldedHead) -> torch.Tensor:
         """The same, with the gradient written out from the loss to the rows of phi_new."""
-        rows = self._rows(batch.item)
-        part = self.frozen.part(batch.user, batch.item)
+        rows, index = self._rows(batch.item)
+        compiled = self.frozen.compiled
         with torch.no_grad():
-            logit, states, slope = head.forward(rows, part)
-            loss, d_logit = loss_and_gradient(logit, batch)
-            d_rows = head.backward(d_logit, states, slope)
-        backward_from([rows], [d_rows])
+            if compiled is not None:
+                parts = self.frozen.part_rows(batch.user, batch.item)
+                loss, (d_rows,) = compiled_loss(compiled, parts, rows.unsqueeze(0), index, batch)
+            else:
+                part = self.frozen.part(batch.user, batch.item)
+                logit, states, slope = head.forward(rows.index_select(0, index), part)
+                loss, d_logit = loss_and_gradient(logit, batch)
+                d_rows = torch.zeros_like(rows).index_add_(0, index, head.backward(d_logit, states, slope))
+        direct = self.model.new_ids.direct
+        if direct is None:
+            backward_from([rows], [d_rows])
+        else:
+            direct.set_gradient(d_rows)
         return loss
 
-    def _rows(self, items: torch.Tensor) -> torch.Tensor:
-        """Rows of phi_new of items [b, D]: each distinct one once where ranks exchange them, else straight from it."""
-        if self.model.new_ids.direct is not None:
-            return self.model.new_ids.rows(items)
+    def _rows(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of phi_new [n, D], and which of them each of `items` [b] has [b].
+
+        All of them, in place, where this rank holds the table; else those of the items, each distinct one once.
+        """
+        direct = self.model.new_ids.direct
+        if direct is not None:
+            return direct.matrix(), items
         distinct, inverse = self.model.runtime.distinct(items)
-        return self.model.new_ids.rows(distinct).index_select(0, inverse)
+        return self.model.new_ids.rows(distinct), inverse
 
     def finish_phase(self, prepared: Prepared, phase: int) -> None:
         """Takes U(v) of the new items and the histories from the sets that are finished now: none is still to score.

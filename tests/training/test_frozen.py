@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mwuf_kernels import has_frozen_rows
 
 from mwuf_dist.config import Config
 from mwuf_dist.data.loader import Loader
@@ -130,13 +131,18 @@ def test_plain_frozen_path_gives_the_same_results_as_the_folded_one(tmp_path: Pa
     assert folded["warm-c"]["auc_test"] > 0.65
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 def test_steps_by_hand_have_the_losses_and_gradients_of_autograd_and_served_scores_are_those_row_by_row(
-    job: Run,
+    job: Run, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a full batch and on one with padding."""
+    """On a full batch and on one with padding; with the compiled loop over rows, and in torch alone."""
+    if compiled and not has_frozen_rows():
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr("mwuf_kernels.has_frozen_rows", lambda: compiled)
     job.meta_train()
     model, frozen = job.model, job._frozen
     assert frozen is not None and frozen.head is not None
+    assert (frozen.compiled is not None) == compiled
     (flat,) = model.new_ids.flat_parameters()
 
     def outcome(loss: Callable[..., torch.Tensor], *args: Any) -> list[torch.Tensor]:

@@ -1,0 +1,182 @@
+"""Rows of a batch through a frozen head, forward and back in one call: the CPU's way through `rows.cpp`.
+
+A frozen head maps an item embedding v [D] and a part [width], the sum of a user's and an item's, to a logit:
+
+    part = [first layer's share, H | sum S of the other fields' embeddings, D (only with interactions) | constant]
+    logit = constant + |S|^2 / 2 + (S + linear) . v + layers(relu(share + v W))
+
+`mwuf_dist.backbones.FoldedHead` is the same in torch, and what a test holds this equal to.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from mwuf_kernels.native import library
+
+_PADDED = 16  # Widths are padded to multiples of it: of every register's width.
+
+
+class _Head(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("dim", "padded_dim", "hidden", "interactions", "depth")),
+        *((name, ctypes.c_void_p) for name in ("widths", "weights", "transposed", "biases", "out", "linear")),
+    )
+
+
+@dataclass(frozen=True)
+class PartRows:
+    """Parts of the rows of a batch: row i has row first[i] of `parts` plus, where there is one, row second[i].
+
+    Attributes:
+        parts: [n, width] float32.
+        first, second: [B] int64; `first` None is row i itself.
+    """
+
+    parts: torch.Tensor
+    first: torch.Tensor | None = None
+    second: torch.Tensor | None = None
+
+
+class FrozenRows:
+    """One frozen head.
+
+    Args:
+        item_weight: the item's rows of the first layer [D, H]; None where there are no layers.
+        layers: (weight [out, in], bias [out]) of the hidden layers after the first, then of the output [1, in]. The
+            first layer's bias and the output's are in the parts.
+        linear: of the item embedding [D].
+        interactions: whether parts hold S.
+
+    Raises:
+        RuntimeError: there is no compiled library: ask `has_frozen_rows` first.
+    """
+
+    def __init__(
+        self,
+        item_weight: torch.Tensor | None,
+        layers: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        linear: torch.Tensor,
+        interactions: bool,
+    ) -> None:
+        found = library()
+        if found is None:
+            raise RuntimeError("rows.cpp is not compiled on this machine")
+        self._call = found.mwuf_head
+        self._call.restype = None
+        self._call.argtypes = (
+            *(ctypes.c_void_p, ctypes.c_long),
+            *(ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p),
+            *(ctypes.c_long, ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p),
+            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_float, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),
+        )
+        self._dim, hidden = len(linear), 0 if item_weight is None else item_weight.shape[1]
+        weights, biases = [], []
+        if item_weight is not None:
+            weights = [item_weight, *(weight.t() for weight, _ in layers[:-1])]
+            biases = [item_weight.new_zeros(hidden), *(bias for _, bias in layers[:-1])]
+        forward = [_padded(weight) for weight in weights]
+        out = layers[-1][0][0] if layers else linear.new_zeros(0)
+        # Kept, because the library has only their addresses.
+        self._tensors = (
+            *forward,
+            *(weight.t().contiguous() for weight in forward),
+            *(_padded(bias[None])[0] for bias in biases),
+            _padded(out[None])[0],
+            _padded(linear[None])[0],
+        )
+        depth = len(forward)
+        groups = [_addresses(self._tensors[start * depth : (start + 1) * depth]) for start in range(3)]
+        widths = (ctypes.c_long * depth)(*(weight.shape[1] for weight in forward))
+        self._arrays = (widths, *groups)
+        self._head = _Head(
+            self._dim, len(self._tensors[-1]), hidden, int(interactions), depth,
+            *(ctypes.addressof(array) for array in self._arrays),
+            self._tensors[-2].data_ptr(), self._tensors[-1].data_ptr(),
+        )  # fmt: skip
+
+    def logits(self, rows: PartRows) -> torch.Tensor:
+        """Logits [B] of parts that the item's embedding is part of already."""
+        num_rows = len(rows.parts if rows.first is None else rows.first)
+        out = rows.parts.new_empty(num_rows)
+        self._run(rows, num_rows, 1, None, 0, None, None, None, 0.0, None, None, out)
+        return out
+
+    def loss_and_gradient(
+        self,
+        rows: PartRows,
+        items: torch.Tensor,
+        index: torch.Tensor,
+        labels: torch.Tensor,
+        weights: torch.Tensor | None,
+        scale: float,
+        d_items: torch.Tensor,
+    ) -> torch.Tensor:
+        """Weighted binary cross entropies summed over the rows [P], float64; their gradient is added to `d_items`.
+
+        Args:
+            rows: the parts of B rows.
+            items: item embeddings [P, n, D] float32: P passes over the same rows.
+            index: which of the n each row has [B] int64, the same in every pass.
+            labels: [B] float32.
+            weights: [B] float32; None is 1.
+            scale: of losses and gradients, such as 1 / rows of the global batch.
+            d_items: as `items`.
+        """
+        loss = torch.zeros(len(items), dtype=torch.float64)
+        assert items.is_contiguous() and d_items.is_contiguous() and d_items.shape == items.shape
+        assert items.shape[2] == self._dim
+        passes, num_items = items.shape[:2]
+        num_rows = len(labels)
+        self._run(rows, num_rows, passes, items, num_items, index, labels, weights, scale, loss, d_items, None)
+        return loss.mul_(scale)
+
+    def _run(
+        self,
+        rows: PartRows,
+        num_rows: int,
+        passes: int,
+        items: torch.Tensor | None,
+        num_items: int,
+        index: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        weights: torch.Tensor | None,
+        scale: float,
+        loss: torch.Tensor | None,
+        d_items: torch.Tensor | None,
+        logits: torch.Tensor | None,
+    ) -> None:
+        parts = rows.parts
+        assert parts.dtype == torch.float32 and parts.is_contiguous()
+        self._call(
+            ctypes.addressof(self._head), num_rows, parts.data_ptr(), parts.shape[1],
+            _address(rows.first), _address(rows.second),
+            passes, _address(items), num_items, _address(index),
+            _address(labels), _address(weights), scale, _address(loss), _address(d_items), _address(logits),
+        )  # fmt: skip
+
+
+def has_frozen_rows() -> bool:
+    """Whether `FrozenRows` can be made here, and is the faster way: it uses one thread."""
+    return torch.get_num_threads() == 1 and library() is not None
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous() and tensor.device.type == "cpu"
+    return tensor.data_ptr()
+
+
+def _addresses(tensors: Sequence[torch.Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _padded(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix with zeros behind and below, to multiples of a register."""
+    rows, columns = matrix.shape
+    below = -rows % _PADDED if rows > 1 else 0
+    return F.pad(matrix.float(), (0, -columns % _PADDED, 0, below)).contiguous()

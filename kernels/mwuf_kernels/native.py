@@ -1,0 +1,66 @@
+"""Compiles `rows.cpp` for this machine at its first use, as Inductor and Triton do with what they generate.
+
+With `-march=native`, so the library is of the kind of processor it was made on: its file is named after the source, the
+compiler and the processor, and lies in `$MWUF_CACHE_DIR/native` or `~/.cache/mwuf-dist/native`. Where there is no C++
+compiler nothing is compiled, and whoever asks gets None and takes torch. `MWUF_NATIVE=0` does the same by choice.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+_SOURCE = Path(__file__).with_name("rows.cpp")
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared")
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled library; None where it cannot be had, with a warning where a compiler is there and fails."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
+    if compiler is None or os.environ.get("MWUF_NATIVE") == "0":
+        return None
+    try:
+        return ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        warnings.warn(f"{compiler} cannot compile {_SOURCE.name}, so training is slower: {said}", stacklevel=2)
+        return None
+
+
+def _compiled(compiler: str) -> Path:
+    named = os.environ.get("MWUF_CACHE_DIR")
+    folder = (Path(named).expanduser() if named else Path.home() / ".cache" / "mwuf-dist") / "native"
+    path = folder / f"rows-{_name(compiler)}.so"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    # Several ranks may do this at once: each compiles beside and renames, and the last one stays.
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        made = Path(beside) / "rows.so"
+        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        made.replace(path)
+    return path
+
+
+def _name(compiler: str) -> str:
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
+    parts = (_SOURCE.read_text(encoding="utf-8"), *_FLAGS, version, platform.machine(), _processor())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What decides which instructions it knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    kinds = ("vendor_id", "cpu family", "model\t", "flags", "Features", "CPU implementer", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))

@@ -1,0 +1,247 @@
+// Rows of a batch through a small network whose weights stay in the first-level cache, a block of rows at a time.
+//
+// torch takes a layer after the other over the whole batch, so what lies between two products goes to memory and back,
+// and each step in between costs a call. Here a block of rows goes all the way, forward and back, before the next one.
+// Compiled by native.py with -march=native for the machine that runs it; plain C types cross the border.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr long V = 16, ROWS = 12;  // Floats of a register; rows of a tile two registers wide.
+#elif defined(__AVX__)
+constexpr long V = 8, ROWS = 6;
+#else
+constexpr long V = 4, ROWS = 6;
+#endif
+constexpr long BLOCK = 48;  // Rows at once: a multiple of both; 48 x 64 floats are 12 KB.
+
+#define UNROLLED _Pragma("GCC unroll 16")
+
+typedef float Vec __attribute__((vector_size(V * sizeof(float))));
+typedef float Loose __attribute__((vector_size(V * sizeof(float)), aligned(4), may_alias));
+
+inline Vec load(const float* at) { return *reinterpret_cast<const Loose*>(at); }
+inline void store(float* at, Vec x) { *reinterpret_cast<Loose*>(at) = x; }
+
+// A matrix in memory: element (row, column) is at[row * row_step + column * step].
+struct Matrix {
+    const float* at;
+    long row_step, step;
+};
+
+// What happens to a sum before it is written.
+enum class Then { Nothing, Relu, ReluBack };
+
+// c [R, W registers] = then(from + a [R, k] b [k, W registers]); no `from` is zero, and one with row_step 0 a bias.
+// ReluBack keeps what a ReLU that gave `mask` lets through. The columns of all but `a` lie side by side.
+template <long R, long W, Then then>
+inline void tile(long k, Matrix a, Matrix b, Matrix from, Matrix mask, float* c, long c_step) {
+    // Unrolled before anything else looks at it, or the sums are kept in memory: half the speed.
+    Vec sum[R][W];
+    UNROLLED for (long r = 0; r < R; r++)
+        UNROLLED for (long w = 0; w < W; w++) sum[r][w] = from.at ? load(from.at + r * from.row_step + w * V) : Vec{};
+    for (long p = 0; p < k; p++) {
+        Vec of_b[W];
+        UNROLLED for (long w = 0; w < W; w++) of_b[w] = load(b.at + p * b.row_step + w * V);
+        UNROLLED for (long r = 0; r < R; r++) {
+            const float x = a.at[r * a.row_step + p * a.step];
+            UNROLLED for (long w = 0; w < W; w++) sum[r][w] += x * of_b[w];
+        }
+    }
+    UNROLLED for (long r = 0; r < R; r++)
+        UNROLLED for (long w = 0; w < W; w++) {
+            Vec out = sum[r][w];
+            if (then == Then::Relu) out = out > 0 ? out : Vec{};
+            if (then == Then::ReluBack) out = load(mask.at + r * mask.row_step + w * V) > 0 ? out : Vec{};
+            store(c + r * c_step + w * V, out);
+        }
+}
+
+inline Matrix shifted(Matrix m, long row, long column) {
+    return {m.at ? m.at + row * m.row_step + column * m.step : nullptr, m.row_step, m.step};
+}
+
+// c [m, n] = then(from + a [m, k] b [k, n]); m is a multiple of ROWS, n of V.
+template <Then then>
+void product(long m, long n, long k, Matrix a, Matrix b, Matrix from, Matrix mask, float* c, long c_step) {
+    for (long column = 0; column < n;) {
+        const bool is_wide = column + 2 * V <= n;
+        for (long r = 0; r < m; r += ROWS) {
+            const Matrix rows = shifted(a, r, 0), columns = shifted(b, 0, column);
+            const Matrix first = shifted(from, r, column), kept = shifted(mask, r, column);
+            float* to = c + r * c_step + column;
+            if (is_wide)
+                tile<ROWS, 2, then>(k, rows, columns, first, kept, to, c_step);
+            else
+                tile<ROWS, 1, then>(k, rows, columns, first, kept, to, c_step);
+        }
+        column += is_wide ? 2 * V : V;
+    }
+}
+
+constexpr Matrix NONE{nullptr, 0, 1};
+
+float dot(const float* a, const float* b, long n) {  // n is a multiple of V
+    Vec sum{};
+    for (long i = 0; i < n; i += V) sum += load(a + i) * load(b + i);
+    for (long w = V / 2; w; w /= 2)
+        UNROLLED for (long i = 0; i < w; i++) sum[i] += sum[i + w];
+    return sum[0];
+}
+
+// out may not overlap what is read: told so, the compiler leaves out a check that short loops feel.
+void sum_of(float* __restrict out, const float* __restrict a, const float* __restrict b, long n) {
+    if (b)
+        for (long i = 0; i < n; i++) out[i] = a[i] + b[i];
+    else
+        for (long i = 0; i < n; i++) out[i] = a[i];
+}
+
+void times(float* __restrict out, float factor, const float* __restrict x, long n) {
+    for (long i = 0; i < n; i++) out[i] = factor * x[i];
+}
+
+void add_to(float* __restrict out, const float* __restrict x, long n) {
+    for (long i = 0; i < n; i++) out[i] += x[i];
+}
+
+void relu(float* __restrict out, const float* __restrict x, long n) {
+    for (long i = 0; i < n; i++) out[i] = x[i] > 0 ? x[i] : 0;
+}
+
+// The gradient of x where a logit of slope `slope` is x . out and x came from a ReLU.
+void slope_back(float* __restrict d, float slope, const float* __restrict out, const float* __restrict x, long n) {
+    for (long i = 0; i < n; i++) d[i] = x[i] > 0 ? slope * out[i] : 0;
+}
+
+// Binary cross entropy of a logit, and its slope.
+float loss_of(float logit, float label, float* slope) {
+    const float e = std::exp(-std::fabs(logit));
+    const float likely = 1 / (1 + e), unlikely = e / (1 + e);
+    // probability - label, without taking nearly equal numbers from each other.
+    *slope = (logit >= 0 ? likely : unlikely) * (1 - label) - (logit >= 0 ? unlikely : likely) * label;
+    return (logit > 0 ? logit : 0) - logit * label + std::log1p(e);
+}
+
+}  // namespace
+
+extern "C" {
+
+// A frozen head: see mwuf_kernels/frozen_rows.py:FrozenHead. Widths are padded with zeros to multiples of 16.
+struct Head {
+    long dim, padded_dim, hidden, interactions, depth;  // depth: hidden layers
+    const long* widths;                                 // [depth], padded
+    const float* const* weights;                        // [depth]: [in, out] of each hidden layer; of the first, the item's rows
+    const float* const* transposed;                     // the same [out, in]
+    const float* const* biases;                         // [depth]; of the first: null, it is in the parts
+    const float* out;                                   // [last width]
+    const float* linear;                                // [padded_dim]
+};
+
+// Logits of rows, and with labels the loss and its gradient in the item embeddings.
+//   parts [., parts_step]: row i has the sum of rows first[i] and second[i] (null: row i, and nothing).
+//   items [passes, ., dim]: row i has row index[i] in each pass; a pass is item_rows rows long. Null: parts are all.
+//   loss [passes] sums weight * cross entropy; d_items, laid out as items, has scale * its gradient added to it.
+//   logits [passes, n] are written where they are asked for.
+void mwuf_head(const Head* head, long n, const float* parts, long parts_step, const int64_t* first,
+               const int64_t* second, long passes, const float* items, long item_rows, const int64_t* index,
+               const float* labels, const float* weights, float scale, double* loss, float* d_items, float* logits) {
+    const long dim = head->dim, wide = head->padded_dim, hidden = head->hidden, depth = head->depth;
+    const long constant = hidden + (head->interactions ? dim : 0);
+    long widest = 16, all = 0;
+    for (long l = 0; l < depth; l++) {
+        all += head->widths[l];
+        widest = head->widths[l] > widest ? head->widths[l] : widest;
+    }
+    const long first_width = depth ? head->widths[0] : 0;
+    std::vector<float> memory(BLOCK * (first_width + 3 * wide + all + 2 * widest) + 3 * BLOCK, 0.0f);
+    float* base = memory.data();              // the parts' share of the first layer [BLOCK, first_width]
+    float* total = base + BLOCK * first_width;  // the sum of the other fields' embeddings [BLOCK, wide]
+    float* item = total + BLOCK * wide;
+    float* d_item = item + BLOCK * wide;
+    float* states = d_item + BLOCK * wide;
+    float* d = states + BLOCK * all;
+    float* d_next = d + BLOCK * widest;
+    float* plain = d_next + BLOCK * widest;  // what of a logit is of the parts alone
+    float* logit = plain + BLOCK;
+    float* slope = logit + BLOCK;
+
+    for (long start = 0; start < n; start += BLOCK) {
+        const long rows = n - start < BLOCK ? n - start : BLOCK;
+        for (long r = 0; r < rows; r++) {
+            const float* a = parts + (first ? first[start + r] : start + r) * parts_step;
+            float* of_layer = base + r * first_width;
+            float* of_total = total + r * wide;
+            const float* b = second ? parts + second[start + r] * parts_step : nullptr;
+            sum_of(of_layer, a, b, hidden);
+            plain[r] = a[constant] + (b ? b[constant] : 0);
+            if (head->interactions) {
+                sum_of(of_total, a + hidden, b ? b + hidden : nullptr, dim);
+                plain[r] += 0.5f * dot(of_total, of_total, wide);
+                add_to(of_total, head->linear, dim);  // the slope in the item, from here on
+            } else {
+                std::memcpy(of_total, head->linear, dim * sizeof(float));
+            }
+        }
+        for (long pass = 0; pass < passes; pass++) {
+            if (items)
+                for (long r = 0; r < rows; r++) {
+                    const float* of_row = items + (pass * item_rows + index[start + r]) * dim;
+                    std::memcpy(item + r * wide, of_row, dim * sizeof(float));
+                }
+            float* x = states;
+            if (depth && items)
+                product<Then::Relu>(BLOCK, first_width, dim, {item, wide, 1}, {head->weights[0], first_width, 1},
+                                    {base, first_width, 1}, NONE, x, first_width);
+            else if (depth)
+                relu(x, base, BLOCK * first_width);
+            for (long l = 1; l < depth; l++) {
+                const long in = head->widths[l - 1], out = head->widths[l];
+                float* y = x + BLOCK * in;
+                product<Then::Relu>(BLOCK, out, in, {x, in, 1}, {head->weights[l], out, 1}, {head->biases[l], 0, 1}, NONE,
+                                    y, out);
+                x = y;
+            }
+            const long last = depth ? head->widths[depth - 1] : 0;
+            for (long r = 0; r < rows; r++) {
+                logit[r] = plain[r] + dot(x + r * last, head->out, last);
+                if (items) logit[r] += dot(item + r * wide, total + r * wide, wide);
+            }
+            if (logits) std::memcpy(logits + pass * n + start, logit, rows * sizeof(float));
+            if (!labels) continue;
+            for (long r = 0; r < rows; r++) {
+                const float weight = weights ? weights[start + r] : 1.0f;
+                loss[pass] += weight * loss_of(logit[r], labels[start + r], slope + r);
+                slope[r] *= weight * scale;
+            }
+            if (!d_items) continue;
+            for (long r = rows; r < BLOCK; r++) slope[r] = 0;
+            for (long r = 0; r < BLOCK; r++) {
+                slope_back(d + r * last, slope[r], head->out, x + r * last, last);
+                times(d_item + r * wide, slope[r], total + r * wide, wide);
+            }
+            for (long l = depth - 1; l > 0; l--) {
+                const long in = head->widths[l - 1], out = head->widths[l];
+                x -= BLOCK * in;
+                product<Then::ReluBack>(BLOCK, in, out, {d, out, 1}, {head->transposed[l], in, 1}, NONE, {x, in, 1}, d_next,
+                                        in);
+                std::swap(d, d_next);
+            }
+            if (depth)
+                product<Then::Nothing>(BLOCK, wide, first_width, {d, first_width, 1}, {head->transposed[0], wide, 1},
+                                       {d_item, wide, 1}, NONE, d_item, wide);
+            for (long r = 0; r < rows; r++) {
+                float* of_row = d_items + (pass * item_rows + index[start + r]) * dim;
+                add_to(of_row, d_item + r * wide, dim);
+            }
+        }
+    }
+}
+
+}  // extern "C"

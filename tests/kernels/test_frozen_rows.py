@@ -1,0 +1,150 @@
+"""The compiled loop over the rows of a frozen head, against the head in float64."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mwuf_kernels import FrozenRows, PartRows, native
+from torch import nn
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+# (D, hidden widths): register widths, none of one, one layer, no layer.
+SHAPES = [(16, (64, 64)), (12, (50, 30, 7)), (5, (20,)), (8, ())]
+
+
+class Case:
+    """A head with random weights, and rows for it."""
+
+    def __init__(self, dim: int, hidden: tuple[int, ...], interactions: bool, num_rows: int, dtype: torch.dtype):
+        torch.manual_seed(dim + num_rows)
+        widths = [dim, *hidden, 1]
+        self.linears = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)] if hidden else []
+        self.linear, self.dim, self.interactions = torch.randn(dim), dim, interactions
+        self.hidden = hidden[0] if hidden else 0
+        self.constant = self.hidden + (dim if interactions else 0)
+        self.parts = torch.randn(40, self.constant + 3).to(dtype)
+        self.first, self.second = torch.randint(40, (2, num_rows))
+        self.items, self.index = torch.randn(2, 9, dim).to(dtype), torch.randint(9, (num_rows,))
+        self.labels, self.weights = (torch.rand(num_rows) < 0.4).to(dtype), torch.rand(num_rows).to(dtype)
+        self.dtype = dtype
+
+    def rows(self, only: slice = slice(None)) -> PartRows:
+        return PartRows(self.parts, self.first[only], self.second[only])
+
+    def compiled(self) -> FrozenRows:
+        pairs = [(linear.weight.detach(), linear.bias.detach()) for linear in self.linears[1:]]
+        item_weight = self.linears[0].weight.detach().t() if self.linears else None
+        return FrozenRows(item_weight, pairs, self.linear, self.interactions)
+
+    def reference(self, items: torch.Tensor | None) -> torch.Tensor:
+        """Logits [..., B], as the formula has them."""
+        part = self.parts[self.first] + self.parts[self.second]
+        logit = part[:, self.constant]
+        item = torch.zeros(self.dim, dtype=self.dtype) if items is None else items[:, self.index]
+        slope = self.linear.to(self.dtype).expand(len(part), -1)
+        if self.interactions:
+            total = part[:, self.hidden : self.constant]
+            logit, slope = logit + total.square().sum(1) / 2, slope + total
+        logit = logit + (slope * item).sum(-1)
+        if not self.linears:
+            return logit
+        weights = [(linear.weight.to(self.dtype), linear.bias.to(self.dtype)) for linear in self.linears]
+        x = F.relu(part[:, : self.hidden] + item @ weights[0][0].t())
+        for weight, bias in weights[1:-1]:
+            x = F.relu(F.linear(x, weight, bias))
+        return logit + x @ weights[-1][0][0]
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).detach().abs().max() / expected.detach().abs().max())
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_rows", [1, 47, 48, 500])
+@pytest.mark.parametrize("interactions", [True, False])
+@pytest.mark.parametrize(("dim", "hidden"), SHAPES)
+@pytest.mark.parametrize("weighted", [True, False])
+def test_losses_gradients_and_logits_match_float64(dim, hidden, interactions, num_rows, weighted):
+    exact, ours = (Case(dim, hidden, interactions, num_rows, dtype) for dtype in (torch.float64, torch.float32))
+    exact.parts, exact.items = ours.parts.double(), ours.items.double().requires_grad_()
+    weights = ours.weights if weighted else None
+    logits = exact.reference(exact.items)
+    labels = ours.labels.double().expand_as(logits)
+    expected = F.binary_cross_entropy_with_logits(
+        logits, labels, None if weights is None else weights.double(), reduction="none"
+    ).sum(1)
+    (0.1 * expected.sum()).backward()
+    gradient = torch.zeros_like(ours.items)
+    head = ours.compiled()
+    loss = head.loss_and_gradient(ours.rows(), ours.items, ours.index, ours.labels, weights, 0.1, gradient)
+    assert relative(loss, 0.1 * expected) <= 1e-6
+    assert exact.items.grad is not None and relative(gradient, exact.items.grad) <= 1e-5
+    assert relative(head.logits(ours.rows()), exact.reference(None)) <= 1e-6
+
+
+@needs_compiler
+def test_the_gradient_is_added_to_what_is_there_and_has_the_same_bits_on_every_run():
+    case = Case(16, (64, 64), True, 700, torch.float32)
+    runs = []
+    for start in (0.0, 0.0, 0.0, 1.0):
+        gradient = torch.full_like(case.items, start)
+        case.compiled().loss_and_gradient(case.rows(), case.items, case.index, case.labels, None, 1.0, gradient)
+        runs.append(gradient)
+    assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2]) and runs[0].abs().max() > 0.1
+    torch.testing.assert_close(runs[3] - 1, runs[0], rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+def test_a_logit_has_the_same_bits_wherever_its_row_stands():
+    case = Case(16, (64, 64), True, 200, torch.float32)
+    head = case.compiled()
+    whole = head.logits(case.rows())
+    for start, end in ((0, 1), (3, 50), (49, 200), (200, 200)):
+        assert torch.equal(head.logits(case.rows(slice(start, end))), whole[start:end])
+
+
+@needs_compiler
+def test_parts_that_are_summed_already_give_the_same_bits():
+    case = Case(12, (20, 20), True, 100, torch.float32)
+    head = case.compiled()
+    summed = PartRows(case.parts[case.first] + case.parts[case.second])
+    assert torch.equal(head.logits(summed), head.logits(case.rows()))
+
+
+def _library(tmp_path: Path, **changes: str) -> str:
+    """What a process with these environment variables gets, or says."""
+    script = "from mwuf_kernels import native; print(native.library() is not None)"
+    root = Path(native.__file__).resolve().parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root), "MWUF_CACHE_DIR": str(tmp_path)} | changes
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=300
+    )
+    return done.stdout + done.stderr
+
+
+@needs_compiler
+def test_the_library_is_compiled_once_and_found_again(tmp_path):
+    assert _library(tmp_path) == "True\n"
+    (made,) = (tmp_path / "native").iterdir()
+    before = made.stat().st_mtime_ns
+    assert _library(tmp_path) == "True\n"
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "native").iterdir()] == [before]
+
+
+def test_without_a_compiler_or_by_choice_there_is_none_and_no_word_about_it(tmp_path):
+    assert _library(tmp_path, PATH="/nowhere") == "False\n"
+    assert _library(tmp_path, MWUF_NATIVE="0") == "False\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_compiler_that_fails_is_named_with_what_it_said(tmp_path):
+    compiler = tmp_path / "broken"
+    compiler.write_text("#!/bin/sh\necho its own words >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    said = _library(tmp_path / "cache", CXX=str(compiler))
+    assert said.startswith("False\n") and str(compiler) in said and "its own words" in said
