@@ -55,8 +55,11 @@ def cell_key(cell: Cell) -> tuple[str, str, str, str, int]:
 
 
 def row_key(cell: Cell) -> RowKey:
-    """The row of a table that a cell belongs to."""
-    return cell["dataset"], cell["backbone"], cell["method"], cell.get("variant", "")
+    """The row of a table that a cell belongs to.
+
+    The data set is what the config names: results of made-up files in its layout have a `dataset` of their own.
+    """
+    return cell["config"]["data"]["name"], cell["backbone"], cell["method"], cell.get("variant", "")
 
 
 def write_records(records: Records, path: Path) -> None:

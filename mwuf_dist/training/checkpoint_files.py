@@ -15,6 +15,7 @@ import io
 import json
 import pickle
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -174,10 +175,18 @@ def load_tensors(path: Path, tensors: dict[str, Any]) -> None:
 
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):  # how Python up to 3.11.3 pickles a member of an Enum
+            return _member
         value = super().find_class(module, name) if module == "torch" else None
         if name in _INDEX_CLASSES.get(module, ()) or isinstance(value, torch.dtype):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
+
+
+def _member(cls: Any, name: str) -> Enum:
+    if not (isinstance(cls, type) and issubclass(cls, Enum) and name in cls.__members__):
+        raise pickle.UnpicklingError("getattr has no place in a checkpoint, but for members of an Enum")
+    return cls[name]
 
 
 class _Reader(dcp.FileSystemReader):

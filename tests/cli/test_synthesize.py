@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.cli.command import Mwuf, write
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_help_has_examples_and_every_option(mwuf: Mwuf) -> None:
@@ -25,6 +28,25 @@ def test_what_is_synthesized_can_be_prepared(mwuf: Mwuf, tmp_path: Path, monkeyp
     done = mwuf("prepare", write(tmp_path / "ads.toml", {"data": {"name": "taobao-ad", **rule}}))
     assert done.code == 0
     assert "old items" in done.out
+
+
+@pytest.mark.parametrize("name", ["taobao-ad", "cikm2019"])
+def test_a_question_of_the_paper_is_compared_on_made_up_files_which_the_report_says(
+    name: str, mwuf: Mwuf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mwuf("synthesize", name, "--rows", "20_000", "--output", f"data/{name}").code == 0
+    monkeypatch.setenv("MWUF_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("MWUF_CACHE_DIR", str(tmp_path / "cache"))
+    question = str(ROOT / "configs" / f"{name}-rq4.toml")
+    rule = ["--data.old-above", "60", "--data.warm-rows", "8", "--seeds", "1", "--output", "out"]
+    done = mwuf("compare", question, *rule)
+    assert done.code == 0, done.said
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"{name} (synthesized)" in report and "MetaEmb" in report
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert comparison["dataset"] == f"{name} (synthesized)" and len(comparison["rows"]) == 4
+    assert not any(row["published"] for row in comparison["rows"])
+    assert "Leak audit: passed" in done.out
 
 
 @pytest.mark.parametrize(

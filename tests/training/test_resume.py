@@ -10,19 +10,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from mwuf_dist.config import Config, UserError, config_hash
 from mwuf_dist.evaluation import plots
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.checkpoint_files import load_tensors, read_meta
+from mwuf_dist.training.checkpoint_files import _read_index, load_tensors, read_meta
 from mwuf_dist.training.checkpoints import Checkpointer, SavePolicy
 from mwuf_dist.training.meta_train import MetaTrain
 from mwuf_dist.training.pretrain import Pretrain
@@ -293,6 +294,27 @@ class Trap:
 
     def __reduce__(self) -> Any:
         return os.system, ("touch sprung",)
+
+
+class Named:
+    """Is pickled as an attribute of a class, as Python up to 3.11.3 does with a member of an Enum."""
+
+    def __init__(self, cls: type, name: str) -> None:
+        self._pair = cls, name
+
+    def __reduce__(self) -> Any:
+        return getattr, self._pair
+
+
+def test_an_index_may_name_members_of_an_enum_and_no_other_attribute(tmp_path: Path) -> None:
+    index = tmp_path / ".metadata"
+    for member in _MEM_FORMAT_ENCODING:
+        index.write_bytes(pickle.dumps(Named(_MEM_FORMAT_ENCODING, member.name)))
+        assert _read_index(index) is member
+    for cls, name in ((_MEM_FORMAT_ENCODING, "mro"), (PosixPath, "cwd")):
+        index.write_bytes(pickle.dumps(Named(cls, name)))
+        with pytest.raises(UserError, match="getattr has no place in a checkpoint"):
+            _read_index(index)
 
 
 def test_loading_unpickles_nothing_but_an_index_of_tensors(
