@@ -27,16 +27,15 @@ def jobs(config: str) -> dict[str, list[str]]:
     found = {"train-step": ["train_step", config, "--rounds", "5"]}
     found |= {"loader": ["loader", "--rows", "4_000_000", "--rounds", "3"]}
     found |= {"kernels": ["kernels", "--seconds", "45"]}
-    found |= {"growth": ["growth", "--tables", "10_000", "1_000_000", "--rows", "1_000_000", "--turns", "6"]}
+    found |= {"growth": ["growth", "--tables", "10_000", "1_000_000", "--rows", "--turns", "6"]}
     found |= {"export": ["export", "--items", "1_000_000", "--formats", "npy"]}
     found |= {"warm": ["warm", "--clicks", "100_000"]}
     found |= {"prepare": ["prepare", "taobao-ad", "--rows", "1_000_000"]}
     found |= {"ranks": ["ranks", config, "--steps", "3", "--rounds", "3"]}
     # A whole run of ours for the AUCs; the plain program's would take as long again.
-    short = ["--steps", "6", "--rounds", "3", "--ours-alone"]
-    return found | {
-        f"train-step-{name}": ["train_step", config, *short, "--backbone.name", name] for name in _OTHER_BACKBONES
-    }
+    short = ["train_step", config, "--steps", "6", "--rounds", "3", "--ours-alone"]
+    found |= {f"train-step-{name}": [*short, "--backbone.name", name] for name in _OTHER_BACKBONES}
+    return found | {"train-step-bfloat16": [*short, "--backbone.precision", "bfloat16"]}
 
 
 def run(name: str, arguments: list[str], folder: Path, left_s: float) -> Record:

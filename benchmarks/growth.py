@@ -145,16 +145,14 @@ def measure(name: str, table_size: int, num_rows: int, ids: str, options: argpar
 
 
 def slope(rows: list[Row], key: str) -> float:
-    """Slope of log(time of a step) over log(size), by least squares; nan for a single size."""
-    if len(rows) < 2:
-        return math.nan
+    """Slope of log(time of a step) over log(size), by least squares."""
     sizes = [math.log(row.config[key]) for row in rows]
     times = [-math.log(row.ours.p50) for row in rows if row.ours is not None]
     return float(np.polyfit(sizes, times, 1)[0])
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
-    """Slopes, how much longer a step takes, and what is left of the memory above the tables."""
+    """Slopes, how much longer a step takes, and what is left of the memory above the tables, over two sizes or more."""
     found: dict[str, Any] = {}
     for name, key in (
         ("tables grow, uniform", "rows_per_table"),
@@ -162,7 +160,7 @@ def summary(rows: list[Row]) -> dict[str, Any]:
         ("rows grow", "training_rows"),
     ):
         chosen = [row for row in rows if row.name == name]
-        if not chosen:
+        if len(chosen) < 2:
             continue
         rates = {row.config[key]: row.ours.p50 for row in chosen if row.ours is not None}
         up_to = max(size for size in rates if name == "rows grow" or size <= 10_000_000)

@@ -15,6 +15,7 @@ from mwuf_kernels.segments import segment_sums, segments
 
 # On CPU sorting a batch pays from about so many interactions an item: slower than a plain loop at 2, faster at 20.
 _CPU_SORTS_FROM = 8
+_MOST_IN_A_PART = 100  # rows that a CPU adds one after another
 
 
 def user_mean(
@@ -81,9 +82,29 @@ def mean_of_sums(sums: torch.Tensor, counts: torch.Tensor, default: torch.Tensor
 def _forward(
     user_rows: torch.Tensor, users: torch.Tensor, offsets: torch.Tensor, default: torch.Tensor | None
 ) -> torch.Tensor:
+    counts = offsets.diff()
+    return mean_of_sums(_sums(user_rows, users, offsets, counts), counts, default)
+
+
+def _sums(user_rows: torch.Tensor, users: torch.Tensor, offsets: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Sums [I, D] of segments with these counts [I].
+
+    On CPU a float32 sum of thousands of rows is made of sums of at most a hundred, as the kernel makes it: one row
+    after another, two thousand rows of a few users were wrong by 6e-6. bfloat16 would round each part.
+    """
+    in_parts = user_rows.dtype == torch.float32 and not use_triton(user_rows) and counts.numel() > 0
+    if in_parts and counts.max() > _MOST_IN_A_PART:
+        num_parts = (counts + (_MOST_IN_A_PART - 1)) // _MOST_IN_A_PART
+        bounds = F.pad(num_parts.cumsum(0), (1, 0))
+        number = torch.arange(int(bounds[-1]), device=users.device)
+        starts = torch.repeat_interleave(offsets[:-1] - bounds[:-1] * _MOST_IN_A_PART, num_parts)
+        starts = F.pad(starts + number * _MOST_IN_A_PART, (0, 1), value=users.numel())
+        parts, _ = segment_sums((user_rows, None), users, starts)
+        assert parts is not None
+        user_rows, users, offsets = parts, number, bounds
     sums, _ = segment_sums((user_rows, None), users, offsets)
     assert sums is not None
-    return mean_of_sums(sums, offsets.diff(), default)
+    return sums
 
 
 def _backward(

@@ -76,7 +76,7 @@ class Frozen:
     @functools.cached_property
     def compiled(self) -> mwuf_kernels.FrozenRows | None:
         """The folded head as one compiled loop over rows; None where there is none, or this machine cannot have it."""
-        head = self._head
+        head = self.head
         if head is None or self.runtime.device.type != "cpu" or not mwuf_kernels.has_frozen_rows():
             return None
         return mwuf_kernels.FrozenRows(*head.weights(), head.interactions)

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from mwuf_kernels import bulk_warm, bulk_warm_reference, meta_networks, warm_embedding
+from mwuf_kernels._triton import INTERPRETED
 from mwuf_kernels.bulk_warm import bulk_warm_op
 
 
@@ -52,6 +53,21 @@ def test_is_what_warm_embedding_gives_for_every_item_whatever_the_chunks(device,
 
 def test_three_runs_give_the_same_bits(assert_same_bits, device):
     assert_same_bits(call(bulk_warm, False), make_inputs(100, (48, 16), (64, 64), 16, device=device))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="one program of many for the others: hours under the interpreter")
+def test_writes_rows_past_2_to_the_31_elements(device):
+    num_items, dim = 2**15 + 1, 2**16
+    # Never written but for the last row; the result takes 4 GiB.
+    table = torch.empty((num_items, dim), dtype=torch.bfloat16, device=device)
+    table[-1] = 3.0
+    inputs = torch.zeros((num_items, 1), dtype=torch.bfloat16, device=device)
+    first = torch.zeros((1, 1), dtype=torch.bfloat16, device=device), inputs[0]
+    last = torch.zeros((dim, 1), dtype=torch.bfloat16, device=device)
+    bias = torch.arange(dim, device=device).remainder(5).bfloat16()
+    warm = bulk_warm(table, inputs, inputs, (*first, last, bias), (*first, last, 2 * bias), residual=True)
+    assert torch.equal(warm[-1], 3 * (1 + bias) + 2 * bias)
 
 
 def test_gradcheck_in_float64(device):

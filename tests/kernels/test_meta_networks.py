@@ -1,8 +1,11 @@
 """meta_networks against a float64 reference."""
 
+import sys
+
 import pytest
 import torch
 from mwuf_kernels import meta_networks, meta_networks_reference
+from mwuf_kernels._triton import use_triton
 from mwuf_kernels.meta_networks import meta_networks_op
 
 
@@ -59,6 +62,23 @@ def test_an_output_without_gradient_costs_its_network_nothing(device):
     scale, _ = meta_networks(x_h, x_g, tuple(h), tuple(g))
     gradients = torch.autograd.grad(scale.sum(), [*h, *g], allow_unused=True)
     assert [gradient is None for gradient in gradients] == [False] * 4 + [True] * 4
+
+
+def test_the_kernel_is_one_launch_for_both_networks_and_keeps_no_hidden_layer(device, monkeypatch):
+    module = sys.modules["mwuf_kernels.meta_networks"]
+    kernel, launches = module._meta_networks_kernel, []
+
+    class Counted:
+        def __getitem__(self, grid):
+            launches.append(grid)
+            return kernel[grid]
+
+    monkeypatch.setattr(module, "_meta_networks_kernel", Counted())
+    inputs = [tensor.requires_grad_() for tensor in make_inputs(20, (8, 4), (6, 5), 3, device=device)]
+    scale, _ = call(meta_networks, True)(*inputs)
+    kept = {tuple(tensor.shape) for tensor in scale.grad_fn.saved_tensors} & {(20, 6), (20, 5)}
+    # The CPU's own path keeps both layers: a third product costs it more.
+    assert (len(launches), len(kept)) == ((1, 0) if use_triton(inputs[0]) else (0, 2))
 
 
 def test_gradcheck_in_float64(device):

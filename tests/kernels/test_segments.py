@@ -1,5 +1,8 @@
 """segments and segment_sums: the sorted order of a batch and sums over it."""
 
+from pathlib import Path
+
+import mwuf_kernels
 import pytest
 import torch
 from mwuf_kernels import segment_sums, segments
@@ -9,6 +12,11 @@ from mwuf_kernels._triton import INTERPRETED, use_triton
 def test_only_the_interpreter_sends_cpu_tensors_through_triton():
     assert use_triton(torch.zeros(1)) == INTERPRETED
     assert not use_triton(torch.zeros(1, dtype=torch.float64))
+
+
+def test_no_kernel_adds_with_atomics():
+    for path in Path(mwuf_kernels.__file__).parent.glob("*.py"):
+        assert "tl.atomic" not in path.read_text(encoding="utf-8"), path
 
 
 @pytest.mark.parametrize("index_type", [torch.int32, torch.int64])

@@ -1,4 +1,4 @@
-"""mwuf_kernels needs torch alone: not the package, not TorchRec, and Triton only where it is installed."""
+"""mwuf_kernels and its benchmark need torch alone: not the package, not TorchRec, and Triton only where it is there."""
 
 import subprocess
 import sys
@@ -6,10 +6,10 @@ import sys
 PROGRAM = """
 import sys
 sys.modules["triton"] = None  # importing it raises ImportError, as if it were not installed
-import torch, mwuf_kernels
+import torch, mwuf_kernels, benchmarks.kernels
 from mwuf_kernels._triton import HAS_TRITON
 assert not HAS_TRITON
-taken = set(sys.modules) & {"mwuf_dist", "torchrec", "fbgemm_gpu", "ray"}
+taken = set(sys.modules) & {"mwuf_dist", "torchrec", "fbgemm_gpu", "ray", "pyarrow"}
 assert not taken, taken
 rows = torch.ones(2, 3, requires_grad=True)
 cold, warm = mwuf_kernels.warm_embedding(rows, torch.tensor([1, 1]), rows.detach(), rows.detach())

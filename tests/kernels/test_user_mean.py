@@ -26,7 +26,14 @@ def one_by_one(rows, users, offsets, default):
 @pytest.mark.parametrize("index_type", [torch.int32, torch.int64])
 @pytest.mark.parametrize(
     ("num_users", "lengths", "dim"),
-    [(50, [20, 0, 60, 1, 3], 16), (9, [400, 2, 0, 129], 33), (7, [3, 4, 5], 130), (5, [0, 0], 4), (5, [], 4)],
+    [
+        (50, [20, 0, 60, 1, 3], 16),
+        (9, [400, 2, 0, 129], 33),
+        (2, [2000, 0, 700], 16),
+        (7, [3, 4, 5], 130),
+        (5, [0, 0], 4),
+        (5, [], 4),
+    ],
 )
 def test_matches_float64(assert_matches, device, num_users, lengths, dim, index_type, dtype):
     assert_matches(user_mean, one_by_one, make_inputs(num_users, lengths, dim, dtype, device, index_type))

@@ -11,10 +11,11 @@ import mwuf_kernels
 import pytest
 import torch
 
+from mwuf_dist.config import WARM_SETS
 from mwuf_dist.embeddings import user_means
 from mwuf_dist.methods import mwuf
 from mwuf_dist.runtime import start
-from mwuf_dist.training import meta_train
+from mwuf_dist.training import meta_train, warm_up
 from mwuf_dist.training import run as run_module
 from mwuf_dist.training.run import Run
 from tests.tiny import tiny
@@ -39,7 +40,9 @@ def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
     means: list[int] = []
     distinct: list[int] = []
     served: list[int] = []
+    backward: list[int] = []
     spy(monkeypatch, meta_train, "warm_embedding", lambda table, inverse, *_: rows.update(meta_train=len(inverse)))
+    spy(monkeypatch, meta_train, "warm_embedding_backward", lambda cold, *_: backward.append(len(cold)))
     spy(monkeypatch, mwuf, "meta_networks", lambda context, *_: distinct.append(len(context)))
     spy(monkeypatch, mwuf, "bulk_warm", lambda table, *_: served.append(len(table)))
     spy(monkeypatch, user_means, "user_mean", lambda table, users, offsets, *_: means.append(len(offsets) - 1))
@@ -51,7 +54,7 @@ def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
         job.meta_train()
         prepared = job.prepared
         # Once a step, on the distinct items of its batch; each old item's mean user once.
-        assert len(distinct) == -(-prepared.num_rows("pretrain") // config.meta_train.batch_size)
+        assert len(backward) == len(distinct) == -(-prepared.num_rows("pretrain") // config.meta_train.batch_size)
         assert max(distinct) <= prepared.num_old_items and not served
         assert means == [prepared.num_old_items]
         # The compiled loop over rows reads each distinct item's embedding; torch makes one for every row.
@@ -62,3 +65,19 @@ def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
         assert served == 4 * [prepared.num_new_items]
         assert means == [prepared.num_old_items] + 4 * [prepared.num_new_items]
         job.session.recorder.close()
+
+
+def test_a_backbone_without_a_folded_head_is_scored_with_warm_embeddings_of_every_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: Counter[str] = Counter()
+    for module in (meta_train, warm_up):
+        name = module.__name__.rpartition(".")[2]
+        spy(monkeypatch, module, "warm_embedding", lambda t, inverse, *_, name=name: rows.update({name: len(inverse)}))
+    config = tiny(pretrain={"epochs": 1}, backbone={"name": "pnn"})
+    with start(config) as runtime:
+        run_module.run(config, tmp_path, runtime)
+        prepared = run_module._prepare(config, runtime)
+    assert 0 <= rows["meta_train"] - prepared.num_rows("pretrain") < config.meta_train.batch_size
+    # Each phase scores the set that comes next, and the fixed test.
+    assert rows["warm_up"] == sum(map(prepared.num_rows, WARM_SETS)) + 4 * prepared.num_rows("test")
