@@ -38,6 +38,7 @@ ITEM_NAMES = (
 )
 ITEM_NAMES += ("video", "book", "recipe", "news", "sku", "asin", "game", "business", "place", "podcast", "show")
 TIME_NAMES = ("timestamp", "time_stamp", "event_time", "time", "ts", "datetime", "date", "created", "played", "day")
+TIME_NAMES += ("when",)
 LABEL_NAMES = ("label", "clicked", "is_click", "click", "clk", "target", "liked", "like", "purchased", "bought")
 RATING_NAMES = ("rating", "stars", "score", "overall", "grade")
 ACTION_NAMES = ("event_type", "event", "behavior_type", "behavior", "behaviour", "action", "btag")
@@ -128,7 +129,7 @@ def _propose_time(found: Proposal, log: LogTable, named: str) -> None:
     rest = [name for name in log.columns.column_names if name not in (options.user, options.item)]
     time = named or _by_name(rest, TIME_NAMES)
     if not time:
-        found.notes["time"] = "no column looks like a time: the order of the rows counts"
+        found.notes["time"] = "no column looks like a time (--time names one): the order of the rows counts"
         found.options = dataclasses.replace(options, time="")
         return
     for form in ("", *TIME_FORMATS):

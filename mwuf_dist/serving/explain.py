@@ -52,7 +52,7 @@ class Explanation:
         item_id: raw ID.
         phase: of the item, or "old".
         interactions: number of its rows that the model has seen.
-        positives: share of clicks among the rows of each finished set, by its name.
+        positives: share of clicks among its rows of each finished set that has some, by the set's name.
         scale: [D], None for an old item or a method without scaling and shifting.
         shift: [D], the same.
         nearest: (raw ID, cosine) of the old items nearest by what the backbone reads, best first.
@@ -82,11 +82,13 @@ class Explanation:
         lines.append("nearest old items by cosine of the embeddings")
         lines += [f"  {cosine:+.4f}  {item_id}" for item_id, cosine in self.nearest]
         if self.history:
-            lines.append(f"mean probability over the same {_NUM_USERS} random users, after so many clicks of the phase")
+            what = f"mean probability over the same {_NUM_USERS} random users"
+            lines.append(f"{what}, after so many of its rows in a phase, every pass counted")
             for phase in dict.fromkeys(point.phase for point in self.history):
                 points = [point for point in self.history if point.phase == phase]
                 chosen = points if every_step else _thinned(points)
                 lines.append(f"  {phase:>7}  " + "  ".join(f"{point.clicks}: {point.score:.4f}" for point in chosen))
+        if any(point.phase != SERVED for point in self.history):
             lines.append(
                 f"(the run's warm-up was done again; its row is the checkpoint's within {self.replay_error:.1e})"
             )
@@ -147,7 +149,7 @@ def explain(run: FinishedRun, raw_id: int | str, num_nearest: int = 10) -> Expla
         item_id=run.item_ids[index].as_py(),
         phase=PHASE_NAMES[int(run.phase_codes(item)[0])],
         interactions=int(run.num_interactions[index]),
-        positives={split: _share_of_clicks(run, split, index) for split in splits},
+        positives={split: share for split in splits if (share := _share_of_clicks(run, split, index)) is not None},
         scale=None,
         shift=None,
         nearest=_nearest(run, item, num_nearest),
@@ -164,10 +166,10 @@ def explain(run: FinishedRun, raw_id: int | str, num_nearest: int = 10) -> Expla
     return out
 
 
-def _share_of_clicks(run: FinishedRun, split: str, index: int) -> float:
+def _share_of_clicks(run: FinishedRun, split: str, index: int) -> float | None:
     columns = run.prepared.columns(split, ("item", "label"))
     labels = columns["label"][columns["item"] == index]
-    return float(labels.mean()) if len(labels) else 0.0
+    return float(labels.mean()) if len(labels) else None
 
 
 @torch.no_grad()

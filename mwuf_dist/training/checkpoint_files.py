@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import warnings
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -168,7 +169,10 @@ def read_meta(path: Path, config_hash: str | None) -> Meta:
 def load_tensors(path: Path, tensors: dict[str, Any]) -> None:
     """Loads a checkpoint into tensors, in place. A collective."""
     try:
-        dcp.load(tensors, storage_reader=_Reader(path), planner=_TensorsOnly())
+        with warnings.catch_warnings():
+            # That the sharded tensors which TorchRec hands over are of an older kind.
+            warnings.simplefilter("ignore", FutureWarning)
+            dcp.load(tensors, storage_reader=_Reader(path), planner=_TensorsOnly())
     except CheckpointException as error:  # not an Exception, and every rank raises it
         raise next(iter(error.failures.values()))[0] from None
 

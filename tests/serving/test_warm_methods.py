@@ -126,6 +126,10 @@ def test_an_explanation_ends_at_the_score_that_is_served(warmed: Warmed) -> None
         last = explain(run, item).history[-1]
         expected = run.scores(users, torch.full_like(users, run.index_of(item))).sigmoid().mean()
         assert last.phase == "served" and last.score == pytest.approx(float(expected), abs=1e-6)
+    # Of an item that the run has never seen, nothing is said of the run's sets and of its warm-up.
+    unseen = explain(run, UNSEEN)
+    assert list(unseen.positives) == ["served"] and {point.phase for point in unseen.history} == {"served"}
+    assert "warm-up" not in unseen.text() and "warm-up" in explain(run, run.item_ids[run.num_old_items].as_py()).text()
 
 
 @pytest.mark.parametrize("warmed", ["map-encoder", "map-fm"], indirect=True)
