@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mwuf_dist.config import UserError
+from mwuf_dist.training.checkpoint_files import stored_tensors
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -25,15 +24,8 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         if path.is_dir():
-            stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-            tensors = {
-                name: torch.empty(about.size, dtype=about.properties.dtype)
-                for name, about in stored.items()
-                if isinstance(about, TensorStorageMetadata)
-            }
-            dcp.load(tensors, checkpoint_id=str(path), no_dist=True)
-            return tensors
-        # Tensors and plain containers only: a pickle could run anything.
+            return stored_tensors(path)
+        # Tensors and plain containers only, as there: a pickle could run anything.
         return _flat(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         raise UserError(

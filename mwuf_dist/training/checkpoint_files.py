@@ -24,7 +24,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from mwuf_dist.config import UserError
 from mwuf_dist.data.shards import crc32_of
@@ -35,6 +35,7 @@ INDEX = ".metadata"
 # What an index of tensors consists of, apart from dtypes.
 _INDEX_CLASSES = {
     "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",  # in checkpoints of others; such an entry is not read
         "ChunkStorageMetadata",
         "Metadata",
         "MetadataIndex",
@@ -175,6 +176,21 @@ def load_tensors(path: Path, tensors: dict[str, Any]) -> None:
             dcp.load(tensors, storage_reader=_Reader(path), planner=_TensorsOnly())
     except CheckpointException as error:  # not an Exception, and every rank raises it
         raise next(iter(error.failures.values()))[0] from None
+
+
+def stored_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder of `torch.distributed.checkpoint` of any origin, by name; what is none is left unread.
+
+    Raises:
+        UserError: its index is none, or names what has no place in one.
+    """
+    tensors = {
+        name: torch.empty(about.size, dtype=about.properties.dtype)
+        for name, about in _read_index(path / INDEX).state_dict_metadata.items()
+        if isinstance(about, TensorStorageMetadata)
+    }
+    dcp.load(tensors, storage_reader=_Reader(path), planner=_TensorsOnly(), no_dist=True)
+    return tensors
 
 
 class _IndexUnpickler(pickle.Unpickler):

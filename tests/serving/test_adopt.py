@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,8 @@ def test_text_ids_and_small_pieces_give_the_same_rows(folder: Path, monkeypatch:
 
 def test_a_distributed_checkpoint_holds_what_a_state_dict_file_holds(folder: Path, tmp_path: Path) -> None:
     weights = load_weights(folder / "dlrm.pt")
-    dcp.save({"model": weights}, checkpoint_id=str(tmp_path / "checkpoint"), no_dist=True)
+    whole = {"model": weights, "epoch": 3, "when": [1, "monday"]}  # what is no tensor is left
+    dcp.save(whole, checkpoint_id=str(tmp_path / "checkpoint"), no_dist=True)
     found = load_weights(tmp_path / "checkpoint")
     assert len(found) == len(weights)
     assert torch.equal(find_table(found, "item_id"), find_table(weights, "item_id"))
@@ -92,6 +95,10 @@ def test_a_pickle_is_refused_as_weights(tmp_path: Path) -> None:
     torch.save({"model": Path("/")}, tmp_path / "bad.pt")
     with pytest.raises(UserError, match="state dict file of tensors alone"):
         load_weights(tmp_path / "bad.pt")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / ".metadata").write_bytes(pickle.dumps(os.getcwd))
+    with pytest.raises(UserError, match="getcwd has no place in a checkpoint"):
+        load_weights(tmp_path / "folder")
 
 
 @pytest.mark.parametrize(("name", "message"), [("itm_id", "did you mean"), ("bags", "several tables")])
