@@ -18,10 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from mwuf_kernels import distinct_ids, has_table_rows
 
 from mwuf_dist.config import Config, RuntimeConfig, UserError
 from mwuf_dist.exits import RankLostError
 from mwuf_dist.peers import Peers
+
+# Possible ids for each that is given: with more, looking at all of them takes longer than sorting those that are there.
+_FEW = 16
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,16 @@ class Runtime:
         """`ids` [n] with zeros behind, as long as the longest of the ranks': a lookup takes equally many on each."""
         return torch.nn.functional.pad(ids, (0, self.max(len(ids)) - len(ids)))
 
-    def distinct(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(distinct values [u], position of each of `ids` [n] among them [n]).
+    def distinct(self, ids: torch.Tensor, num_ids: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(distinct values [u], position of each of `ids` [n] among them [n]); `num_ids` is more than any of them.
 
         On several ranks the values are padded with zeros to n, which is the same everywhere: unlike `pad`, this needs
         no exchange, so it is for the steps of training. A row looked up for padding gets a gradient of zero.
         """
-        values, inverse = torch.unique(ids, return_inverse=True)
+        if num_ids is not None and num_ids <= _FEW * len(ids) and ids.device.type == "cpu" and has_table_rows():
+            values, inverse = distinct_ids(ids, num_ids)
+        else:
+            values, inverse = torch.unique(ids, return_inverse=True)
         if self.world_size > 1:
             values = torch.nn.functional.pad(values, (0, len(ids) - len(values)))
         return values, inverse

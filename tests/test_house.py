@@ -31,11 +31,11 @@ MAY_IMPORT = {
     "versions": {"config"},
     "exits": set(),
     "peers": {"exits"},
-    "runtime": {"config", "versions", "exits", "peers"},
+    "runtime": {"config", "versions", "exits", "peers", "mwuf_kernels"},
     "evaluation": {"config"},  # knows arrays, not models
     "data": GROUND,
     "embeddings": {"data", "mwuf_kernels"} | GROUND,  # U(v) sums are a segment mean
-    "backbones": {"data"} | GROUND,
+    "backbones": {"data", "mwuf_kernels"} | GROUND,
     "methods": {"backbones", "embeddings", "data", "mwuf_kernels"} | GROUND,
     "training": {"evaluation", "mwuf_kernels"} | BELOW_TRAINING,
     "studies": BELOW_STUDIES,

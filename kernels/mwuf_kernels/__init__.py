@@ -9,6 +9,8 @@ from mwuf_kernels.meta_networks import (
     meta_networks_reference,
 )
 from mwuf_kernels.segments import segment_sums, segments
+from mwuf_kernels.table_rows import EntityFields, add_table_rows_, distinct_ids, has_table_rows, table_rows
+from mwuf_kernels.trained_rows import TrainedLayer, TrainedNorm, TrainedRows, TrainedSide, has_trained_rows
 from mwuf_kernels.user_mean import (
     add_users_,
     add_users_reference_,
@@ -19,20 +21,30 @@ from mwuf_kernels.user_mean import (
 from mwuf_kernels.warm_embedding import warm_embedding, warm_embedding_backward, warm_embedding_reference
 
 __all__ = [
+    "EntityFields",
     "FrozenRows",
     "Network",
     "PartRows",
+    "TrainedLayer",
+    "TrainedNorm",
+    "TrainedRows",
+    "TrainedSide",
+    "add_table_rows_",
     "add_users_",
     "add_users_reference_",
     "bulk_warm",
     "bulk_warm_reference",
+    "distinct_ids",
     "has_frozen_rows",
+    "has_table_rows",
+    "has_trained_rows",
     "mean_of_sums",
     "meta_networks",
     "meta_networks_backward",
     "meta_networks_reference",
     "segment_sums",
     "segments",
+    "table_rows",
     "user_mean",
     "user_mean_reference",
     "warm_embedding",

@@ -1,4 +1,4 @@
-"""Rows of a batch through a frozen head, forward and back in one call: the CPU's way through `rows.cpp`.
+"""Rows of a batch through a frozen head, forward and back in one call: the CPU's way through `frozen_rows.cpp`.
 
 A frozen head maps an item embedding v [D] and a part [width], the sum of a user's and an item's, to a logit:
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from mwuf_kernels.native import library
+from mwuf_kernels.native import address, library
 
 _PADDED = 16  # Widths are padded to multiples of it: of every register's width.
 
@@ -64,7 +64,7 @@ class FrozenRows:
     ) -> None:
         found = library()
         if found is None:
-            raise RuntimeError("rows.cpp is not compiled on this machine")
+            raise RuntimeError("there is no compiled library on this machine")
         self._call = found.mwuf_head
         self._call.restype = None
         self._call.argtypes = (
@@ -153,22 +153,15 @@ class FrozenRows:
         assert parts.dtype == torch.float32 and parts.is_contiguous()
         self._call(
             ctypes.addressof(self._head), num_rows, parts.data_ptr(), parts.shape[1],
-            _address(rows.first), _address(rows.second),
-            passes, _address(items), num_items, _address(index),
-            _address(labels), _address(weights), scale, _address(loss), _address(d_items), _address(logits),
+            address(rows.first), address(rows.second),
+            passes, address(items), num_items, address(index),
+            address(labels), address(weights), scale, address(loss), address(d_items), address(logits),
         )  # fmt: skip
 
 
 def has_frozen_rows() -> bool:
     """Whether `FrozenRows` can be made here, and is the faster way: it uses one thread."""
     return torch.get_num_threads() == 1 and library() is not None
-
-
-def _address(tensor: torch.Tensor | None) -> int | None:
-    if tensor is None:
-        return None
-    assert tensor.is_contiguous() and tensor.device.type == "cpu"
-    return tensor.data_ptr()
 
 
 def _addresses(tensors: Sequence[torch.Tensor]) -> "ctypes.Array[ctypes.c_void_p]":

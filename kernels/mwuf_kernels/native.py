@@ -1,4 +1,4 @@
-"""Compiles `rows.cpp` for this machine at its first use, as Inductor and Triton do with what they generate.
+"""Compiles the `.cpp` files of this folder for this machine at its first use, as Inductor does with what it generates.
 
 With `-march=native`, so the library is of the kind of processor it was made on: its file is named after the source, the
 compiler and the processor, and lies in `$MWUF_CACHE_DIR/native` or `~/.cache/mwuf-dist/native`. Where there is no C++
@@ -16,7 +16,10 @@ import tempfile
 import warnings
 from pathlib import Path
 
-_SOURCE = Path(__file__).with_name("rows.cpp")
+import torch
+
+_SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+_HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared")
 
 
@@ -30,21 +33,29 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        warnings.warn(f"{compiler} cannot compile {_SOURCE.name}, so training is slower: {said}", stacklevel=2)
+        warnings.warn(f"{compiler} cannot compile mwuf_kernels, so training is slower: {said}", stacklevel=2)
         return None
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    """What the library is given for a tensor, which must be contiguous and on the CPU; None for None."""
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous() and tensor.device.type == "cpu"
+    return tensor.data_ptr()
 
 
 def _compiled(compiler: str) -> Path:
     named = os.environ.get("MWUF_CACHE_DIR")
     folder = (Path(named).expanduser() if named else Path.home() / ".cache" / "mwuf-dist") / "native"
-    path = folder / f"rows-{_name(compiler)}.so"
+    path = folder / f"kernels-{_name(compiler)}.so"
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     # Several ranks may do this at once: each compiles beside and renames, and the last one stays.
     with tempfile.TemporaryDirectory(dir=folder) as beside:
-        made = Path(beside) / "rows.so"
-        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
+        made = Path(beside) / "kernels.so"
+        command = [compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
         made.replace(path)
     return path
@@ -52,7 +63,8 @@ def _compiled(compiler: str) -> Path:
 
 def _name(compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
-    parts = (_SOURCE.read_text(encoding="utf-8"), *_FLAGS, version, platform.machine(), _processor())
+    sources = (path.read_text(encoding="utf-8") for path in (*_SOURCES, *_HEADERS))
+    parts = (*sources, *_FLAGS, version, platform.machine(), _processor())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

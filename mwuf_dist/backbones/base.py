@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mwuf_kernels import has_trained_rows
 from torch import nn
 
 from mwuf_dist.backbones.folded import FoldedHead
@@ -184,13 +185,14 @@ class LinearFirstLayer(Backbone):
     def trains_by_sides(self, batch_is_ours: bool) -> bool:
         """See `Backbone.trains_by_sides`. Moments over a batch that others have a part of need its forward.
 
-        What is written by hand is written for float32.
+        The compiled loop is for a CPU and float32.
         """
-        if self.config.precision != "float32":
+        weight = self.linear.weight
+        if self.config.precision != "float32" or weight.dtype != torch.float32 or weight.device.type != "cpu":
             return False
         has_batch_norm = self.mlp is not None and self.mlp.norms is not None
         is_own = type(self).forward is LinearFirstLayer.forward
-        return is_own and self.training and (batch_is_ours or not has_batch_norm)
+        return is_own and self.training and (batch_is_ours or not has_batch_norm) and has_trained_rows()
 
     def logit_of_sides(self, sides: Sequence[BatchSide]) -> torch.Tensor:
         """See `trained.py`; `forward` is its reference."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mwuf_kernels import EntityFields, add_table_rows_, has_table_rows, table_rows
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -49,7 +50,7 @@ class DirectTables:
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows [n, sum of widths] of every table at the same ids [n]; several tables without gradients."""
         if len(self._shapes) == 1:
-            return self.matrix_rows(ids)
+            return self.entity_rows(None, ids) if has_table_rows() else self.matrix_rows(ids)
         assert not torch.is_grad_enabled()
         sizes = [rows * dim for rows, dim in self._shapes]
         tables = [part.view(shape) for part, shape in zip(self._weights.split(sizes), self._shapes, strict=True)]
@@ -64,6 +65,12 @@ class DirectTables:
         """Makes `d_matrix` [rows, D] the gradient of `matrix()`, which has none yet, without autograd's copy of it."""
         assert self._weights.grad is None
         self._weights.grad = d_matrix.view(-1)
+
+    def entity_rows(self, fields: EntityFields | None, entities: torch.Tensor) -> torch.Tensor:
+        """Rows of the matrix side by side [n, F*D] of the fields of entities [n], or of entities that are rows."""
+        out = _EntityRows.apply(self._weights, self._width, fields, entities)
+        assert isinstance(out, torch.Tensor)
+        return out
 
     def matrix_rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows [m, D] of the matrix at ids [m]."""
@@ -84,6 +91,22 @@ class DirectTables:
         offsets = torch.arange(0, ids.numel(), ids.shape[1], device=ids.device)
         # embedding_bag behind its Python wrapper, which takes a third of the time again.
         return torch._embedding_bag_forward_only(matrix, ids.reshape(-1), offsets, False, 0, False, None, False)[0]
+
+
+class _EntityRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, weights: torch.Tensor, dim: int, fields: EntityFields | None, entities: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.shape, ctx.fields, ctx.entities = (weights.numel() // dim, dim), fields, entities
+        return table_rows(weights.view(-1, dim), fields, entities)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_rows: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradient = d_rows.new_zeros(ctx.shape)
+        add_table_rows_(gradient, ctx.fields, ctx.entities, d_rows.contiguous())
+        return gradient.view(-1), None, None, None
 
 
 class _Rows(torch.autograd.Function):

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import torch
+from mwuf_kernels import EntityFields, has_table_rows
 from torch import nn
 from torchrec import KeyedJaggedTensor
 
@@ -35,7 +36,8 @@ class FeatureStore:
         self.tables = [table_name(name) for name in self.names]
         first = np.cumsum([0, *(field.size for field in self.fields)])[:-1]
         self._first = torch.from_numpy(first).to(device)  # of each table, in the matrix of all [F]
-        self._ids = _Ids.of(columns, first, entities.num_rows, device)
+        pools_by_mean = {spec.pooling for spec in self.specs(1)} == {"mean"}
+        self._ids = _Ids.of(columns, first, entities.num_rows, pools_by_mean, device)
         self._ones: dict[int, torch.Tensor] = {}
 
     @property
@@ -58,6 +60,8 @@ class FeatureStore:
         """Field embeddings [n, F*D] of the entities `index` [n] from the tables of `specs`. A collective."""
         if tables.direct is None or not tables.direct.is_one_matrix or not self.names:
             return tables(self.features(index))
+        if has_table_rows():
+            return tables.direct.entity_rows(self._ids, index)
         ids, lengths = self._ids.of_entities(index)
         rows = tables.direct.matrix_rows(ids) if lengths is None else tables.direct.bags(ids, lengths)
         return rows.view(len(index), -1)
@@ -102,29 +106,20 @@ class FeatureStore:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ids:
-    """The ids of all fields of an entity side by side, as rows of one matrix of all tables: see `DirectTables`.
-
-    Attributes:
-        ids: of entity after entity, and field after field [v].
-        lengths: of the bag of each field of each entity [E, F]; None where all are 1.
-        starts: where each entity's ids begin [E]; None with `lengths`.
-    """
-
-    ids: torch.Tensor
-    lengths: torch.Tensor | None
-    starts: torch.Tensor | None
-    num_fields: int
+class _Ids(EntityFields):
+    """The ids of all fields of an entity side by side, as rows of one matrix of all tables: see `DirectTables`."""
 
     @staticmethod
-    def of(columns: list[FieldColumn], first_rows: np.ndarray, num_rows: int, device: torch.device) -> _Ids:
+    def of(
+        columns: list[FieldColumn], first_rows: np.ndarray, num_rows: int, pools_by_mean: bool, device: torch.device
+    ) -> _Ids:
         """From the column of each field, and the first row of its table."""
         num_fields = len(columns)
         if all(column.offsets is None for column in columns):
             ids = np.empty((num_rows, num_fields), dtype=np.int64)
             for field, column in enumerate(columns):
                 np.add(column.values, first_rows[field], out=ids[:, field])
-            return _Ids(torch.from_numpy(ids.reshape(-1)).to(device), None, None, num_fields)
+            return _Ids(torch.from_numpy(ids.reshape(-1)).to(device), None, None, num_fields, pools_by_mean)
         lengths = np.ones((num_rows, num_fields), dtype=np.int64)
         for field, column in enumerate(columns):
             if column.offsets is not None:
@@ -137,7 +132,7 @@ class _Ids:
             ids[np.repeat(shift, length) + np.arange(len(column.values))] = column.values + first_rows[field]
         starts = ends[:, 0] - lengths[:, 0]
         whole = [torch.from_numpy(array).to(device) for array in (ids, lengths, starts)]
-        return _Ids(whole[0], whole[1], whole[2], num_fields)
+        return _Ids(whole[0], whole[1], whole[2], num_fields, pools_by_mean)
 
     def of_entities(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(ids [m], lengths of the bags [n * F], or None) of entities [n], in their order."""

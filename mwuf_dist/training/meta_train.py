@@ -83,7 +83,7 @@ class MetaTrain:
 
         Autograd has only the lookup and the meta networks left to differentiate.
         """
-        items, inverse = self.model.runtime.distinct(batch.item)
+        items, inverse = self.model.runtime.distinct(batch.item, self.model.num_items)
         rows = self.model.new_ids.rows(items)
         scale, shift = self._scale_and_shift(items)
         compiled = self.frozen.compiled
@@ -115,7 +115,7 @@ class MetaTrain:
 
     def _losses(self, batch: Batch) -> torch.Tensor:
         """(L_cold, L_warm) of this rank's rows [2]."""
-        items, inverse = self.model.runtime.distinct(batch.item)
+        items, inverse = self.model.runtime.distinct(batch.item, self.model.num_items)
         rows = self.model.new_ids.rows(items)
         scale, shift = self._scale_and_shift(items)
         part = self.frozen.part(batch.user, batch.item, batch.history)

@@ -71,7 +71,7 @@ class Model:
             change: what a method does to the rows' item embeddings [b, D] (`Method.pretrain_item`); None is nothing.
         """
         # Fields of an item are looked up once per distinct item of the batch.
-        items, inverse = self.runtime.distinct(batch.item)
+        items, inverse = self.runtime.distinct(batch.item, self.num_old)
         if batch.history is None:
             item_side = torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1)
             if change is None and self.backbone.trains_by_sides(self.runtime.world_size == 1 and batch.is_full):

@@ -125,7 +125,7 @@ class WarmUp:
         direct = self.model.new_ids.direct
         if direct is not None:
             return direct.matrix(), items
-        distinct, inverse = self.model.runtime.distinct(items)
+        distinct, inverse = self.model.runtime.distinct(items, self.model.num_items)
         return self.model.new_ids.rows(distinct), inverse
 
     def finish_phase(self, prepared: Prepared, phase: int) -> None:
@@ -170,7 +170,7 @@ class WarmUp:
 
     def _logit(self, user: torch.Tensor, item: torch.Tensor, history: History | None = None) -> torch.Tensor:
         """The same row by row: for backbones without a folded head, and the reference."""
-        items, inverse = self.model.runtime.distinct(item)
+        items, inverse = self.model.runtime.distinct(item, self.model.num_items)
         rows = self.model.new_ids.rows(items)
         scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
         if scale_and_shift is None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+from mwuf_kernels import has_table_rows
 
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.runtime import start
@@ -21,7 +23,14 @@ def gradient(tables: Tables, rows: torch.Tensor) -> torch.Tensor:
     return flat.weights.grad.clone()
 
 
-def test_direct_lookups_give_the_rows_bags_and_gradients_of_the_kernel(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_direct_lookups_give_the_rows_bags_and_gradients_of_the_kernel(
+    tmp_path: Path, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if compiled and not has_table_rows():
+        pytest.skip("no C++ compiler")
+    for module in ("direct", "features"):
+        monkeypatch.setattr(f"mwuf_dist.embeddings.{module}.has_table_rows", lambda: compiled)
     config = tiny()
     with start(config) as runtime:
         model = Model(config, _prepare(config, runtime), runtime)

@@ -1,0 +1,172 @@
+// What the loops over rows are made of: products of small matrices that stay in the caches, and steps along a row.
+//
+// torch takes a layer after the other over the whole batch, so what lies between two products goes to memory and back,
+// and each step in between costs a call. Here a block of rows goes all the way before the next one.
+// Compiled by native.py with -march=native for the machine that runs it; plain C types cross the border.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr long V = 16, ROWS = 12;  // Floats of a register; rows of a tile two registers wide.
+#elif defined(__AVX__)
+constexpr long V = 8, ROWS = 6;
+#else
+constexpr long V = 4, ROWS = 6;
+#endif
+constexpr long BLOCK = 48;  // Rows at once: a multiple of both; 48 x 64 floats are 12 KB.
+
+#define UNROLLED _Pragma("GCC unroll 16")
+
+typedef float Vec __attribute__((vector_size(V * sizeof(float))));
+typedef float Loose __attribute__((vector_size(V * sizeof(float)), aligned(4), may_alias));
+
+inline Vec load(const float* at) { return *reinterpret_cast<const Loose*>(at); }
+inline void store(float* at, Vec x) { *reinterpret_cast<Loose*>(at) = x; }
+
+// The first n < V of a register; the rest is zero, and is not written.
+inline Vec load_some(const float* at, long n) {
+    Vec out{};
+    for (long i = 0; i < n; i++) out[i] = at[i];
+    return out;
+}
+inline void store_some(float* at, Vec x, long n) {
+    for (long i = 0; i < n; i++) at[i] = x[i];
+}
+
+// A matrix in memory: element (row, column) is at[row * row_step + column * step].
+struct Matrix {
+    const float* at;
+    long row_step, step;
+};
+
+inline Matrix shifted(Matrix m, long row, long column) {
+    return {m.at ? m.at + row * m.row_step + column * m.step : nullptr, m.row_step, m.step};
+}
+
+// What happens to a sum before it is written.
+enum class Then { Nothing, Relu, ReluBack };
+
+// c [R, n] = then(from + a [R, k] b [k, n]) of W registers, n = W * V columns; the first n < V of one with PART.
+// No `from` is zero, and one with row_step 0 a bias. ReluBack keeps what a ReLU that gave `mask` lets through.
+// The columns of all but `a` lie side by side.
+template <Then then, long R, long W, bool PART>
+inline void tile(long k, Matrix a, Matrix b, Matrix from, Matrix mask, float* c, long c_step, long n) {
+    const auto read = [n](const float* at) { return PART ? load_some(at, n) : load(at); };
+    // Unrolled before anything else looks at it, or the sums are kept in memory: half the speed.
+    Vec sum[R][W];
+    UNROLLED for (long r = 0; r < R; r++)
+        UNROLLED for (long w = 0; w < W; w++) sum[r][w] = from.at ? read(from.at + r * from.row_step + w * V) : Vec{};
+    for (long p = 0; p < k; p++) {
+        Vec of_b[W];
+        UNROLLED for (long w = 0; w < W; w++) of_b[w] = read(b.at + p * b.row_step + w * V);
+        UNROLLED for (long r = 0; r < R; r++) {
+            const float x = a.at[r * a.row_step + p * a.step];
+            UNROLLED for (long w = 0; w < W; w++) sum[r][w] += x * of_b[w];
+        }
+    }
+    UNROLLED for (long r = 0; r < R; r++)
+        UNROLLED for (long w = 0; w < W; w++) {
+            Vec out = sum[r][w];
+            if (then == Then::Relu) out = out > 0 ? out : Vec{};
+            if (then == Then::ReluBack) out = read(mask.at + r * mask.row_step + w * V) > 0 ? out : Vec{};
+            if (PART)
+                store_some(c + r * c_step, out, n);
+            else
+                store(c + r * c_step + w * V, out);
+        }
+}
+
+// R rows of `product`.
+template <Then then, long R>
+inline void row_of_tiles(long n, long k, Matrix a, Matrix b, Matrix from, Matrix mask, float* c, long c_step) {
+    for (long column = 0; column < n;) {
+        const Matrix of_b = shifted(b, 0, column), of_from = shifted(from, 0, column), of_mask = shifted(mask, 0, column);
+        const long left = n - column;
+        if (left >= 2 * V)
+            tile<then, R, 2, false>(k, a, of_b, of_from, of_mask, c + column, c_step, 2 * V);
+        else if (left >= V)
+            tile<then, R, 1, false>(k, a, of_b, of_from, of_mask, c + column, c_step, V);
+        else
+            tile<then, R, 1, true>(k, a, of_b, of_from, of_mask, c + column, c_step, left);
+        column += left >= 2 * V ? 2 * V : V;
+    }
+}
+
+// c [m, n] = then(from + a [m, k] b [k, n]).
+template <Then then>
+void product(long m, long n, long k, Matrix a, Matrix b, Matrix from, Matrix mask, float* c, long c_step) {
+    for (long r = 0; r < m;) {
+        const Matrix of_a = shifted(a, r, 0), of_from = shifted(from, r, 0), of_mask = shifted(mask, r, 0);
+        const long left = m - r;
+        if (left >= ROWS)
+            row_of_tiles<then, ROWS>(n, k, of_a, b, of_from, of_mask, c + r * c_step, c_step);
+        else if (left >= 4)
+            row_of_tiles<then, 4>(n, k, of_a, b, of_from, of_mask, c + r * c_step, c_step);
+        else
+            row_of_tiles<then, 1>(n, k, of_a, b, of_from, of_mask, c + r * c_step, c_step);
+        r += left >= ROWS ? ROWS : left >= 4 ? 4 : 1;
+    }
+}
+
+constexpr Matrix NONE{nullptr, 0, 1};
+
+inline float sum_of_lanes(Vec x) {
+    for (long w = V / 2; w; w /= 2)
+        UNROLLED for (long lane = 0; lane < w; lane++) x[lane] += x[lane + w];
+    return x[0];
+}
+
+inline float dot(const float* a, const float* b, long n) {
+    Vec sum{};
+    long i = 0;
+    for (; i + V <= n; i += V) sum += load(a + i) * load(b + i);
+    if (i < n) sum += load_some(a + i, n - i) * load_some(b + i, n - i);
+    return sum_of_lanes(sum);
+}
+
+// Steps along a row, register by register: rows are short, and a loop that the compiler makes vectors of begins with
+// questions (how long, do they overlap) that take as long as 16 floats.
+template <typename Wide, typename Narrow>
+inline void along(long n, Wide wide, Narrow narrow) {
+    long i = 0;
+    for (; i + V <= n; i += V) wide(i);
+    for (; i < n; i++) narrow(i);
+}
+
+// out = a + b, or a
+inline void sum_of(float* out, const float* a, const float* b, long n) {
+    if (b)
+        along(n, [=](long i) { store(out + i, load(a + i) + load(b + i)); }, [=](long i) { out[i] = a[i] + b[i]; });
+    else
+        std::memcpy(out, a, n * sizeof(float));
+}
+
+// out = factor * x
+inline void times(float* out, float factor, const float* x, long n) {
+    along(n, [=](long i) { store(out + i, factor * load(x + i)); }, [=](long i) { out[i] = factor * x[i]; });
+}
+
+// out += x
+inline void add_to(float* out, const float* x, long n) {
+    along(n, [=](long i) { store(out + i, load(out + i) + load(x + i)); }, [=](long i) { out[i] += x[i]; });
+}
+
+// out += factor * x
+inline void add_times(float* out, float factor, const float* x, long n) {
+    along(n, [=](long i) { store(out + i, load(out + i) + factor * load(x + i)); },
+          [=](long i) { out[i] += factor * x[i]; });
+}
+
+inline void relu(float* __restrict out, const float* __restrict x, long n) {
+    for (long i = 0; i < n; i++) out[i] = x[i] > 0 ? x[i] : 0;
+}
+
+}  // namespace

@@ -1,0 +1,66 @@
+// Rows of tables for the entities of a batch, and their gradients back: see table_rows.py.
+
+#include "rows.h"
+
+namespace {
+
+// How many values field f of an entity has.
+long bag(const int64_t* lengths, long entity, long num_fields, long f) {
+    return lengths ? lengths[entity * num_fields + f] : 1;
+}
+
+}  // namespace
+
+extern "C" {
+
+// The values of an entity are ids[starts[entity]...], lengths[entity, f] of each field f in turn; without lengths one of
+// each, from entity * num_fields on; without ids the entity itself. A bag of several is their sum or, with mean, mean.
+void mwuf_table_rows(const float* table, long dim, const int64_t* ids, const int64_t* lengths, const int64_t* starts,
+                     long num_fields, long mean, const int64_t* entities, long n, float* out) {
+    for (long i = 0; i < n; i++) {
+        const int64_t entity = entities[i];
+        const int64_t* value = ids ? ids + (starts ? starts[entity] : entity * num_fields) : entities + i;
+        for (long f = 0; f < num_fields; f++, out += dim) {
+            const long length = bag(lengths, entity, num_fields, f);
+            if (length == 0) std::memset(out, 0, dim * sizeof(float));
+            for (long k = 0; k < length; k++, value++) {
+                if (k == 0)
+                    std::memcpy(out, table + *value * dim, dim * sizeof(float));
+                else
+                    add_to(out, table + *value * dim, dim);
+            }
+            if (mean && length > 1)
+                for (long c = 0; c < dim; c++) out[c] /= float(length);
+        }
+    }
+}
+
+// Adds the gradient of those rows to that of the table.
+void mwuf_add_table_rows(float* gradient, long dim, const int64_t* ids, const int64_t* lengths, const int64_t* starts,
+                         long num_fields, long mean, const int64_t* entities, long n, const float* d_out) {
+    for (long i = 0; i < n; i++) {
+        const int64_t entity = entities[i];
+        const int64_t* value = ids ? ids + (starts ? starts[entity] : entity * num_fields) : entities + i;
+        for (long f = 0; f < num_fields; f++, d_out += dim) {
+            const long length = bag(lengths, entity, num_fields, f);
+            const float share = mean && length > 1 ? 1 / float(length) : 1.0f;
+            for (long k = 0; k < length; k++, value++) add_times(gradient + *value * dim, share, d_out, dim);
+        }
+    }
+}
+
+// The distinct values of ids [n] < num_ids in order, and of each id its place among them; returns their number.
+long mwuf_distinct(const int64_t* ids, long n, long num_ids, int32_t* place, int64_t* values, int64_t* inverse) {
+    std::memset(place, 0, num_ids * sizeof(int32_t));
+    for (long i = 0; i < n; i++) place[ids[i]] = 1;
+    long found = 0;
+    for (long id = 0; id < num_ids; id++) {
+        if (!place[id]) continue;
+        values[found] = id;
+        place[id] = int32_t(found++);
+    }
+    for (long i = 0; i < n; i++) inverse[i] = place[ids[i]];
+    return found;
+}
+
+}  // extern "C"

@@ -1,0 +1,85 @@
+"""Rows of tables for the entities of a batch, and their gradients back: the CPU's way through `table_rows.cpp`.
+
+torch gathers ids, then rows, and adds up gradients with an index, each a pass of its own over memory; here an entity's
+ids are read and its rows copied, or added to, at once.
+"""
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+
+from mwuf_kernels.native import address, library
+
+
+@dataclass(frozen=True)
+class EntityFields:
+    """Which rows of one matrix of tables [N, D] the fields of each entity have.
+
+    Attributes:
+        ids: rows, of entity after entity and field after field [v] int64.
+        lengths: how many each field of each entity has [E, F] int64; None where all are 1.
+        starts: where each entity's begin [E] int64; None with `lengths`.
+        num_fields: F.
+        pools_by_mean: whether a field of several rows is their mean, not their sum.
+    """
+
+    ids: torch.Tensor
+    lengths: torch.Tensor | None
+    starts: torch.Tensor | None
+    num_fields: int
+    pools_by_mean: bool
+
+
+def table_rows(table: torch.Tensor, fields: EntityFields | None, entities: torch.Tensor) -> torch.Tensor:
+    """Fields side by side [n, F*D] of entities [n] int64, from a table [N, D] float32; without gradients.
+
+    Without `fields` an entity is a row of the table.
+    """
+    out = table.new_empty(len(entities), (1 if fields is None else fields.num_fields) * table.shape[1])
+    _call("mwuf_table_rows", table, fields, entities, out)
+    return out
+
+
+def add_table_rows_(
+    gradient: torch.Tensor, fields: EntityFields | None, entities: torch.Tensor, d_rows: torch.Tensor
+) -> None:
+    """Adds the gradient of `table_rows` [n, F*D] to that of the table [N, D], entity after entity."""
+    assert d_rows.shape == (len(entities), (1 if fields is None else fields.num_fields) * gradient.shape[1])
+    _call("mwuf_add_table_rows", gradient, fields, entities, d_rows)
+
+
+def distinct_ids(ids: torch.Tensor, num_ids: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(distinct values [u] in order, place of each of `ids` [n] among them [n]) of int64 ids in [0, num_ids).
+
+    As `torch.unique`, without its sort: in time that grows with n + num_ids.
+    """
+    found = library()
+    assert found is not None, "ask has_table_rows first"
+    place = torch.empty(num_ids, dtype=torch.int32)
+    values, inverse = torch.empty(min(len(ids), num_ids), dtype=torch.int64), torch.empty_like(ids)
+    count = found.mwuf_distinct(
+        ctypes.c_void_p(address(ids)), ctypes.c_long(len(ids)), ctypes.c_long(num_ids),
+        *(ctypes.c_void_p(address(tensor)) for tensor in (place, values, inverse)),
+    )  # fmt: skip
+    return values[:count], inverse
+
+
+def has_table_rows() -> bool:
+    """Whether these can be used here. They use one thread, so torch is left to it where it has more."""
+    return torch.get_num_threads() == 1 and library() is not None
+
+
+def _call(
+    name: str, table: torch.Tensor, fields: EntityFields | None, entities: torch.Tensor, rows: torch.Tensor
+) -> None:
+    found = library()
+    assert found is not None, "ask has_table_rows first"
+    assert table.dtype == rows.dtype == torch.float32 and entities.dtype == torch.int64
+    which = (None, None, None) if fields is None else (fields.ids, fields.lengths, fields.starts)
+    num_fields, pools_by_mean = (1, False) if fields is None else (fields.num_fields, fields.pools_by_mean)
+    pointers = [ctypes.c_void_p(address(tensor)) for tensor in (table, *which, entities, rows)]
+    getattr(found, name)(
+        pointers[0], ctypes.c_long(table.shape[1]), *pointers[1:4], ctypes.c_long(num_fields),
+        ctypes.c_long(pools_by_mean), pointers[4], ctypes.c_long(len(entities)), pointers[5],
+    )  # fmt: skip

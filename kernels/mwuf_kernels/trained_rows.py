@@ -1,0 +1,187 @@
+"""Rows of a batch through a head in training, forward and back: the CPU's way through `trained_rows.cpp`.
+
+The head is [linear] + [second-order interactions] + [MLP] over the field embeddings of a row, which come as *sides*:
+some fields of every row, or of every distinct item, and which of them each row has. What a test holds this equal to is
+`mwuf_dist.backbones.base.LinearFirstLayer.forward`, with autograd.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from mwuf_kernels.native import address, library
+
+
+def _structure(name: str, **fields: str) -> type[ctypes.Structure]:
+    """A C structure: names of its fields by their type, in order."""
+    kinds = {"longs": ctypes.c_long, "floats": ctypes.c_float, "pointers": ctypes.c_void_p}
+    pairs = [(one, kinds[kind.rstrip("0123456789")]) for kind, names in fields.items() for one in names.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": pairs})
+
+
+_Side = _structure("_Side", longs="rows width column", pointers="x index d_x")
+_Layer = _structure(
+    "_Layer",
+    longs="num_in num_out",
+    pointers="weight bias gamma beta running_mean running_var noise z a mean scale d_weight d_bias d_gamma d_beta",
+)
+_Trained = _structure(
+    "_Trained",
+    longs="n dim interactions depth num_sides",
+    floats="momentum eps",
+    pointers="linear linear_bias out out_bias total d_linear d_out d_bias",
+)
+
+
+@dataclass(frozen=True)
+class TrainedSide:
+    """Some fields of the rows of a batch.
+
+    Attributes:
+        embeddings: of those fields side by side [n, f*D] float32.
+        index: which of the n each row of the batch has [B] int64; None where row i has the i-th.
+        column: where the fields begin in the input of the first layer.
+    """
+
+    embeddings: torch.Tensor
+    index: torch.Tensor | None
+    column: int
+
+
+@dataclass(frozen=True)
+class TrainedNorm:
+    """BatchNorm [out] after a layer's product: weight, bias, and moments that a forward pass moves."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    momentum: float
+    eps: float
+
+
+@dataclass(frozen=True)
+class TrainedLayer:
+    """A hidden layer: weight [out, in], bias [out] or a norm instead, ReLU, and times dropout's noise [B, out]."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    norm: TrainedNorm | None
+    noise: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class LayerGradients:
+    """Gradients of a layer; those that it has no parameter for are None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    norm_weight: torch.Tensor | None
+    norm_bias: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class TrainedGradients:
+    """Gradients of the sides' embeddings, the layers, the linear weight [F*D], the output's [H], both biases [1]."""
+
+    sides: list[torch.Tensor]
+    layers: list[LayerGradients]
+    linear: torch.Tensor
+    out: torch.Tensor | None
+    bias: torch.Tensor
+
+
+@dataclass
+class TrainedRows:
+    """One forward pass, and what its backward needs.
+
+    Attributes:
+        sides: the fields.
+        layers: hidden layers; may be empty.
+        linear: weight [F*D] and bias [1] of the linear part.
+        out: weight [H] and bias [1] of the output layer; None without layers.
+        dim: embedding width D.
+        interactions: whether the logit has the second-order term.
+    """
+
+    sides: Sequence[TrainedSide]
+    layers: Sequence[TrainedLayer]
+    linear: tuple[torch.Tensor, torch.Tensor]
+    out: tuple[torch.Tensor, torch.Tensor] | None
+    dim: int
+    interactions: bool
+    _kept: list[torch.Tensor] = field(default_factory=list, init=False)
+
+    def forward(self) -> torch.Tensor:
+        """Logits [B]."""
+        first = self.sides[0]
+        self._num_rows = len(first.embeddings) if first.index is None else len(first.index)
+        new, num_rows = self.linear[0].new_empty, self._num_rows
+        self._states = [
+            (new(num_rows, len(x.weight)), None if x.norm is None else new(num_rows + 2, len(x.weight)))
+            for x in self.layers
+        ]
+        self._total = new(num_rows, self.dim) if self.interactions else None
+        logit = new(num_rows)
+        self._call("mwuf_trained_forward", logit, None)
+        return logit
+
+    def backward(self, d_logit: torch.Tensor) -> TrainedGradients:
+        """Gradients of everything, from those of the logits [B]."""
+        layers = [
+            LayerGradients(
+                torch.empty_like(layer.weight),
+                None if layer.bias is None else torch.empty_like(layer.bias),
+                None if layer.norm is None else torch.empty_like(layer.norm.weight),
+                None if layer.norm is None else torch.empty_like(layer.norm.bias),
+            )
+            for layer in self.layers
+        ]
+        gradients = TrainedGradients(
+            [torch.empty_like(side.embeddings) for side in self.sides],
+            layers,
+            torch.empty_like(self.linear[0]),
+            None if self.out is None else torch.empty_like(self.out[0]),
+            torch.empty_like(self.linear[1]),
+        )
+        self._call("mwuf_trained_backward", d_logit, gradients)
+        return gradients
+
+    def _call(self, name: str, logit: torch.Tensor, gradients: TrainedGradients | None) -> None:
+        found = library()
+        assert found is not None, "ask has_trained_rows first"
+        sides = (_Side * len(self.sides))(
+            *(
+                (*side.embeddings.shape, side.column, address(side.embeddings), address(side.index),
+                 None if gradients is None else address(gradients.sides[place]))
+                for place, side in enumerate(self.sides)
+            )
+        )  # fmt: skip
+        d_layers = [None] * len(self.layers) if gradients is None else gradients.layers
+        layers = (_Layer * len(self.layers))(*(self._layer(place, d) for place, d in enumerate(d_layers)))
+        norm = self.layers[0].norm if self.layers else None
+        d = (None, None, None) if gradients is None else (gradients.linear, gradients.out, gradients.bias)
+        net = _Trained(
+            self._num_rows, self.dim, int(self.interactions), len(self.layers), len(self.sides),
+            norm.momentum if norm else 0.0, norm.eps if norm else 0.0,
+            *map(address, (*self.linear, *(self.out or (None, None)), self._total, *d)),
+        )  # fmt: skip
+        getattr(found, name)(ctypes.byref(net), sides, layers, ctypes.c_void_p(address(logit)))
+
+    def _layer(self, place: int, d: LayerGradients | None) -> tuple[int | None, ...]:
+        layer, (output, product) = self.layers[place], self._states[place]
+        norm = layer.norm
+        num_out, num_in = layer.weight.shape
+        of_norm = (None,) * 4 if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        # The two rows behind the product are the batch's mean and 1 / deviation.
+        moments = (None, None) if product is None else (product[-2], product[-1])
+        of_d = (None,) * 4 if d is None else (d.weight, d.bias, d.norm_weight, d.norm_bias)
+        tensors = (layer.weight, layer.bias, *of_norm, layer.noise, product, output, *moments, *of_d)
+        return num_in, num_out, *map(address, tensors)
+
+
+def has_trained_rows() -> bool:
+    """Whether `TrainedRows` can be used here. It uses one thread, so torch is left to it where it has more."""
+    return torch.get_num_threads() == 1 and library() is not None
