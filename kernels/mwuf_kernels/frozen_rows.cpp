@@ -6,7 +6,7 @@ namespace {
 
 // The gradient of x where a logit of slope `slope` is x . out and x came from a ReLU.
 void slope_back(float* __restrict d, float slope, const float* __restrict out, const float* __restrict x, long n) {
-    for (long i = 0; i < n; i++) d[i] = x[i] > 0 ? slope * out[i] : 0;
+    for (long i = 0; i < n; i++) d[i] = x[i] <= 0 ? 0 : slope * out[i];
 }
 
 // Binary cross entropy of a logit, and its slope.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from mwuf_kernels.native import address, library
+from mwuf_kernels.native import address, has_library, library
 
 _PADDED = 16  # Widths are padded to multiples of it: of every register's width.
 
@@ -161,7 +161,7 @@ class FrozenRows:
 
 def has_frozen_rows() -> bool:
     """Whether `FrozenRows` can be made here, and is the faster way: it uses one thread."""
-    return torch.get_num_threads() == 1 and library() is not None
+    return has_library()
 
 
 def _addresses(tensors: Sequence[torch.Tensor]) -> "ctypes.Array[ctypes.c_void_p]":

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 
 from mwuf_kernels._autograd import eager_function
 from mwuf_kernels._triton import HAS_TRITON, INTERPRETED, block_of, cdiv, constexpr, jit, tl, use_triton
-
-Network = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""``(w1 [H, C], b1 [H], w2 [D, H], b2 [D])`` of one two-layer network."""
+from mwuf_kernels.native import has_library
+from mwuf_kernels.networks import Network, network_back, network_forward
 
 _BLOCK_U = 32  # items a program; 16 is the least that tl.dot takes. Not tuned on a GPU yet
 _BLOCK_C = 32  # inputs a step
@@ -63,6 +62,10 @@ def meta_networks_forward_torch(
     item_inputs: torch.Tensor, user_means: torch.Tensor, h: Network, g: Network, residual: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(scale, shift, hidden layer of h, hidden layer of g) without gradients."""
+    if has_library(item_inputs, user_means, *h, *g):
+        scale, hidden_h = network_forward(item_inputs, h, 1.0 if residual else 0.0)
+        shift, hidden_g = network_forward(user_means, g, 0.0)
+        return scale, shift, hidden_h, hidden_g
     hidden_h = F.linear(item_inputs, h[0], h[1]).relu_()
     hidden_g = F.linear(user_means, g[0], g[1]).relu_()
     # The one of the residual is added to the bias, once per column instead of once per cell.
@@ -100,6 +103,8 @@ def meta_networks_backward(
         wants_inputs: whether the gradients of the two inputs are wanted.
     """
     gradients = tuple(None if d_out is None else d_out.contiguous() for d_out in gradients)  # type: ignore[assignment]
+    if hidden[0].dim() == 2 and has_library(*inputs, *h, *g):
+        return _gradients_compiled(gradients, inputs, (h, g), hidden, wants_inputs)
     if hidden[0].dim() == 1:
         hidden, d_hidden = _hidden_triton(gradients, inputs, h, g)
     else:
@@ -116,6 +121,27 @@ def meta_networks_backward(
             continue
         d_inputs.append(d_layer @ network[0] if wants_inputs[k] else None)
         d_weights += [d_layer.t() @ inputs[k], d_layer.sum(0), d_out.t() @ hidden[k], d_out.sum(0)]
+    return d_inputs + d_weights
+
+
+def _gradients_compiled(
+    gradients: tuple[torch.Tensor | None, torch.Tensor | None],
+    inputs: tuple[torch.Tensor, torch.Tensor],
+    networks: tuple[Network, Network],
+    hidden: tuple[torch.Tensor, torch.Tensor],
+    wants_inputs: tuple[bool, bool],
+) -> list[torch.Tensor | None]:
+    """`meta_networks_backward` by `networks.cpp`."""
+    d_inputs: list[torch.Tensor | None] = []
+    d_weights: list[torch.Tensor | None] = []
+    for d_out, x, network, layer, wants in zip(gradients, inputs, networks, hidden, wants_inputs, strict=True):
+        if d_out is None:
+            d_inputs.append(None)
+            d_weights += [None] * 4
+            continue
+        d_hidden, of_weights = network_back(d_out, x, network, layer)
+        d_inputs.append(d_hidden @ network[0] if wants else None)
+        d_weights += of_weights
     return d_inputs + d_weights
 
 

@@ -45,6 +45,27 @@ def address(tensor: torch.Tensor | None) -> int | None:
     return tensor.data_ptr()
 
 
+def has_library(*tensors: torch.Tensor) -> bool:
+    """Whether the library can be used for these tensors: float32, on the CPU, where torch has one thread as it has."""
+    fits = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    return fits and torch.get_num_threads() == 1 and library() is not None
+
+
+def call(name: str, *arguments: torch.Tensor | int | float | None) -> None:
+    """Calls a function of the library: tensors go as addresses, numbers as long or float."""
+    found = library()
+    assert found is not None, "ask has_library first"
+    getattr(found, name)(*map(_as_c, arguments))
+
+
+def _as_c(value: torch.Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_float:
+    if isinstance(value, int):
+        return ctypes.c_long(value)
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    return ctypes.c_void_p(address(value))
+
+
 def _compiled(compiler: str) -> Path:
     named = os.environ.get("MWUF_CACHE_DIR")
     folder = (Path(named).expanduser() if named else Path.home() / ".cache" / "mwuf-dist") / "native"

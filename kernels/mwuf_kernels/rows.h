@@ -75,8 +75,8 @@ inline void tile(long k, Matrix a, Matrix b, Matrix from, Matrix mask, float* c,
     UNROLLED for (long r = 0; r < R; r++)
         UNROLLED for (long w = 0; w < W; w++) {
             Vec out = sum[r][w];
-            if (then == Then::Relu) out = out > 0 ? out : Vec{};
-            if (then == Then::ReluBack) out = read(mask.at + r * mask.row_step + w * V) > 0 ? out : Vec{};
+            if (then == Then::Relu) out = out < 0 ? Vec{} : out;  // keeps NaN, as torch does
+            if (then == Then::ReluBack) out = read(mask.at + r * mask.row_step + w * V) <= 0 ? Vec{} : out;
             if (PART)
                 store_some(c + r * c_step, out, n);
             else
@@ -166,7 +166,7 @@ inline void add_times(float* out, float factor, const float* x, long n) {
 }
 
 inline void relu(float* __restrict out, const float* __restrict x, long n) {
-    for (long i = 0; i < n; i++) out[i] = x[i] > 0 ? x[i] : 0;
+    for (long i = 0; i < n; i++) out[i] = x[i] < 0 ? 0 : x[i];
 }
 
 }  // namespace

@@ -15,8 +15,8 @@ extern "C" {
 
 // The values of an entity are ids[starts[entity]...], lengths[entity, f] of each field f in turn; without lengths one of
 // each, from entity * num_fields on; without ids the entity itself. A bag of several is their sum or, with mean, mean.
-void mwuf_table_rows(const float* table, long dim, const int64_t* ids, const int64_t* lengths, const int64_t* starts,
-                     long num_fields, long mean, const int64_t* entities, long n, float* out) {
+void mwuf_table_rows(long n, long dim, long num_fields, long mean, const float* table, const int64_t* ids,
+                     const int64_t* lengths, const int64_t* starts, const int64_t* entities, float* out) {
     for (long i = 0; i < n; i++) {
         const int64_t entity = entities[i];
         const int64_t* value = ids ? ids + (starts ? starts[entity] : entity * num_fields) : entities + i;
@@ -36,8 +36,8 @@ void mwuf_table_rows(const float* table, long dim, const int64_t* ids, const int
 }
 
 // Adds the gradient of those rows to that of the table.
-void mwuf_add_table_rows(float* gradient, long dim, const int64_t* ids, const int64_t* lengths, const int64_t* starts,
-                         long num_fields, long mean, const int64_t* entities, long n, const float* d_out) {
+void mwuf_add_table_rows(long n, long dim, long num_fields, long mean, float* gradient, const int64_t* ids,
+                         const int64_t* lengths, const int64_t* starts, const int64_t* entities, const float* d_out) {
     for (long i = 0; i < n; i++) {
         const int64_t entity = entities[i];
         const int64_t* value = ids ? ids + (starts ? starts[entity] : entity * num_fields) : entities + i;
@@ -49,8 +49,9 @@ void mwuf_add_table_rows(float* gradient, long dim, const int64_t* ids, const in
     }
 }
 
-// The distinct values of ids [n] < num_ids in order, and of each id its place among them; returns their number.
-long mwuf_distinct(const int64_t* ids, long n, long num_ids, int32_t* place, int64_t* values, int64_t* inverse) {
+// The distinct values of ids [n] < num_ids in order, of each id its place among them, and how many there are.
+void mwuf_distinct(long n, long num_ids, const int64_t* ids, int32_t* place, int64_t* values, int64_t* inverse,
+                   int64_t* count) {
     std::memset(place, 0, num_ids * sizeof(int32_t));
     for (long i = 0; i < n; i++) place[ids[i]] = 1;
     long found = 0;
@@ -60,7 +61,7 @@ long mwuf_distinct(const int64_t* ids, long n, long num_ids, int32_t* place, int
         place[id] = int32_t(found++);
     }
     for (long i = 0; i < n; i++) inverse[i] = place[ids[i]];
-    return found;
+    *count = found;
 }
 
 }  // extern "C"

@@ -4,12 +4,11 @@ torch gathers ids, then rows, and adds up gradients with an index, each a pass o
 ids are read and its rows copied, or added to, at once.
 """
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
 
-from mwuf_kernels.native import address, library
+from mwuf_kernels.native import call, has_library
 
 
 @dataclass(frozen=True)
@@ -54,32 +53,22 @@ def distinct_ids(ids: torch.Tensor, num_ids: int) -> tuple[torch.Tensor, torch.T
 
     As `torch.unique`, without its sort: in time that grows with n + num_ids.
     """
-    found = library()
-    assert found is not None, "ask has_table_rows first"
-    place = torch.empty(num_ids, dtype=torch.int32)
+    place, count = torch.empty(num_ids, dtype=torch.int32), torch.empty(1, dtype=torch.int64)
     values, inverse = torch.empty(min(len(ids), num_ids), dtype=torch.int64), torch.empty_like(ids)
-    count = found.mwuf_distinct(
-        ctypes.c_void_p(address(ids)), ctypes.c_long(len(ids)), ctypes.c_long(num_ids),
-        *(ctypes.c_void_p(address(tensor)) for tensor in (place, values, inverse)),
-    )  # fmt: skip
-    return values[:count], inverse
+    call("mwuf_distinct", len(ids), num_ids, ids, place, values, inverse, count)
+    return values[: int(count)], inverse
 
 
 def has_table_rows() -> bool:
-    """Whether these can be used here. They use one thread, so torch is left to it where it has more."""
-    return torch.get_num_threads() == 1 and library() is not None
+    """Whether these can be used here."""
+    return has_library()
 
 
 def _call(
     name: str, table: torch.Tensor, fields: EntityFields | None, entities: torch.Tensor, rows: torch.Tensor
 ) -> None:
-    found = library()
-    assert found is not None, "ask has_table_rows first"
     assert table.dtype == rows.dtype == torch.float32 and entities.dtype == torch.int64
     which = (None, None, None) if fields is None else (fields.ids, fields.lengths, fields.starts)
     num_fields, pools_by_mean = (1, False) if fields is None else (fields.num_fields, fields.pools_by_mean)
-    pointers = [ctypes.c_void_p(address(tensor)) for tensor in (table, *which, entities, rows)]
-    getattr(found, name)(
-        pointers[0], ctypes.c_long(table.shape[1]), *pointers[1:4], ctypes.c_long(num_fields),
-        ctypes.c_long(pools_by_mean), pointers[4], ctypes.c_long(len(entities)), pointers[5],
-    )  # fmt: skip
+    sizes = (len(entities), table.shape[1], num_fields, int(pools_by_mean))
+    call(name, *sizes, table, *which, entities, rows)

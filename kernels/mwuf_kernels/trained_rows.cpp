@@ -117,7 +117,7 @@ struct Pass {
             float* a = layer.a + r * layer.out;
             if (layer.gamma)
                 for (long i = 0; i < layer.out; i++) a[i] = z[i] * factor[i] + offset[i];
-            for (long i = 0; i < layer.out; i++) a[i] = a[i] > 0 ? a[i] : 0;
+            for (long i = 0; i < layer.out; i++) a[i] = a[i] < 0 ? 0 : a[i];
             if (!layer.noise) continue;
             const float* noise = layer.noise + r * layer.out;
             for (long i = 0; i < layer.out; i++) a[i] *= noise[i];
@@ -128,7 +128,7 @@ struct Pass {
     void activation_back(const Layer& layer, long start, long rows, float* d) const {
         for (long r = 0; r < rows; r++, d += layer.out) {
             const float* a = layer.a + (start + r) * layer.out;
-            for (long i = 0; i < layer.out; i++) d[i] = a[i] > 0 ? d[i] : 0;
+            for (long i = 0; i < layer.out; i++) d[i] = a[i] <= 0 ? 0 : d[i];
             if (!layer.noise) continue;
             const float* noise = layer.noise + (start + r) * layer.out;
             for (long i = 0; i < layer.out; i++) d[i] *= noise[i];

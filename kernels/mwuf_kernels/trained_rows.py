@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mwuf_kernels.native import address, library
+from mwuf_kernels.native import address, has_library, library
 
 
 def _structure(name: str, **fields: str) -> type[ctypes.Structure]:
@@ -184,4 +184,4 @@ class TrainedRows:
 
 def has_trained_rows() -> bool:
     """Whether `TrainedRows` can be used here. It uses one thread, so torch is left to it where it has more."""
-    return torch.get_num_threads() == 1 and library() is not None
+    return has_library()

@@ -51,10 +51,14 @@ class DirectTables:
         """Rows [n, sum of widths] of every table at the same ids [n]; several tables without gradients."""
         if len(self._shapes) == 1:
             return self.entity_rows(None, ids) if has_table_rows() else self.matrix_rows(ids)
+        return torch.cat(self.rows_by_table(ids), dim=1)
+
+    def rows_by_table(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        """Rows [n, width] of each table at the same ids [n], without gradients."""
         assert not torch.is_grad_enabled()
         sizes = [rows * dim for rows, dim in self._shapes]
         tables = [part.view(shape) for part, shape in zip(self._weights.split(sizes), self._shapes, strict=True)]
-        return torch.cat([table.index_select(0, ids) for table in tables], dim=1)
+        return [table.index_select(0, ids) for table in tables]
 
     def matrix(self) -> torch.Tensor:
         """All rows [rows, D] of the tables in one matrix, in place, with gradients."""
@@ -98,6 +102,7 @@ class _EntityRows(torch.autograd.Function):
     def forward(
         ctx: Any, weights: torch.Tensor, dim: int, fields: EntityFields | None, entities: torch.Tensor
     ) -> torch.Tensor:
+        entities = entities.contiguous()
         ctx.shape, ctx.fields, ctx.entities = (weights.numel() // dim, dim), fields, entities
         return table_rows(weights.view(-1, dim), fields, entities)
 

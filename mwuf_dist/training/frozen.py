@@ -120,6 +120,10 @@ class Frozen:
     @torch.no_grad()
     def inputs(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(item fields [n, Fi*D], mean users [n, D]) of items [n]: what h and g read. A collective."""
+        direct = self.meta_inputs.direct
+        if direct is not None:
+            context, mean = direct.rows_by_table(items)
+            return context, mean
         rows = self.meta_inputs.rows(items)
         return rows[:, : self._context_width], rows[:, self._context_width :]
 
@@ -144,7 +148,7 @@ class Frozen:
         """The same of rows without histories, as `compiled` reads them: in place where that can be."""
         if self._parts.direct is None:
             return PartRows(self.part(user, item))
-        return PartRows(self._parts.direct.matrix().detach(), user, item + self._num_users)
+        return PartRows(self._parts.direct.matrix().detach(), user.contiguous(), item + self._num_users)
 
     @torch.no_grad()
     def serve(self, embeddings: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -167,7 +171,7 @@ class Frozen:
         # Padding is item 0, which is old: any row will do for it.
         served = (item + (self._first_served - self._model.num_old)).clamp_(min=0)
         if self.compiled is not None and self._parts.direct is not None:
-            return self.compiled.logits(PartRows(self._parts.direct.matrix().detach(), user, served))
+            return self.compiled.logits(PartRows(self._parts.direct.matrix().detach(), user.contiguous(), served))
         return self._head.served_logit(self._parts.bag_sums(torch.stack([user, served], dim=1)))
 
     def logit(self, item_embedding: torch.Tensor, part: torch.Tensor, twice: bool = False) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from mwuf_kernels import warm_embedding, warm_embedding_backward
+from mwuf_kernels import FrozenRows, warm_embedding, warm_embedding_backward
 
 from mwuf_dist.backbones import FoldedHead
 from mwuf_dist.config import Config, MetaTrainConfig
@@ -83,21 +83,11 @@ class MetaTrain:
 
         Autograd has only the lookup and the meta networks left to differentiate.
         """
+        if self.frozen.compiled is not None:
+            return self._losses_compiled(batch, self.frozen.compiled)
         items, inverse = self.model.runtime.distinct(batch.item, self.model.num_items)
         rows = self.model.new_ids.rows(items)
         scale, shift = self._scale_and_shift(items)
-        compiled = self.frozen.compiled
-        if compiled is not None:
-            each = torch.arange(len(items))
-            with torch.no_grad():
-                embeddings = torch.stack(warm_embedding(rows, each, scale, shift))
-                parts = self.frozen.part_rows(batch.user, batch.item)
-                loss, d_embeddings = compiled_loss(compiled, parts, embeddings, inverse, batch)
-                d_cold, d_warm = d_embeddings
-                offsets = torch.arange(len(items) + 1)
-                gradients = warm_embedding_backward(d_cold, d_warm, rows, each, order=each, offsets=offsets)
-            backward_from([rows, scale, shift], gradients)
-            return loss
         part = self.frozen.part(batch.user, batch.item)
         with torch.no_grad():
             embeddings = torch.stack(warm_embedding(rows, inverse, scale, shift))
@@ -105,6 +95,20 @@ class MetaTrain:
             loss, d_logits = loss_and_gradient(logits, batch)
             d_cold, d_warm = head.backward(d_logits, states, slope)
             gradients = warm_embedding_backward(d_cold, d_warm, rows, inverse)
+        backward_from([rows, scale, shift], gradients)
+        return loss
+
+    def _losses_compiled(self, batch: Batch, compiled: FrozenRows) -> torch.Tensor:
+        """The same by a loop over rows that reads, and sums gradients for, each distinct item's embeddings in place."""
+        items, inverse = self.model.runtime.distinct(batch.item, self.model.num_items)
+        rows = self.model.new_ids.rows(items)
+        scale, shift = self._scale_and_shift(items)
+        each, offsets = torch.arange(len(items)), torch.arange(len(items) + 1)
+        with torch.no_grad():
+            embeddings = torch.stack(warm_embedding(rows, each, scale, shift))
+            parts = self.frozen.part_rows(batch.user, batch.item)
+            loss, (d_cold, d_warm) = compiled_loss(compiled, parts, embeddings, inverse, batch)
+            gradients = warm_embedding_backward(d_cold, d_warm, rows, each, order=each, offsets=offsets)
         backward_from([rows, scale, shift], gradients)
         return loss
 

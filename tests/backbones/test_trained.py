@@ -88,6 +88,19 @@ def test_logits_gradients_and_moments_are_those_of_the_backbone_in_float64(
         assert error <= (1e-6 if key == "logit" else 1e-5), (key, float(error))
 
 
+@needs_compiler
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_what_is_no_number_comes_through_every_layer(batch_norm: bool) -> None:
+    """A ReLU that made a zero of it would hide that training has diverged."""
+    backbone = made("wide_deep", batch_norm, 0.0)
+    item, user = torch.randn(ROWS, 12, requires_grad=True), torch.randn(ROWS, 12, requires_grad=True)
+    with torch.no_grad():
+        backbone.mlp.linears[0].weight[0] = float("nan")
+    logit = backbone.logit_of_sides([BatchSide(item, None, slice(12)), BatchSide(user, None, slice(12, None))])
+    logit.sum().backward()
+    assert logit.isnan().all() and item.grad is not None and item.grad.isnan().all()
+
+
 def test_moments_over_a_batch_that_other_ranks_share_and_other_types_are_left_to_the_backbone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -116,6 +116,18 @@ def test_parts_that_are_summed_already_give_the_same_bits():
     assert torch.equal(head.logits(summed), head.logits(case.rows()))
 
 
+@needs_compiler
+def test_what_is_no_number_comes_through_every_layer():
+    """A ReLU that made a zero of it would hide that training has diverged."""
+    case = Case(16, (64, 64), True, 100, torch.float32)
+    case.parts[:, 0] = float("nan")  # a unit of the first layer
+    gradient = torch.zeros_like(case.items)
+    head = case.compiled()
+    assert head.logits(case.rows()).isnan().all()
+    loss = head.loss_and_gradient(case.rows(), case.items, case.index, case.labels, None, 1.0, gradient)
+    assert loss.isnan().all() and gradient[:, case.index].isnan().all()
+
+
 def _library(tmp_path: Path, **changes: str) -> str:
     """What a process with these environment variables gets, or says."""
     script = "from mwuf_kernels import native; print(native.library() is not None)"

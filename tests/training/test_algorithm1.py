@@ -96,7 +96,9 @@ def test_one_backward_equals_the_two_updates_of_algorithm_1_in_float64() -> None
         ours, theirs = Mwuf(settings, DIM, CONTEXT), Mwuf(settings, DIM, CONTEXT)
         theirs.load_state_dict(ours.state_dict())
         table = LocalTable(phi)
-        model = SimpleNamespace(new_ids=table, runtime=Runtime(0, 1, torch.device("cpu"), False), num_old=NUM_ITEMS)
+        model = SimpleNamespace(
+            new_ids=table, runtime=Runtime(0, 1, torch.device("cpu"), False), num_old=NUM_ITEMS, num_items=NUM_ITEMS
+        )
         stage = MetaTrain(config, model, frozen, ours)  # type: ignore[arg-type]
         for batch in rows:
             stage.step(batch)
