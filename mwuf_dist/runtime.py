@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from mwuf_kernels import distinct_ids, has_table_rows
 
 from mwuf_dist.config import Config, RuntimeConfig, UserError
 from mwuf_dist.exits import RankLostError
@@ -84,6 +83,8 @@ class Runtime:
         On several ranks the values are padded with zeros to n, which is the same everywhere: unlike `pad`, this needs
         no exchange, so it is for the steps of training. A row looked up for padding gets a gradient of zero.
         """
+        from mwuf_kernels import distinct_ids, has_table_rows  # late: `prepare` has no use for it
+
         if num_ids is not None and num_ids <= _FEW * len(ids) and ids.device.type == "cpu" and has_table_rows():
             values, inverse = distinct_ids(ids, num_ids)
         else:

@@ -6,6 +6,7 @@ from mwuf_kernels.meta_networks import (
     Network,
     meta_networks,
     meta_networks_backward,
+    meta_networks_by_hand,
     meta_networks_reference,
 )
 from mwuf_kernels.segments import segment_sums, segments
@@ -41,6 +42,7 @@ __all__ = [
     "mean_of_sums",
     "meta_networks",
     "meta_networks_backward",
+    "meta_networks_by_hand",
     "meta_networks_reference",
     "segment_sums",
     "segments",

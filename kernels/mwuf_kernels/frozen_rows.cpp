@@ -9,13 +9,35 @@ void slope_back(float* __restrict d, float slope, const float* __restrict out, c
     for (long i = 0; i < n; i++) d[i] = x[i] <= 0 ? 0 : slope * out[i];
 }
 
-// Binary cross entropy of a logit, and its slope.
-float loss_of(float logit, float label, float* slope) {
-    const float e = std::exp(-std::fabs(logit));
-    const float likely = 1 / (1 + e), unlikely = e / (1 + e);
+typedef int32_t Whole __attribute__((vector_size(V * sizeof(int32_t))));
+
+// e^x for x <= 0: 2^n e^r with |r| <= ln(2) / 2, by the Taylor series of e^r to r^7 / 7! (3e-8 of it is left out).
+inline Vec exp_of_negative(Vec x) {
+    x = x < -87.0f ? Vec{} - 87.0f : x;  // below, 2^n is none that float32 holds in full
+    const Vec scaled = x * 1.44269504f - 0.5f;
+    const Whole n = __builtin_convertvector(scaled, Whole);  // towards zero
+    const Vec whole = __builtin_convertvector(n, Vec);
+    const Vec r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln(2) in two parts
+    Vec sum = Vec{} + 1.0f / 5040;
+    for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) sum = sum * r + c;
+    const Whole power = (n + 127) << 23;
+    Vec two;
+    std::memcpy(&two, &power, sizeof(two));
+    return sum * two;
+}
+
+// Binary cross entropies of V logits, and their slopes.
+inline Vec losses_of(Vec logit, Vec label, Vec* slope) {
+    const Vec size = logit < 0 ? -logit : logit;
+    const Vec e = exp_of_negative(-size);
+    const Vec likely = 1 / (1 + e), unlikely = e * likely;
     // probability - label, without taking nearly equal numbers from each other.
-    *slope = (logit >= 0 ? likely : unlikely) * (1 - label) - (logit >= 0 ? unlikely : likely) * label;
-    return (logit > 0 ? logit : 0) - logit * label + std::log1p(e);
+    *slope = (logit < 0 ? unlikely : likely) * (1 - label) - (logit < 0 ? likely : unlikely) * label;
+    // log(1 + e) = 2 atanh(z) for z = e / (2 + e) <= 1/3, to z^15 / 15.
+    const Vec z = e / (2 + e), square = z * z;
+    Vec sum = Vec{} + 1.0f / 15;
+    for (float c : {1.0f / 13, 1.0f / 11, 1.0f / 9, 1.0f / 7, 1.0f / 5, 1.0f / 3, 1.0f}) sum = sum * square + c;
+    return (logit > 0 ? logit : Vec{}) - logit * label + 2 * z * sum;
 }
 
 }  // namespace
@@ -49,7 +71,7 @@ void mwuf_head(const Head* head, long n, const float* parts, long parts_step, co
         widest = head->widths[l] > widest ? head->widths[l] : widest;
     }
     const long first_width = depth ? head->widths[0] : 0;
-    std::vector<float> memory(BLOCK * (first_width + 3 * wide + all + 2 * widest) + 3 * BLOCK, 0.0f);
+    std::vector<float> memory(BLOCK * (first_width + 3 * wide + all + 2 * widest) + 5 * BLOCK, 0.0f);
     float* base = memory.data();              // the parts' share of the first layer [BLOCK, first_width]
     float* total = base + BLOCK * first_width;  // the sum of the other fields' embeddings [BLOCK, wide]
     float* item = total + BLOCK * wide;
@@ -60,6 +82,8 @@ void mwuf_head(const Head* head, long n, const float* parts, long parts_step, co
     float* plain = d_next + BLOCK * widest;  // what of a logit is of the parts alone
     float* logit = plain + BLOCK;
     float* slope = logit + BLOCK;
+    float* label = slope + BLOCK;
+    float* weight = label + BLOCK;
 
     for (long start = 0; start < n; start += BLOCK) {
         const long rows = n - start < BLOCK ? n - start : BLOCK;
@@ -68,15 +92,21 @@ void mwuf_head(const Head* head, long n, const float* parts, long parts_step, co
             float* of_layer = base + r * first_width;
             float* of_total = total + r * wide;
             const float* b = second ? parts + second[start + r] * parts_step : nullptr;
-            sum_of(of_layer, a, b, hidden);
+            if (items)
+                sum_of(of_layer, a, b, hidden);
+            else
+                relu_of_sum(states + r * first_width, a, b, hidden);
             plain[r] = a[constant] + (b ? b[constant] : 0);
             if (head->interactions) {
                 sum_of(of_total, a + hidden, b ? b + hidden : nullptr, dim);
                 plain[r] += 0.5f * dot(of_total, of_total, wide);
-                add_to(of_total, head->linear, dim);  // the slope in the item, from here on
-            } else {
-                std::memcpy(of_total, head->linear, dim * sizeof(float));
             }
+            if (!items) continue;
+            // The slope in the item, from here on.
+            if (head->interactions)
+                add_to(of_total, head->linear, dim);
+            else
+                std::memcpy(of_total, head->linear, dim * sizeof(float));
         }
         for (long pass = 0; pass < passes; pass++) {
             if (items)
@@ -88,8 +118,6 @@ void mwuf_head(const Head* head, long n, const float* parts, long parts_step, co
             if (depth && items)
                 product<Then::Relu>(BLOCK, first_width, dim, {item, wide, 1}, {head->weights[0], first_width, 1},
                                     {base, first_width, 1}, NONE, x, first_width);
-            else if (depth)
-                relu(x, base, BLOCK * first_width);
             for (long l = 1; l < depth; l++) {
                 const long in = head->widths[l - 1], out = head->widths[l];
                 float* y = x + BLOCK * in;
@@ -104,13 +132,17 @@ void mwuf_head(const Head* head, long n, const float* parts, long parts_step, co
             }
             if (logits) std::memcpy(logits + pass * n + start, logit, rows * sizeof(float));
             if (!labels) continue;
-            for (long r = 0; r < rows; r++) {
-                const float weight = weights ? weights[start + r] : 1.0f;
-                loss[pass] += weight * loss_of(logit[r], labels[start + r], slope + r);
-                slope[r] *= weight * scale;
+            std::memset(weight, 0, BLOCK * sizeof(float));  // of the rows behind the last
+            std::memset(label, 0, BLOCK * sizeof(float));
+            std::memcpy(label, labels + start, rows * sizeof(float));
+            for (long r = 0; r < rows; r++) weight[r] = weights ? weights[start + r] : 1.0f;
+            for (long r = 0; r < BLOCK; r += V) {
+                Vec tilt;
+                const Vec found = load(weight + r) * losses_of(load(logit + r), load(label + r), &tilt);
+                store(slope + r, load(weight + r) * scale * tilt);
+                for (long lane = 0; lane < V; lane++) loss[pass] += found[lane];
             }
             if (!d_items) continue;
-            for (long r = rows; r < BLOCK; r++) slope[r] = 0;
             for (long r = 0; r < BLOCK; r++) {
                 slope_back(d + r * last, slope[r], head->out, x + r * last, last);
                 times(d_item + r * wide, slope[r], total + r * wide, wide);

@@ -165,8 +165,12 @@ inline void add_times(float* out, float factor, const float* x, long n) {
           [=](long i) { out[i] += factor * x[i]; });
 }
 
-inline void relu(float* __restrict out, const float* __restrict x, long n) {
-    for (long i = 0; i < n; i++) out[i] = x[i] < 0 ? 0 : x[i];
+// out = relu(a + b), or relu(a)
+inline void relu_of_sum(float* out, const float* a, const float* b, long n) {
+    sum_of(out, a, b, n);
+    along(
+        n, [=](long i) { const Vec x = load(out + i); store(out + i, x < 0 ? Vec{} : x); },
+        [=](long i) { out[i] = out[i] < 0 ? 0 : out[i]; });
 }
 
 }  // namespace

@@ -14,12 +14,12 @@ long bag(const int64_t* lengths, long entity, long num_fields, long f) {
 extern "C" {
 
 // The values of an entity are ids[starts[entity]...], lengths[entity, f] of each field f in turn; without lengths one of
-// each, from entity * num_fields on; without ids the entity itself. A bag of several is their sum or, with mean, mean.
-void mwuf_table_rows(long n, long dim, long num_fields, long mean, const float* table, const int64_t* ids,
+// each, from entity * step on; without ids the entity itself. A bag of several is their sum or, with mean, mean.
+void mwuf_table_rows(long n, long dim, long num_fields, long step, long mean, const float* table, const int64_t* ids,
                      const int64_t* lengths, const int64_t* starts, const int64_t* entities, float* out) {
     for (long i = 0; i < n; i++) {
         const int64_t entity = entities[i];
-        const int64_t* value = ids ? ids + (starts ? starts[entity] : entity * num_fields) : entities + i;
+        const int64_t* value = ids ? ids + (starts ? starts[entity] : entity * step) : entities + i;
         for (long f = 0; f < num_fields; f++, out += dim) {
             const long length = bag(lengths, entity, num_fields, f);
             if (length == 0) std::memset(out, 0, dim * sizeof(float));
@@ -36,11 +36,11 @@ void mwuf_table_rows(long n, long dim, long num_fields, long mean, const float* 
 }
 
 // Adds the gradient of those rows to that of the table.
-void mwuf_add_table_rows(long n, long dim, long num_fields, long mean, float* gradient, const int64_t* ids,
+void mwuf_add_table_rows(long n, long dim, long num_fields, long step, long mean, float* gradient, const int64_t* ids,
                          const int64_t* lengths, const int64_t* starts, const int64_t* entities, const float* d_out) {
     for (long i = 0; i < n; i++) {
         const int64_t entity = entities[i];
-        const int64_t* value = ids ? ids + (starts ? starts[entity] : entity * num_fields) : entities + i;
+        const int64_t* value = ids ? ids + (starts ? starts[entity] : entity * step) : entities + i;
         for (long f = 0; f < num_fields; f++, d_out += dim) {
             const long length = bag(lengths, entity, num_fields, f);
             const float share = mean && length > 1 ? 1 / float(length) : 1.0f;

@@ -21,6 +21,7 @@ class EntityFields:
         starts: where each entity's begin [E] int64; None with `lengths`.
         num_fields: F.
         pools_by_mean: whether a field of several rows is their mean, not their sum.
+        step: without `starts`, entity e's begin at e * step; None is F.
     """
 
     ids: torch.Tensor
@@ -28,6 +29,7 @@ class EntityFields:
     starts: torch.Tensor | None
     num_fields: int
     pools_by_mean: bool
+    step: int | None = None
 
 
 def table_rows(table: torch.Tensor, fields: EntityFields | None, entities: torch.Tensor) -> torch.Tensor:
@@ -70,5 +72,6 @@ def _call(
     assert table.dtype == rows.dtype == torch.float32 and entities.dtype == torch.int64
     which = (None, None, None) if fields is None else (fields.ids, fields.lengths, fields.starts)
     num_fields, pools_by_mean = (1, False) if fields is None else (fields.num_fields, fields.pools_by_mean)
-    sizes = (len(entities), table.shape[1], num_fields, int(pools_by_mean))
+    step = num_fields if fields is None or fields.step is None else fields.step
+    sizes = (len(entities), table.shape[1], num_fields, step, int(pools_by_mean))
     call(name, *sizes, table, *which, entities, rows)

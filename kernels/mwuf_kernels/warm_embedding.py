@@ -16,7 +16,7 @@ from mwuf_kernels.segments import segment_sums, segments
 
 def warm_embedding(
     rows: torch.Tensor,
-    inverse: torch.Tensor,
+    inverse: torch.Tensor | None,
     scale: torch.Tensor,
     shift: torch.Tensor,
     *,
@@ -32,7 +32,8 @@ def warm_embedding(
     Args:
         rows: [U, D] the unique items' embeddings, as a sharded lookup returns them; with ``unique``, a local table
             [N, D] instead. float32, bfloat16 or float64.
-        inverse: [B] int32 or int64, each place's unique item, in ``[0, U)`` (not checked on a GPU).
+        inverse: [B] int32 or int64, each place's unique item, in ``[0, U)`` (not checked on a GPU); None where the
+            places are the unique items themselves, in order.
         scale: [U, D], of the type of ``rows``.
         shift: [U, D], of the type of ``rows``.
         unique: [U] int32 or int64 distinct rows of the table. A table that needs a gradient gets a dense one, [N, D],
@@ -47,6 +48,9 @@ def warm_embedding(
     assert scale.shape[0] == (rows if unique is None else unique).shape[0]
     assert rows.dtype == scale.dtype == shift.dtype
     assert (order is None) == (offsets is None)
+    if inverse is None:
+        cold = rows if unique is None else rows.index_select(0, unique)
+        return cold, torch.addcmul(shift, cold.detach(), scale)
     call = warm_embedding_op if torch.compiler.is_compiling() else _eager
     return call(rows, inverse, scale, shift, unique, order, offsets)
 
@@ -85,7 +89,7 @@ def warm_embedding_backward(
     d_cold: torch.Tensor | None,
     d_warm: torch.Tensor | None,
     rows: torch.Tensor,
-    inverse: torch.Tensor,
+    inverse: torch.Tensor | None,
     unique: torch.Tensor | None = None,
     order: torch.Tensor | None = None,
     offsets: torch.Tensor | None = None,
@@ -96,7 +100,7 @@ def warm_embedding_backward(
         d_cold: [B, D] gradient of cold, or None.
         d_warm: [B, D] gradient of warm, or None.
         rows: as in ``warm_embedding``, like everything that follows.
-        inverse: [B].
+        inverse: [B] or None.
         unique: [U] or None.
         order: [B] or None.
         offsets: [U + 1] or None.
@@ -104,9 +108,12 @@ def warm_embedding_backward(
     Returns:
         (d rows, d scale, d shift); None where the gradient they come from is None.
     """
-    if order is None or offsets is None:
-        order, offsets = segments(inverse, (rows if unique is None else unique).shape[0])
-    d_rows, d_shift = segment_sums((d_cold, d_warm), order, offsets)
+    if inverse is None:
+        d_rows, d_shift = d_cold, d_warm
+    else:
+        if order is None or offsets is None:
+            order, offsets = segments(inverse, (rows if unique is None else unique).shape[0])
+        d_rows, d_shift = segment_sums((d_cold, d_warm), order, offsets)
     d_scale = None
     if d_shift is not None:
         d_scale = d_shift * (rows if unique is None else rows.index_select(0, unique))

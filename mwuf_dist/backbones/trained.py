@@ -30,12 +30,12 @@ class BatchSide:
     Attributes:
         embeddings: of those fields side by side [n, f*D].
         index: which of the n each row of the batch has [B]; None where row i has the i-th.
-        columns: the fields' columns in the input of the backbone's first layer: a slice where they are neighbours.
+        column: where the fields begin in the input of the backbone's first layer.
     """
 
     embeddings: torch.Tensor
     index: torch.Tensor | None
-    columns: slice
+    column: int
 
 
 class TrainedHead:
@@ -61,7 +61,7 @@ class TrainedHead:
         num_rows = next(len(s.embeddings if s.index is None else s.index) for s in sides)
         layers = [] if mlp is None else [self._layer(depth, num_rows) for depth in range(len(mlp.linears))]
         return TrainedRows(
-            [TrainedSide(side.embeddings.detach(), side.index, side.columns.start or 0) for side in sides],
+            [TrainedSide(side.embeddings.detach(), side.index, side.column) for side in sides],
             layers,
             (self._linear.weight[0], self._linear.bias),
             None if mlp is None else (mlp.out.weight[0], mlp.out.bias),

@@ -19,6 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from mwuf_dist.embeddings.placement import TableSpec
 
+# Fields, and the entities [n] whose rows are wanted; without fields an entity is a row.
+Lookup = tuple[EntityFields | None, torch.Tensor]
+
 
 class DirectTables:
     """Row gathers and bags over one flat weight, with dense gradients: for Adam, not for fused kernels.
@@ -70,10 +73,19 @@ class DirectTables:
         assert self._weights.grad is None
         self._weights.grad = d_matrix.view(-1)
 
+    def set_gradient_of_rows(self, ids: torch.Tensor, d_rows: torch.Tensor) -> None:
+        """The same from the gradient [n, D] of rows ids [n], all different, that were looked up without autograd."""
+        d_matrix = d_rows.new_zeros(self.matrix().shape)
+        self.set_gradient(d_matrix.index_copy_(0, ids, d_rows))
+
     def entity_rows(self, fields: EntityFields | None, entities: torch.Tensor) -> torch.Tensor:
         """Rows of the matrix side by side [n, F*D] of the fields of entities [n], or of entities that are rows."""
-        out = _EntityRows.apply(self._weights, self._width, fields, entities)
-        assert isinstance(out, torch.Tensor)
+        (rows,) = self.entity_rows_of([(fields, entities)])
+        return rows
+
+    def entity_rows_of(self, lookups: Sequence[Lookup]) -> tuple[torch.Tensor, ...]:
+        """The same for several lookups, whose gradients come together in one tensor."""
+        out: Any = _EntityRows.apply(self._weights, self._width, lookups)
         return out
 
     def matrix_rows(self, ids: torch.Tensor) -> torch.Tensor:
@@ -99,19 +111,18 @@ class DirectTables:
 
 class _EntityRows(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, weights: torch.Tensor, dim: int, fields: EntityFields | None, entities: torch.Tensor
-    ) -> torch.Tensor:
-        entities = entities.contiguous()
-        ctx.shape, ctx.fields, ctx.entities = (weights.numel() // dim, dim), fields, entities
-        return table_rows(weights.view(-1, dim), fields, entities)
+    def forward(ctx: Any, weights: torch.Tensor, dim: int, lookups: Sequence[Lookup]) -> tuple[torch.Tensor, ...]:
+        ctx.shape = (weights.numel() // dim, dim)
+        ctx.lookups = [(fields, entities.contiguous()) for fields, entities in lookups]
+        return tuple(table_rows(weights.view(-1, dim), fields, entities) for fields, entities in ctx.lookups)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_rows: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gradient = d_rows.new_zeros(ctx.shape)
-        add_table_rows_(gradient, ctx.fields, ctx.entities, d_rows.contiguous())
-        return gradient.view(-1), None, None, None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        total = gradients[0].new_zeros(ctx.shape)
+        for (fields, entities), d_rows in zip(ctx.lookups, gradients, strict=True):
+            add_table_rows_(total, fields, entities, d_rows.contiguous())
+        return total.view(-1), None, None
 
 
 class _Rows(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import torch
@@ -13,6 +14,10 @@ from torchrec import KeyedJaggedTensor
 from mwuf_dist.data.shards import EntityTable, FieldColumn
 from mwuf_dist.embeddings.placement import TableSpec
 from mwuf_dist.embeddings.tables import Tables
+from mwuf_dist.runtime import Runtime
+
+# A combination of fields is worth computing once per batch where so many entities share one.
+_SHARED_BY = 4
 
 
 class FeatureStore:
@@ -42,9 +47,16 @@ class FeatureStore:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the ids take."""
-        held = (self._ids.ids, self._ids.lengths, self._ids.starts)
+        """Bytes that the ids take, and the combinations once `sides` has made them."""
+        held = [self._ids.ids, self._ids.lengths, self._ids.starts]
+        profiles = self.__dict__.get("_profiles")
+        if profiles is not None:
+            held += [profiles.of_entity, profiles.shared.ids]
         return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
+
+    @functools.cached_property
+    def _profiles(self) -> _Profiles | None:
+        return _Profiles.of(self._ids, self.num_rows)
 
     def specs(self, dim: int) -> list[TableSpec]:
         """One table per field."""
@@ -65,6 +77,15 @@ class FeatureStore:
         ids, lengths = self._ids.of_entities(index)
         rows = tables.direct.matrix_rows(ids) if lengths is None else tables.direct.bags(ids, lengths)
         return rows.view(len(index), -1)
+
+    def sides(self, tables: Tables, index: torch.Tensor, runtime: Runtime) -> list[FieldSide]:
+        """What `lookup` gives, by columns: what many entities share stands there once. A collective."""
+        profiles = self._profiles
+        if tables.direct is None or not tables.direct.is_one_matrix or profiles is None or not has_table_rows():
+            return [FieldSide(self.lookup(tables, index), None, 0)]
+        distinct, inverse = runtime.distinct(profiles.of_entity.index_select(0, index), profiles.number)
+        own, shared = tables.direct.entity_rows_of([(profiles.own, index), (profiles.shared, distinct)])
+        return [FieldSide(own, None, 0), FieldSide(shared, inverse, own.shape[1])]
 
     def features(self, index: torch.Tensor) -> KeyedJaggedTensor:
         """Ids of every field of the entities `index` [n], with n bags per field."""
@@ -103,6 +124,45 @@ class FeatureStore:
                 self._ones.clear()
             self._ones[num] = torch.ones(num, dtype=torch.int64, device=values.device)
         return self._ones[num]
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldSide:
+    """Some fields of n entities: embeddings [m, f*D], which of them each has [n] (None: its own), first column."""
+
+    embeddings: torch.Tensor
+    index: torch.Tensor | None
+    column: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Profiles:
+    """The combinations of all fields but the first, where few of them occur: of users, all but the ID.
+
+    Attributes:
+        own: the first field of each entity.
+        shared: the other fields of each combination.
+        of_entity: which combination each entity has [E].
+        number: of combinations.
+    """
+
+    own: EntityFields
+    shared: EntityFields
+    of_entity: torch.Tensor
+    number: int
+
+    @staticmethod
+    def of(ids: EntityFields, num_rows: int) -> _Profiles | None:
+        """None where fields have several values each, or most entities are the only one of their combination."""
+        if ids.lengths is not None or ids.num_fields < 2 or not num_rows:
+            return None
+        matrix = ids.ids.view(num_rows, ids.num_fields)
+        combinations, place = torch.unique(matrix[:, 1:], dim=0, return_inverse=True)
+        if len(combinations) * _SHARED_BY > num_rows:
+            return None
+        own = EntityFields(ids.ids, None, None, 1, ids.pools_by_mean, step=ids.num_fields)
+        shared = EntityFields(combinations.reshape(-1), None, None, ids.num_fields - 1, ids.pools_by_mean)
+        return _Profiles(own, shared, place, len(combinations))
 
 
 @dataclasses.dataclass(frozen=True)

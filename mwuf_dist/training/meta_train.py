@@ -87,7 +87,7 @@ class MetaTrain:
             return self._losses_compiled(batch, self.frozen.compiled)
         items, inverse = self.model.runtime.distinct(batch.item, self.model.num_items)
         rows = self.model.new_ids.rows(items)
-        scale, shift = self._scale_and_shift(items)
+        scale, shift = self._scale_and_shift(*self.frozen.inputs(items))
         part = self.frozen.part(batch.user, batch.item)
         with torch.no_grad():
             embeddings = torch.stack(warm_embedding(rows, inverse, scale, shift))
@@ -101,19 +101,30 @@ class MetaTrain:
     def _losses_compiled(self, batch: Batch, compiled: FrozenRows) -> torch.Tensor:
         """The same by a loop over rows that reads, and sums gradients for, each distinct item's embeddings in place."""
         items, inverse = self.model.runtime.distinct(batch.item, self.model.num_items)
-        rows = self.model.new_ids.rows(items)
-        scale, shift = self._scale_and_shift(items)
-        each, offsets = torch.arange(len(items)), torch.arange(len(items) + 1)
+        direct = self.model.new_ids.direct
+        with torch.set_grad_enabled(direct is None):
+            rows = self.model.new_ids.rows(items)
+        inputs = self.frozen.inputs(items)
+        by_hand = self.method.scale_and_shift_by_hand(*inputs)
+        scale, shift = self._scale_and_shift(*inputs) if by_hand is None else by_hand[:2]
         with torch.no_grad():
-            embeddings = torch.stack(warm_embedding(rows, each, scale, shift))
+            embeddings = torch.stack(warm_embedding(rows, None, scale, shift))
             parts = self.frozen.part_rows(batch.user, batch.item)
             loss, (d_cold, d_warm) = compiled_loss(compiled, parts, embeddings, inverse, batch)
-            gradients = warm_embedding_backward(d_cold, d_warm, rows, each, order=each, offsets=offsets)
-        backward_from([rows, scale, shift], gradients)
+            d_rows, d_scale, d_shift = warm_embedding_backward(d_cold, d_warm, rows, None)
+        assert d_rows is not None and d_scale is not None and d_shift is not None
+        if direct is None:
+            backward_from([rows], [d_rows])
+        else:
+            direct.set_gradient_of_rows(items, d_rows)
+        if by_hand is None:
+            backward_from([scale, shift], [d_scale, d_shift])
+        else:
+            by_hand[2](d_scale, d_shift)
         return loss
 
-    def _scale_and_shift(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
+    def _scale_and_shift(self, context: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale_and_shift = self.method.scale_and_shift(context, mean)
         assert scale_and_shift is not None, "a method without meta networks has no stage meta_train"
         return scale_and_shift
 
@@ -121,7 +132,7 @@ class MetaTrain:
         """(L_cold, L_warm) of this rank's rows [2]."""
         items, inverse = self.model.runtime.distinct(batch.item, self.model.num_items)
         rows = self.model.new_ids.rows(items)
-        scale, shift = self._scale_and_shift(items)
+        scale, shift = self._scale_and_shift(*self.frozen.inputs(items))
         part = self.frozen.part(batch.user, batch.item, batch.history)
         embeddings = torch.stack(warm_embedding(rows, inverse, scale, shift))
         logits = self.frozen.logit(embeddings, part)

@@ -76,8 +76,9 @@ class Model:
             item_side = torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1)
             if change is None and self.backbone.trains_by_sides(self.runtime.world_size == 1 and batch.is_full):
                 width = item_side.shape[1]
-                users = BatchSide(self.user_fields(batch.user), None, slice(width, None))
-                return self.backbone.logit_of_sides([users, BatchSide(item_side, inverse, slice(width))])
+                users = self.users.sides(self.user_tables, batch.user, self.runtime)
+                sides = [BatchSide(side.embeddings, side.index, width + side.column) for side in users]
+                return self.backbone.logit_of_sides([*sides, BatchSide(item_side, inverse, 0)])
             item_side = item_side[inverse]
             item, item_context = item_side[:, : self.dim], item_side[:, self.dim :]
             context = torch.cat([item_context, self.user_fields(batch.user)], dim=1)

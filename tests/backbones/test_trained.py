@@ -67,9 +67,9 @@ def test_logits_gradients_and_moments_are_those_of_the_backbone_in_float64(
         backbone = made(name, batch_norm, dropout, dim, hidden)
         torch.manual_seed(2)
         sides = [
-            BatchSide(item, of_item, slice(0, 3 * dim)),
-            BatchSide(user, None, slice(3 * dim, 4 * dim)),
-            BatchSide(profile, of_profile, slice(4 * dim, None)),
+            BatchSide(item, of_item, 0),
+            BatchSide(user, None, 3 * dim),
+            BatchSide(profile, of_profile, 4 * dim),
         ]
         runs.append(outcome(backbone, backbone.logit_of_sides(sides), [item, user, profile]))
     found = runs[0]
@@ -96,7 +96,7 @@ def test_what_is_no_number_comes_through_every_layer(batch_norm: bool) -> None:
     item, user = torch.randn(ROWS, 12, requires_grad=True), torch.randn(ROWS, 12, requires_grad=True)
     with torch.no_grad():
         backbone.mlp.linears[0].weight[0] = float("nan")
-    logit = backbone.logit_of_sides([BatchSide(item, None, slice(12)), BatchSide(user, None, slice(12, None))])
+    logit = backbone.logit_of_sides([BatchSide(item, None, 0), BatchSide(user, None, 12)])
     logit.sum().backward()
     assert logit.isnan().all() and item.grad is not None and item.grad.isnan().all()
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mwuf_kernels import has_table_rows
 
+from mwuf_dist.data.schema import Field
+from mwuf_dist.data.shards import EntityTable, FieldColumn
+from mwuf_dist.embeddings.features import FeatureStore
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.runtime import start
 from mwuf_dist.training.model import Model
@@ -50,6 +54,33 @@ def test_direct_lookups_give_the_rows_bags_and_gradients_of_the_kernel(
         expected = torch.zeros(model.num_old, model.dim)
         expected.index_add_(0, ids, factor * (rows.detach() * factor).cos())
         torch.testing.assert_close(gradient(model.old_ids, rows).view_as(expected), expected)
+
+
+def test_the_sides_of_entities_are_their_fields_and_have_their_gradients() -> None:
+    """Of 200 users with one of six combinations of two fields, and of users who are each the only one of theirs."""
+    draws = np.random.default_rng(0)
+    config = tiny()
+    for num_values in (2, 300):
+        columns = {
+            name: FieldColumn(Field(name, "categorical", "user", size), None, values.astype(np.int32))
+            for name, size, values in (
+                ("user_id", 201, np.arange(1, 201)),
+                ("age", num_values + 1, draws.integers(num_values + 1, size=200)),
+                ("town", num_values, draws.integers(num_values, size=200)),
+            )
+        }
+        with start(config) as runtime:
+            store = FeatureStore(EntityTable(200, np.arange(200), columns), runtime.device)
+            tables = Tables("user", store.specs(8), config.embedding, runtime)
+            tables.draw(0.1, 0)
+            index = torch.from_numpy(draws.integers(200, size=90))
+            sides = store.sides(tables, index, runtime)
+            assert len(sides) == (2 if num_values == 2 and has_table_rows() else 1)
+            parts = [side.embeddings if side.index is None else side.embeddings[side.index] for side in sides]
+            assert [side.column for side in sides] == [0, 8][: len(sides)]
+            found, expected = torch.cat(parts, dim=1), store.lookup(tables, index)
+            assert torch.equal(found, expected)
+            torch.testing.assert_close(gradient(tables, found), gradient(tables, expected), rtol=1e-5, atol=1e-5)
 
 
 def test_tables_that_train_in_their_own_backward_are_left_to_their_kernel() -> None:

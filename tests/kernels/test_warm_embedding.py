@@ -114,3 +114,18 @@ def test_reads_rows_past_2_to_the_31_elements(device):
     cold, warm = warm_embedding(table, inverse, scale, torch.zeros_like(scale), unique=unique)
     assert cold[:, 0].tolist() == [3, 5, 5] and warm[:, 0].tolist() == [6, 10, 10]
     assert torch.autograd.grad(warm.sum(), scale)[0][:, 0].tolist() == [3, 10]
+
+
+def test_places_that_are_the_unique_items_need_no_inverse(device):
+    torch.manual_seed(0)
+    rows, scale, shift = (torch.randn(7, 5, device=device, requires_grad=True) for _ in range(3))
+    d_cold, d_warm = torch.randn(2, 7, 5, device=device)
+    outcomes = []
+    for inverse in (None, torch.arange(7, device=device)):
+        cold, warm = warm_embedding(rows, inverse, scale, shift)
+        gradients = torch.autograd.grad([cold, warm], [rows, scale, shift], [d_cold, d_warm])
+        with torch.no_grad():
+            by_hand = warm_embedding_backward(d_cold, d_warm, rows, inverse)
+        outcomes.append([cold, warm, *gradients, *by_hand])
+    for found, expected in zip(*outcomes, strict=True):
+        torch.testing.assert_close(found, expected)

@@ -41,9 +41,15 @@ def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
     distinct: list[int] = []
     served: list[int] = []
     backward: list[int] = []
-    spy(monkeypatch, meta_train, "warm_embedding", lambda table, inverse, *_: rows.update(meta_train=len(inverse)))
+    compiled = mwuf_kernels.has_frozen_rows()
+    networks = "meta_networks_by_hand" if compiled else "meta_networks"
+
+    def rows_of(table: torch.Tensor, inverse: torch.Tensor | None, *_: torch.Tensor) -> None:
+        rows.update(meta_train=len(table if inverse is None else inverse))
+
+    spy(monkeypatch, meta_train, "warm_embedding", rows_of)
     spy(monkeypatch, meta_train, "warm_embedding_backward", lambda cold, *_: backward.append(len(cold)))
-    spy(monkeypatch, mwuf, "meta_networks", lambda context, *_: distinct.append(len(context)))
+    spy(monkeypatch, mwuf, networks, lambda context, *_: distinct.append(len(context)))
     spy(monkeypatch, mwuf, "bulk_warm", lambda table, *_: served.append(len(table)))
     spy(monkeypatch, user_means, "user_mean", lambda table, users, offsets, *_: means.append(len(offsets) - 1))
     config = tiny(pretrain={"epochs": 1})
@@ -59,7 +65,7 @@ def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
         assert means == [prepared.num_old_items]
         # The compiled loop over rows reads each distinct item's embedding; torch makes one for every row.
         by_row = len(distinct) * config.meta_train.batch_size
-        assert rows["meta_train"] == (sum(distinct) if mwuf_kernels.has_frozen_rows() else by_row)
+        assert rows["meta_train"] == (sum(distinct) if compiled else by_row)
         job.warm_up_and_evaluate()
         # Each new item's warm embedding and mean user once per phase, not per row.
         assert served == 4 * [prepared.num_new_items]
