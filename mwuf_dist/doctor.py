@@ -61,7 +61,7 @@ def diagnose() -> list[Check]:
     looks: list[Callable[[], list[Check]]] = [
         lambda: [_python(), _platform(), _cores(), _threads(), _memory()],
         lambda: [_versions(), *_stack()],
-        lambda: [_triton()],
+        lambda: [_triton(), _loops()],
         lambda: [_ray()],
         lambda: [_data_dir(), _cache_dir()],
     ]
@@ -197,6 +197,15 @@ def _triton() -> Check:
     if version is None:
         return Check("triton", "not installed: not needed on a CPU")
     return Check("triton", version)
+
+
+def _loops() -> Check:
+    """Whether the loops of `mwuf_kernels` are compiled for this machine; they are now, if they can be."""
+    printed, error = _probe("from mwuf_kernels import native; print(native.library() is not None)")
+    if printed == ["True"]:
+        return Check("loops", "compiled for this CPU")
+    remedy = "training on a CPU takes about twice as long: install g++ or clang++"
+    return Check("loops", f"not compiled: {error or 'no C++ compiler, or MWUF_NATIVE=0'}", "note", remedy)
 
 
 def _ray() -> Check:

@@ -127,3 +127,9 @@ def test_folders_that_cannot_be_used_are_named(monkeypatch: pytest.MonkeyPatch, 
     assert doctor._cache_dir().status == "wrong"
     monkeypatch.setenv("MWUF_CACHE_DIR", str(tmp_path / "not" / "yet"))
     assert doctor._cache_dir().status == "ok"
+
+
+def test_loops_that_are_not_compiled_are_a_note_with_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MWUF_NATIVE", "0")
+    found = doctor._loops()
+    assert found.status == "note" and "MWUF_NATIVE=0" in found.value and "g++" in found.remedy

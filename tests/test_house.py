@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "training": {"evaluation", "mwuf_kernels"} | BELOW_TRAINING,
     "studies": BELOW_STUDIES,
     "serving": BELOW_STUDIES,
-    "planning": BELOW_STUDIES,
+    "planning": {"mwuf_kernels"} | BELOW_STUDIES,
     "doctor": {"data"} | GROUND,
     "launch": EVERYTHING - {"cli", "launch", "planning"},
     "cli_help": set(),

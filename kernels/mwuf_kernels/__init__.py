@@ -9,6 +9,7 @@ from mwuf_kernels.meta_networks import (
     meta_networks_by_hand,
     meta_networks_reference,
 )
+from mwuf_kernels.native import without_library
 from mwuf_kernels.segments import segment_sums, segments
 from mwuf_kernels.table_rows import EntityFields, add_table_rows_, distinct_ids, has_table_rows, table_rows
 from mwuf_kernels.trained_rows import TrainedLayer, TrainedNorm, TrainedRows, TrainedSide, has_trained_rows
@@ -52,4 +53,5 @@ __all__ = [
     "warm_embedding",
     "warm_embedding_backward",
     "warm_embedding_reference",
+    "without_library",
 ]

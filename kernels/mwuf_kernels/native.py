@@ -5,6 +5,7 @@ compiler and the processor, and lies in `$MWUF_CACHE_DIR/native` or `~/.cache/mw
 compiler nothing is compiled, and whoever asks gets None and takes torch. `MWUF_NATIVE=0` does the same by choice.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,6 +23,8 @@ import torch
 _SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
 _HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared")
+
+_is_out_of_use = False
 
 
 @functools.cache
@@ -31,7 +35,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         warnings.warn(f"{compiler} cannot compile mwuf_kernels, so training is slower: {said}", stacklevel=2)
         return None
@@ -48,7 +52,18 @@ def address(tensor: torch.Tensor | None) -> int | None:
 def has_library(*tensors: torch.Tensor) -> bool:
     """Whether the library can be used for these tensors: float32, on the CPU, where torch has one thread as it has."""
     fits = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-    return fits and torch.get_num_threads() == 1 and library() is not None
+    return fits and not _is_out_of_use and torch.get_num_threads() == 1 and library() is not None
+
+
+@contextlib.contextmanager
+def without_library() -> Iterator[None]:
+    """Within it torch does everything: to count its operators, which it does not see in the library."""
+    global _is_out_of_use
+    before, _is_out_of_use = _is_out_of_use, True
+    try:
+        yield
+    finally:
+        _is_out_of_use = before
 
 
 def call(name: str, *arguments: torch.Tensor | int | float | None) -> None:

@@ -1,10 +1,8 @@
 // Rows of a batch through a head in training, forward and back: see trained_rows.py.
 
-#include "rows.h"
+#include "batch_norm.h"
 
 namespace {
-
-long least(long a, long b) { return a < b ? a : b; }
 
 // Kept between calls: what is asked for anew comes in pages that are filled with zeros first.
 float* workspace(long n) {
@@ -22,17 +20,6 @@ struct Side {
     const float* x;            // [rows, width]
     const int64_t* index;      // which of the rows each row of the batch has [n]; null: its own
     float* d_x;                // [rows, width]
-};
-
-struct Layer {
-    long in, out;
-    const float *weight, *bias;  // [out, in], [out]; no bias with a norm
-    const float *gamma, *beta;   // of BatchNorm [out]; null where there is none
-    float *running_mean, *running_var;
-    const float* noise;  // of dropout [n, out]; null where there is none
-    float *z, *a;        // the product and the output [n, out]; z with a norm only
-    float *mean, *scale;  // of the batch [out]
-    float *d_weight, *d_bias, *d_gamma, *d_beta;
 };
 
 struct Trained {
@@ -135,39 +122,6 @@ struct Pass {
         }
     }
 
-    // Mean and 1 / deviation of a layer's product over the batch, and what that makes of the running moments.
-    void moments(const Layer& layer) const {
-        std::vector<double> sum(layer.out, 0.0);
-        std::vector<float> of_block(layer.out);
-        for (int moment = 1; moment <= 2; moment++) {
-            std::fill(sum.begin(), sum.end(), 0.0);
-            for (long start = 0; start < net.n; start += BLOCK) {
-                std::fill(of_block.begin(), of_block.end(), 0.0f);
-                for (long r = start; r < least(start + BLOCK, net.n); r++) {
-                    const float* z = layer.z + r * layer.out;
-                    float* out = of_block.data();
-                    if (moment == 1) {
-                        add_to(out, z, layer.out);
-                        continue;
-                    }
-                    for (long i = 0; i < layer.out; i++) out[i] += (z[i] - layer.mean[i]) * (z[i] - layer.mean[i]);
-                }
-                for (long i = 0; i < layer.out; i++) sum[i] += of_block[i];
-            }
-            for (long i = 0; i < layer.out; i++) {
-                const double mean = sum[i] / double(net.n);
-                if (moment == 1) {
-                    layer.mean[i] = float(mean);
-                    layer.running_mean[i] += net.momentum * (layer.mean[i] - layer.running_mean[i]);
-                    continue;
-                }
-                layer.scale[i] = float(1 / std::sqrt(mean + net.eps));
-                const float unbiased = float(mean * double(net.n) / double(net.n > 1 ? net.n - 1 : 1));
-                layer.running_var[i] += net.momentum * (unbiased - layer.running_var[i]);
-            }
-        }
-    }
-
     void forward(float* logit) const {
         long size = net.depth ? layers[0].in * hidden : 0;
         for (long l = 1; l < net.depth; l++) size += layers[l].in * layers[l].out;
@@ -217,7 +171,7 @@ struct Pass {
                 else
                     first_layer(start, rows, transposed, parts, logit + start);
             }
-            moments(layer);
+            moments(layer, net.n, net.momentum, net.eps);
             float *factor = free, *offset = free + layer.out;
             for (long i = 0; i < layer.out; i++) {
                 factor[i] = layer.gamma[i] * layer.scale[i];
@@ -315,7 +269,7 @@ struct Pass {
                 if (l == net.depth - 1) output_back(start, rows, d_logit + start, d[l] + start * layers[l].out);
                 activation_back(layers[l], start, rows, d[l] + start * layers[l].out);
             }
-            norm_back(layers[l], d[l]);
+            norm_back(layers[l], net.n, d[l]);
             for (long start = 0; start < net.n; start += BLOCK) {
                 const long rows = least(BLOCK, net.n - start);
                 if (l)
@@ -350,37 +304,6 @@ struct Pass {
         for (long r = 0; r < rows; r++) {
             times(d + r * last.out, d_logit[r], net.out, last.out);
             add_times(net.d_out, d_logit[r], last.a + (start + r) * last.out, last.out);
-        }
-    }
-
-    // d [n, out] of what a norm gives becomes that of what it was given.
-    void norm_back(const Layer& layer, float* d) const {
-        std::vector<double> sums(2 * layer.out, 0.0);
-        std::vector<float> of_block(2 * layer.out);
-        for (long start = 0; start < net.n; start += BLOCK) {
-            std::fill(of_block.begin(), of_block.end(), 0.0f);
-            float *plain = of_block.data(), *scaled = plain + layer.out;
-            for (long r = start; r < least(start + BLOCK, net.n); r++) {
-                const float *z = layer.z + r * layer.out, *of_row = d + r * layer.out;
-                for (long i = 0; i < layer.out; i++) plain[i] += of_row[i];
-                for (long i = 0; i < layer.out; i++) scaled[i] += of_row[i] * (z[i] - layer.mean[i]) * layer.scale[i];
-            }
-            for (long i = 0; i < 2 * layer.out; i++) sums[i] += of_block[i];
-        }
-        // d = factor * (d - mean of d - normalised z * mean of d times normalised z)
-        std::vector<float> factor(layer.out), shift(layer.out), slope(layer.out);
-        for (long i = 0; i < layer.out; i++) {
-            layer.d_beta[i] = float(sums[i]);
-            layer.d_gamma[i] = float(sums[layer.out + i]);
-            factor[i] = layer.gamma[i] * layer.scale[i];
-            slope[i] = float(sums[layer.out + i] / double(net.n)) * layer.scale[i];
-            shift[i] = float(sums[i] / double(net.n)) - layer.mean[i] * slope[i];
-        }
-        const float *by = factor.data(), *less = shift.data(), *tilt = slope.data();
-        for (long r = 0; r < net.n; r++) {
-            const float* z = layer.z + r * layer.out;
-            float* of_row = d + r * layer.out;
-            for (long i = 0; i < layer.out; i++) of_row[i] = by[i] * (of_row[i] - less[i] - tilt[i] * z[i]);
         }
     }
 

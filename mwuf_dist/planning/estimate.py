@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from mwuf_kernels import without_library
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -133,7 +134,8 @@ def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, 
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with FlopCounterMode(display=False) as flops, _CountOps() as ops, hooks:
+    # As an accelerator would do it: of the loops that are compiled for a CPU nothing can be counted.
+    with without_library(), FlopCounterMode(display=False) as flops, _CountOps() as ops, hooks:
         stage.step(batch)
     stores = (model.users, model.items)
     return Counts(

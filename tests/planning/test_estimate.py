@@ -14,7 +14,10 @@ from benchmarks.plan import compare
 from mwuf_dist.config import EmbeddingConfig, UserError, merge, to_toml
 from mwuf_dist.config import build as build_config
 from mwuf_dist.embeddings.placement import TableSpec, placements
+from mwuf_dist.planning.estimate import count
 from mwuf_dist.planning.report import plan
+from mwuf_dist.runtime import start
+from mwuf_dist.training.run import Run, _prepare
 from tests.tiny import TINY, tiny
 
 # Tables of 300,000 users, so that what is planned outweighs what a process takes anyway.
@@ -29,6 +32,17 @@ def test_estimated_memory_is_within_one_and_a_half_times_of_the_measured(ranks: 
     path.write_text(to_toml(build_config(LARGE)))
     record = compare(path, ranks, num_steps=3)
     assert 1 / 1.5 < record["measured_bytes"] / record["estimated_bytes"] < 1.5, json.dumps(record)
+
+
+def test_products_are_counted_though_a_compiled_loop_does_them_here(tmp_path: Path) -> None:
+    config = tiny()
+    with start(config) as runtime:
+        job = Run(config, tmp_path, runtime, _prepare(config, runtime))
+        found = count(config, job.prepared, runtime, job.method, job.model)
+        job.session.recorder.close()
+        weights = sum(p.numel() for p in job.model.backbone.mlp.parameters() if p.dim() == 2)
+    # A multiplication and an addition for each weight, forward and in both products of the backward.
+    assert found.flops_per_row >= 0.9 * 2 * 3 * weights and found.num_ops > 50
 
 
 def test_large_tables_are_shared_by_all_ranks_and_small_ones_spread_over_them() -> None:
