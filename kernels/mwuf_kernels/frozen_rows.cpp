@@ -106,13 +106,13 @@ void mwuf_head(const Head* head, long n, const float* parts, long parts_step, co
             if (head->interactions)
                 add_to(of_total, head->linear, dim);
             else
-                std::memcpy(of_total, head->linear, dim * sizeof(float));
+                copy_of(of_total, head->linear, dim);
         }
         for (long pass = 0; pass < passes; pass++) {
             if (items)
                 for (long r = 0; r < rows; r++) {
                     const float* of_row = items + (pass * item_rows + index[start + r]) * dim;
-                    std::memcpy(item + r * wide, of_row, dim * sizeof(float));
+                    copy_of(item + r * wide, of_row, dim);
                 }
             float* x = states;
             if (depth && items)

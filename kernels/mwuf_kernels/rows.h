@@ -141,12 +141,17 @@ inline void along(long n, Wide wide, Narrow narrow) {
     for (; i < n; i++) narrow(i);
 }
 
+// out = x
+inline void copy_of(float* out, const float* x, long n) {
+    along(n, [=](long i) { store(out + i, load(x + i)); }, [=](long i) { out[i] = x[i]; });
+}
+
 // out = a + b, or a
 inline void sum_of(float* out, const float* a, const float* b, long n) {
     if (b)
         along(n, [=](long i) { store(out + i, load(a + i) + load(b + i)); }, [=](long i) { out[i] = a[i] + b[i]; });
     else
-        std::memcpy(out, a, n * sizeof(float));
+        copy_of(out, a, n);
 }
 
 // out = factor * x

@@ -25,7 +25,7 @@ void mwuf_table_rows(long n, long dim, long num_fields, long step, long mean, co
             if (length == 0) std::memset(out, 0, dim * sizeof(float));
             for (long k = 0; k < length; k++, value++) {
                 if (k == 0)
-                    std::memcpy(out, table + *value * dim, dim * sizeof(float));
+                    copy_of(out, table + *value * dim, dim);
                 else
                     add_to(out, table + *value * dim, dim);
             }

@@ -37,7 +37,9 @@ def table_rows(table: torch.Tensor, fields: EntityFields | None, entities: torch
 
     Without `fields` an entity is a row of the table.
     """
-    out = table.new_empty(len(entities), (1 if fields is None else fields.num_fields) * table.shape[1])
+    if fields is None:
+        return table.index_select(0, entities)
+    out = table.new_empty(len(entities), fields.num_fields * table.shape[1])
     _call("mwuf_table_rows", table, fields, entities, out)
     return out
 

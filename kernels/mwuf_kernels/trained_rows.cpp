@@ -191,7 +191,7 @@ struct Pass {
             logit[r] = *net.linear_bias + (net.depth ? *net.out_bias : 0);
             if (!net.depth) continue;
             if (layers[0].bias)
-                std::memcpy(z + r * hidden, layers[0].bias, hidden * sizeof(float));
+                copy_of(z + r * hidden, layers[0].bias, hidden);
             else
                 std::memset(z + r * hidden, 0, hidden * sizeof(float));
         }

@@ -85,6 +85,8 @@ class DirectTables:
 
     def entity_rows_of(self, lookups: Sequence[Lookup]) -> tuple[torch.Tensor, ...]:
         """The same for several lookups, whose gradients come together in one tensor."""
+        if not torch.is_grad_enabled():
+            return tuple(table_rows(self.matrix(), fields, entities.contiguous()) for fields, entities in lookups)
         out: Any = _EntityRows.apply(self._weights, self._width, lookups)
         return out
 

@@ -168,8 +168,8 @@ class Frozen:
     def served_logit(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         """Logits [b] of new items [b] as `serve` left them, for users [b]. A collective."""
         assert self._head is not None
-        # Padding is item 0, which is old: any row will do for it.
-        served = (item + (self._first_served - self._model.num_old)).clamp_(min=0)
+        # Padding is item 0, which is old: any row will do for it, and there is one at that place.
+        served = item + (self._first_served - self._model.num_old)
         if self.compiled is not None and self._parts.direct is not None:
             return self.compiled.logits(PartRows(self._parts.direct.matrix().detach(), user.contiguous(), served))
         return self._head.served_logit(self._parts.bag_sums(torch.stack([user, served], dim=1)))
