@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from benchmarks.record import ROOT, Record, Row, read, table
 
 _OTHER_BACKBONES = ("pnn", "afn", "din", "gru4rec")
@@ -31,6 +33,8 @@ def jobs(config: str) -> dict[str, list[str]]:
     found |= {"export": ["export", "--items", "1_000_000", "--formats", "npy"]}
     found |= {"warm": ["warm", "--clicks", "100_000"]}
     found |= {"prepare": ["prepare", "taobao-ad", "--rows", "1_000_000"]}
+    sizes = [] if torch.cuda.is_available() else ["--batch-sizes", "8192", "32768"]
+    found |= {"batch-sizes": ["batch_sizes", config, *sizes]}
     found |= {"ranks": ["ranks", config, "--steps", "3", "--rounds", "3"]}
     # A whole run of ours for the AUCs; the plain program's would take as long again.
     short = ["train_step", config, "--steps", "6", "--rounds", "3", "--ours-alone"]

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -191,6 +192,31 @@ class Ours:
         optimizer = Adam(dense=[], tables=[(job.model.new_ids, job.config.warm_up.learning_rate)])
         return lambda: stage.step(self._next(), optimizer)
 
+    def evaluate(self) -> Step:
+        """Scoring of a batch with warm embeddings: of new items, where the frozen parts fold."""
+        job, frozen = self._job, self.frozen
+        stage = WarmUp(job.config, job.model, frozen, job.method)
+        if frozen.head is None:
+
+            def scored() -> torch.Tensor:
+                batch = self._next()
+                with torch.no_grad():
+                    return stage._logit(batch.user, batch.item, batch.history)
+
+            return scored
+        # New items only have a part with the embedding they are scored with.
+        frozen.serve(stage._scored_rows)
+        batch_size = len(self._next().user)
+        columns = [column.to(job.runtime.device) for column in scored_columns(job.prepared, batch_size)]
+        turns = slices(len(columns[0]), batch_size)
+
+        def served() -> torch.Tensor:
+            rows = next(turns)
+            user, item = (column[rows].long() for column in columns)
+            return frozen.served_logit(user, item)
+
+        return served
+
 
 class Plain:
     """The plain program's stages, likewise; with weights of its own but for what is copied into them."""
@@ -260,36 +286,30 @@ class Contestants:
 
     def evaluate(self) -> tuple[Step, Step]:
         """(plain, ours) scoring of one batch with warm embeddings."""
-        frozen, theirs = self.ours.frozen, self.plain
-        stage = WarmUp(self.config, self.model, frozen, self.job.method)
+        theirs = self.plain
         items = plain.warm_embeddings(theirs.model, theirs.phi_new, theirs.meta, theirs.user_mean)
-        if frozen.head is None:
-
-            def ours() -> torch.Tensor:
-                batch = self.feed.ours()
-                with torch.no_grad():
-                    return stage._logit(batch.user, batch.item, batch.history)
-
+        ours = self.ours.evaluate()
+        if self.ours.frozen.head is None:
             return lambda: plain.score(theirs.model, items, self.feed.plain()), ours
-        # New items only have a part with the embedding they are scored with.
-        frozen.serve(stage._scored_rows)
-        # Both read the rows in stored order, as `WarmUp.score` does; only ours has to widen what is stored.
-        stored = self.job.prepared.columns("test", ("user", "item"))
-        columns = [torch.from_numpy(stored[name]) for name in ("user", "item")]
-        widened = [column.long() for column in columns]
-        turns = [self._slices(len(columns[0])) for _ in range(2)]
+        widened = [column.long() for column in scored_columns(self.job.prepared, self.batch_size)]
+        turns = slices(len(widened[0]), self.batch_size)
 
-        def scored_by_plain() -> torch.Tensor:
-            user, item = (column[next_rows] for next_rows in [next(turns[0])] for column in widened)
+        def scored() -> torch.Tensor:
+            rows = next(turns)
+            user, item = (column[rows] for column in widened)
             return plain.score(theirs.model, items, plain.Batch(user, item, user))
 
-        def scored_by_ours() -> torch.Tensor:
-            user, item = (column[next_rows].long() for next_rows in [next(turns[1])] for column in columns)
-            return frozen.served_logit(user, item)
+        return scored, ours
 
-        return scored_by_plain, scored_by_ours
 
-    def _slices(self, num_rows: int) -> Iterator[slice]:
-        """The rows of full batches, in stored order, for ever."""
-        starts = range(0, num_rows - self.batch_size + 1, self.batch_size)
-        return (slice(start, start + self.batch_size) for start in itertools.cycle(starts))
+def scored_columns(prepared: Prepared, num_rows: int) -> list[torch.Tensor]:
+    """(users, items) of the test set as they are stored, over again where it has fewer than `num_rows` rows."""
+    stored = prepared.columns("test", ("user", "item"))
+    columns = (stored[name] for name in ("user", "item"))
+    return [torch.from_numpy(np.resize(column, max(num_rows, len(column)))) for column in columns]
+
+
+def slices(num_rows: int, batch_size: int) -> Iterator[slice]:
+    """The rows of full batches, in stored order, for ever: how `WarmUp.score` reads them."""
+    starts = range(0, num_rows - batch_size + 1, batch_size)
+    return (slice(start, start + batch_size) for start in itertools.cycle(starts))

@@ -59,7 +59,7 @@ def measure(job: Run, num_steps: int, rounds: int) -> list[Row]:
     return rows
 
 
-def benchmark_config(arguments: list[str], batch_size: int) -> Config:
+def benchmark_config(arguments: list[str], batch_size: int, on_cpu: bool = True) -> Config:
     """The config with what both programs have in common: residual MWUF, no BatchNorm, no dropout, one epoch."""
     config = _parse("prepare", arguments, _PrepareOptions).config
     return dataclasses.replace(
@@ -70,7 +70,7 @@ def benchmark_config(arguments: list[str], batch_size: int) -> Config:
         method=dataclasses.replace(config.method, name="mwuf", residual=True),
         backbone=dataclasses.replace(config.backbone, batch_norm=False, dropout=0.0),
         checkpoint=dataclasses.replace(config.checkpoint, every_s=0.0),
-        runtime=dataclasses.replace(config.runtime, progress="off", device="cpu"),
+        runtime=dataclasses.replace(config.runtime, progress="off", device="cpu" if on_cpu else config.runtime.device),
     )
 
 
