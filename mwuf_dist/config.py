@@ -350,13 +350,18 @@ _NOT_HASHED = {"runtime": None, "checkpoint": None, "data": ("prepared_dir",)}
 
 def config_hash(config: Config) -> str:
     """Twelve hex digits over everything that decides the result."""
-    values = to_dict(config)
+    return hash_of_values(to_dict(config))
+
+
+def hash_of_values(values: dict[str, Any]) -> str:
+    """`config_hash` of a resolved config as it was written, by this version or by one that had fewer keys."""
+    values = {section: dict(keys) if isinstance(keys, dict) else keys for section, keys in values.items()}
     for section, keys in _NOT_HASHED.items():
         if keys is None:
-            del values[section]
+            values.pop(section, None)
         else:
             for key in keys:
-                del values[section][key]
+                values[section].pop(key, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from mwuf_dist.config import PHASES, WARM_SETS, Config, UserError, config_hash, load_config
+from mwuf_dist.config import PHASES, WARM_SETS, Config, UserError, hash_of_values, load_config
 from mwuf_dist.data.histories import Histories, History
 from mwuf_dist.data.prepare import prepare
 from mwuf_dist.data.schema import RAW_ID
@@ -366,10 +367,12 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any], Path]:
             f"reads {SCHEMA}: use mwuf-dist {made_by}, which made it"
         )
     config = load_config(folder / "config.toml")
-    if config_hash(config) != results["config_hash"]:
+    # Of the keys that stand in it: it has all that there were when the run was made, and there may be more now.
+    hashed = hash_of_values(tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")))
+    if hashed != results["config_hash"]:
         raise UserError(
-            f"{folder}: config.toml is not that of results.json ({config_hash(config)} and {results['config_hash']}): "
-            f"it was edited, or the run was made by another version (mwuf-dist {made_by}): run again in a new folder"
+            f"{folder}: config.toml is not that of results.json ({hashed} and {results['config_hash']}): "
+            f"it was edited (the run was made by mwuf-dist {made_by}): run again in a new folder"
         )
     pointer = folder / "checkpoints" / "LATEST"
     if not pointer.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mwuf_dist.config import UserError
+from mwuf_dist.config import UserError, hash_of_values
 from mwuf_dist.serving.run_folder import FinishedRun, open_run
 from tests.serving.test_export import ROUNDING, scores_of_the_stage
 
@@ -69,7 +70,7 @@ def change_results(key: str, value: object) -> Callable[[Path], None]:
         (remove("config.toml"), "no run is here"),
         (remove("results.json"), "not finished .* goes on where it stopped"),
         (remove("checkpoints/LATEST"), "checkpoints are gone"),
-        (edit("config.toml", "old_above = 60", "old_above = 61"), "edited, or the run was made by another version"),
+        (edit("config.toml", "old_above = 60", "old_above = 61"), "it was edited"),
         (edit("config.toml", "old_above = 60", "older_above = 60"), "unknown key `data.older_above`"),
         (change_results("schema", 99), "results of schema 99"),
         (change_results("prepared", "synthetic-000000000000"), "data has changed since the run"),
@@ -85,6 +86,24 @@ def test_a_folder_without_a_finished_run_of_this_data_and_version_is_refused_wit
     break_it(copy)
     with pytest.raises(UserError, match=message), open_run(copy):
         pass
+
+
+def test_a_run_of_a_version_that_had_fewer_keys_opens(run_folder: Path, tmp_path: Path) -> None:
+    """Nothing but its hash tells that a key is missing, and the default of a new key is what there was before."""
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    edit("config.toml", 'precision = "float32"\n', "")(copy)
+    before = json.loads((copy / "results.json").read_text())["config_hash"]
+    then = hash_of_values(tomllib.loads((copy / "config.toml").read_text()))
+    assert then != before
+    change_results("config_hash", then)(copy)
+    for meta in copy.glob("checkpoints/*/meta.json"):
+        edit(f"checkpoints/{meta.parent.name}/meta.json", before, then)(copy)
+    found = []
+    for folder in (copy, run_folder):
+        with open_run(folder) as run:
+            found.append(run.embeddings(torch.arange(run.num_items)))
+    assert torch.equal(*found)
 
 
 def test_opening_a_run_changes_nothing_in_its_folder(run_folder: Path) -> None:
