@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from mwuf_kernels._autograd import eager_function
 from mwuf_kernels._triton import use_triton
+from mwuf_kernels.native import call, has_library
 from mwuf_kernels.segments import segment_sums, segments
 
 # On CPU sorting a batch pays from about so many interactions an item: slower than a plain loop at 2, faster at 20.
@@ -61,8 +62,8 @@ def add_users_(
         items: [B] int32 or int64 rows of ``sums``, in any order and repeated at will.
     """
     assert sums.shape[1] == user_rows.shape[1] and users.shape == items.shape
-    call = add_users_op if torch.compiler.is_compiling() else _add_users
-    call(sums, counts, user_rows, users, items)
+    add = add_users_op if torch.compiler.is_compiling() else _add_users
+    add(sums, counts, user_rows, users, items)
 
 
 def add_users_reference_(
@@ -128,7 +129,13 @@ def _add_users(
         return
     few = num_added < _CPU_SORTS_FROM * num_items
     if few and sums.device.type == "cpu" and not use_triton(user_rows):
-        add_users_reference_(sums, counts, user_rows, users, items)  # on CPU a plain loop in order of place
+        # On CPU a plain loop in order of place.
+        whole = (tensor.dtype == torch.int64 for tensor in (counts, users, items))
+        if all(whole) and sums.is_contiguous() and has_library(sums, user_rows):
+            inputs = (tensor.contiguous() for tensor in (user_rows, users, items))
+            call("mwuf_add_users", num_added, sums.shape[1], *inputs, sums, counts)
+        else:
+            add_users_reference_(sums, counts, user_rows, users, items)
         return
     if num_items <= num_added:
         # Summed apart and then added: three times as exact as adding a thousand rows to a running sum one by one.
