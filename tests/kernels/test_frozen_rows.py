@@ -132,7 +132,7 @@ def _library(tmp_path: Path, **changes: str) -> str:
     """What a process with these environment variables gets, or says."""
     script = "from mwuf_kernels import native; print(native.library() is not None)"
     root = Path(native.__file__).resolve().parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root), "MWUF_CACHE_DIR": str(tmp_path)} | changes
+    environment = os.environ | {"PYTHONPATH": str(root), "MWUF_CACHE_DIR": str(tmp_path), "MWUF_NATIVE": ""} | changes
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=300
     )
