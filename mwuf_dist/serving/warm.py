@@ -127,9 +127,8 @@ def warm(
     options = log_options(config, columns or Columns())
     is_logs = config.data.name == "logs"
     rows, run_log, num_drawn = _read_rows(interactions, options, prepared, run_ids, user_ids, is_logs)
-    listed = (rows.item_ids[:0], unknown_fields(prepared, 0))
-    if items is not None:
-        listed = read_fields(items, options, prepared, is_logs)
+    nothing = rows.item_ids[:0], unknown_fields(prepared, 0)
+    listed = nothing if items is None else read_fields(items, options, prepared, is_logs)
     change = warm_state.change(before, rows, listed, run_ids, prepared, run_log, 3 * config.data.warm_rows)
     change = replace(change, state=replace(change.state, made_from=_made_from(folder, change.state)))
     if output.exists():
