@@ -25,7 +25,7 @@ from benchmarks.contest import Ours, full_batches
 from benchmarks.record import Figure, Record, Row, command_line, cpu, processor_clock, table
 from benchmarks.train_step import STAGES, benchmark_config, start_command
 from mwuf_dist.config import Config, UserError
-from mwuf_dist.data.loader import Loader
+from mwuf_dist.data.batches.loader import Loader
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.training.run import Run, _prepare
 

@@ -13,19 +13,19 @@ from torch import nn
 
 from benchmarks import plain_torch as plain
 from mwuf_dist.config import Config
-from mwuf_dist.data.histories import History
-from mwuf_dist.data.loader import Batch, Loader
+from mwuf_dist.data.batches.histories import History
+from mwuf_dist.data.batches.loader import Batch, Loader
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.features import FeatureStore
 from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.training.frozen import Frozen
-from mwuf_dist.training.meta_train import MetaTrain, initialise_new_ids
+from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.optimizers import Adam
-from mwuf_dist.training.pretrain import Pretrain
 from mwuf_dist.training.run import Run
-from mwuf_dist.training.warm_up import WarmUp
+from mwuf_dist.training.stages.meta_train import MetaTrain, initialise_new_ids
+from mwuf_dist.training.stages.pretrain import Pretrain
+from mwuf_dist.training.stages.warm_up import WarmUp
 
 Step = Callable[[], Any]
 

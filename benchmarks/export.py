@@ -36,9 +36,9 @@ from mwuf_dist.data.schema import Field, RawDataset
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import build_method
 from mwuf_dist.runtime import start
-from mwuf_dist.serving.chunks import num_threads
-from mwuf_dist.serving.export import write_items
-from mwuf_dist.serving.run_folder import FinishedRun
+from mwuf_dist.serving.export.chunks import num_threads
+from mwuf_dist.serving.export.export import write_items
+from mwuf_dist.serving.finished_run import FinishedRun
 from mwuf_dist.training.model import Model
 
 FORMATS = ("parquet", "safetensors", "npy")

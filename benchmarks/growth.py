@@ -34,14 +34,14 @@ from benchmarks.made_up import write_prepared
 from benchmarks.record import Figure, Record, Row, command_line, table
 from mwuf_dist.config import Config, build
 from mwuf_dist.data import shards
-from mwuf_dist.data.loader import Batch, Loader
+from mwuf_dist.data.batches.loader import Batch, Loader
 from mwuf_dist.data.schema import Field, RawDataset
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.split import SPLITS
 from mwuf_dist.methods import build_method
 from mwuf_dist.runtime import start
 from mwuf_dist.training.model import Model
-from mwuf_dist.training.pretrain import Pretrain
+from mwuf_dist.training.stages.pretrain import Pretrain
 
 TABLE_SIZES = (10_000, 1_000_000, 10_000_000, 50_000_000)
 ROW_COUNTS = (1_000_000, 10_000_000, 100_000_000)

@@ -27,9 +27,9 @@ import torch
 
 from benchmarks.made_up import write_prepared
 from benchmarks.record import Figure, Record, Row, command_line, table
-from mwuf_dist.data import loader as loader_module
-from mwuf_dist.data.loader import Loader
-from mwuf_dist.data.order import EpochOrder
+from mwuf_dist.data.batches import loader as loader_module
+from mwuf_dist.data.batches.loader import Loader
+from mwuf_dist.data.batches.order import EpochOrder
 from mwuf_dist.data.schema import Field, RawDataset
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.split import SPLITS

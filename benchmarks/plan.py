@@ -26,14 +26,14 @@ from typing import Any
 from benchmarks.export import _forget_peak, _memory_bytes
 from benchmarks.record import Figure, Record, Row, command_line, table
 from mwuf_dist.config import Config, load_config
-from mwuf_dist.data.loader import Batch, Batches
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.batches.loader import Batch, Batches
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.planning.devices import this_cpu
 from mwuf_dist.planning.estimate import estimate
 from mwuf_dist.planning.report import counted
 from mwuf_dist.runtime import start
-from mwuf_dist.training.pretrain import Pretrain
 from mwuf_dist.training.run import Run
+from mwuf_dist.training.stages.pretrain import Pretrain
 
 _WARM_STEPS = 5
 

@@ -24,7 +24,7 @@ from benchmarks.contest import Feed, Ours, Plain, Step, full_batches, plain_mode
 from benchmarks.record import Figure, Record, Row, command_line, read, table
 from benchmarks.train_step import benchmark_config, start_command
 from mwuf_dist.config import Config, UserError
-from mwuf_dist.data.loader import Loader
+from mwuf_dist.data.batches.loader import Loader
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.training.run import Run, _prepare

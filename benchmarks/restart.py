@@ -118,10 +118,10 @@ def _cpu_s() -> float:
 def _rank(arguments: list[str]) -> None:
     """`mwuf` that says when its first step is done, and waits to be killed."""
     from mwuf_dist import cli
-    from mwuf_dist.embeddings.quick_import import import_torchrec
+    from mwuf_dist.embeddings.torchrec_import import import_torchrec
 
     import_torchrec()
-    from mwuf_dist.training.pretrain import Pretrain
+    from mwuf_dist.training.stages.pretrain import Pretrain
 
     imports_cpu_s, step = _cpu_s(), Pretrain.step
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from benchmarks.record import Figure, Record, Row, command_line, table
 from mwuf_dist.config import CheckpointConfig, EmbeddingConfig, build
-from mwuf_dist.embeddings.placement import TableSpec
+from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.runtime import Runtime, start
-from mwuf_dist.training.checkpoint_files import Cursor, Meta
-from mwuf_dist.training.checkpoints import Checkpointer
+from mwuf_dist.training.checkpoint.files import Cursor, Meta
+from mwuf_dist.training.checkpoint.save import Checkpointer
 from mwuf_dist.training.results import versions
 
 _DIM = 64

@@ -27,7 +27,7 @@ import torch
 from benchmarks.contest import Contestants
 from benchmarks.record import Figure, Record, Row, command_line, interleaved, processor_clock, table
 from benchmarks.whole_run import compare_whole_runs
-from mwuf_dist.cli import _parse, _PrepareOptions
+from mwuf_dist.cli.main import _parse, _PrepareOptions
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.runtime import start
 from mwuf_dist.training.run import Run, _prepare

@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.record import Figure, Record, Row, command_line, table
 from mwuf_dist.config import Config, build
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.launch import local
 from mwuf_dist.runtime import start
-from mwuf_dist.serving import warm_job
-from mwuf_dist.serving.warm import warm
+from mwuf_dist.serving.warm import rows as warm_job
+from mwuf_dist.serving.warm.job import warm
 
 _UNSEEN_SHARE = 0.05  # of the clicks, by users whom the run has never seen
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from mwuf_dist.data.locations import cache_dir, data_dir
-from mwuf_dist.versions import FBGEMM_DISTRIBUTIONS, REINSTALL, check_versions, installed, version_problem
+from mwuf_dist.runtime.versions import FBGEMM_DISTRIBUTIONS, REINSTALL, check_versions, installed, version_problem
 
 __all__ = ["Check", "check_versions", "diagnose", "main"]
 

@@ -33,7 +33,7 @@ from mwuf_dist.config import PHASES, Config, build, load_config, read_toml
 from mwuf_dist.evaluation.published import AUC
 from mwuf_dist.launch import local
 from mwuf_dist.methods import METHODS
-from mwuf_dist.serving.run_folder import open_run
+from mwuf_dist.serving.finished_run import open_run
 from mwuf_dist.studies.compare import read_study
 from mwuf_dist.studies.tune import read_tune
 from tests.tiny import tiny

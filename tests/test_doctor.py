@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from mwuf_dist import doctor, versions
+from mwuf_dist import doctor
 from mwuf_dist.config import UserError
+from mwuf_dist.runtime import versions
 
 RIGHT = {"torch": "2.13.0+cpu", "torchrec": "1.8.0", "fbgemm-gpu-cpu": "1.8.0"}
 

@@ -12,9 +12,9 @@ import pytest
 
 from mwuf_dist import cli
 from mwuf_dist.config import SyntheticConfig, UserError, load_config
-from mwuf_dist.data.prepare import prepare
-from mwuf_dist.data.propose import Proposal, propose
-from mwuf_dist.data.propose_toml import choose
+from mwuf_dist.data.init_config.propose import Proposal, propose
+from mwuf_dist.data.init_config.write_config import choose
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.sources import synthetic
 
 

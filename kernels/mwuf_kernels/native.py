@@ -1,4 +1,4 @@
-"""Compiles the `.cpp` files of this folder for this machine at its first use, as Inductor does with what it generates.
+"""Compiles the `.cpp` files of `cpu/` for this machine at its first use, as Inductor does with what it generates.
 
 With `-march=native`, so the library is of the kind of processor it was made on: its file is named after the source, the
 compiler and the processor, and lies in `$MWUF_CACHE_DIR/native` or `~/.cache/mwuf-dist/native`. Where there is no C++
@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch
 
-_SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
-_HEADERS = sorted(Path(__file__).parent.glob("*.h"))
+_CPU = Path(__file__).parent / "cpu"
+_SOURCES = sorted(_CPU.glob("*.cpp"))
+_HEADERS = sorted(_CPU.glob("*.h"))
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared")
 
 _is_out_of_use = False

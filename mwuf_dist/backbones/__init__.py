@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from mwuf_dist.backbones.adapter import as_backbone
 from mwuf_dist.backbones.afn import Afn
 from mwuf_dist.backbones.base import Backbone, BatchSide, EmbeddedHistory, Shape
 from mwuf_dist.backbones.dcn import Dcn
@@ -12,13 +13,12 @@ from mwuf_dist.backbones.deepfm import DeepFM
 from mwuf_dist.backbones.din import Din
 from mwuf_dist.backbones.encoder import Encoder
 from mwuf_dist.backbones.fm import Fm
-from mwuf_dist.backbones.folded import FoldedHead
+from mwuf_dist.backbones.frozen_head import FoldedHead
 from mwuf_dist.backbones.gru4rec import Gru4Rec
-from mwuf_dist.backbones.own import as_backbone
 from mwuf_dist.backbones.pnn import Pnn
 from mwuf_dist.backbones.wide_deep import WideDeep
 from mwuf_dist.config import BackboneConfig
-from mwuf_dist.registry import find_class
+from mwuf_dist.config.registry import find_class
 
 BACKBONES: dict[str, type[Backbone]] = {
     "afn": Afn,

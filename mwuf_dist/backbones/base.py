@@ -14,11 +14,11 @@ import torch
 from mwuf_kernels import has_trained_rows
 from torch import nn
 
-from mwuf_dist.backbones.folded import FoldedHead
+from mwuf_dist.backbones.compiled_head import BatchSide, TrainedHead
+from mwuf_dist.backbones.frozen_head import FoldedHead
 from mwuf_dist.backbones.layers import MLP, second_order
-from mwuf_dist.backbones.trained import BatchSide, TrainedHead
 from mwuf_dist.config import BackboneConfig
-from mwuf_dist.data.histories import History, Scope
+from mwuf_dist.data.batches.histories import History, Scope
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import nn
 from torchrec import KeyedJaggedTensor
 
 from mwuf_dist.data.shards import EntityTable, FieldColumn
-from mwuf_dist.embeddings.placement import TableSpec
+from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.runtime import Runtime
 

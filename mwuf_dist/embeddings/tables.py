@@ -29,8 +29,8 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from mwuf_dist.config import EmbeddingConfig
-from mwuf_dist.embeddings.direct import DirectTables
-from mwuf_dist.embeddings.placement import TableSpec, placements, sharding_of
+from mwuf_dist.embeddings.local_tables import DirectTables
+from mwuf_dist.embeddings.sharding import TableSpec, placements, sharding_of
 from mwuf_dist.runtime import Runtime, generator_seed
 
 # Notes of no use to a run: that a dense kernel ignores caching parameters it was not given, and one on tracing.

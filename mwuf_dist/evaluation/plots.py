@@ -15,8 +15,8 @@ import numpy as np
 
 from mwuf_dist.config import PHASES
 from mwuf_dist.evaluation.comparison import SCORINGS, row_label
-from mwuf_dist.evaluation.files import write_atomically
 from mwuf_dist.evaluation.tables import SCORING_NAMES, speed, stage_names
+from mwuf_dist.files import write_atomically
 
 # Matplotlib takes a second to import, which a run that is started again should not lose: it is needed at the end only.
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from rich.table import Table as RichTable
 
 from mwuf_dist.config import PHASES
 from mwuf_dist.evaluation.comparison import SCORINGS, build_comparison
-from mwuf_dist.evaluation.files import write_atomically
 from mwuf_dist.evaluation.html import html
 from mwuf_dist.evaluation.plots import plot_clicks, plot_phases, plot_speed
 from mwuf_dist.evaluation.tables import (
@@ -34,6 +33,7 @@ from mwuf_dist.evaluation.tables import (
     speed_table,
     title,
 )
+from mwuf_dist.files import write_atomically
 
 __all__ = ["build_comparison", "html", "latex", "markdown", "print_comparison", "write_comparison"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mwuf_dist.config import Config
-from mwuf_dist.exits import sigterm_asks
 from mwuf_dist.runtime import start
+from mwuf_dist.runtime.shutdown import sigterm_asks
 from mwuf_dist.training.run import run, run_pretrain
 
 

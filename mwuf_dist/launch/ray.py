@@ -24,11 +24,11 @@ import ray
 from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 
 from mwuf_dist.config import Config, DataConfig, UserError, build, to_dict
-from mwuf_dist.data.lanes import LanesMove, start_coordinator
-from mwuf_dist.data.parallel import OnRay
-from mwuf_dist.data.prepare import is_prepared, prepare
+from mwuf_dist.data.batches.lanes import LanesMove, start_coordinator
+from mwuf_dist.data.prepare.prepare import is_prepared, prepare
+from mwuf_dist.data.prepare.workers import OnRay
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.exits import RankLostError, StoppedError, asked_to_stop, held_back, sigterm_asks
+from mwuf_dist.runtime.shutdown import RankLostError, StoppedError, asked_to_stop, held_back, sigterm_asks
 
 # Times that lost ranks are started again without a new checkpoint in between.
 MAX_RESTARTS = 3
@@ -62,7 +62,7 @@ class _Rank:
         """Trains; the result, or what is wrong with the user's input under `error`, or where it stopped, as asked."""
         os.environ.update(environment)
         # Not earlier: importing torch reads some of these variables.
-        from mwuf_dist.embeddings.quick_import import import_torchrec
+        from mwuf_dist.embeddings.torchrec_import import import_torchrec
 
         import_torchrec()
         from mwuf_dist.launch import local

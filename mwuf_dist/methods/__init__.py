@@ -6,6 +6,7 @@ import dataclasses
 
 from mwuf_dist.backbones import Backbone
 from mwuf_dist.config import MethodConfig
+from mwuf_dist.config.registry import find_class
 from mwuf_dist.methods.base import Base, Episodes, Method, PretrainedItems, check_backbone, check_initialisation
 from mwuf_dist.methods.cvar import Cvar
 from mwuf_dist.methods.dropoutnet import DropoutNet
@@ -14,7 +15,6 @@ from mwuf_dist.methods.map import Map
 from mwuf_dist.methods.melu import MeLU
 from mwuf_dist.methods.metaemb import MetaEmb
 from mwuf_dist.methods.mwuf import Mwuf
-from mwuf_dist.registry import find_class
 
 METHODS: dict[str, type[Method]] = {
     "base": Base,

@@ -53,7 +53,7 @@ class Gme(MetaEmb):
     def _neighbours(self) -> torch.Tensor:
         """Neighbours of every item [I, k], int64, -1 where there are no more."""
         # Late, because it imports TorchRec, and who only trains without a graph need not wait for it.
-        from mwuf_dist.embeddings.neighbours import neighbours
+        from mwuf_dist.methods.neighbours import neighbours
 
         found = neighbours(self._items.features, self._items.num_old, self.config.neighbours)
         return torch.from_numpy(found).to(self._items.runtime.device)

@@ -24,15 +24,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mwuf_dist.backbones.layers import GlobalBatchNorm
 from mwuf_dist.config import Config
-from mwuf_dist.data.loader import IN_MEMORY_ROWS
-from mwuf_dist.data.order import WINDOW_ROWS
+from mwuf_dist.data.batches.loader import IN_MEMORY_ROWS
+from mwuf_dist.data.batches.order import WINDOW_ROWS
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.embeddings.placement import Placement, TableSpec, placements
+from mwuf_dist.embeddings.sharding import Placement, TableSpec, placements
 from mwuf_dist.methods import Method
 from mwuf_dist.planning.devices import Device
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.model import Model
-from mwuf_dist.training.pretrain import Pretrain
+from mwuf_dist.training.stages.pretrain import Pretrain
 
 # Rows of the step that is counted.
 _COUNTED_ROWS = 1024

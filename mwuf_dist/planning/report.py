@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mwuf_dist.config import Config, UserError
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.planning.devices import DEVICES, Device, this_cpu
 from mwuf_dist.planning.estimate import Counts, Estimate, Size, count, estimate, fits, sizes
 from mwuf_dist.runtime import start

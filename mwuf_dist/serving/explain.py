@@ -16,18 +16,18 @@ import torch
 import torch.nn.functional as F
 
 from mwuf_dist.config import PHASES, WARM_SETS, config_hash
-from mwuf_dist.data.loader import Batch
+from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.serving.explain_served import SERVED, served_scores
-from mwuf_dist.serving.run_folder import PHASE_NAMES, FinishedRun
-from mwuf_dist.training.checkpoint_files import Cursor, Meta
-from mwuf_dist.training.checkpoints import Checkpointer
-from mwuf_dist.training.frozen import Frozen
+from mwuf_dist.serving.finished_run import PHASE_NAMES, FinishedRun
+from mwuf_dist.training.checkpoint.files import Cursor, Meta
+from mwuf_dist.training.checkpoint.save import Checkpointer
+from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.loop import Session
-from mwuf_dist.training.meta_train import initialise_new_ids
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.optimizers import Adam
 from mwuf_dist.training.recorder import Recorder
-from mwuf_dist.training.warm_up import WarmUp
+from mwuf_dist.training.stages.meta_train import initialise_new_ids
+from mwuf_dist.training.stages.warm_up import WarmUp
 
 # Users whose mean probability is an item's score: the same at every point, whoever clicked.
 _NUM_USERS = 1024

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from mwuf_dist.data.shards import ENTITY_FILES
-from mwuf_dist.serving.run_folder import FinishedRun
-from mwuf_dist.serving.warm import raw_ids, seen_by_run
-from mwuf_dist.serving.warm_input import taken
-from mwuf_dist.serving.warm_job import WarmJob
-from mwuf_dist.serving.warm_state import SERVED, Change, new_state
+from mwuf_dist.serving.finished_run import FinishedRun
+from mwuf_dist.serving.served_state import SERVED, Change, new_state
+from mwuf_dist.serving.warm.interactions import taken
+from mwuf_dist.serving.warm.job import raw_ids, seen_by_run
+from mwuf_dist.serving.warm.rows import WarmJob
 
 # Moments looked at, at most.
 _NUM_POINTS = 16

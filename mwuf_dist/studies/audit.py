@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from mwuf_dist.config import PHASES, WARM_SETS, Config, config_hash
-from mwuf_dist.data.histories import Histories
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.batches.histories import Histories
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime, generator_seed, start
 from mwuf_dist.training.results import NEXT_SETS
 from mwuf_dist.training.run import Run
-from mwuf_dist.training.warm_up import WarmUp
+from mwuf_dist.training.stages.warm_up import WarmUp
 
 # Steps of each epoch of the short pass: as many as a warm set of MovieLens-1M has.
 STEPS_PER_EPOCH = 20

@@ -35,11 +35,11 @@ from mwuf_dist.config import (
     merge,
     to_dict,
 )
+from mwuf_dist.config.registry import find_class
 from mwuf_dist.data import sources
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.evaluation.comparison import row_label
-from mwuf_dist.evaluation.files import write_atomically
-from mwuf_dist.registry import find_class
+from mwuf_dist.files import write_atomically
 from mwuf_dist.studies.ensembles import ensemble_row, with_ensembles
 from mwuf_dist.studies.records import Cell, Records, RowKey, cell_key, cell_of_run, merged, row_key, with_scores
 from mwuf_dist.studies.schedule import Failure, Progress, Runner, Task, do_tasks

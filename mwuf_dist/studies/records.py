@@ -20,7 +20,7 @@ import numpy as np
 
 from mwuf_dist.config import Config, UserError, merge, to_dict
 from mwuf_dist.evaluation.comparison import row_label
-from mwuf_dist.evaluation.files import write_atomically
+from mwuf_dist.files import write_atomically
 
 SCHEMA = 1
 # Logits of a cell that a record holds; five bytes each.

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from mwuf_dist.config import UserError
-from mwuf_dist.exits import StoppedError
+from mwuf_dist.runtime.shutdown import StoppedError
 
 
 @dataclass(frozen=True)

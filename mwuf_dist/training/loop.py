@@ -14,12 +14,12 @@ from typing import Any, NoReturn
 import torch
 
 from mwuf_dist.config import PHASES, UserError
-from mwuf_dist.data.lanes import LanesMove, Leases
-from mwuf_dist.data.loader import Batch, Batches
-from mwuf_dist.exits import StoppedError, held_back
+from mwuf_dist.data.batches.lanes import LanesMove, Leases
+from mwuf_dist.data.batches.loader import Batch, Batches
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.training.checkpoint_files import Cursor, Meta
-from mwuf_dist.training.checkpoints import Checkpointer
+from mwuf_dist.runtime.shutdown import StoppedError, held_back
+from mwuf_dist.training.checkpoint.files import Cursor, Meta
+from mwuf_dist.training.checkpoint.save import Checkpointer
 from mwuf_dist.training.profile import StageProfiler
 from mwuf_dist.training.recorder import Recorder
 

@@ -13,13 +13,13 @@ from torch.autograd.function import once_differentiable
 
 from mwuf_dist.backbones import BatchSide, EmbeddedHistory, Shape, build_backbone
 from mwuf_dist.config import Config, EmbeddingConfig, UserError
-from mwuf_dist.data.histories import Histories, History
-from mwuf_dist.data.loader import Batch, Batches, Loader
+from mwuf_dist.data.batches.histories import Histories, History
+from mwuf_dist.data.batches.loader import Batch, Batches, Loader
+from mwuf_dist.data.batches.user_batches import UserLoader
 from mwuf_dist.data.schema import SIDES, USER_ID, Side
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.data.user_batches import UserLoader
 from mwuf_dist.embeddings.features import FeatureStore, without_rare_values
-from mwuf_dist.embeddings.placement import TableSpec
+from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.runtime import Runtime, generator_seed
 

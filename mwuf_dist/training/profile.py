@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from mwuf_dist.data.loader import Batch
+from mwuf_dist.data.batches.loader import Batch
 
 # The first steps of a stage load code and allocate memory.
 _SKIPPED_STEPS = 3

@@ -13,10 +13,10 @@ import numpy as np
 
 from mwuf_dist.config import PHASES, WARM_SETS, Config, config_hash, to_dict
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.evaluation.files import write_atomically
 from mwuf_dist.evaluation.metrics import auc, auc_by_clicks, calibration, log_loss
+from mwuf_dist.files import write_atomically
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.training.checkpoint_files import Meta
+from mwuf_dist.training.checkpoint.files import Meta
 
 SCHEMA = 1
 NEXT_SETS = (*WARM_SETS, "test")  # What the next-set scoring scores in each phase.

@@ -14,27 +14,27 @@ import numpy as np
 import torch
 
 from mwuf_dist.config import PHASES, Config, UserError, build, config_hash, differences, read_toml, to_toml
-from mwuf_dist.data.lanes import check_lanes
-from mwuf_dist.data.order import num_lanes
-from mwuf_dist.data.prepare import is_prepared, prepare
+from mwuf_dist.data.batches.lanes import check_lanes
+from mwuf_dist.data.batches.order import num_lanes
+from mwuf_dist.data.prepare.prepare import is_prepared, prepare
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers
-from mwuf_dist.evaluation.files import write_atomically
+from mwuf_dist.files import write_atomically
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, generator_seed
-from mwuf_dist.training.checkpoint_files import Cursor, Meta, load_tensors, read_meta
-from mwuf_dist.training.checkpoints import Checkpointer
-from mwuf_dist.training.episodes import EpisodeTrain
-from mwuf_dist.training.frozen import Frozen
+from mwuf_dist.training.checkpoint.files import Cursor, Meta, load_tensors, read_meta
+from mwuf_dist.training.checkpoint.save import Checkpointer
+from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.loop import Session
-from mwuf_dist.training.meta_train import MetaTrain, initialise_new_ids, meta_trained_tensors
 from mwuf_dist.training.model import Model
-from mwuf_dist.training.pretrain import Pretrain, pretrained_tensors
 from mwuf_dist.training.pretrained_items import pretrained_items
 from mwuf_dist.training.profile import StageProfiler
 from mwuf_dist.training.recorder import Recorder
 from mwuf_dist.training.results import NEXT_SETS, phase_metrics, results_of, versions, write_scores
-from mwuf_dist.training.warm_up import WarmUp, warm_up_tensors
+from mwuf_dist.training.stages.episodes import EpisodeTrain
+from mwuf_dist.training.stages.meta_train import MetaTrain, initialise_new_ids, meta_trained_tensors
+from mwuf_dist.training.stages.pretrain import Pretrain, pretrained_tensors
+from mwuf_dist.training.stages.warm_up import WarmUp, warm_up_tensors
 
 
 def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None = None) -> dict[str, Any]:

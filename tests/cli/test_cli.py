@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from mwuf_dist.config import Config, read_toml, to_dict
-from mwuf_dist.training.meta_train import MetaTrain
-from mwuf_dist.training.pretrain import Pretrain
+from mwuf_dist.training.stages.meta_train import MetaTrain
+from mwuf_dist.training.stages.pretrain import Pretrain
 from tests.cli.command import SHORT, Mwuf, interrupt, results, write
 
 # what is called

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mwuf_dist.training.meta_train import MetaTrain
+from mwuf_dist.training.stages.meta_train import MetaTrain
 from tests.cli.command import SHORT, Mwuf, interrupt, results, write
 
 STUDY: dict[str, Any] = {"seeds": 1, "runs": [{"method": {"name": "base"}}, {"method": {"name": "mwuf"}}]}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mwuf_dist.config import DataConfig
-from mwuf_dist.config_logs import LogsConfig, LogsField
+from mwuf_dist.config.logs import LogsConfig, LogsField
 from mwuf_dist.data.schema import RawDataset
 from mwuf_dist.data.sources import logs
 

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mwuf_dist.config import DataConfig, UserError
-from mwuf_dist.data import raw_csv
-from mwuf_dist.data.prepare import describe, prepare
+from mwuf_dist.data.prepare.prepare import describe, prepare
+from mwuf_dist.data.readers import csv_pieces
 from mwuf_dist.data.sources import cikm2019
 from tests.data.raw_files import field_values, in_memory, rows_of, write_files
 
@@ -93,7 +93,7 @@ def test_rows_do_not_depend_on_the_size_of_blocks(
     many = "".join(f"{row % 13},{row % 29},{words[row % 7]},{row * 37 % 1000}\n" for row in range(500))
     write_files(folder, {"user_behavior.csv": BEHAVIOURS + many})
     whole = in_memory(cikm2019.pieces(CONFIG)).interactions
-    monkeypatch.setattr(raw_csv, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(csv_pieces, "BLOCK_BYTES", block_bytes)
     assert in_memory(cikm2019.pieces(CONFIG)).interactions == whole
 
 
@@ -102,7 +102,7 @@ def test_rows_do_not_depend_on_the_size_of_pieces(
     folder: Path, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = in_memory(cikm2019.pieces(CONFIG)).interactions
-    monkeypatch.setattr(raw_csv, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(csv_pieces, "PIECE_BYTES", piece_bytes)
     raw = cikm2019.pieces(CONFIG)
     assert len(raw.pieces) >= 2 and (piece_bytes > 1 or len(raw.pieces) == len(BEHAVIOURS.splitlines()))
     assert in_memory(raw).interactions == whole

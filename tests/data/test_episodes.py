@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mwuf_dist.config import UserError
-from mwuf_dist.data.episodes import EpisodeLoader
-from mwuf_dist.data.loader import Batch
+from mwuf_dist.data.batches.episodes import EpisodeLoader
+from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.runtime import Runtime
 
 HALF = 3

@@ -15,10 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mwuf_dist.data.histories import Histories, History, Scope
-from mwuf_dist.data.loader import Loader
-from mwuf_dist.data.pipeline import write_prepared
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.batches.histories import Histories, History, Scope
+from mwuf_dist.data.batches.loader import Loader
+from mwuf_dist.data.prepare.pipeline import write_prepared
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.schema import RawDataset
 from mwuf_dist.data.shards import MANIFEST, Prepared
 from mwuf_dist.data.split import SPLITS, SplitRule
@@ -234,7 +234,7 @@ def test_batches_carry_the_histories_of_their_rows_on_any_number_of_ranks(
     prepared: Prepared, shuffled: bool, in_memory: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not in_memory:
-        monkeypatch.setattr("mwuf_dist.data.loader.IN_MEMORY_ROWS", 0)
+        monkeypatch.setattr("mwuf_dist.data.batches.loader.IN_MEMORY_ROWS", 0)
     source = Histories(prepared, 1, 5, CPU)
     splits = ["warm_a", "warm_b"]
     expected: dict[tuple[int, ...], list[list[tuple[int, int]]]] = {}  # a pair may have several rows

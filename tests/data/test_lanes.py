@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mwuf_dist.data import order as order_module
-from mwuf_dist.data.lanes import LaneCoordinator
-from mwuf_dist.data.loader import Batch
+from mwuf_dist.data.batches import order as order_module
+from mwuf_dist.data.batches.lanes import LaneCoordinator
+from mwuf_dist.data.batches.loader import Batch
 from tests.data.test_order import FakePrepared, make
 
 

@@ -15,9 +15,9 @@ import pytest
 from pyarrow import csv
 
 from mwuf_dist.config import DataConfig, SyntheticConfig
-from mwuf_dist.config_logs import LogsConfig, LogsField
-from mwuf_dist.data.negatives import add_negatives
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.config.logs import LogsConfig, LogsField
+from mwuf_dist.data.prepare.prepare import prepare
+from mwuf_dist.data.readers.negatives import add_negatives
 from mwuf_dist.data.schema import RawDataset
 from mwuf_dist.data.sources import logs, movielens, synthetic
 from mwuf_dist.data.split import SPLITS

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mwuf_dist.config import DataConfig, UserError
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.sources import movielens
 
 USERS = "1::F::1::10::48067\n2::M::56::16::70072\n7::M::25::15::55117\n"

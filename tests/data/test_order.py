@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mwuf_dist.config import UserError
-from mwuf_dist.data import loader as loader_module
-from mwuf_dist.data import order as order_module
-from mwuf_dist.data.loader import Loader
-from mwuf_dist.data.order import num_lanes
+from mwuf_dist.data.batches import loader as loader_module
+from mwuf_dist.data.batches import order as order_module
+from mwuf_dist.data.batches.loader import Loader
+from mwuf_dist.data.batches.order import num_lanes
 from mwuf_dist.runtime import Runtime
 
 

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mwuf_dist.config import DataConfig
-from mwuf_dist.data import runs, schema, shards
-from mwuf_dist.data.pipeline import write_prepared
+from mwuf_dist.data import schema, shards
+from mwuf_dist.data.prepare import sorted_runs
+from mwuf_dist.data.prepare.pipeline import write_prepared
 from mwuf_dist.data.schema import Entities, RawDataset, RawPieces
 from mwuf_dist.data.sources import synthetic
 from mwuf_dist.data.split import SplitRule
@@ -113,11 +114,11 @@ def test_the_generated_data_set_does_not_depend_on_its_pieces(monkeypatch: pytes
 def test_a_cut_leaves_the_first_rows_of_all_runs_before_it(times: list[list[int]], data: st.DataObject) -> None:
     num_rows = sum(map(len, times))
     rows = iter(data.draw(st.permutations(range(num_rows))))
-    sorted_runs = [sorted((time, next(rows)) for time in run) for run in times]
+    runs = [sorted((time, next(rows)) for time in run) for run in times]
     columns = [
         {"time": np.array([t for t, _ in run], np.int64), "row": np.array([r for _, r in run], np.int64)}
-        for run in sorted_runs
+        for run in runs
     ]
     rank = data.draw(st.integers(0, num_rows))
-    before = [one for run, place in zip(sorted_runs, runs.cut(columns, rank), strict=True) for one in run[:place]]
-    assert sorted(before) == sorted(one for run in sorted_runs for one in run)[:rank]
+    before = [one for run, place in zip(runs, sorted_runs.cut(columns, rank), strict=True) for one in run[:place]]
+    assert sorted(before) == sorted(one for run in runs for one in run)[:rank]

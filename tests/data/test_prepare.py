@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 from mwuf_dist.config import DataConfig, SyntheticConfig, UserError
-from mwuf_dist.data import prepare as prepare_module
 from mwuf_dist.data import shards, sources
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.prepare import prepare as prepare_module
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.schema import Field, RawDataset, RawPieces, list_column
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.sources import synthetic

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from mwuf_dist.config import Config, DataConfig, UserError, build, load_config, merge, read_toml, without_studies
-from mwuf_dist.data import layouts, raw_csv, synthesize
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.prepare.prepare import prepare
+from mwuf_dist.data.readers import csv_pieces
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.sources import cikm2019, synthetic, taobao_ad
+from mwuf_dist.data.synthesize.synthesize import layouts, synthesize
 from mwuf_dist.evaluation.report import build_comparison
 from mwuf_dist.launch import local
 
@@ -196,7 +197,7 @@ def test_prepared_files_do_not_depend_on_the_size_of_blocks(
         return prepare(DataConfig(name=name, prepared_dir=str(tmp_path / folder), **RULE))
 
     whole = files_of(prepared("whole").path)
-    monkeypatch.setattr(raw_csv, "BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(csv_pieces, "BLOCK_BYTES", 10_000)
     assert files_of(prepared("blocks").path) == whole
 
 

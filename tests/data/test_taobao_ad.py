@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mwuf_dist.config import DataConfig, UserError
-from mwuf_dist.data import known_counts, raw_csv
-from mwuf_dist.data.prepare import describe
-from mwuf_dist.data.sources import taobao_ad
+from mwuf_dist.data.prepare.prepare import describe
+from mwuf_dist.data.readers import csv_pieces
+from mwuf_dist.data.sources import known_counts, taobao_ad
 from tests.data.raw_files import field_values, in_memory, rows_of, write_files
 
 # Sorted by ad, not by time; user 90 has no profile; ads 7, 8 and 40 are in the sample; 7's brand is NULL.
@@ -150,7 +150,7 @@ def test_rows_do_not_depend_on_the_size_of_blocks(
     many = "".join(f"{row % 97},{1494000000 + row},{row % 11},430548_1007,1,{row % 2}\n" for row in range(500))
     write_files(folder, {"raw_sample.csv": SAMPLE.splitlines(keepends=True)[0] + many})
     whole = in_memory(taobao_ad.pieces(CONFIG)).interactions
-    monkeypatch.setattr(raw_csv, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(csv_pieces, "BLOCK_BYTES", block_bytes)
     assert in_memory(taobao_ad.pieces(CONFIG)).interactions == whole
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mwuf_dist.data.loader import Batch
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.batches.loader import Batch
+from mwuf_dist.data.batches.user_batches import UserLoader
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.data.user_batches import UserLoader
 from mwuf_dist.runtime import Runtime
 from tests.tiny import tiny
 

@@ -33,7 +33,7 @@ def test_direct_lookups_give_the_rows_bags_and_gradients_of_the_kernel(
 ) -> None:
     if compiled and not has_table_rows():
         pytest.skip("no C++ compiler")
-    for module in ("direct", "features"):
+    for module in ("local_tables", "features"):
         monkeypatch.setattr(f"mwuf_dist.embeddings.{module}.has_table_rows", lambda: compiled)
     config = tiny()
     with start(config) as runtime:

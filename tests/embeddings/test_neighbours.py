@@ -10,9 +10,9 @@ import torch
 
 from mwuf_dist.data.schema import Field
 from mwuf_dist.data.shards import EntityTable, FieldColumn
-from mwuf_dist.embeddings import neighbours as module
 from mwuf_dist.embeddings.features import FeatureStore
-from mwuf_dist.embeddings.neighbours import neighbours
+from mwuf_dist.methods import neighbours as module
+from mwuf_dist.methods.neighbours import neighbours
 
 NUM, OLD = 60, 40
 

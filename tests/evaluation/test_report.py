@@ -229,7 +229,7 @@ def test_a_failing_write_keeps_the_old_report_and_leaves_nothing_beside_it(tmp_p
     def full_disk(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("mwuf_dist.evaluation.files.os.replace", full_disk)
+    monkeypatch.setattr("mwuf_dist.files.os.replace", full_disk)
     with pytest.raises(OSError, match="no space"):
         report.write_atomically(tmp_path / "comparison.md", "half")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

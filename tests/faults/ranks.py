@@ -26,15 +26,15 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["mwuf_dist.cli", "mwuf_dist.launch.local", "mwuf_dist.evaluation.report"])
 TIMEOUT_S = 120
 
-PRETRAIN_STEP = "mwuf_dist.training.pretrain:Pretrain.step"
-META_TRAIN_STEP = "mwuf_dist.training.meta_train:MetaTrain.step"
-WARM_UP_STEP = "mwuf_dist.training.warm_up:WarmUp.step"
-SCORE = "mwuf_dist.training.warm_up:WarmUp.score"
+PRETRAIN_STEP = "mwuf_dist.training.stages.pretrain:Pretrain.step"
+META_TRAIN_STEP = "mwuf_dist.training.stages.meta_train:MetaTrain.step"
+WARM_UP_STEP = "mwuf_dist.training.stages.warm_up:WarmUp.step"
+SCORE = "mwuf_dist.training.stages.warm_up:WarmUp.score"
 PLOT = "mwuf_dist.evaluation.plots:plot_run"
 WRITE_SPLIT = "mwuf_dist.data.shards:write_file"
-READ_BACK = "mwuf_dist.training.checkpoints:record"  # in a save: the tensors are written, meta.json is not
-POINT = "mwuf_dist.training.checkpoints:write_atomically"  # in a save: all but LATEST
-SAVE = "mwuf_dist.training.checkpoints:dcp.save"
+READ_BACK = "mwuf_dist.training.checkpoint.save:record"  # in a save: the tensors are written, meta.json is not
+POINT = "mwuf_dist.training.checkpoint.save:write_atomically"  # in a save: all but LATEST
+SAVE = "mwuf_dist.training.checkpoint.save:dcp.save"
 
 # A save is due all the time, so that a kill loses little. Hidden layers and steps are small: see test_ranks.py.
 VALUES: dict[str, Any] = merge(
@@ -108,7 +108,7 @@ def _rank(arguments: list[str], environment: dict[str, str], faults: Sequence[Fa
     os.dup2(stream, 2)
     os.environ.update(environment)
     from mwuf_dist import cli
-    from mwuf_dist.training import checkpoints
+    from mwuf_dist.training.checkpoint import save as checkpoints
 
     checkpoints._STEPS_BETWEEN_LOOKS = 3
     for fault in faults:

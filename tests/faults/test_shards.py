@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mwuf_dist.config import UserError
-from mwuf_dist.data.histories import Histories
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.batches.histories import Histories
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.shards import Prepared, read_manifest
 from tests.tiny import tiny
 

@@ -17,7 +17,7 @@ import torch
 
 from mwuf_dist.config import CheckpointConfig, merge, to_toml
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.training.checkpoints import SavePolicy
+from mwuf_dist.training.checkpoint.save import SavePolicy
 from tests.faults.ranks import (
     META_TRAIN_STEP,
     PRETRAIN_STEP,

@@ -16,8 +16,8 @@ import pytest
 
 from mwuf_dist.config import UserError
 from mwuf_dist.data import schema, shards
-from mwuf_dist.data.parallel import OnRay
-from mwuf_dist.data.pipeline import write_prepared
+from mwuf_dist.data.prepare.pipeline import write_prepared
+from mwuf_dist.data.prepare.workers import OnRay
 from mwuf_dist.data.schema import RawDataset, RawPieces
 from mwuf_dist.data.split import SplitRule
 from tests.data.raw_files import files_of

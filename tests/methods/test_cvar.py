@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from mwuf_dist.config import MethodConfig
-from mwuf_dist.data.loader import Batch
+from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.methods.cvar import Cvar
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.episodes import EpisodeTrain
 from mwuf_dist.training.run import Run
-from mwuf_dist.training.warm_up import WarmUp
+from mwuf_dist.training.stages.episodes import EpisodeTrain
+from mwuf_dist.training.stages.warm_up import WarmUp
 from tests.methods.test_metaemb import CONTEXT, DIM, EPISODES, ITEMS, Rows, normal
 from tests.tiny import tiny
 

@@ -10,15 +10,15 @@ import torch
 
 from mwuf_dist.backbones import Shape, build_backbone
 from mwuf_dist.config import BackboneConfig, Config, MethodConfig, UserError, config_hash
-from mwuf_dist.data.loader import Loader
+from mwuf_dist.data.batches.loader import Loader
 from mwuf_dist.methods import build_method
 from mwuf_dist.methods.dropoutnet import DropoutNet
 from mwuf_dist.runtime import start
 from mwuf_dist.studies.compare import pretraining_of
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.pretrain import Pretrain
 from mwuf_dist.training.run import Run
-from mwuf_dist.training.warm_up import WarmUp
+from mwuf_dist.training.stages.pretrain import Pretrain
+from mwuf_dist.training.stages.warm_up import WarmUp
 from tests.tiny import tiny
 
 BACKBONE = {"name": "wide_deep", "batch_norm": False}

@@ -15,9 +15,9 @@ from mwuf_dist.methods import build_method
 from mwuf_dist.methods.map import Map
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.fit import ItemFit
-from mwuf_dist.training.meta_train import initialise_new_ids
 from mwuf_dist.training.run import Run
+from mwuf_dist.training.stages.item_fit import ItemFit
+from mwuf_dist.training.stages.meta_train import initialise_new_ids
 from tests.tiny import tiny
 
 ITEMS, ROWS, DIM = 5, 120, 3

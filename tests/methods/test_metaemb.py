@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from mwuf_dist.config import MethodConfig, UserError
-from mwuf_dist.data.loader import Batch
+from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.methods import Episodes, build_method
 from mwuf_dist.methods.metaemb import MetaEmb
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.episodes import EpisodeTrain
 from mwuf_dist.training.run import Run
+from mwuf_dist.training.stages.episodes import EpisodeTrain
 from tests.tiny import tiny
 
 EPISODES, HALF, DIM, CONTEXT = 3, 5, 2, 4

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.plan import compare
 from mwuf_dist.config import EmbeddingConfig, UserError, merge, to_toml
 from mwuf_dist.config import build as build_config
-from mwuf_dist.embeddings.placement import TableSpec, placements
+from mwuf_dist.embeddings.sharding import TableSpec, placements
 from mwuf_dist.planning.estimate import count
 from mwuf_dist.planning.report import plan
 from mwuf_dist.runtime import start

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mwuf_dist.launch import local
-from mwuf_dist.serving.run_folder import FinishedRun, open_run
+from mwuf_dist.serving.finished_run import FinishedRun, open_run
 from tests.tiny import tiny
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mwuf_dist.serving.explain import Explanation, explain
-from mwuf_dist.serving.run_folder import FinishedRun
+from mwuf_dist.serving.finished_run import FinishedRun
 
 
 def replayed(run: FinishedRun) -> Explanation:

@@ -19,9 +19,9 @@ from examples import adopt_torchrec, own_loop
 from mwuf_dist import MetaWarmUp, cli
 from mwuf_dist.config import UserError
 from mwuf_dist.evaluation.metrics import auc
-from mwuf_dist.serving import adopt as adopt_module
-from mwuf_dist.serving.adopt import adopt
-from mwuf_dist.serving.adopt_files import find_table, import_factory, load_weights
+from mwuf_dist.serving.adopt import adopt as adopt_module
+from mwuf_dist.serving.adopt.adopt import adopt
+from mwuf_dist.serving.adopt.files import find_table, import_factory, load_weights
 
 
 @pytest.fixture(scope="module")

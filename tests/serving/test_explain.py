@@ -13,7 +13,7 @@ import torch
 from mwuf_dist import cli
 from mwuf_dist.config import PHASES, UserError
 from mwuf_dist.serving.explain import Explanation, Point, explain
-from mwuf_dist.serving.run_folder import FinishedRun, open_run
+from mwuf_dist.serving.finished_run import FinishedRun, open_run
 from tests.serving.replay import replayed
 
 

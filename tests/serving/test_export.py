@@ -22,14 +22,14 @@ from mwuf_dist.config import BackboneConfig, MethodConfig, UserError
 from mwuf_dist.evaluation.metrics import auc
 from mwuf_dist.methods import mwuf
 from mwuf_dist.methods.mwuf import Mwuf
-from mwuf_dist.serving import chunks as chunks_module
-from mwuf_dist.serving import export as export_module
-from mwuf_dist.serving.chunks import Chunk, Columns
-from mwuf_dist.serving.export import Format, export, export_backbone
-from mwuf_dist.serving.formats import NpyWriter, SafetensorsWriter
-from mwuf_dist.serving.run_folder import FinishedRun, open_run
-from mwuf_dist.training.frozen import Frozen
-from mwuf_dist.training.warm_up import WarmUp
+from mwuf_dist.serving.export import chunks as chunks_module
+from mwuf_dist.serving.export import export as export_module
+from mwuf_dist.serving.export.chunks import Chunk, Columns
+from mwuf_dist.serving.export.export import Format, export, export_backbone
+from mwuf_dist.serving.export.formats import NpyWriter, SafetensorsWriter
+from mwuf_dist.serving.finished_run import FinishedRun, open_run
+from mwuf_dist.training.frozen_model import Frozen
+from mwuf_dist.training.stages.warm_up import WarmUp
 
 # Logits of the run and of the export differ by float32 rounding alone (the sums are in another order): measured 1.4e-6
 # on logits of up to 7.9, where float32 has steps of 4.8e-7.

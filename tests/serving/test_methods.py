@@ -11,9 +11,9 @@ import torch
 from mwuf_dist.evaluation.metrics import auc
 from mwuf_dist.launch import local
 from mwuf_dist.methods import METHODS
-from mwuf_dist.serving.chunks import item_chunks
 from mwuf_dist.serving.explain import explain
-from mwuf_dist.serving.run_folder import open_run
+from mwuf_dist.serving.export.chunks import item_chunks
+from mwuf_dist.serving.finished_run import open_run
 from tests.tiny import tiny
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mwuf_dist.config import UserError, hash_of_values
-from mwuf_dist.serving.run_folder import FinishedRun, open_run
+from mwuf_dist.serving.finished_run import FinishedRun, open_run
 from tests.serving.test_export import ROUNDING, scores_of_the_stage
 
 
@@ -25,7 +25,7 @@ def test_scores_of_pairs_are_those_of_the_evaluation(run: FinishedRun) -> None:
 
 
 def test_old_items_score_as_in_pretraining(run: FinishedRun) -> None:
-    from mwuf_dist.data.loader import Loader
+    from mwuf_dist.data.batches.loader import Loader
 
     batch = next(iter(Loader(run.prepared, ["pretrain"], 256, 0, run.model.runtime).epoch(0)))
     with torch.no_grad():

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mwuf_dist.launch import local
-from mwuf_dist.serving.export import export
-from mwuf_dist.serving.run_folder import FinishedRun, open_run
+from mwuf_dist.serving.export.export import export
+from mwuf_dist.serving.finished_run import FinishedRun, open_run
 from tests.serving.replay import replayed
 from tests.serving.test_export import ROUNDING, read_back, served_scores
 from tests.tiny import tiny

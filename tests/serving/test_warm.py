@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 
 from mwuf_dist.config import PHASES, UserError
 from mwuf_dist.runtime import Runtime, start
-from mwuf_dist.serving import warm as warm_module
 from mwuf_dist.serving.explain import explain
-from mwuf_dist.serving.export import export
-from mwuf_dist.serving.run_folder import FinishedRun, load_run, read_run
-from mwuf_dist.serving.warm import warm
-from mwuf_dist.serving.warm_rule import frozen_double
+from mwuf_dist.serving.export.export import export
+from mwuf_dist.serving.finished_run import FinishedRun, load_run, read_run
+from mwuf_dist.serving.rule import frozen_double
+from mwuf_dist.serving.warm import job as warm_module
+from mwuf_dist.serving.warm.job import warm
 from tests.serving.test_export import ROUNDING, served_scores
 
 NAMES = ("items.parquet", "log.parquet", "rows.parquet")

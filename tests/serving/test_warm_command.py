@@ -10,7 +10,7 @@ import pyarrow.csv as pa_csv
 import pytest
 
 from mwuf_dist import cli
-from mwuf_dist.serving.run_folder import open_run
+from mwuf_dist.serving.finished_run import open_run
 
 
 def test_command_prints_the_proof_and_exits_as_all_commands_do(run_folder: Path, tmp_path: Path, capsys: Any) -> None:

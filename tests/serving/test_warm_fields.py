@@ -10,10 +10,10 @@ import pyarrow.csv as pa_csv
 import pytest
 
 from mwuf_dist.config import Config, UserError, build
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.serving.warm_fields import read_fields
-from mwuf_dist.serving.warm_input import Columns, id_keys, log_options
+from mwuf_dist.serving.warm.interactions import Columns, id_keys, log_options
+from mwuf_dist.serving.warm.item_fields import read_fields
 
 NUM_ITEMS = 60
 

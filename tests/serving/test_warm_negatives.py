@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from mwuf_dist.config import Config, build
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.shards import ENTITY_FILES, Prepared
 from mwuf_dist.launch import local
 from mwuf_dist.runtime import Runtime, start
-from mwuf_dist.serving.warm import raw_ids, seen_by_run, warm
-from mwuf_dist.serving.warm_input import Columns, Log, find, log_options, read_interactions
-from mwuf_dist.serving.warm_negatives import add_negatives
+from mwuf_dist.serving.warm.interactions import Columns, Log, find, log_options, read_interactions
+from mwuf_dist.serving.warm.job import raw_ids, seen_by_run, warm
+from mwuf_dist.serving.warm.negatives import add_negatives
 from tests.tiny import TINY
 
 PER_POSITIVE = 2

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mwuf_dist.backbones import Shape, build_backbone
-from mwuf_dist.backbones.folded import FoldedHead
+from mwuf_dist.backbones.frozen_head import FoldedHead
 from mwuf_dist.config import BackboneConfig
-from mwuf_dist.serving.warm_rule import WarmRule, folded_slope, frozen_double, module_slope, warm_rows
+from mwuf_dist.serving.rule import WarmRule, folded_slope, frozen_double, module_slope, warm_rows
 
 DIM, CONTEXT = 4, 12
 

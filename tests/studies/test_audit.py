@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from mwuf_dist.config import MethodConfig
-from mwuf_dist.data.histories import Histories
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.batches.histories import Histories
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import METHODS, Method
 from mwuf_dist.studies.audit import HiddenLabels, audit
 from mwuf_dist.training.loop import Session
-from mwuf_dist.training.pretrain import Pretrain
 from mwuf_dist.training.results import NEXT_SETS
-from mwuf_dist.training.warm_up import WarmUp
+from mwuf_dist.training.stages.pretrain import Pretrain
+from mwuf_dist.training.stages.warm_up import WarmUp
 from tests.tiny import tiny
 
 FEW_STEPS: dict[str, Any] = {"pretrain": {"epochs": 1, "batch_size": 1024}, "meta_train": {"batch_size": 1024}}
@@ -83,7 +83,7 @@ def test_a_warm_up_that_trains_on_the_set_it_is_scored_on_next_fails_from_that_p
             run_phase(self, session, prepared, now + 1)
         elif now == phase:
             with monkeypatch.context() as patch:
-                patch.setattr("mwuf_dist.training.warm_up.WARM_SETS", ("warm_a", "warm_b", "test"))
+                patch.setattr("mwuf_dist.training.stages.warm_up.WARM_SETS", ("warm_a", "warm_b", "test"))
                 run_phase(self, session, prepared, now)
 
     monkeypatch.setattr(WarmUp, "run_phase", one_too_far)

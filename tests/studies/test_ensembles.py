@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from mwuf_dist.config import PHASES, UserError, config_hash
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.runtime import start
 from mwuf_dist.studies import compare
 from mwuf_dist.studies.records import read_records, write_records

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mwuf_dist.config import UserError
-from mwuf_dist.exits import StoppedError
+from mwuf_dist.runtime.shutdown import StoppedError
 from mwuf_dist.studies.schedule import Failure, Here, Progress, Task, attempt, do_tasks, duration
 
 

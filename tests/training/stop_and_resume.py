@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mwuf_dist.training.checkpoints import SavePolicy
-from mwuf_dist.training.meta_train import MetaTrain
+from mwuf_dist.training.checkpoint.save import SavePolicy
+from mwuf_dist.training.stages.meta_train import MetaTrain
 from tests.training.test_resume import CONFIGS, Stop, run, stop_at
 
 

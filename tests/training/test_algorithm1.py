@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from mwuf_dist.config import Config, MetaTrainConfig, MethodConfig
-from mwuf_dist.data.loader import Batch
+from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.embeddings.tables import FlatParameter
 from mwuf_dist.methods.mwuf import Mwuf
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.training.meta_train import MetaTrain
+from mwuf_dist.training.stages.meta_train import MetaTrain
 
 NUM_ITEMS, DIM, CONTEXT, ROWS = 7, 4, 6, 32
 

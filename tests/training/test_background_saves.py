@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from mwuf_dist.config import CheckpointConfig, EmbeddingConfig, UserError
-from mwuf_dist.embeddings.placement import TableSpec
+from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.embeddings.tables import Tables
-from mwuf_dist.exits import StoppedError
 from mwuf_dist.runtime import Runtime, start
-from mwuf_dist.training import checkpoints
-from mwuf_dist.training.checkpoint_files import Cursor, Meta, load_tensors
-from mwuf_dist.training.checkpoints import Checkpointer, SavePolicy
+from mwuf_dist.runtime.shutdown import StoppedError
+from mwuf_dist.training.checkpoint import save as checkpoints
+from mwuf_dist.training.checkpoint.files import Cursor, Meta, load_tensors
+from mwuf_dist.training.checkpoint.save import Checkpointer, SavePolicy
 from mwuf_dist.training.results import versions
 from tests.tiny import tiny
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mwuf_dist.config import Config, build, merge
-from mwuf_dist.training.checkpoints import SavePolicy
-from mwuf_dist.training.episodes import EpisodeTrain
-from mwuf_dist.training.meta_train import MetaTrain
+from mwuf_dist.training.checkpoint.save import SavePolicy
+from mwuf_dist.training.stages.episodes import EpisodeTrain
+from mwuf_dist.training.stages.meta_train import MetaTrain
 from tests.tiny import TINY, tiny
 from tests.training import test_ranks, test_resume
 

@@ -13,13 +13,13 @@ import torch
 from mwuf_kernels import has_frozen_rows
 
 from mwuf_dist.config import Config
-from mwuf_dist.data.loader import Loader
+from mwuf_dist.data.batches.loader import Loader
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.checkpoints import module_state
-from mwuf_dist.training.meta_train import MetaTrain
+from mwuf_dist.training.checkpoint.save import module_state
 from mwuf_dist.training.run import Run
-from mwuf_dist.training.warm_up import WarmUp
+from mwuf_dist.training.stages.meta_train import MetaTrain
+from mwuf_dist.training.stages.warm_up import WarmUp
 from tests.tiny import tiny
 
 

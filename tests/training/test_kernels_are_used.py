@@ -15,9 +15,9 @@ from mwuf_dist.config import WARM_SETS
 from mwuf_dist.embeddings import user_means
 from mwuf_dist.methods import mwuf
 from mwuf_dist.runtime import start
-from mwuf_dist.training import meta_train, warm_up
 from mwuf_dist.training import run as run_module
 from mwuf_dist.training.run import Run
+from mwuf_dist.training.stages import meta_train, warm_up
 from tests.tiny import tiny
 
 

@@ -12,7 +12,7 @@ from mwuf_dist.config import UserError
 from mwuf_dist.methods import METHODS
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.checkpoints import module_state
+from mwuf_dist.training.checkpoint.save import module_state
 from mwuf_dist.training.run import Run
 from tests.tiny import tiny
 

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mwuf_dist.backbones.layers import GlobalBatchNorm
 from mwuf_dist.config import Config, UserError
-from mwuf_dist.data.loader import Loader
+from mwuf_dist.data.batches.loader import Loader
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.checkpoints import module_state
+from mwuf_dist.training.checkpoint.save import module_state
 from mwuf_dist.training.run import Run
 from tests.tiny import tiny
 

@@ -23,11 +23,11 @@ from mwuf_dist.config import Config, UserError, config_hash
 from mwuf_dist.evaluation import plots
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.checkpoint_files import _read_index, load_tensors, read_meta
-from mwuf_dist.training.checkpoints import Checkpointer, SavePolicy
-from mwuf_dist.training.meta_train import MetaTrain
-from mwuf_dist.training.pretrain import Pretrain
-from mwuf_dist.training.warm_up import WarmUp
+from mwuf_dist.training.checkpoint.files import _read_index, load_tensors, read_meta
+from mwuf_dist.training.checkpoint.save import Checkpointer, SavePolicy
+from mwuf_dist.training.stages.meta_train import MetaTrain
+from mwuf_dist.training.stages.pretrain import Pretrain
+from mwuf_dist.training.stages.warm_up import WarmUp
 from tests.tiny import tiny
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,14 +13,14 @@ import torch
 from mwuf_dist.backbones import BACKBONES, EmbeddedHistory
 from mwuf_dist.backbones.gru4rec import Gru4Rec
 from mwuf_dist.config import Config, build, merge
-from mwuf_dist.data.histories import History
-from mwuf_dist.data.loader import Loader
+from mwuf_dist.data.batches.histories import History
+from mwuf_dist.data.batches.loader import Loader
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.checkpoints import SavePolicy
-from mwuf_dist.training.pretrain import Pretrain
+from mwuf_dist.training.checkpoint.save import SavePolicy
 from mwuf_dist.training.run import Run
-from mwuf_dist.training.warm_up import WarmUp
+from mwuf_dist.training.stages.pretrain import Pretrain
+from mwuf_dist.training.stages.warm_up import WarmUp
 from tests.tiny import TINY
 from tests.training import test_ranks, test_resume
 

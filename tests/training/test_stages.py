@@ -18,9 +18,9 @@ from mwuf_dist.data.shards import Prepared
 from mwuf_dist.evaluation.metrics import auc
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.meta_train import MetaTrain
 from mwuf_dist.training.run import Run
-from mwuf_dist.training.warm_up import WarmUp
+from mwuf_dist.training.stages.meta_train import MetaTrain
+from mwuf_dist.training.stages.warm_up import WarmUp
 from tests.tiny import tiny
 
 NEXT_SETS = (*WARM_SETS, "test")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mwuf_dist.config import PHASES
-from mwuf_dist.data.prepare import prepare
+from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.evaluation.metrics import auc
 from mwuf_dist.evaluation.plots import _loss_curves
 from mwuf_dist.launch import local

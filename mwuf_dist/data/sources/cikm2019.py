@@ -38,12 +38,12 @@ import numpy as np
 import pyarrow as pa
 
 from mwuf_dist.config import DataConfig, UserError
-from mwuf_dist.config_logs import LogsConfig, LogsField
-from mwuf_dist.data import raw_csv, tables
+from mwuf_dist.config.logs import LogsConfig, LogsField
 from mwuf_dist.data.locations import data_dir
-from mwuf_dist.data.raw_csv import Column, RawCsv
+from mwuf_dist.data.readers import csv_pieces, log_tables
+from mwuf_dist.data.readers.csv_pieces import Column, RawCsv
 from mwuf_dist.data.schema import Entities, RawPieces
-from mwuf_dist.data.synthesized import mark_of
+from mwuf_dist.data.sources.synthesized import mark_of
 
 VERSION = 1  # Raise it when the same raw files would give other tables.
 
@@ -99,7 +99,7 @@ def find_raw() -> tuple[tuple[Path, ...], ...]:
     folders = [top, *sorted(path for path in top.iterdir() if path.is_dir() and not path.name.startswith("."))]
     parts = []
     for folder in folders:
-        found, missing = raw_csv.find_files(folder, FILES)
+        found, missing = csv_pieces.find_files(folder, FILES)
         if not missing:
             parts.append(found)
         elif found:
@@ -134,9 +134,9 @@ def pieces(config: DataConfig) -> RawPieces:
         UserError: a file is absent or malformed; it names file and line.
     """
     behaviours, items_files, users_files = zip(*find_raw(), strict=True)
-    read = functools.partial(raw_csv.read_piece, kind=BEHAVIOUR_FILE, convert=_convert)
+    read = functools.partial(csv_pieces.read_piece, kind=BEHAVIOUR_FILE, convert=_convert)
     entities = functools.partial(_entities, items_files, users_files, 3 * config.warm_rows)
-    return RawPieces(raw_csv.pieces_of(behaviours, BEHAVIOUR_FILE), read, entities)
+    return RawPieces(csv_pieces.pieces_of(behaviours, BEHAVIOUR_FILE), read, entities)
 
 
 def _entities(
@@ -149,10 +149,10 @@ def _entities(
 ) -> Entities:
     kept = item_rows >= fewest_rows
     table = _side_table(items_files, "items", "item", ITEM_FIELDS)
-    items, item_fields = raw_csv.join("item", item_ids, table, "item", ITEM_FIELDS, kept)
+    items, item_fields = csv_pieces.join("item", item_ids, table, "item", ITEM_FIELDS, kept)
     table = _side_table(users_files, "users", "user", USER_FIELDS)
     everyone = np.ones(len(user_ids), dtype=bool)
-    users, user_fields = raw_csv.join("user", user_ids, table, "user", USER_FIELDS, everyone)
+    users, user_fields = csv_pieces.join("user", user_ids, table, "user", USER_FIELDS, everyone)
     return Entities(users, items, (*user_fields, *item_fields))
 
 
@@ -163,15 +163,17 @@ def _convert(columns: dict[str, Any]) -> dict[str, np.ndarray] | None:
         return None
     is_buy = np.array([word == "buy" for word in words], dtype=np.int8)
     return {
-        "user": raw_csv.narrow(columns["user"]),
-        "item": raw_csv.narrow(columns["item"]),
+        "user": csv_pieces.narrow(columns["user"]),
+        "item": csv_pieces.narrow(columns["item"]),
         "label": is_buy[behaviour.indices.to_numpy()],
         "time": columns["time"].to_numpy(),
     }
 
 
-def _side_table(paths: tuple[Path, ...], what: str, id_column: str, fields: dict[str, LogsField]) -> tables.LogTable:
+def _side_table(
+    paths: tuple[Path, ...], what: str, id_column: str, fields: dict[str, LogsField]
+) -> log_tables.LogTable:
     for path in paths:
-        raw_csv.refuse_cut_line(path)
+        csv_pieces.refuse_cut_line(path)
     names = (id_column, *fields)
-    return tables.read(paths, names, LogsConfig(missing=("", "NULL"), header=names), what, plain=[id_column])
+    return log_tables.read(paths, names, LogsConfig(missing=("", "NULL"), header=names), what, plain=[id_column])

@@ -23,11 +23,11 @@ import numpy as np
 import pyarrow as pa
 
 from mwuf_dist.config import DataConfig, UserError
-from mwuf_dist.config_logs import LogsConfig, LogsField
-from mwuf_dist.data import encode, labels, tables
-from mwuf_dist.data.negatives import add_negatives
+from mwuf_dist.config.logs import LogsConfig, LogsField
+from mwuf_dist.data.readers import encode, labels, log_tables
+from mwuf_dist.data.readers.log_tables import LogTable
+from mwuf_dist.data.readers.negatives import add_negatives
 from mwuf_dist.data.schema import RAW_ID, SIDES, USER_ID, Field, RawDataset, RawPieces, Side
-from mwuf_dist.data.tables import LogTable
 
 ANY_ITEM = "any_item"  # Of items without fields; index 0, like what an item never seen has.
 VERSION = 2  # Raise it when the same files would give other tables.
@@ -132,7 +132,7 @@ def check_options(options: LogsConfig) -> None:
 def _files(options: LogsConfig) -> dict[str, tuple[Path, ...]]:
     """The files of the interactions and of the side tables, which may lie in the same folder."""
     named = {"users": options.users, "items": options.items, "interactions": options.interactions}
-    found = {key: tables.find_files(path, f"data.logs.{key}") for key, path in named.items() if path}
+    found = {key: log_tables.find_files(path, f"data.logs.{key}") for key, path in named.items() if path}
     beside = {*found.get("users", ()), *found.get("items", ())}
     interactions = tuple(path for path in found["interactions"] if path not in beside)
     if not interactions:
@@ -146,7 +146,7 @@ def _read_interactions(options: LogsConfig) -> LogTable:
         in_side_table = _side_columns(options, side)
         wanted += [c for field in options.fields if field.side == side and (c := _column(field)) not in in_side_table]
     names = list(dict.fromkeys(filter(None, wanted)))
-    return tables.read(_files(options)["interactions"], names, options, "interactions", plain=[options.time])
+    return log_tables.read(_files(options)["interactions"], names, options, "interactions", plain=[options.time])
 
 
 def _side_columns(options: LogsConfig, side: Side) -> list[str]:
@@ -154,7 +154,7 @@ def _side_columns(options: LogsConfig, side: Side) -> list[str]:
     named = getattr(options, f"{side}s")
     if not named:
         return []
-    return tables.column_names(tables.find_files(named, f"data.logs.{side}s")[0], _of_side_table(options))
+    return log_tables.column_names(log_tables.find_files(named, f"data.logs.{side}s")[0], _of_side_table(options))
 
 
 def _of_side_table(options: LogsConfig) -> LogsConfig:
@@ -253,8 +253,8 @@ def _join(entities: _Entities, names: list[str], options: LogsConfig) -> tuple[L
     if not getattr(options, key) or not names:
         return None
     id_column = getattr(options, entities.side)
-    files = tables.find_files(getattr(options, key), f"data.logs.{key}")
-    table = tables.read(files, list(dict.fromkeys([id_column, *names])), _of_side_table(options), key)
+    files = log_tables.find_files(getattr(options, key), f"data.logs.{key}")
+    table = log_tables.read(files, list(dict.fromkeys([id_column, *names])), _of_side_table(options), key)
     entity = encode.find_ids(table.columns[id_column], entities.ids)
     if not (entity >= 0).any():
         raise UserError(

@@ -34,13 +34,13 @@ import numpy as np
 import pyarrow as pa
 
 from mwuf_dist.config import DataConfig, UserError
-from mwuf_dist.config_logs import LogsConfig, LogsField
-from mwuf_dist.data import raw_csv, tables
-from mwuf_dist.data.known_counts import report_split
+from mwuf_dist.config.logs import LogsConfig, LogsField
 from mwuf_dist.data.locations import data_dir
-from mwuf_dist.data.raw_csv import Column, RawCsv
+from mwuf_dist.data.readers import csv_pieces, log_tables
+from mwuf_dist.data.readers.csv_pieces import Column, RawCsv
 from mwuf_dist.data.schema import Entities, RawPieces
-from mwuf_dist.data.synthesized import mark_of
+from mwuf_dist.data.sources.known_counts import report_split
+from mwuf_dist.data.sources.synthesized import mark_of
 
 VERSION = 1  # Raise it when the same raw files would give other tables.
 
@@ -103,7 +103,7 @@ def find_raw() -> tuple[Path, ...]:
     named = data_dir()
     if named is None or not (named / NAME).is_dir():
         raise UserError(f"Taobao Display Ad Click is not there. {_by_hand()}")
-    found, missing = raw_csv.find_files(named / NAME, FILES)
+    found, missing = csv_pieces.find_files(named / NAME, FILES)
     if missing:
         raise UserError(f"{named / NAME}: {', '.join(missing)} of Taobao Display Ad Click missing. {_by_hand()}")
     return found
@@ -124,9 +124,9 @@ def pieces(config: DataConfig) -> RawPieces:
         UserError: a file is absent or malformed; it names file and line.
     """
     sample, ads, profiles = find_raw()
-    read = functools.partial(raw_csv.read_piece, kind=SAMPLE, convert=_convert)
+    read = functools.partial(csv_pieces.read_piece, kind=SAMPLE, convert=_convert)
     entities = functools.partial(_entities, ads, profiles, not mark_of(sample.parent), config)
-    return RawPieces(raw_csv.pieces_of([sample], SAMPLE), read, entities)
+    return RawPieces(csv_pieces.pieces_of([sample], SAMPLE), read, entities)
 
 
 def _entities(
@@ -142,9 +142,9 @@ def _entities(
     if are_real and is_known:
         report_split(NAME, item_rows, config.old_above, config.warm_rows, KNOWN_SPLIT)
     kept = item_rows >= 3 * config.warm_rows
-    items, item_fields = raw_csv.join("item", item_ids, *_side_table(ads, "ads", "adgroup_id", AD_FIELDS), kept)
+    items, item_fields = csv_pieces.join("item", item_ids, *_side_table(ads, "ads", "adgroup_id", AD_FIELDS), kept)
     everyone = np.ones(len(user_ids), dtype=bool)
-    users, user_fields = raw_csv.join(
+    users, user_fields = csv_pieces.join(
         "user", user_ids, *_side_table(profiles, "users", "userid", USER_FIELDS), everyone
     )
     return Entities(users, items, (*user_fields, *item_fields))
@@ -155,8 +155,8 @@ def _convert(columns: dict[str, Any]) -> dict[str, np.ndarray] | None:
     if label.min() < 0 or label.max() > 1:
         return None
     return {
-        "user": raw_csv.narrow(columns["user"]),
-        "item": raw_csv.narrow(columns["adgroup_id"]),
+        "user": csv_pieces.narrow(columns["user"]),
+        "item": csv_pieces.narrow(columns["adgroup_id"]),
         "label": label,
         "time": columns["time_stamp"].to_numpy(),
     }
@@ -164,10 +164,10 @@ def _convert(columns: dict[str, Any]) -> dict[str, np.ndarray] | None:
 
 def _side_table(
     path: Path, what: str, id_column: str, fields: dict[str, LogsField]
-) -> tuple[tables.LogTable, str, dict[str, LogsField]]:
+) -> tuple[log_tables.LogTable, str, dict[str, LogsField]]:
     """A side table, the name of its IDs, and its fields by the names that the file has, blanks included."""
-    raw_csv.refuse_cut_line(path)
-    written = {name.strip(): name for name in tables.column_names(path, _SIDE_TABLES)}
+    csv_pieces.refuse_cut_line(path)
+    written = {name.strip(): name for name in log_tables.column_names(path, _SIDE_TABLES)}
     names = {name: written.get(name, name) for name in (id_column, *fields)}
-    table = tables.read([path], list(names.values()), _SIDE_TABLES, what, plain=[names[id_column]])
+    table = log_tables.read([path], list(names.values()), _SIDE_TABLES, what, plain=[names[id_column]])
     return table, names[id_column], {names[name]: field for name, field in fields.items()}

@@ -1,0 +1,203 @@
+"""`mwuf export RUN`, `mwuf warm RUN`, `mwuf explain RUN` and `mwuf adopt`: their options and what they print."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from mwuf_dist.config import UserError
+
+T = TypeVar("T")
+
+EXAMPLES = {
+    "export": """\
+Writes the warm embeddings of a finished run's new items, and its dense model, into a folder for a server.
+
+examples:
+  mwuf export runs/ml-1
+  mwuf export runs/ml-1 --format safetensors --old-items --context --output serving/today""",
+    "warm": """\
+The daily job: new interactions move the rows of new items, by a rule that looks at each item alone, and nothing else.
+RUN stays as it is; the output is a run too, with an export of the items that changed, and the next day's job reads it.
+
+Interactions are rows of a user, an item, a label and a time; their columns are named as in the run's own logs,
+elsewhere user_id, item_id, label and timestamp. Rows that agree in all four are the same interaction, in any file.
+
+examples:
+  mwuf warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday
+  mwuf warm runs/ml-1 --interactions logs/ --items new_items.csv --output runs/ml-1-tuesday --format npy
+  torchrun --nproc-per-node=2 -m mwuf_dist warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday""",
+    "adopt": """\
+Warm embeddings for the new items of a model that was trained elsewhere; nothing of it is trained.
+
+WEIGHTS is a folder of torch.distributed.checkpoint or a state dict file. The factory that --model names gets its
+tensors by name and returns a module with four methods (docs/serving.md; examples/adopt_torchrec.py has one). The logs
+hold interactions of items with a row in the item table, which teach how items warm up, and of new ones.
+
+examples:
+  mwuf adopt dlrm.pt --item-table item_id --model company.ranking:make_model --logs clicks/ --output warm
+  mwuf adopt dlrm.pt --item-table item_id --model company.ranking:make_model --logs clicks/ --item-ids vocabulary.csv \
+      --output warm""",
+    "explain": """\
+Says why one item has the embedding it has: scale, shift, nearest old items, and how its score moved with its clicks.
+
+examples:
+  mwuf explain runs/ml-1 --item 3578
+  mwuf explain runs/ml-1 --item 3578 --all --output item.png""",
+}
+
+
+@dataclass
+class ExportOptions:
+    """Options of `mwuf export`."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run.
+    format: Literal["parquet", "safetensors", "npy"] = "parquet"  # Of the items.
+    output: Path | None = None  # Folder to write; by default `export` in RUN.
+    old_items: tyro.conf.FlagCreatePairsOff[bool] = False  # The old items too.
+    context: tyro.conf.FlagCreatePairsOff[bool] = False  # All else that a score needs, of the items and of all users.
+
+
+@dataclass
+class WarmOptions:
+    """Options of `mwuf warm`."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run, or of a job.
+    interactions: Path  # Parquet or CSV, a file or a folder.
+    output: Path  # Folder to write: a run that has seen these interactions too.
+    items: Path | None = None  # Table with the fields of items that the run has never seen.
+    format: Literal["parquet", "safetensors", "npy"] = "parquet"  # Of the export.
+    context: tyro.conf.FlagCreatePairsOff[bool] = False  # All else that a score needs, of the changed items.
+    user: str = ""  # Column of the user; empty: that of the run's logs.
+    item: str = ""  # Column of the item.
+    time: str = ""  # Column of the time.
+    label: str = ""  # Column of the label, 0 or 1.
+
+
+@dataclass
+class AdoptOptions:
+    """Options of `mwuf adopt`."""
+
+    weights: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="WEIGHTS")]  # Checkpoint folder or file.
+    item_table: str  # Name of the table of item ID embeddings among the weights, or a part of it.
+    model: str  # "package.module:factory".
+    logs: Path  # Parquet or CSV, a file or a folder.
+    output: Path  # Folder to write.
+    user: str = "user_id"  # Column of the user.
+    item: str = "item_id"  # Column of the item; without --item-ids a number, of known items that of their row.
+    time: str = "timestamp"  # Column of the time.
+    label: str = "label"  # Column of the label, 0 or 1.
+    item_ids: Path | None = None  # Table whose column of the item has the IDs of the item table's rows, in their order.
+    epochs: int = 1  # Passes over the known items' rows.
+    warm_rows: int = 20  # K of the serving rule.
+
+
+@dataclass
+class ExplainOptions:
+    """Options of `mwuf explain`."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run.
+    item: str  # Its ID in the raw data.
+    output: Path | None = None  # Picture to write; by default `explain-ITEM.png` in RUN.
+    all: tyro.conf.FlagCreatePairsOff[bool] = False  # Every score, not a dozen of each phase.
+
+
+def run_command(command: str, arguments: list[str]) -> int:
+    """Runs a command that takes a finished run; returns the exit code."""
+    return {"export": _export, "warm": _warm, "adopt": _adopt, "explain": _explain}[command](arguments)
+
+
+def _export(arguments: list[str]) -> int:
+    options = _parse("export", arguments, ExportOptions)
+    from mwuf_dist.serving.export.export import export
+    from mwuf_dist.serving.finished_run import open_run
+
+    with open_run(options.run) as run:
+        clock = time.perf_counter()
+        output = options.output or options.run / "export"
+        folder = export(run, options.format, output, options.old_items, os.isatty(2), options.context)
+        seconds = time.perf_counter() - clock
+        num_items = run.num_items if options.old_items else run.num_items - run.num_old_items
+    print(f"{num_items} items in {seconds:.1f} s: {folder}")
+    for path in sorted(folder.iterdir()):
+        print(f"  {path.name:<20} {path.stat().st_size:>14,} bytes")
+    return 0
+
+
+def _warm(arguments: list[str]) -> int:
+    options = _parse("warm", arguments, WarmOptions)
+    from mwuf_dist.runtime import start
+    from mwuf_dist.serving.finished_run import read_run
+    from mwuf_dist.serving.warm.interactions import Columns
+    from mwuf_dist.serving.warm.job import warm
+
+    columns = Columns(options.user, options.item, options.time, options.label)
+    clock = time.perf_counter()
+    with start(read_run(options.run)[0]) as runtime:
+        report = warm(
+            options.run,
+            options.interactions,
+            options.output,
+            runtime,
+            options.items,
+            columns,
+            options.format,
+            options.context,
+        )
+        if runtime.is_main:
+            print(report.text())
+            print(f"{time.perf_counter() - clock:.1f} s")
+    return 0
+
+
+def _adopt(arguments: list[str]) -> int:
+    options = _parse("adopt", arguments, AdoptOptions)
+    from mwuf_dist.serving.adopt.adopt import AdoptSettings, adopt_files
+
+    settings = AdoptSettings(
+        user=options.user,
+        item=options.item,
+        time=options.time,
+        label=options.label,
+        epochs=options.epochs,
+        warm_rows=options.warm_rows,
+    )
+    found = adopt_files(
+        options.weights, options.item_table, options.model, options.logs, options.output, settings, options.item_ids
+    )
+    print(f"{len(found.item_ids):,} new items, {int(found.interactions.sum()):,} interactions: {options.output}")
+    return 0
+
+
+def _explain(arguments: list[str]) -> int:
+    options = _parse("explain", arguments, ExplainOptions)
+    from mwuf_dist.evaluation.item_plot import plot_item
+    from mwuf_dist.serving.explain import explain
+    from mwuf_dist.serving.finished_run import open_run
+
+    with open_run(options.run) as run:
+        found = explain(run, options.item)
+    print(found.text(options.all))
+    # An ID may hold anything, a slash too.
+    name = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in str(found.item_id))
+    path = options.output or options.run / f"explain-{name}.png"
+    history = [(point.phase, point.score) for point in found.history]
+    nearest = [(str(item_id), cosine) for item_id, cosine in found.nearest]
+    plot_item(f"item {found.item_id}   ·   {found.phase}", history, found.scale, found.shift, nearest, path)
+    print(f"plot: {path}")
+    return 0
+
+
+def _parse(command: str, arguments: list[str], cls: type[T]) -> T:
+    if not any(argument in ("-h", "--help") for argument in arguments) and (
+        not arguments or arguments[0].startswith("-")
+    ):
+        what = "the weights" if command == "adopt" else "the folder of a finished run"
+        raise UserError(f"name {what} first: mwuf {command} {'WEIGHTS' if command == 'adopt' else 'RUN'} [options]")
+    parsed: Any = tyro.cli(cls, args=arguments, prog=f"mwuf {command}", description=EXAMPLES[command])
+    return parsed

@@ -1,0 +1,211 @@
+"""`mwuf compare` and `mwuf tune`, from options to files: where the runs are done, and what is written of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mwuf_dist.config import Config, DataConfig, RuntimeConfig, UserError, read_toml, to_dict
+from mwuf_dist.data.prepare.prepare import prepare
+from mwuf_dist.evaluation import report
+from mwuf_dist.evaluation.comparison import build_comparison
+from mwuf_dist.files import write_atomically
+from mwuf_dist.studies import compare, tune
+from mwuf_dist.studies.audit import audit
+from mwuf_dist.studies.records import read_records, write_records
+from mwuf_dist.studies.schedule import Failure, Here, Runner
+
+# Starting Ray and its workers takes long. Below about these training rows it does not pay: an estimate, not tuned.
+_ROWS_WORTH_RAY = 20_000_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the runs of a study are done.
+
+    Attributes:
+        train, pretrain: see `compare.Actions`.
+        side_by_side: (number at once, section `runtime`, address) -> a runner on a Ray cluster, see
+            `mwuf_dist.launch.side_by_side`.
+        parallel: runs at once; 0: as many as cores allow, where it pays.
+        ray_address: of a running cluster.
+        is_main: this is the rank that prints and writes.
+        num_ranks: of the launcher that this process belongs to.
+    """
+
+    train: Callable[[Config, Path, Path | None], dict[str, Any]]
+    pretrain: Callable[[Config, Path], Path]
+    side_by_side: Callable[[int, RuntimeConfig, str], AbstractContextManager[Runner]]
+    parallel: int
+    ray_address: str
+    is_main: bool
+    num_ranks: int
+
+    def check(self) -> None:
+        """Refuses what contradicts itself."""
+        if self.parallel < 0:
+            raise UserError(f"--parallel {self.parallel}: the number of runs at once, or 0 to choose it by the cores")
+        if self.num_ranks > 1 and (self.parallel > 1 or self.ray_address):
+            raise UserError(
+                f"--parallel and --ray-address do several runs at once, and this is one of {self.num_ranks} ranks that "
+                "do each run together: leave them out, or start without torchrun"
+            )
+
+    def runner(self, configs: Sequence[Config]) -> AbstractContextManager[Runner]:
+        """Who does these runs: this process, or Ray where it was asked for or pays."""
+        if not configs:
+            return contextlib.nullcontext(Here(alone=self.num_ranks == 1))
+        runtime = configs[0].runtime
+        asked = self.parallel > 1 or self.ray_address or (self.parallel == 0 and "RAY_ADDRESS" in os.environ)
+        if self.num_ranks == 1 and asked:
+            return self.side_by_side(self.parallel, runtime, self.ray_address)
+        slots = min(_slots(runtime), len(configs))
+        if self.num_ranks == 1 and self.parallel == 0 and slots > 1 and _training_rows(configs) > _ROWS_WORTH_RAY:
+            return self.side_by_side(slots, runtime, "")
+        return contextlib.nullcontext(Here(alone=self.num_ranks == 1))
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        if self.is_main:
+            tqdm.write(text)  # above the bars
+            sys.stdout.flush()
+
+
+def compare_command(
+    where: str,
+    overridden: dict[str, Any],
+    folder: Path,
+    place: Place,
+    *,
+    seeds: int,
+    first_seed: int,
+    record_paths: Sequence[Path],
+) -> int:
+    """`mwuf compare`.
+
+    Args:
+        where: path of the config file.
+        overridden: the keys that the command line sets.
+        folder: of the output.
+        place: where runs are done.
+        seeds: number of seeds; 0 takes the study's.
+        first_seed: the first of them.
+        record_paths: results of other comparisons.
+
+    Returns:
+        The exit code: 1 where a cell failed or a leak was found.
+    """
+    place.check()
+    if first_seed < 0:
+        raise UserError(f"--first-seed {first_seed}: a seed is 0 or more")
+    values = read_toml(Path(where))
+    study = compare.read_study(values, where, seeds)
+    configs = compare.run_configs(values, study, where, overridden, first_seed)
+    others = [(str(path), read_records(path)) for path in record_paths]
+    _prepare_all(configs, place)
+    actions = compare.Actions(place.train, place.pretrain, audit)
+    outcome = compare.compare(configs, folder, actions, place.runner, place.say, others, study.ensemble)
+    if place.is_main:
+        about = {key: getattr(study, key) for key in ("title", "regime", "note")}
+        about["command"] = shlex.join(["mwuf", "compare", where, *_options(overridden, seeds, first_seed)])
+        _write_report(outcome, about, folder, place)
+    return 1 if outcome.failures or not all(one["passed"] for one in outcome.records.audits) else 0
+
+
+def _write_report(outcome: compare.Outcome, about: dict[str, str], folder: Path, place: Place) -> None:
+    failures = _reasons(outcome.failures, folder)
+    if outcome.records.cells:
+        records = outcome.records
+        comparison = build_comparison(records.cells, records.audits, about, failures)
+        report.print_comparison(report.write_comparison(comparison, folder))
+        write_records(records, folder / "records.json")
+        place.say(f"report: {folder / 'report.html'}   plot: {folder / 'phases.png'}")
+    _tell_failures(len(failures), place)
+
+
+def _tell_failures(num_failures: int, place: Place) -> None:
+    if num_failures:
+        place.say(f"{num_failures} failed: the same command does what is missing")
+
+
+def _reasons(failures: dict[str, Failure], folder: Path) -> dict[str, str]:
+    return {
+        name: failure.reason + (f" (see {folder / 'failures' / name}.txt)" if failure.trace else "")
+        for name, failure in failures.items()
+    }
+
+
+def tune_command(where: str, config: Config, overridden: dict[str, Any], folder: Path, place: Place) -> int:
+    """`mwuf tune`; as `compare_command`, and `config` is the file's with what the command line sets."""
+    place.check()
+    plan = tune.read_tune(read_toml(Path(where)), where)
+    show = place.is_main and os.isatty(2)
+    played = prepare(replace(config.data, old_items_as_new=True), show).num_new_items
+    tries = tune.tries(to_dict(config), plan, played / prepare(config.data, show).num_new_items, where)
+    configs = [one.config for one in tries]
+    _prepare_all(configs, place)
+    actions = compare.Actions(place.train, place.pretrain)
+    outcome = compare.compare(configs, folder, actions, place.runner, place.say)
+    failures = _reasons(outcome.failures, folder)
+    if place.is_main and not failures:  # which setting is best is not known before all are done
+        summary = tune.summarise(tries, outcome.records.cells, plan)
+        write_atomically(folder / "tune.json", json.dumps(summary, indent=1) + "\n")
+        # Named after the search: `compare` names the folder of its results after the config.
+        chosen = folder / f"{Path(where).stem}-chosen.toml"
+        write_atomically(chosen, tune.chosen_toml(summary, plan, Path(where), overridden, folder))
+        print(tune.table(summary))
+        print(f"the best of each run: mwuf compare {chosen}")
+    _tell_failures(len(failures), place)
+    return 1 if failures else 0
+
+
+def _prepare_all(configs: Sequence[Config], place: Place) -> None:
+    """Prepares every data set of the runs once, before several of them want it."""
+    for data in _data_sets(configs):
+        prepare(data, progress=place.is_main and os.isatty(2))
+
+
+def _data_sets(configs: Sequence[Config]) -> list[DataConfig]:
+    found: list[DataConfig] = []
+    for config in configs:
+        if config.data not in found:
+            found.append(config.data)
+    return found
+
+
+def _options(overridden: dict[str, Any], seeds: int, first_seed: int, prefix: str = "--") -> list[str]:
+    """The options that make a comparison what it is, as on a command line."""
+    words = []
+    for key, value in overridden.items():
+        name = f"{prefix}{key.replace('_', '-')}"
+        if isinstance(value, dict):
+            words += _options(value, 0, 0, f"{name}.")
+        else:
+            words += [name, *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
+    words += ["--seeds", str(seeds)] if seeds else []
+    return words + (["--first-seed", str(first_seed)] if first_seed else [])
+
+
+def _slots(runtime: RuntimeConfig) -> int:
+    import torch
+
+    if runtime.device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return len(os.sched_getaffinity(0)) // max(1, runtime.threads)
+
+
+def _training_rows(configs: Sequence[Config]) -> int:
+    """About how many rows these runs train on: a pass for each run, and the epochs of each pretraining."""
+    pretrainings = {(one.backbone.name, one.seed, one.pretrain): one for one in configs}
+    num_passes = len(configs) + sum(one.pretrain.epochs for one in pretrainings.values())
+    return num_passes * prepare(configs[0].data).num_rows("pretrain")

@@ -1,0 +1,41 @@
+"""`mwuf synthesize NAME`: its options and what it prints."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+_EXAMPLES = """\
+Writes made-up raw files in the layout of a public data set (cikm2019, taobao-ad) or of the generated one (synthetic),
+with a cold-start problem that methods can learn, of any size and in little memory. The folder bears a mark, so that no
+report takes it for the real data.
+
+examples:
+  mwuf synthesize taobao-ad --rows 26_500_000 --output data/taobao-ad
+  MWUF_DATA_DIR=data mwuf prepare configs/taobao-ad.toml
+  mwuf synthesize cikm2019 --rows 1_000_000 --output data/cikm2019 --seed 1"""
+
+
+@dataclass
+class _Options:
+    name: Annotated[Literal["cikm2019", "synthetic", "taobao-ad"], tyro.conf.Positional]  # Whose layout.
+    rows: int  # Interactions; users and items grow with them as in the public data set.
+    output: Path  # Folder of the files; must not exist or be empty.
+    seed: int = 0  # Another seed, other data.
+
+
+def run_command(arguments: list[str]) -> int:
+    """Runs the command; returns the exit code."""
+    parsed: Any = tyro.cli(_Options, args=arguments, prog="mwuf synthesize", description=_EXAMPLES)
+    options: _Options = parsed
+    from mwuf_dist.data.synthesize.synthesize import synthesize
+
+    synthesize(options.name, options.rows, options.output, options.seed, progress=os.isatty(2))
+    for path in sorted(options.output.rglob("*")):
+        if path.is_file():
+            print(f"{path}  {path.stat().st_size:,} bytes")
+    return 0

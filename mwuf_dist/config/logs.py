@@ -1,0 +1,60 @@
+"""Section `data.logs`: your own logs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from annotated_types import Ge, MinLen
+
+from mwuf_dist.config.types import Count, CountOrZero, Seed, section
+
+
+@section
+class LogsField:
+    """One `[[data.logs.fields]]`: a feature of the users or the items of your own logs."""
+
+    name: Annotated[str, MinLen(1)]  # Name in reports and tables.
+    side: Literal["user", "item"]  # Whose feature it is.
+    kind: Literal["categorical", "multi_valued", "numeric"] = "categorical"  # numeric: an index per quantile bucket.
+    column: str = ""  # Its column, in the side table or else the interactions; empty: the name.
+    separator: str = "|"  # multi_valued: what stands between the values of a string (a list column needs none).
+    min_count: Count = 1  # A value of fewer users (or items) than this is unknown, index 0.
+    buckets: Annotated[int, Ge(2)] = 20  # numeric: number of quantile buckets.
+
+
+@section
+class LogsConfig:
+    """Your own logs, Parquet or CSV: where they lie, and what their columns mean (`mwuf init` proposes it)."""
+
+    interactions: str = ""  # File, or folder of files: .parquet, .csv, .csv.gz, .tsv.
+    users: str = ""  # The same for a table of users to join; may be empty.
+    items: str = ""  # The same for items.
+    user: str = "user_id"  # Column of the user, in interactions and users.
+    item: str = "item_id"  # Column of the item, in interactions and items.
+    time: str = "timestamp"  # Column of the time: a number, a date, or a date and time; empty: the order of the rows.
+    time_format: str = ""  # CSV: how a date is written, as strptime has it; empty: ISO 8601.
+    label: str = ""  # Column that is 0 or 1. Or, instead of it:
+    label_from: str = ""  # Column from which the label is made:
+    label_at_least: float = 1.0  # 1 where `label_from` is at least this;
+    label_is: tuple[str, ...] = ()  # or, if given, where it is one of these values. Or, with no label column at all:
+    negatives_per_positive: CountOrZero = 0  # Every row is positive; so many rows of label 0 are drawn for each.
+    negatives_seed: Seed = 0  # Seed of that draw.
+    # Of rows alike in user, item, time and label, one stays; first_of_pair: of a user and an item, the earliest.
+    repeated_rows: Literal["drop", "keep", "first_of_pair"] = "drop"
+    drop_incomplete: bool = False  # Leave rows without user, item, time or label out, where they would be an error.
+    missing: tuple[str, ...] = (
+        "",
+        "NULL",
+        "null",
+        "NaN",
+        "nan",
+        "N/A",
+        "NA",
+        "None",
+        "\\N",
+    )  # Means missing.
+    delimiter: str = ""  # CSV: what stands between two columns; empty: a tab in .tsv, else a comma.
+    encoding: str = "utf-8"  # CSV: how letters are written.
+    header: tuple[str, ...] = ()  # CSV: names of the columns of files that have no line of names.
+    fields: tuple[LogsField, ...] = dataclasses.field(default=(), metadata={"of": LogsField})  # The features.

@@ -1,0 +1,130 @@
+"""Histories: the events of each user in (time, place) order, and which of them a row may look back at.
+
+What the files hold says history_files.py. Jagged throughout: an event is stored once, whatever the length of a history.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mwuf_dist.data.prepare.history_files import FOLDER
+from mwuf_dist.data.shards import Prepared
+
+Scope = Literal["before", "all"]
+
+
+@dataclass(frozen=True)
+class History:
+    """What the b rows of a batch look back at, as g jagged histories, oldest event first.
+
+    Several rows may share one history, so that what is made of it is made once; none need to (g = b).
+
+    Attributes:
+        items: item of each event, `num_items` for the unknown one (dropped items), int64 [h].
+        labels: float32 [h].
+        offsets: history j has the events offsets[j] to offsets[j + 1] - 1, int64 [g + 1].
+        group: the history of each row, int64 [b].
+        earlier: how many events of its history are earlier than each row, int64 [b]: the first ones.
+    """
+
+    items: torch.Tensor
+    labels: torch.Tensor
+    offsets: torch.Tensor
+    group: torch.Tensor
+    earlier: torch.Tensor
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Events of each history, int64 [g]."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+
+class Histories:
+    """The events that may be seen once some warm sets are finished, in memory on the rank's device.
+
+    It holds 5 bytes per event that may be seen and 4 (8 from 2^31 events on) per event of the folder.
+
+    Args:
+        prepared: the data set.
+        num_finished: how many of `warm_a`, `warm_b`, `warm_c` are finished: rows of the others are left out.
+        length: L, a history is the last L such events; 0 takes all.
+        device: where histories are gathered.
+        scope: "before" looks at what is strictly earlier than a row; "all" at whatever may be seen but the row itself
+            and rows of dropped items.
+    """
+
+    def __init__(
+        self, prepared: Prepared, num_finished: int, length: int, device: torch.device, scope: Scope = "before"
+    ) -> None:
+        self._prepared = prepared
+        self._length = length
+        self._scope = scope
+        kept = self.load("phases") <= num_finished
+        if scope == "all":
+            kept &= self.load("items") < prepared.num_stored_items
+        small = len(kept) < 2**31
+        # Place of an event among those that may be seen.
+        place = np.zeros(len(kept) + 1, np.int32 if small else np.int64)
+        np.cumsum(kept, out=place[1:])
+        self._place = torch.from_numpy(place).to(device)
+        # One more, an empty history: that of a user who came after the data was prepared.
+        self._offsets = torch.from_numpy(np.append(self.load("offsets"), len(kept))).to(device)
+        items = self.load("items")[kept]
+        items[items == prepared.num_stored_items] = prepared.num_items
+        self._items = torch.from_numpy(items).to(device)
+        self._labels = torch.from_numpy(self.load("labels")[kept]).to(device)
+
+    def load(self, name: str) -> np.ndarray:
+        """One of the arrays of the folder."""
+        return np.load(self._prepared.whole(f"{FOLDER}/{name}.npy"), mmap_mode="r")
+
+    def before(self, split: str, start: int, stop: int) -> np.ndarray:
+        """How many events of its user are strictly earlier than each of the rows [start, stop) of a split, int32."""
+        return np.array(self.load(f"before-{split}")[start:stop])
+
+    def of(self, users: torch.Tensor, before: torch.Tensor, in_pretrain: bool) -> History:
+        """The histories of rows by users [b], each of which has `before` [b] earlier events.
+
+        Args:
+            users: of the rows.
+            before: how many events of its user are earlier than each row.
+            in_pretrain: the rows are of `pretrain`, so that each is an event itself.
+        """
+        first = self._offsets[users]
+        own = self._place[first + before]
+        group = torch.arange(len(users), device=users.device)
+        if self._scope == "before":
+            return self._cut(self._place[first], own, group)
+        earlier = (own - self._place[first]).long()
+        if not in_pretrain:
+            return replace(self.whole(users), earlier=earlier)
+        history = self._cut(self._place[first], self._place[self._offsets[users + 1]], group)
+        return replace(_without(history, earlier), earlier=earlier)
+
+    def whole(self, users: torch.Tensor) -> History:
+        """The histories of users [b] as of now, all that may be seen, all earlier; rows of one user share one."""
+        distinct, group = torch.unique(users, return_inverse=True)
+        return self._cut(self._place[self._offsets[distinct]], self._place[self._offsets[distinct + 1]], group)
+
+    def _cut(self, first: torch.Tensor, stop: torch.Tensor, group: torch.Tensor) -> History:
+        """Histories of the events from `first` to `stop` - 1, the last L of them."""
+        if self._length:
+            first = torch.maximum(first, stop - self._length)
+        lengths = (stop - first).long()
+        offsets = F.pad(torch.cumsum(lengths, 0), (1, 0))
+        shift = torch.repeat_interleave(first - offsets[:-1], lengths)
+        events = shift + torch.arange(len(shift), device=shift.device)
+        return History(self._items[events].long(), self._labels[events].float(), offsets, group, lengths[group])
+
+
+def _without(history: History, place: torch.Tensor) -> History:
+    """Histories without the event at a place [g] of each, counted from its first."""
+    kept = torch.ones_like(history.items, dtype=torch.bool)
+    kept[history.offsets[:-1] + place] = False
+    offsets = history.offsets - torch.arange(len(history.offsets), device=place.device)
+    return replace(history, items=history.items[kept], labels=history.labels[kept], offsets=offsets)

@@ -1,0 +1,1 @@
+"""`mwuf init`: looks at logs and writes a config for them."""

@@ -1,0 +1,162 @@
+"""`mwuf init`: the proposal as a commented TOML file, with the numbers of old and new items that N and K would make."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import numpy as np
+
+from mwuf_dist.config import DataConfig, UserError
+from mwuf_dist.config.logs import LogsConfig, LogsField
+from mwuf_dist.data.init_config.propose import Proposal
+from mwuf_dist.data.schema import RawDataset
+from mwuf_dist.data.sources import logs
+
+THRESHOLDS = (20, 30, 50, 100, 200, 500, 1000, 2000, 5000)
+PRETRAIN_SHARE = 0.6  # The model wants most rows; within that, a larger N gives more new items to test on.
+MIN_ITEMS = 10
+
+
+def write_config(found: Proposal) -> str:
+    """The text of a config for the logs; reads them whole, to count.
+
+    Raises:
+        UserError: no N and K give both old and new items.
+    """
+    dataset = logs.load(DataConfig(name="logs", logs=found.options))
+    counts = np.bincount(dataset.interactions["item"].to_numpy(), minlength=dataset.items.num_rows)
+    old_above, warm_rows = choose(counts)
+    positives = float(dataset.interactions["label"].to_numpy().mean())
+    lines = [
+        "# Proposed by `mwuf init`: every choice below is a guess from names and content; correct what is wrong.",
+        f"# {len(counts):,} items, {dataset.users.num_rows:,} users, {counts.sum():,} labelled rows, "
+        f"{positives:.1%} of them positive.",
+        "",
+        "[data]",
+        'name = "logs"',
+        *_threshold_comment(counts, old_above),
+        f"old_above = {old_above}  # N: an old item has more rows than this.",
+        f"warm_rows = {warm_rows}  # K: rows of each warm set; a new item has 3K to N rows.",
+        "",
+        "[data.logs]",
+        "# Paths are relative to the folder where mwuf starts, or to $MWUF_DATA_DIR.",
+        *_options(found),
+        *[f"# Column {name!r} is left out: {why}." for name, why in found.left_out.items()],
+    ]
+    for one in found.options.fields:
+        lines += ["", *_field(one, dataset)]
+    return "\n".join([*lines, "", *_training(int(counts[counts > old_above].sum())), ""])
+
+
+def choose(counts: np.ndarray) -> tuple[int, int]:
+    """N and K for items with so many rows each [I].
+
+    The largest N that leaves old items six tenths of the rows, with at least ten old and ten new items, and K = N /
+    10 (the ratio of the MovieLens protocol); where there is none, the N with the most rows of the scarcer kind.
+
+    Raises:
+        UserError: no N gives both kinds.
+    """
+    best, fallback = None, None
+    for threshold in THRESHOLDS:
+        rows = threshold // 10
+        old, new, old_rows, test = _count(counts, threshold, rows)
+        if not old or not new or not test:
+            continue
+        scarcer = min(old_rows, int(counts.sum()) - old_rows)
+        if fallback is None or scarcer > fallback[0]:
+            fallback = (scarcer, threshold)
+        if min(old, new) >= MIN_ITEMS and old_rows >= PRETRAIN_SHARE * counts.sum():
+            best = threshold
+    if fallback is None:
+        raise UserError(
+            f"the {len(counts)} items have at most {int(counts.max(initial=0))} rows each: no item can be old and "
+            "another new. More rows of each item are needed (over 20 of some, and 6 to 20 of others)"
+        )
+    threshold = best or fallback[1]
+    return threshold, threshold // 10
+
+
+def _count(counts: np.ndarray, threshold: int, rows: int) -> tuple[int, int, int, int]:
+    """Old items, new items, rows of old items, rows of `test`."""
+    old = counts > threshold
+    new = (counts >= 3 * rows) & ~old
+    return int(old.sum()), int(new.sum()), int(counts[old].sum()), int(counts[new].sum() - 3 * rows * new.sum())
+
+
+def _threshold_comment(counts: np.ndarray, chosen: int) -> list[str]:
+    lines = ["#      N      K   old items   new items    pretrain rows    test rows"]
+    for threshold in THRESHOLDS:
+        for rows in sorted({max(1, threshold // 20), threshold // 10, threshold // 4}):
+            old, new, old_rows, test = _count(counts, threshold, rows)
+            if old and new and test:
+                mark = "  <- chosen" if (threshold, rows) == (chosen, chosen // 10) else ""
+                lines.append(f"# {threshold:>6} {rows:>6} {old:>11,} {new:>11,} {old_rows:>16,} {test:>12,}{mark}")
+    return lines
+
+
+_ALWAYS = ("interactions", "user", "item", "time")
+
+
+def _options(found: Proposal) -> list[str]:
+    usual = LogsConfig()
+    lines = []
+    for key in (one.name for one in fields(LogsConfig) if one.name != "fields"):
+        value = getattr(found.options, key)
+        if key in _ALWAYS or value != getattr(usual, key):
+            note = f"  # {found.notes[key]}" if key in found.notes else ""
+            lines.append(f"{key} = {_toml(value)}{note}")
+    return lines
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, tuple):
+        return json.dumps(list(value), ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False)  # Strings, numbers and truth values are written alike in both.
+
+
+def _field(one: LogsField, dataset: RawDataset) -> list[str]:
+    usual = LogsField(name="x", side="user")
+    size = next(made.size for made in dataset.fields if made.name == one.name)
+    lines = ["[[data.logs.fields]]", f"name = {_toml(one.name)}", f"side = {_toml(one.side)}"]
+    unit = "buckets" if one.kind == "numeric" else "values"
+    lines.append(f"kind = {_toml(one.kind)}  # {size - 1:,} {unit}")
+    for key in ("column", "separator", "min_count", "buckets"):
+        if getattr(one, key) != getattr(usual, key):
+            lines.append(f"{key} = {_toml(getattr(one, key))}")
+    return lines
+
+
+def _training(rows: int) -> list[str]:
+    """Settings that suit the number of pretrain rows; `mwuf compare` finds its runs here too."""
+    small = rows < 200_000
+    return [
+        "[backbone]",
+        'name = "deepfm"',
+        "batch_norm = true",
+        "dropout = 0.2",
+        "",
+        "[pretrain]",
+        f"epochs = {3 if small else 1}",
+        f"batch_size = {256 if small else 2048}",
+        f"learning_rate = {'3e-3' if small else '1e-3'}",
+        "",
+        "[meta_train]",
+        f"batch_size = {256 if small else 2048}",
+        "",
+        "[warm_up]",
+        "epochs = 5",
+        "learning_rate = 1e-2",
+        "carry_over = true",
+        "",
+        "# `mwuf compare` runs these, over three seeds.",
+        "[study]",
+        "seeds = 3",
+        "",
+        "[[study.runs]]",
+        'method = { name = "base" }',
+        "",
+        "[[study.runs]]",
+        'method = { name = "mwuf" }',
+    ]

@@ -1,0 +1,211 @@
+"""From raw data to the files of a prepared folder, step by step: what `prepare_steps.py` does to one piece of work.
+
+This process holds what there is per user and per item, never the rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mwuf_dist.data import schema, shards
+from mwuf_dist.data.prepare import history_files, sorted_runs, steps
+from mwuf_dist.data.prepare.steps import Chunk
+from mwuf_dist.data.prepare.workers import InProcess, Pool
+from mwuf_dist.data.schema import INTERACTION_TYPES, Entities, RawPieces
+from mwuf_dist.data.split import SPLITS, Roles, SplitRule, item_roles
+
+STEPS = ("read", "split", "users", "histories", "shards")
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """Distinct IDs, ascending [E], and the number of rows of each [E]."""
+
+    ids: np.ndarray
+    rows: np.ndarray
+
+
+def write_prepared(
+    raw: RawPieces,
+    rule: SplitRule,
+    folder: Path,
+    facts: dict[str, Any],
+    pool: Pool | None = None,
+    step: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Writes all files of a prepared folder, the manifest last.
+
+    Args:
+        raw: the raw data.
+        rule: which rows go where.
+        folder: exists and is empty.
+        facts: first entries of the manifest.
+        pool: who does the pieces of work; None: this process.
+        step: called with the name of each of STEPS when it begins.
+
+    Raises:
+        UserError: the raw data is wrong, or the rule leaves no old or no new item.
+    """
+    folder, pool = folder.resolve(), pool or InProcess()
+    scratch = folder / ".scratch"
+    scratch.mkdir()
+    step("read")
+    chunks = _read(raw, scratch, InProcess() if raw.is_in_memory else pool)
+    entities, users, items = _entities(raw, scratch, chunks)
+    step("split")
+    roles = item_roles(items.rows, rule)
+    steps.write_table(scratch / "item-table", items.ids, roles.new_index)
+    steps.write_table(scratch / "user-table", users.ids, np.arange(len(users.ids), dtype=np.int32))
+    groups = _split_new_items(scratch, chunks, roles, rule, pool)
+    step("users")
+    left_out = _rows_by_user(scratch, chunks, roles, groups, pool)
+    step("histories")
+    groups = _histories(scratch, chunks, users, pool)
+    step("shards")
+    splits = {name: _shards(scratch, folder, name, groups, pool) for name in SPLITS}
+    facts = {
+        **facts,
+        "positive_share": _positive_share(splits, left_out if rule.old_items_as_new else None),
+        "histories": history_files.join(scratch, folder, groups, splits),
+    }
+    columns = sorted_runs.read(scratch / f"pretrain-{groups[0]}")
+    types = {name: str(kind) for name, kind in INTERACTION_TYPES.items() if name in columns} | {"row": "int64"}
+    shutil.rmtree(scratch)
+    shards.write_rest(folder, facts, entities, roles, types, splits)
+
+
+def _read(raw: RawPieces, scratch: Path, pool: Pool) -> list[Chunk]:
+    chunks: list[Chunk] = []
+    start = 0
+    pieces = ((raw.read, piece, scratch, number) for number, piece in enumerate(raw.pieces))
+    for names in pool.map(steps.read_piece, pieces):
+        for name, num_rows in names:
+            chunks.append(Chunk(name, start, num_rows))
+            start += num_rows
+    return chunks
+
+
+def _entities(raw: RawPieces, scratch: Path, chunks: Sequence[Chunk]) -> tuple[Entities, _Ids, _Ids]:
+    """Users and items, with the IDs that the chunks have for them."""
+    users, items = (_distinct([scratch / f"{side}s-{chunk.name}" for chunk in chunks]) for side in ("user", "item"))
+    entities = raw.entities(users.ids, items.ids, items.rows)
+    entities.check()
+    if raw.ids_are_rows:
+        users, items = _of_all(users, entities.users), _of_all(items, entities.items)
+    return entities, users, items
+
+
+def _distinct(paths: Sequence[Path]) -> _Ids:
+    """The IDs of all chunks. Merged when there are twice as many, so that the same ID is seldom looked at."""
+    merged = _Ids(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    waiting: list[_Ids] = []
+    for path in paths:
+        waiting.append(_Ids(*sorted_runs.read(path).values()))
+        if sum(len(one.ids) for one in waiting) > len(merged.ids):
+            merged, waiting = _merge([merged, *waiting]), []
+    return _merge([merged, *waiting])
+
+
+def _merge(parts: Sequence[_Ids]) -> _Ids:
+    ids, rows = (np.concatenate(columns) for columns in zip(*((one.ids, one.rows) for one in parts), strict=True))
+    order = np.argsort(ids)
+    ids = ids[order]
+    is_first = np.ones(len(ids), dtype=bool)
+    is_first[1:] = ids[1:] != ids[:-1]
+    starts = np.flatnonzero(is_first)
+    return _Ids(ids[starts], np.add.reduceat(rows[order], starts) if len(starts) else rows)
+
+
+def _of_all(found: _Ids, table: pa.Table) -> _Ids:
+    """Every row of an entity table, those without interactions too."""
+    rows = np.zeros(table.num_rows, dtype=np.int64)
+    rows[found.ids] = found.rows
+    return _Ids(np.arange(table.num_rows), rows)
+
+
+def _groups(rows: np.ndarray) -> list[tuple[int, int]]:
+    """Neighbouring entities, a piece of work together: the first of each group and the one after its last."""
+    ends = np.cumsum(rows)
+    total = int(ends[-1]) if len(ends) else 0
+    num = max(1, -(-total // schema.PIECE_ROWS))
+    bounds = np.searchsorted(ends, [total * index // num for index in range(1, num)]).tolist()
+    return list(itertools.pairwise(sorted({0, *bounds, len(rows)})))
+
+
+def _split_new_items(scratch: Path, chunks: Sequence[Chunk], roles: Roles, rule: SplitRule, pool: Pool) -> range:
+    _all(pool.map(steps.new_item_rows, ((scratch, chunk, roles.num_old_items) for chunk in chunks)))
+    groups = [(first + roles.num_old_items, stop + roles.num_old_items) for first, stop in _groups(roles.new_item_rows)]
+    work = ((scratch, chunks, number, *group, rule) for number, group in enumerate(groups))
+    _all(pool.map(steps.split_new_items, work))
+    _remove(scratch, "new-*")
+    return range(len(groups))
+
+
+def _rows_by_user(scratch: Path, chunks: Sequence[Chunk], roles: Roles, groups: range, pool: Pool) -> tuple[int, int]:
+    """Number and positives of the rows of really new items that are left out."""
+    num_items = len(roles.item_order)
+    work = ((scratch, chunk, roles.num_old_items, num_items, len(groups)) for chunk in chunks)
+    left_out = np.sum([(0, 0), *pool.map(steps.rows_by_user, work)], axis=0)
+    _remove(scratch, "chunk-*", "split-*")
+    return int(left_out[0]), int(left_out[1])
+
+
+def _histories(scratch: Path, chunks: Sequence[Chunk], users: _Ids, pool: Pool) -> range:
+    groups = _groups(users.rows)
+    _all(pool.map(steps.histories, ((scratch, chunks, number, *group) for number, group in enumerate(groups))))
+    _remove(scratch, "user-*")
+    return range(len(groups))
+
+
+def _shards(scratch: Path, folder: Path, split: str, groups: range, pool: Pool) -> dict[str, Any]:
+    """Writes the files of a split; what the manifest says of it."""
+    paths = [scratch / f"{split}-{number}" for number in groups]
+    columns = [sorted_runs.read(path) for path in paths]
+    num_rows = sum(len(one["row"]) for one in columns)
+    group_rows = shards.row_group_rows(num_rows)
+    file_rows = shards.MAX_FILE_ROWS // group_rows * group_rows
+    (folder / split).mkdir()
+    cuts = [sorted_runs.cut(columns, min(rank, num_rows)) for rank in range(0, num_rows + file_rows, file_rows)]
+
+    def work() -> Iterator[tuple[Any, ...]]:
+        for part, bounds in enumerate(itertools.pairwise(cuts)):
+            ranges = [(str(path), first, stop) for path, first, stop in zip(paths, *bounds, strict=True)]
+            yield scratch, folder, split, part, ranges, group_rows
+
+    files = list(pool.map(steps.shard, work()))
+    positives = sum(file.pop("positives") for file in files)
+    return {"rows": num_rows, "positives": positives, "row_group_rows": group_rows, "files": files}
+
+
+def _positive_share(splits: dict[str, Any], left_out: tuple[int, int] | None) -> dict[str, float]:
+    """Mean label of the rows of old items, of new items and, when old items play new, of the really new ones.
+
+    The last two differ (on MovieLens-1M .53 against .41), and so may what is best for played and for new items.
+    """
+    of_new = [splits[name] for name in SPLITS[1:]]
+    share = {
+        "old_items": splits["pretrain"]["positives"] / splits["pretrain"]["rows"],
+        "new_items": sum(one["positives"] for one in of_new) / sum(one["rows"] for one in of_new),
+    }
+    if left_out is not None:
+        share["really_new_items"] = left_out[1] / left_out[0] if left_out[0] else 0.0
+    return {name: round(value, 6) for name, value in share.items()}
+
+
+def _all(results: Iterator[Any]) -> None:
+    for _ in results:
+        pass
+
+
+def _remove(scratch: Path, *patterns: str) -> None:
+    for pattern in patterns:
+        for path in scratch.glob(pattern):
+            path.unlink()

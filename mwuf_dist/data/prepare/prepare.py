@@ -1,0 +1,110 @@
+"""Stage `prepare`: raw data to a prepared folder, reused as long as nothing that made it changes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mwuf_dist.config import DataConfig
+from mwuf_dist.data import shards, sources
+from mwuf_dist.data.locations import beside, prepared_root
+from mwuf_dist.data.prepare.pipeline import STEPS, write_prepared
+from mwuf_dist.data.prepare.workers import Pool
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.data.split import SplitRule
+
+
+def prepare(config: DataConfig, progress: bool = False, pool: Pool | None = None) -> Prepared:
+    """Reads, splits and writes the data set, or opens the folder that an earlier call with the same inputs left.
+
+    Several processes may call it at once: each writes beside, and the first rename wins.
+
+    Args:
+        config: section `data`.
+        progress: show a progress bar.
+        pool: who does the work, where there is some; None: this process. What is written does not depend on it.
+
+    Raises:
+        UserError: the raw data is wrong or absent, or the rule leaves no old or no new item. Nothing is left behind.
+    """
+    made_of = describe(config)
+    folder = prepared_folder(config, made_of)
+    manifest = shards.read_manifest(folder)
+    if manifest is None:
+        manifest = _build(config, made_of, folder, progress, pool)
+    return Prepared(folder, manifest)
+
+
+def is_prepared(config: DataConfig) -> bool:
+    """Whether `prepare` would only open what an earlier call has written."""
+    return shards.read_manifest(prepared_folder(config, describe(config))) is not None
+
+
+def describe(config: DataConfig) -> dict[str, Any]:
+    """Everything that decides the content of the shards: the source's fingerprint, the rule, the layout."""
+    return {
+        "source": sources.find(config.name).fingerprint(config),
+        "rule": asdict(_rule(config)),
+        "layout": shards.LAYOUT_VERSION,
+    }
+
+
+def prepared_folder(config: DataConfig, made_of: dict[str, Any]) -> Path:
+    """Where the shards that are made of this lie."""
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+    return prepared_root(config.prepared_dir) / f"{config.name}-{key}"
+
+
+def _rule(config: DataConfig) -> SplitRule:
+    # Which fifth plays new decides nothing where none does: one folder serves every such seed.
+    seed = config.old_items_as_new_seed if config.old_items_as_new else 0
+    return SplitRule(config.old_above, config.warm_rows, config.old_items_as_new, seed)
+
+
+def _build(
+    config: DataConfig, made_of: dict[str, Any], folder: Path, progress: bool, pool: Pool | None
+) -> dict[str, Any]:
+    facts = {
+        "name": config.name + (" (synthesized)" if "synthesized" in made_of["source"] else ""),
+        "made_of": made_of,
+    }
+    with beside(folder, "set data.prepared_dir or MWUF_CACHE_DIR") as temporary:
+        with tqdm(total=len(STEPS), desc="prepare", unit="step", disable=not progress) as bar:
+
+            def step(name: str) -> None:
+                bar.set_postfix_str(name)
+                bar.update()
+
+            raw = sources.find(config.name).pieces(config)
+            write_prepared(raw, _rule(config), temporary, facts, pool, step)
+        _install(temporary, folder)
+    manifest = shards.read_manifest(folder)
+    assert manifest is not None, f"{folder} changed while it was written"
+    return manifest
+
+
+def _install(temporary: Path, folder: Path) -> None:
+    """Renames a finished folder to its name, unless another process put a complete one there meanwhile."""
+    while True:
+        try:
+            os.rename(temporary, folder)
+            return
+        except OSError:
+            if not folder.exists():
+                raise
+        if shards.read_manifest(folder) is not None:
+            return
+        # Incomplete (a lost or truncated file): moved away first, so that at no time a mixture bears the name.
+        broken = Path(tempfile.mkdtemp(prefix=f".{folder.name}-broken-", dir=folder.parent))
+        with contextlib.suppress(FileNotFoundError):  # Another process moved it away.
+            os.rename(folder, broken / "was")
+        shutil.rmtree(broken, ignore_errors=True)

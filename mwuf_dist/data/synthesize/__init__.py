@@ -1,0 +1,1 @@
+"""`mwuf synthesize`: made-up raw files in the layout of a public data set."""

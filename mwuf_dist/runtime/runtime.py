@@ -1,0 +1,281 @@
+"""Rank, device, seeds, determinism: the only module that reads the launch environment.
+
+`start` gives every process a `Runtime`, with a process group even for a single process without a launcher, so that
+there is one code path. A launcher (plain command, `torchrun`, Ray) only sets the environment that is read here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mwuf_dist.config import Config, RuntimeConfig, UserError
+from mwuf_dist.runtime.heartbeat import Peers
+from mwuf_dist.runtime.shutdown import RankLostError
+
+# Possible ids for each that is given: with more, looking at all of them takes longer than sorting those that are there.
+_FEW = 16
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """This process among its peers, and the few collectives that the package needs outside TorchRec.
+
+    `lane_coordinator` names the Ray actor that leases lanes to the ranks; empty where there is none.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    show_progress: bool
+    ranks_per_host: int = 1
+    peers: Peers | None = None  # None for a rank that is alone
+    lane_coordinator: str = ""
+    group: dist.ProcessGroup | None = None  # of `share`, `gather` and `on_main`; None: that of all collectives
+
+    def beside(self) -> Runtime:
+        """The same ranks with a way of their own to talk, for a thread beside training. A collective."""
+        if self.peers is None:
+            return replace(self, device=torch.device("cpu"), group=dist.new_group(backend="gloo"))
+        group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=self.peers.timeout_s))
+        return replace(self, device=torch.device("cpu"), group=group, peers=self.peers.beside())
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that prints and writes."""
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """In-place sum over the ranks; returns the tensor."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def max(self, value: int) -> int:
+        """The largest of the ranks' values."""
+        return self.maxima([value])[0]
+
+    def maxima(self, values: Sequence[int]) -> list[int]:
+        """The largest of the ranks' values, place by place, in one exchange."""
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def pad(self, ids: torch.Tensor) -> torch.Tensor:
+        """`ids` [n] with zeros behind, as long as the longest of the ranks': a lookup takes equally many on each."""
+        return torch.nn.functional.pad(ids, (0, self.max(len(ids)) - len(ids)))
+
+    def distinct(self, ids: torch.Tensor, num_ids: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(distinct values [u], position of each of `ids` [n] among them [n]); `num_ids` is more than any of them.
+
+        On several ranks the values are padded with zeros to n, which is the same everywhere: unlike `pad`, this needs
+        no exchange, so it is for the steps of training. A row looked up for padding gets a gradient of zero.
+        """
+        from mwuf_kernels import distinct_ids, has_table_rows  # late: `prepare` has no use for it
+
+        if num_ids is not None and num_ids <= _FEW * len(ids) and ids.device.type == "cpu" and has_table_rows():
+            values, inverse = distinct_ids(ids, num_ids)
+        else:
+            values, inverse = torch.unique(ids, return_inverse=True)
+        if self.world_size > 1:
+            values = torch.nn.functional.pad(values, (0, len(ids) - len(values)))
+        return values, inverse
+
+    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Sums dense gradients over the ranks in one flat all-reduce.
+
+        The loss is already divided by the weight of the global batch, so the sum is the gradient of the global mean.
+        """
+        if self.world_size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        dist.all_reduce(flat)
+        offset = 0
+        for gradient in gradients:
+            gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
+            offset += gradient.numel()
+
+    def gather_rows(self, array: np.ndarray) -> np.ndarray | None:
+        """Concatenates the ranks' rows, in rank order, on the main rank; None on the others."""
+        if self.world_size == 1:
+            return array
+        parts: list[np.ndarray] | None = [np.empty(0)] * self.world_size if self.is_main else None
+        dist.gather_object(array, parts)
+        return np.concatenate(parts) if parts is not None else None
+
+    def share(self, value: object) -> object:
+        """The main rank's value, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, group=self.group)
+        return box[0]
+
+    def gather(self, value: object) -> list[Any]:
+        """Every rank's value, on every rank."""
+        values: list[object] = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def on_main(self, action: Callable[[], object]) -> None:
+        """Does something on the main rank while the others wait, longer than a collective may take if need be.
+
+        Raises:
+            UserError: `action` raised it; every rank does, so that none waits for one that has gone.
+            RankLostError: the main rank has given no sign of life for `runtime.timeout_s`.
+        """
+        problem = None
+        if not self.is_main:
+            assert self.peers is not None
+            self.peers.wait_for_main()
+        else:
+            with self.peers.waiting_for_us() if self.peers is not None else contextlib.nullcontext():
+                try:
+                    action()
+                except UserError as error:
+                    problem = str(error)
+        problem = self.share(problem)
+        if problem is not None:
+            raise UserError(problem)
+
+    def seed(self, seed: int) -> None:
+        """Seeds the generator of this rank's device; `torch.manual_seed` visits every kind of device, for 0.17 ms."""
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+
+    def barrier(self) -> None:
+        """Waits for every rank."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def generator_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers, so that (seed, table, block) and the like never collide by addition."""
+    return int(np.random.SeedSequence(list(parts)).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextlib.contextmanager
+def start(config: Config) -> Iterator[Runtime]:
+    """Joins the process group that the environment describes, or makes one of a single process.
+
+    Args:
+        config: `runtime` and `seed` are read.
+
+    Raises:
+        UserError: a GPU was asked for where there is none, or the environment of the launcher is not complete.
+    """
+    settings = config.runtime
+    rank, world_size, local_rank, ranks_per_host = _place()
+    device = _device(settings, local_rank)
+    torch.set_num_threads(settings.threads or int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.manual_seed(generator_seed(config.seed, 0))
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # What `use_deterministic_algorithms` sets too, which imports torch's compiler for it: four seconds of a restart.
+    torch.set_deterministic_debug_mode("error" if settings.deterministic else "default")
+    # It costs a fill per allocation, and nothing here reads memory that it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = datetime.timedelta(seconds=settings.timeout_s)
+    peers = None
+    if world_size == 1:
+        # No launcher: a store in this process, so that no port is opened.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        store = _store()
+        peers = Peers(dist.PrefixStore("peers", store), rank, world_size, settings.timeout_s)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    coordinator = os.environ.get("MWUF_LANE_COORDINATOR", "")
+    progress = settings.progress == "on" or (settings.progress == "auto" and os.isatty(2))
+    try:
+        with _naming_the_lost_rank(rank, peers):
+            yield Runtime(rank, world_size, device, progress and rank == 0, ranks_per_host, peers, coordinator)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _naming_the_lost_rank(rank: int, peers: Peers | None) -> Iterator[None]:
+    """Says which rank has gone, instead of which socket, where a collective fails; tells the others why we go."""
+    try:
+        yield
+    except BaseException as error:
+        if peers is None:
+            raise
+        if not _is_of_a_collective(error):
+            peers.note_failure(f"{type(error).__name__}: {error}")
+            raise
+        raise RankLostError(
+            f"rank {rank} stops, because {peers.roll_call()}; the same command goes on from the last checkpoint"
+        ) from error
+
+
+def _is_of_a_collective(error: BaseException) -> bool:
+    # Gloo's errors are plain RuntimeErrors, which begin with the file of its source.
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
+
+def _store() -> dist.Store:
+    """Where the launcher's ranks find each other, with a corner of its own for every process group.
+
+    A comparison makes one group after the other. Without corners, a rank that is ahead reads the address that a peer
+    had in the group before, and waits for an answer until the timeout.
+    """
+    names = ("MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise UserError(f"RANK and WORLD_SIZE are set but {', '.join(missing)} is not: launch with torchrun")
+    store, corners = _meeting_point(*(os.environ[name] for name in names))
+    return dist.PrefixStore(f"group-{next(corners)}", store)
+
+
+@functools.cache
+def _meeting_point(address: str, port: str) -> tuple[dist.Store, Iterator[int]]:
+    store, _, _ = next(iter(dist.rendezvous("env://")))
+    return store, itertools.count()
+
+
+def _place() -> tuple[int, int, int, int]:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    present = [name for name in names if name in os.environ]
+    if not present:
+        return 0, 1, 0, 1
+    if len(present) < len(names):
+        missing = ", ".join(sorted(set(names) - set(present)))
+        raise UserError(f"{present[0]} is set but {missing} is not: launch with torchrun, or unset them all")
+    rank, world_size, local_rank = (int(os.environ[name]) for name in names)
+    return rank, world_size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+
+
+def _device(settings: RuntimeConfig, local_rank: int) -> torch.device:
+    has_gpu = torch.cuda.is_available()
+    if settings.device == "cuda" and not has_gpu:
+        raise UserError(
+            "runtime.device = 'cuda', but torch sees no GPU: `mwuf doctor` says why, 'cpu' runs without one"
+        )
+    if settings.device == "cpu" or not has_gpu:
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {local_rank} has no GPU of its own: start at most {torch.cuda.device_count()} ranks"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

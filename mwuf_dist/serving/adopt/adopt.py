@@ -1,0 +1,342 @@
+"""`mwuf adopt`: warm embeddings for the new items of a model that was trained elsewhere.
+
+Nothing of that model is trained. Its logs are read once: interactions of items that have a row in its item table train
+the scaling and shifting networks (algorithm 1 of MWUF, the items played as new), then the other items are warmed up on
+their own interactions by the serving rule.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mwuf_dist.config import UserError
+from mwuf_dist.config.logs import LogsConfig
+from mwuf_dist.data.readers import encode, log_tables
+from mwuf_dist.methods.meta_warm_up import MetaWarmUp
+from mwuf_dist.serving.adopt.files import find_table, import_factory, load_weights
+from mwuf_dist.serving.rule import WarmRule, item_groups, module_slope, warm_rows
+from mwuf_dist.serving.warm.interactions import find, id_keys
+
+# Rows of the logs whose embeddings are asked for at once.
+_CHUNK_ROWS = 1 << 16
+
+
+class RankingModel(nn.Module):
+    """What the factory of a user's model must return. Any module with these four methods is one.
+
+    `rows` is a part of the logs, an Arrow table with all of its columns.
+    """
+
+    def forward(self, item: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Logits [B] from item ID embeddings [B, D] and what `context` gave for the rows [B, C]."""
+        raise NotImplementedError
+
+    def context(self, rows: pa.Table) -> torch.Tensor:
+        """All that the model knows of each row but the item ID embedding [n, C]."""
+        raise NotImplementedError
+
+    def item_fields(self, rows: pa.Table) -> torch.Tensor:
+        """Embeddings of the own fields of each row's item [n, Ci]: what scales its embedding."""
+        raise NotImplementedError
+
+    def users(self, rows: pa.Table) -> torch.Tensor:
+        """Embedding of each row's user [n, Cu]: what, as a mean over an item's users, shifts its embedding."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AdoptSettings:
+    """Columns of the logs and the few numbers of the two trainings.
+
+    Attributes:
+        user: column of the user.
+        item: column of the item. Without a list of IDs, a number below the number of rows of the item table is that
+            row's item.
+        label: column of the label, 0 or 1.
+        time: column of the time.
+        hidden: width of the hidden layer of the meta networks.
+        epochs: passes over the known items' rows.
+        batch_size: of these passes.
+        learning_rate: of Adam, for the rows played as new and for the meta networks.
+        warm_rows: K of the serving rule.
+        warm_epochs: its passes over a block.
+        warm_learning_rate: its learning rate.
+        seed: of the order of rows and the first weights.
+    """
+
+    user: str = "user_id"
+    item: str = "item_id"
+    label: str = "label"
+    time: str = "timestamp"
+    hidden: int = 16
+    epochs: int = 1
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+    warm_rows: int = 20
+    warm_epochs: int = 5
+    warm_learning_rate: float = 3e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """New items of an adopted model.
+
+    Attributes:
+        item_ids: raw IDs [n], ascending.
+        embeddings: warm embeddings [n, D]: what the model reads in the place of its item table's row.
+        rows: the rows before scaling and shifting [n, D].
+        interactions: number of each item's rows in the logs [n].
+        meta: the trained networks.
+    """
+
+    item_ids: pa.Array
+    embeddings: torch.Tensor
+    rows: torch.Tensor
+    interactions: np.ndarray
+    meta: MetaWarmUp
+
+    def save(self, folder: Path, about: dict[str, object]) -> None:
+        """Writes `items.parquet`, `meta.pt` (the networks' state dict) and `adopt.json` into a new folder."""
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise UserError(f"{folder}: exists; name another --output") from None
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}); name another --output") from None
+        vector = pa.list_(pa.float32(), self.rows.shape[1])
+        vectors = [
+            pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1).numpy()), type=vector)
+            for values in (self.embeddings, self.rows)
+        ]
+        columns = [self.item_ids, *vectors, pa.array(self.interactions)]
+        pq.write_table(
+            pa.table(columns, names=["item_id", "embedding", "row", "interactions"]), folder / "items.parquet"
+        )
+        torch.save(self.meta.state_dict(), folder / "meta.pt")
+        (folder / "adopt.json").write_text(json.dumps(about | {"num_items": len(self.item_ids)}, indent=1) + "\n")
+
+
+def adopt(
+    model: nn.Module,
+    item_table: torch.Tensor,
+    logs: pa.Table,
+    settings: AdoptSettings | None = None,
+    item_ids: pa.ChunkedArray | None = None,
+) -> Adopted:
+    """Warms up the items of the logs that have no row in the model's item table.
+
+    Args:
+        model: a `RankingModel`; it is put into eval mode and none of its weights changes.
+        item_table: its trained item ID embeddings [I, D].
+        logs: interactions of known items and new ones.
+        settings: columns and numbers.
+        item_ids: raw ID of the item of each row of the table [at most I], numbers or text, null for a row of no item;
+            None where an item's ID is the number of its row.
+
+    Raises:
+        UserError: the logs have no known item, or no new one.
+    """
+    settings = settings or AdoptSettings()
+    model.eval()
+    item, ids = encode.encode_ids(logs[settings.item])
+    if (item < 0).any():
+        raise UserError(f"{settings.item} is missing in {int((item < 0).sum())} of {len(item)} rows; remove these rows")
+    known = _is_known(ids, len(item_table), item_ids)[item]
+    if known.all() or not known.any():
+        raise UserError(
+            f"the logs have {int(known.sum())} rows of items in the item table ({len(item_table)} rows) and "
+            f"{int((~known).sum())} of new ones: both are needed, the first to learn how items warm up"
+        )
+    common = item_table.float().mean(0)
+    trained, new = (_interactions(model, logs, np.flatnonzero(mask), item, ids, settings) for mask in (known, ~known))
+    torch.manual_seed(settings.seed)
+    meta = MetaWarmUp(len(common), trained.item_fields.shape[1], trained.user_mean.shape[1], settings.hidden)
+    _meta_train(model, meta, trained, common, settings)
+    rows = _warmed(model, new, common, settings)
+    vectors = meta.embeddings(rows, new.item_fields, new.user_mean)
+    return Adopted(new.ids, vectors, rows, new.counts, meta)
+
+
+def _is_known(ids: pa.Array, num_rows: int, item_ids: pa.ChunkedArray | None) -> np.ndarray:
+    """Which of the raw IDs [n] are those of rows of the table."""
+    if item_ids is not None:
+        if len(item_ids) > num_rows:
+            raise UserError(f"the list of item IDs has {len(item_ids)} rows, and the item table only {num_rows}")
+        return find(ids, encode.encode_ids(item_ids)[1]) >= 0
+    if not pa.types.is_integer(ids.type):
+        raise UserError(
+            f"item IDs are text, such as {ids[0].as_py()!r}: say which ID each row of the item table has (--item-ids)"
+        )
+    number = ids.to_numpy()
+    return (number >= 0) & (number < num_rows)
+
+
+def _warmed(model: nn.Module, new: _Interactions, common: torch.Tensor, settings: AdoptSettings) -> torch.Tensor:
+    """Rows [U, D] by the serving rule, from the common one; of so many items at a time that contexts fit."""
+    rule = WarmRule(settings.warm_rows, settings.warm_epochs, settings.warm_learning_rate)
+    slope, first = module_slope(_single_precision(model)), np.cumsum(new.counts) - new.counts
+    out = []
+    for items in item_groups(new.counts, _CHUNK_ROWS):
+        begin, end = int(first[items[0]]), int(first[items[-1]] + new.counts[items[-1]])
+        context = new.context(model, np.arange(begin, end)).double()
+        start, none = common.repeat(len(items), 1), np.zeros(len(items), dtype=np.int64)
+        made = warm_rows(
+            rule, slope, start, none, new.counts[items], lambda places, c=context: c[torch.from_numpy(places)],
+            new.label[begin:end].numpy(),
+        )  # fmt: skip
+        out.append(made.rows)
+    return torch.cat(out)
+
+
+def _single_precision(model: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    # A copy in float64 would copy all of the model's tables; theirs is the precision that the model was trained in.
+    return lambda item, context: model(item.float(), context.float()).double()
+
+
+@dataclass(frozen=True)
+class _Interactions:
+    """Interactions sorted by (item, time, user), and what the model says of their items.
+
+    Attributes:
+        ids: distinct items, ascending [U].
+        counts: interactions of each [U].
+        item: place in `ids` of each row [n].
+        label: [n].
+        logs: all rows of the logs; only their embeddings are too large to be held at once.
+        order: place of each row in them [n].
+        item_fields: of each item, by its first row [U, Ci].
+        user_mean: of each item [U, Cu].
+    """
+
+    ids: pa.Array
+    counts: np.ndarray
+    item: torch.Tensor
+    label: torch.Tensor
+    logs: pa.Table
+    order: np.ndarray
+    item_fields: torch.Tensor
+    user_mean: torch.Tensor
+
+    @torch.no_grad()
+    def context(self, model: nn.Module, rows: np.ndarray) -> torch.Tensor:
+        """What the model makes of some rows [m, C]."""
+        return _asked(model, "context", self.logs, self.order[rows])
+
+
+@torch.no_grad()
+def _interactions(
+    model: nn.Module, logs: pa.Table, rows: np.ndarray, item: np.ndarray, ids: pa.Array, settings: AdoptSettings
+) -> _Interactions:
+    """Those of `rows` of the logs, whose row r has the item ids[item[r]]."""
+    user = logs[settings.user].take(pa.array(rows))
+    user_of, user_ids = encode.encode_ids(user)
+    order = rows[np.lexsort([id_keys(user_ids)[user_of], logs[settings.time].to_numpy()[rows], item[rows]])]
+    used, place = np.unique(item[order], return_inverse=True)
+    counts = np.bincount(place)
+    first = order[np.cumsum(counts) - counts]
+    total: torch.Tensor | None = None
+    for begin in range(0, len(order), _CHUNK_ROWS):
+        users = _asked(model, "users", logs, order[begin : begin + _CHUNK_ROWS])
+        total = torch.zeros(len(used), users.shape[1]) if total is None else total
+        total.index_add_(0, torch.from_numpy(place[begin : begin + _CHUNK_ROWS]), users)
+    assert total is not None
+    label = torch.from_numpy(logs[settings.label].to_numpy()[order].astype(np.float32))
+    fields = torch.cat(
+        [_asked(model, "item_fields", logs, first[one : one + _CHUNK_ROWS]) for one in range(0, len(used), _CHUNK_ROWS)]
+    )
+    mean = total / torch.from_numpy(counts)[:, None]
+    return _Interactions(ids.take(pa.array(used)), counts, torch.from_numpy(place), label, logs, order, fields, mean)
+
+
+def _asked(model: nn.Module, method: str, logs: pa.Table, rows: np.ndarray) -> torch.Tensor:
+    return getattr(model, method)(logs.take(pa.array(rows))).float()
+
+
+def _meta_train(
+    model: nn.Module, meta: MetaWarmUp, rows: _Interactions, common: torch.Tensor, settings: AdoptSettings
+) -> None:
+    """Algorithm 1 of MWUF over known items played as new: their rows start at the common one."""
+    played = nn.Parameter(common.repeat(len(rows.ids), 1))
+    optimizer = torch.optim.Adam([played, *meta.parameters()], lr=settings.learning_rate)
+    generator = torch.Generator().manual_seed(settings.seed)
+    for _ in range(settings.epochs):
+        for batch in torch.randperm(len(rows.item), generator=generator).split(settings.batch_size):
+            items, inverse = torch.unique(rows.item[batch], return_inverse=True)
+            pair = meta(played[items], rows.item_fields[items], rows.user_mean[items], inverse)
+            context = rows.context(model, batch.numpy())
+            logits = (model(embedding, context) for embedding in pair)
+            loss = sum(F.binary_cross_entropy_with_logits(logit, rows.label[batch]) for logit in logits)
+            assert isinstance(loss, torch.Tensor)
+            gradients = torch.autograd.grad(loss, [played, *meta.parameters()])  # none to the model
+            for parameter, gradient in zip([played, *meta.parameters()], gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+
+
+def adopt_files(
+    weights: Path,
+    table: str,
+    model: str,
+    logs: Path,
+    output: Path,
+    settings: AdoptSettings | None = None,
+    item_ids: Path | None = None,
+) -> Adopted:
+    """The command: reads, adopts, writes `output`.
+
+    Raises:
+        UserError: something of the input is wrong.
+    """
+    settings = settings or AdoptSettings()
+    if output.exists():
+        raise UserError(f"{output}: exists; name another --output")
+    found = load_weights(weights)
+    item_table = find_table(found, table)
+    ranking = import_factory(model)(found)
+    missing = [name for name in ("forward", "context", "item_fields", "users") if not hasattr(ranking, name)]
+    if missing:
+        raise UserError(f"--model {model!r}: what it makes has no {', '.join(missing)}: see adopt in docs/serving.md")
+    files = log_tables.find_files(str(logs), "--logs")
+    needed = [settings.user, settings.item, settings.label, settings.time]
+    names = list(dict.fromkeys([*needed, *log_tables.column_names(files[0], LogsConfig())]))
+    read = log_tables.read(files, names, LogsConfig(), "logs")
+    listed = None
+    if item_ids is not None:
+        found_files = log_tables.find_files(str(item_ids), "--item-ids")
+        listed = log_tables.read(found_files, [settings.item], LogsConfig(), "items").columns[settings.item]
+    adopted = adopt(ranking, item_table, _plain(read.columns), settings, listed)
+    about: dict[str, object] = {
+        "weights": str(weights),
+        "item_table": table,
+        "model": model,
+        "item_ids": str(item_ids or ""),
+    }
+    adopted.save(output, about | asdict(settings))
+    return adopted
+
+
+def _plain(columns: pa.Table) -> pa.Table:
+    """Without dictionaries; text that is whole numbers throughout, as CSV has them, as numbers."""
+    out = {}
+    for name in columns.column_names:
+        column = columns[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pa.types.is_string(column.type) and pc.all(pc.match_substring_regex(column, "^-?[0-9]{1,18}$")).as_py():
+            column = column.cast(pa.int64())
+        out[name] = column
+    return pa.table(out)

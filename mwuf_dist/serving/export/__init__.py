@@ -1,0 +1,1 @@
+"""`mwuf export`: warm embeddings and the dense model as files for a server."""

@@ -1,0 +1,106 @@
+"""The items and users of a run as an export holds them, some ten thousand at a time."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from mwuf_dist.serving.finished_run import FinishedRun
+
+# Rows of a chunk.
+_ROWS = 1 << 16
+# Threads that compute chunks; each chunk in work is some 25 MB.
+_MOST_THREADS = 4
+
+# Name of a column -> its NumPy type and its width, 0 where a row has one value.
+Columns = dict[str, tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some items or users as an export holds them.
+
+    Attributes:
+        ids: raw IDs [n], int64 or string.
+        columns: the values of the columns that `item_columns` or `user_columns` names, [n] or [n, width].
+    """
+
+    ids: pa.Array
+    columns: dict[str, np.ndarray]
+
+
+def item_columns(run: FinishedRun, context: bool) -> Columns:
+    """What an export says of an item.
+
+    `embedding`, what the backbone reads in the item's place; `phase`, a code in `PHASE_NAMES`; `interactions`, the
+    number of its rows that the model has seen; with `context` its share of what the model reads beside the embedding.
+    """
+    columns = {"embedding": ("float32", run.model.dim), "phase": ("uint8", 0), "interactions": ("int64", 0)}
+    width = run.model.shape.num_item_fields * run.model.dim
+    return columns | ({"item_context": ("float32", width)} if context else {})
+
+
+def user_columns(run: FinishedRun) -> Columns:
+    """What an export says of a user: the user's share of what the model reads beside the embedding."""
+    width = run.model.shape.num_user_fields * run.model.dim + run.model.backbone.history_width
+    return {"user_context": ("float32", width)}
+
+
+def item_chunks(run: FinishedRun, items: np.ndarray | range, context: bool = False) -> Iterator[Chunk]:
+    """The items with these indices, in their order; a few chunks are computed side by side."""
+    run.load_state()
+    parts = [items[first : first + _ROWS] for first in range(0, len(items), _ROWS)]
+    side_by_side = _num_threads(run)
+    if side_by_side == 1:
+        yield from (_items(run, part, context) for part in parts)
+        return
+    with ThreadPoolExecutor(side_by_side) as pool:
+        pending: deque[Future[Chunk]] = deque()
+        for part in parts:
+            pending.append(pool.submit(_items, run, part, context))
+            if len(pending) > side_by_side:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def user_chunks(run: FinishedRun) -> Iterator[Chunk]:
+    """All users that the run knows, in the order of their index."""
+    num = len(run.user_ids)
+    for first in range(0, num, _ROWS):
+        users = torch.arange(first, min(first + _ROWS, num), device=run.model.runtime.device)
+        yield Chunk(run.user_ids[first : first + _ROWS], {"user_context": run.user_context(users).cpu().numpy()})
+
+
+def _items(run: FinishedRun, part: np.ndarray | range, context: bool) -> Chunk:
+    index = torch.as_tensor(part if isinstance(part, np.ndarray) else np.arange(part.start, part.stop))
+    items = index.to(run.model.runtime.device)
+    columns = {
+        "embedding": run.embeddings(items).cpu().numpy(),
+        "phase": run.phase_codes(index),
+        "interactions": run.num_interactions[index.numpy()],
+    }
+    if context:
+        columns["item_context"] = run.item_context(items).cpu().numpy()
+    return Chunk(run.ids_of(part), columns)
+
+
+def _num_threads(run: FinishedRun) -> int:
+    """Lookups of several ranks are collectives in one order, and only plain tables may be read side by side."""
+    model = run.model
+    tables = (model.user_tables, model.item_tables, model.old_ids, model.new_ids)
+    if model.runtime.world_size > 1 or any(table.direct is None for table in tables):
+        return 1
+    return num_threads()
+
+
+def num_threads() -> int:
+    """Threads that compute chunks of plain tables: one a core, up to some."""
+    return min(_MOST_THREADS, len(os.sched_getaffinity(0)))

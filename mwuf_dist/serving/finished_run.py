@@ -1,0 +1,398 @@
+"""A finished run, opened to be used: `with open_run(folder) as run: run.warm_embeddings(items)`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from mwuf_dist.config import PHASES, WARM_SETS, Config, UserError, hash_of_values, load_config
+from mwuf_dist.data.batches.histories import Histories, History
+from mwuf_dist.data.prepare.prepare import prepare
+from mwuf_dist.data.schema import RAW_ID
+from mwuf_dist.data.shards import ENTITY_FILES, Prepared
+from mwuf_dist.embeddings.tables import Tables
+from mwuf_dist.embeddings.user_means import ItemUsers, is_range, mean_users
+from mwuf_dist.methods import Method, build_method
+from mwuf_dist.runtime import Runtime, start
+from mwuf_dist.serving import served_state
+from mwuf_dist.serving.served_state import SERVED, Grown, WarmState
+from mwuf_dist.training.checkpoint.files import load_tensors, read_meta
+from mwuf_dist.training.checkpoint.save import module_state
+from mwuf_dist.training.frozen_model import Frozen
+from mwuf_dist.training.model import Model
+from mwuf_dist.training.pretrained_items import pretrained_items
+from mwuf_dist.training.results import SCHEMA, versions
+from mwuf_dist.training.stages.meta_train import meta_trained_tensors
+from mwuf_dist.training.stages.pretrain import pretrained_tensors
+
+# What an item's phase code counts in: the phases of new items, then the word for old ones.
+PHASE_NAMES = (*PHASES, "old")
+OLD = len(PHASES)
+# Rows scored at once.
+_ROWS = 1 << 16
+# Rows counted at once.
+_COUNTED_ROWS = 1 << 22
+
+
+@dataclass
+class FinishedRun:
+    """A run whose last phase is done, restored in this process.
+
+    Items and users are named by their index: old items are 0 to num_old_items - 1, new ones follow. `index_of` finds
+    the index of a raw ID. Nothing here changes the run's folder.
+
+    Attributes:
+        folder: of the run.
+        config: of the run.
+        results: what `results.json` holds.
+        prepared: its data.
+        model: theta and the tables, as the run left them, in eval mode.
+        method: with the meta networks as the run left them.
+        state: what `mwuf warm` has added since; None where it has never been called.
+        run_rows: rows of phi_new as the run left them [num_run_items, D], where `state` has changed some.
+    """
+
+    folder: Path
+    config: Config
+    results: dict[str, Any]
+    prepared: Prepared
+    model: Model
+    method: Method
+    state: WarmState | None = None
+    run_rows: torch.Tensor | None = None
+
+    @property
+    def num_items(self) -> int:
+        """Old and new items."""
+        return self.prepared.num_items
+
+    @property
+    def num_old_items(self) -> int:
+        """Items with a smaller index than this are old."""
+        return self.prepared.num_old_items
+
+    @property
+    def phase(self) -> str:
+        """The phase in which the run's own new items are: its last one."""
+        return PHASES[-1]
+
+    @cached_property
+    def item_ids(self) -> pa.Array:
+        """Raw IDs of all items [I], in the order of the index."""
+        table = pq.read_table(self.prepared.path / ENTITY_FILES["item"], columns=[RAW_ID], memory_map=True)
+        ids = table.combine_chunks()[RAW_ID].chunk(0)
+        return ids if self.state is None else pa.concat_arrays([ids, self.state.ids])
+
+    @cached_property
+    def user_ids(self) -> pa.Array:
+        """Raw IDs of the users [U], in the order of the index."""
+        table = pq.read_table(self.prepared.path / ENTITY_FILES["user"], columns=[RAW_ID], memory_map=True)
+        return table.combine_chunks()[RAW_ID].chunk(0)
+
+    @property
+    def old_item_ids(self) -> list[Any]:
+        """Raw IDs of the old items."""
+        return self.item_ids[: self.num_old_items].to_pylist()
+
+    @property
+    def new_item_ids(self) -> list[Any]:
+        """Raw IDs of the new items."""
+        return self.item_ids[self.num_old_items :].to_pylist()
+
+    def index_of(self, raw_id: int | str) -> int:
+        """Index of the item with this raw ID (text is read as a number where the IDs are numbers).
+
+        Raises:
+            UserError: the run has no such item.
+        """
+        try:
+            found = self.item_ids.index(pa.scalar(raw_id).cast(self.item_ids.type)).as_py()
+        except pa.ArrowInvalid:
+            found = -1
+        if found < 0:
+            raise UserError(
+                f"{self.folder}: no item {raw_id!r}. Items with too few rows for `data.warm_rows` are not part of a "
+                f"run; IDs look like {self.item_ids[0].as_py()!r}"
+            )
+        return found
+
+    @cached_property
+    def num_interactions(self) -> np.ndarray:
+        """Rows of each item that the model has seen [I], int64: `pretrain` for old items, the warm sets for new."""
+        counts = self._users.counts().copy()
+        num_rows = self.prepared.num_rows("pretrain")
+        for first in range(0, num_rows, _COUNTED_ROWS):
+            part = self.prepared.read_rows("pretrain", first, min(first + _COUNTED_ROWS, num_rows), ["item"])
+            counts[: self.num_old_items] += np.bincount(part["item"], minlength=self.num_old_items)
+        return counts
+
+    def phase_codes(self, items: torch.Tensor) -> np.ndarray:
+        """Codes [n] uint8 in `PHASE_NAMES` of the phases of items [n]."""
+        index = items.cpu().numpy()
+        codes = np.where(index < self.num_old_items, OLD, PHASES.index(self.phase)).astype(np.uint8)
+        if self.state is not None:
+            later = index >= self.state.num_run_items
+            codes[later] = served_state.phases_of(self.num_interactions[index[later]], self.config.data.warm_rows)
+        return codes
+
+    @property
+    def served_splits(self) -> tuple[str, ...]:
+        """The log of `mwuf warm` as one more split."""
+        return () if self.state is None else (SERVED,)
+
+    @cached_property
+    def mean_user(self) -> torch.Tensor:
+        """Embedding of the mean user [D]: `pretrain` has left it in the unknown user's row."""
+        row = torch.zeros(1, dtype=torch.int64, device=self.model.runtime.device)
+        with torch.no_grad():
+            return self.model.user_tables.rows_of("user_id", row)[0].clone()
+
+    @cached_property
+    def _users(self) -> ItemUsers:
+        return ItemUsers(self.prepared, (*WARM_SETS, *self.served_splits))
+
+    @torch.no_grad()
+    def meta_inputs(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(item fields [n, Fi*D], mean users [n, D]) of new items [n]: what the meta networks read."""
+        users = mean_users(self._users, items, self.model.user_tables, self.mean_user, self.model.runtime)
+        return self.model.item_fields(items), users
+
+    @torch.no_grad()
+    def warm_embeddings(self, items: torch.Tensor) -> torch.Tensor:
+        """Warm embeddings [n, D] of new items [n]: what the run scored them with in its last phase."""
+        assert len(items) == 0 or int(items.min()) >= self.num_old_items, "an old item has no warm embedding"
+        table = self.model.new_ids.whole("new")
+        if table is None:
+            rows = self.model.new_ids.rows(items)
+        else:  # neighbours need not be copied
+            rows = table[int(items[0]) : int(items[0]) + len(items)] if is_range(items.cpu()) else table[items]
+        return self.method.warm_rows(rows, *self.meta_inputs(items))
+
+    @torch.no_grad()
+    def embeddings(self, items: torch.Tensor) -> torch.Tensor:
+        """What the backbone reads in the place of items [n]: warm embeddings of new, rows of phi_old of old ones."""
+        is_old = items < self.num_old_items
+        if not bool(is_old.any()):
+            return self.warm_embeddings(items)
+        out = torch.empty(len(items), self.model.dim, device=items.device)
+        out[is_old] = self.model.old_ids.rows(items[is_old])
+        if not bool(is_old.all()):
+            out[~is_old] = self.warm_embeddings(items[~is_old])
+        return out
+
+    @torch.no_grad()
+    def context(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """The other fields' embeddings [n, F*D] of pairs: what an exported model reads beside the item embedding.
+
+        Behind them, for a backbone that looks at histories, what it makes of the users' histories as of now [n, W].
+        """
+        fields = torch.cat([self.model.item_fields(items), self.model.user_fields(users)], dim=1)
+        if self.histories is None:
+            return fields
+        return torch.cat([fields, self.model.encoded_history(self.histories.whole(users), fields)], dim=1)
+
+    @torch.no_grad()
+    def item_context(self, items: torch.Tensor) -> torch.Tensor:
+        """The items' part of `context` [n, Fi*D]: its first columns."""
+        return self.model.item_fields(items)
+
+    @torch.no_grad()
+    def user_context(self, users: torch.Tensor) -> torch.Tensor:
+        """The users' part of `context` [n, Fu*D + W]: its last columns.
+
+        Raises:
+            UserError: the backbone makes something else of a history for each item.
+        """
+        history = None if self.histories is None else self.histories.whole(users)
+        return self._user_part(self.model.user_fields(users), history)
+
+    @torch.no_grad()
+    def unknown_user_context(self) -> torch.Tensor:
+        """The same of a user whom the run has never seen [Fu*D + W]: nothing known, the mean user's row, no history."""
+        device = self.model.runtime.device
+        zero = torch.zeros(1, dtype=torch.int64, device=device)
+        fields = torch.cat([self.model.user_tables.rows_of(name, zero) for name in self.model.users.tables], dim=1)
+        history = None
+        if self.histories is not None:
+            nothing = torch.empty(0, dtype=torch.int64, device=device)
+            history = History(nothing, nothing.float(), torch.zeros(2, dtype=torch.int64, device=device), zero, zero)
+        return self._user_part(fields, history)[0]
+
+    def _user_part(self, fields: torch.Tensor, history: History | None) -> torch.Tensor:
+        if history is None:
+            return fields
+        # Whatever is made of a history with these is made of it without knowing the item.
+        unknown = fields.new_full((len(fields), self.model.shape.num_item_fields * self.model.dim), torch.nan)
+        encoded = self.model.encoded_history(history, torch.cat([unknown, fields], dim=1))
+        if not bool(encoded.isfinite().all()):
+            raise UserError(
+                f"backbone {self.config.backbone.name!r} reads a user's history differently for each item, so a user "
+                "has no context of its own: score with the run itself (`FinishedRun.scores`), or export without context"
+            )
+        return torch.cat([fields, encoded], dim=1)
+
+    @cached_property
+    def histories(self) -> Histories | None:
+        """The users' histories once all phases of the run are finished; None for a backbone that looks at none.
+
+        They stay as they were at the end of the run, whatever `mwuf warm` brings later.
+        """
+        return self.model.histories(self.prepared, len(WARM_SETS))
+
+    @cached_property
+    def _frozen(self) -> Frozen:
+        return Frozen(self.model, self.config.embedding, self.mean_user)
+
+    @torch.no_grad()
+    def scores(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Logits [n], float32, of the pairs (users [n], items [n]), old items and new, with histories as of now."""
+        parts = []
+        for user, item in zip(users.split(_ROWS), items.split(_ROWS), strict=True):
+            distinct, inverse = torch.unique(item, return_inverse=True)
+            history = self.histories.whole(user) if self.histories is not None else None
+            part = self._frozen.part(user, item, history)
+            parts.append(self._frozen.logit(self.embeddings(distinct)[inverse], part))
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def load_state(self) -> None:
+        """Reads IDs, users and numbers of interactions of all items now; else they are read when first needed."""
+        _ = self.item_ids, self.num_interactions, self._users, self.mean_user
+
+    def ids_of(self, items: np.ndarray | range) -> pa.Array:
+        """Raw IDs [n] of the items with these indices."""
+        if isinstance(items, np.ndarray):
+            return self.item_ids.take(pa.array(items))
+        return self.item_ids[items.start : items.stop]
+
+
+@contextlib.contextmanager
+def open_run(folder: Path | str, device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[FinishedRun]:
+    """Opens a finished run in this process.
+
+    Args:
+        folder: of the run.
+        device: where its tensors are to lie; need not be the device of the training.
+
+    Raises:
+        UserError: as `load_run`.
+    """
+    config = read_run(Path(folder))[0]
+    with start(dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))) as runtime:
+        yield load_run(folder, runtime)
+
+
+def load_run(folder: Path | str, runtime: Runtime, several_ranks: bool = False) -> FinishedRun:
+    """Restores a finished run, on as many ranks as it may have had, in one process.
+
+    Args:
+        folder: of the run.
+        runtime: of this process.
+        several_ranks: the caller makes the same calls with the same arguments on every rank.
+
+    Raises:
+        UserError: the folder holds no finished run, or one of other data or of another version.
+    """
+    folder = Path(folder)
+    config, results, checkpoint = read_run(folder)
+    if runtime.world_size > 1 and not several_ranks:
+        raise UserError("a finished run is opened by one process: start it without torchrun")
+    prepared = prepare(config.data, runtime.show_progress)
+    _check_data(folder, results, prepared)
+    state = served_state.load(folder)
+    if state is not None:
+        prepared = Grown(prepared, state)
+    model = Model(config, prepared, runtime)
+    method = build_method(config.method, model.dim, model.shape.num_item_fields * model.dim).to(runtime.device)
+    method.attach(pretrained_items(model, prepared))
+    run_rows = None
+    if state is None:
+        load_tensors(checkpoint, pretrained_tensors(model) | meta_trained_tensors(model.new_ids, method))
+    else:
+        run_rows = torch.zeros(state.num_run_items, model.dim)
+        table = {f"{model.new_ids.name}.new": run_rows}
+        load_tensors(checkpoint, pretrained_tensors(model) | module_state("method", method) | table)
+        _fill_new_ids(model, run_rows, state, config)
+    model.backbone.eval()
+    method.eval()
+    for parameter in (*model.backbone.parameters(), *method.parameters()):
+        parameter.requires_grad_(False)
+    return FinishedRun(folder, config, results, prepared, model, method, state, run_rows)
+
+
+def _fill_new_ids(model: Model, run_rows: torch.Tensor, state: WarmState, config: Config) -> None:
+    """phi_new with the run's rows and, above them, those of the state; in histories the run's stay."""
+    rows = torch.zeros(state.num_items, model.dim)
+    rows[: len(run_rows)] = run_rows
+    if model.backbone.uses_history and model.backbone.history_scope != "all":  # else no new item is in a history
+        specs, before = [*model.new_ids.specs.values()], rows.clone()
+        model.new_in_histories = Tables("new_in_histories", specs, config.embedding, model.runtime, trained=False)
+        model.new_in_histories.fill("new", lambda index: before[index.cpu()].to(index.device))
+    rows[torch.from_numpy(state.rows.item)] = torch.from_numpy(state.rows.served)
+    model.new_ids.fill("new", lambda index: rows[index.cpu()].to(index.device))
+
+
+def read_run(folder: Path) -> tuple[Config, dict[str, Any], Path]:
+    """(config, content of results.json, last checkpoint) of a finished run.
+
+    Raises:
+        UserError: it is no run, it is not finished, or another version made it.
+    """
+    if not (folder / "config.toml").exists():
+        raise UserError(f"{folder}: no run is here (no config.toml); name the --output folder of a `mwuf run`")
+    try:
+        results = json.loads((folder / "results.json").read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: this run is not finished (no results.json): `mwuf run {folder / 'config.toml'} --output "
+            f"{folder}` goes on where it stopped"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{folder / 'results.json'}: cannot be read ({error}); delete it and run again") from None
+    made_by = results.get("versions", {}).get("mwuf_dist", "unknown")
+    if results.get("schema") != SCHEMA:
+        raise UserError(
+            f"{folder}: results of schema {results.get('schema')!r}; this version ({versions().get('mwuf_dist')}) "
+            f"reads {SCHEMA}: use mwuf-dist {made_by}, which made it"
+        )
+    config = load_config(folder / "config.toml")
+    # Of the keys that stand in it: it has all that there were when the run was made, and there may be more now.
+    hashed = hash_of_values(tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")))
+    if hashed != results["config_hash"]:
+        raise UserError(
+            f"{folder}: config.toml is not that of results.json ({hashed} and {results['config_hash']}): "
+            f"it was edited (the run was made by mwuf-dist {made_by}): run again in a new folder"
+        )
+    pointer = folder / "checkpoints" / "LATEST"
+    if not pointer.exists():
+        raise UserError(f"{folder}: its checkpoints are gone; delete results.json and run again to make them anew")
+    checkpoint = pointer.parent / pointer.read_text().strip()
+    cursor = read_meta(checkpoint, results["config_hash"]).cursor
+    if (cursor.stage, cursor.phase) != ("warm_up", len(PHASES)):
+        raise UserError(f"{checkpoint}: not the last checkpoint of a run; delete results.json and run again")
+    return config, results, checkpoint
+
+
+def _check_data(folder: Path, results: dict[str, Any], prepared: Prepared) -> None:
+    split = results["split"]
+    found = {"old_items": prepared.num_old_items, "new_items": prepared.num_new_items}
+    found |= {name: prepared.num_rows(name) for name in prepared.manifest["splits"]}
+    changed = [f"{name} {split[name]} -> {value}" for name, value in found.items() if split[name] != value]
+    if results.get("prepared", prepared.path.name) != prepared.path.name:
+        changed.insert(0, f"shards {results['prepared']} -> {prepared.path.name}")
+    if changed:
+        raise UserError(
+            f"{folder}: the data has changed since the run ({'; '.join(changed)}): bring the old files back, or run "
+            "again in a new folder"
+        )

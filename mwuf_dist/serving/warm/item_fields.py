@@ -1,0 +1,231 @@
+"""Fields of items that a run has never seen, as indices of the run's own tables.
+
+A run keeps the indices of its items' fields and not the words behind them. For own logs they are learned again from
+the run's own tables: a word and an index belong together that stand at exactly the same items. Data sets that come with
+the project give the indices themselves (as `items.parquet` of the prepared folder has them).
+"""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
+import pyarrow.parquet as pq
+
+from mwuf_dist.config import UserError
+from mwuf_dist.config.logs import LogsConfig, LogsField
+from mwuf_dist.data.readers import encode, labels, log_tables
+from mwuf_dist.data.schema import RAW_ID, Field, list_column
+from mwuf_dist.data.shards import ENTITY_FILES, Prepared
+
+_AROUND = " \t\r\n[]'\""
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Words of entities, jagged.
+
+    Attributes:
+        entity: of each word [W].
+        text: of each word [W].
+        lengths: number of words of each entity [E].
+    """
+
+    entity: np.ndarray
+    text: pa.Array
+    lengths: np.ndarray
+
+
+def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bool) -> tuple[pa.Array, pa.Table]:
+    """Raw IDs, ascending [A], and the run's item fields of the items of a file [A].
+
+    Args:
+        path: Parquet or CSV, a row per item (of several the first counts).
+        options: how it is read, and the fields of own logs.
+        prepared: of the run.
+        is_logs: whether the run is of own logs, so that the file has words and not indices.
+
+    Raises:
+        UserError: a column is absent, or a value is wrong.
+    """
+    fields = [field for field in prepared.fields if field.side == "item"]
+    named = {field.name: field for field in options.fields}
+    if is_logs:  # without the field that stands for none, which no file has
+        fields = [field for field in fields if field.name in named]
+    columns = {field.name: (named[field.name].column or field.name) if is_logs else field.name for field in fields}
+    options = dataclasses.replace(options, header=())
+    table = log_tables.read(
+        log_tables.find_files(str(path), "--items"),
+        list({options.item: 0} | dict.fromkeys(columns.values())),
+        options,
+        "items",
+    )
+    entity, ids = encode.encode_ids(table.columns[options.item])
+    known = None
+    if is_logs:
+        known = pq.read_table(prepared.path / ENTITY_FILES["item"], memory_map=True).combine_chunks()
+    unknown = unknown_fields(prepared, len(ids))
+    out = {name: unknown[name] for name in unknown.column_names}
+    for field in fields:
+        column = table.columns[columns[field.name]]
+        rows = encode.first_rows(entity, column.is_valid().to_numpy(), np.arange(table.num_rows), len(ids))
+        if known is None:
+            out[field.name] = _as_column(field, *_indices(field, _words(column, rows, "|"), path))
+        else:
+            own = named[field.name]
+            out[field.name] = _encoded(field, own, column, rows, _own_column(own, options, prepared, known), known)
+    return ids, pa.table(out)
+
+
+def unknown_fields(prepared: Prepared, num: int) -> pa.Table:
+    """The fields of `num` items of which nothing is known: index 0 everywhere."""
+    columns = {
+        field.name: _as_column(field, np.zeros(num, dtype=np.int32), np.ones(num, dtype=np.int64))
+        for field in prepared.fields
+        if field.side == "item"
+    }
+    return pa.table(columns)
+
+
+def _as_column(field: Field, values: np.ndarray, lengths: np.ndarray) -> pa.Array:
+    return pa.array(values) if field.kind == "categorical" else list_column(lengths, values)
+
+
+def _indices(field: Field, words: _Words, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Indices that stand in the file themselves."""
+    number = labels.to_float(words.text)
+    bad = ~((number >= 0) & (number < field.size) & (number == np.floor(number)))
+    if bad.any():
+        value = words.text[int(np.argmax(bad))].as_py()
+        raise UserError(
+            f"{path}: {field.name} = {value!r}: this data set's fields are given by index, 0 (unknown) to "
+            f"{field.size - 1}, as items.parquet of the prepared folder has them"
+        )
+    return _filled(words, number.astype(np.int32), field)
+
+
+def _filled(words: _Words, index: np.ndarray, field: Field) -> tuple[np.ndarray, np.ndarray]:
+    """(values, lengths) of all entities: unknown words of a list are left out, an entity without any has [0]."""
+    if field.kind == "categorical":
+        out = np.zeros(len(words.lengths), dtype=np.int32)
+        out[words.entity[::-1]] = index[::-1]
+        return out, np.ones(len(out), dtype=np.int64)
+    kept = index > 0
+    lengths = np.bincount(words.entity[kept], minlength=len(words.lengths))
+    empty = np.flatnonzero(lengths == 0)
+    starts = np.cumsum(lengths) - lengths
+    return np.insert(index[kept], starts[empty], 0).astype(np.int32), np.maximum(lengths, 1)
+
+
+def _words(column: pa.ChunkedArray, rows: np.ndarray, separator: str) -> _Words:
+    """Words of entities whose value stands in these rows [E], -1 for none."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    taken = column.take(pa.array(rows, mask=rows < 0)).combine_chunks()
+    if not pa.types.is_list(taken.type) and not pa.types.is_large_list(taken.type):
+        taken = encode.text_of(taken)
+        taken = pc.split_pattern(taken, separator) if separator else pc.split_pattern(taken, "\x00")
+    lengths = pc.fill_null(pc.list_value_length(taken), 0).to_numpy(zero_copy_only=False)
+    text = pc.utf8_trim(encode.text_of(taken.flatten()), characters=_AROUND)
+    entity = np.repeat(np.arange(len(rows)), lengths)
+    # Each word of an entity once, at its first place; empty ones are none.
+    code = text.dictionary_encode()
+    place = np.unique(entity * (len(code.dictionary) + 1) + code.indices.to_numpy(), return_index=True)[1]
+    place = np.sort(place)
+    place = place[np.asarray(pc.not_equal(text.take(pa.array(place)), ""))] if len(place) else place
+    entity = entity[place]
+    return _Words(entity, text.take(pa.array(place)), np.bincount(entity, minlength=len(rows)))
+
+
+def _own_column(
+    field: LogsField, options: LogsConfig, prepared: Prepared, known: pa.Table
+) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """A field's column in the run's own files, and the row of each of the run's items there, -1 for none."""
+    name = field.column or field.name
+    files = log_tables.find_files(options.items, "data.logs.items") if options.items else ()
+    if files and name in log_tables.column_names(files[0], options):
+        table = log_tables.read(files, [options.item, name], options, "items")
+        order = np.arange(table.num_rows)
+    else:
+        files = log_tables.find_files(options.interactions, "data.logs.interactions")
+        table = log_tables.read(files, [options.item, name, options.time], options, "interactions", [options.time])
+        order = np.argsort(labels.read_times(table, options)[0], kind="stable")
+    column = table.columns[name]
+    entity = encode.find_ids(table.columns[options.item], known[RAW_ID].chunk(0))
+    return column, encode.first_rows(entity, column.is_valid().to_numpy(), order, known.num_rows)
+
+
+def _encoded(
+    field: Field,
+    own: LogsField,
+    column: pa.ChunkedArray,
+    rows: np.ndarray,
+    run: tuple[pa.ChunkedArray, np.ndarray],
+    known: pa.Table,
+) -> pa.Array:
+    """A field of the new items by what the run's own items have."""
+    separator = own.separator if own.kind == "multi_valued" else ""
+    theirs, words = _words(*run, separator), _words(column, rows, separator)
+    codes = known[field.name].chunk(0)
+    is_number = own.kind == "numeric"
+    index = _buckets(theirs, codes.to_numpy(), words) if is_number else _learned(theirs, codes, words.text)
+    return _as_column(field, *_filled(words, index, field))
+
+
+def _buckets(theirs: _Words, codes: np.ndarray, words: _Words) -> np.ndarray:
+    """Quantile bucket of each number [W]: the first whose largest number in the run is not smaller, else the last."""
+    number, code = labels.to_float(theirs.text), codes[theirs.entity]
+    highest = np.full(codes.max(initial=0) + 1, -np.inf)
+    known = np.isfinite(number) & (code > 0)
+    np.maximum.at(highest, code[known], number[known])
+    ends = np.maximum.accumulate(highest[1:])
+    wanted = labels.to_float(words.text)
+    index = 1 + np.minimum(np.searchsorted(ends, np.nan_to_num(wanted), side="left"), max(len(ends) - 1, 0))
+    return np.where(np.isfinite(wanted) & (len(ends) > 0), index, 0).astype(np.int32)
+
+
+def _learned(theirs: _Words, codes: pa.Array, text: pa.Array) -> np.ndarray:
+    """Index of each word [W] by the run's items, 0 for one that none of them has."""
+    if pa.types.is_list(codes.type):
+        lengths = np.diff(codes.offsets.to_numpy())
+        code_entity, code = np.repeat(np.arange(len(lengths)), lengths), codes.flatten().to_numpy()
+    else:
+        code_entity, code = np.arange(len(codes)), codes.to_numpy()
+    code_entity, code = code_entity[code > 0], code[code > 0]
+    encoded = theirs.text.dictionary_encode()
+    rank = np.argsort(pc.array_sort_indices(encoded.dictionary).to_numpy())  # words in the order of their text
+    word = rank[encoded.indices.to_numpy()]
+    # The items of each word, and of each index, as one number: the sum of random numbers of the items.
+    marks = np.random.default_rng(0).integers(1 << 62, size=len(theirs.lengths), dtype=np.uint64)
+    word_marks, code_marks = (np.zeros(size, np.uint64) for size in (len(rank), code.max(initial=0) + 1))
+    np.add.at(word_marks, word, marks[theirs.entity])
+    np.add.at(code_marks, code, marks[code_entity])
+    # Both ascend by text, so that of words at the same items the first has the first index.
+    by_word, by_code = np.argsort(word_marks, kind="stable"), 1 + np.argsort(code_marks[1:], kind="stable")
+    index = np.zeros(len(rank), dtype=np.int32)
+    for sorted_words, sorted_codes in _groups(word_marks, by_word, code_marks, by_code):
+        num = min(len(sorted_words), len(sorted_codes))
+        index[sorted_words[:num]] = sorted_codes[:num]
+    sorted_words = encoded.dictionary.take(pc.array_sort_indices(encoded.dictionary))
+    place = pc.fill_null(pc.index_in(text, value_set=sorted_words), -1).to_numpy(zero_copy_only=False)
+    return np.append(index, np.int32(0))[place]
+
+
+def _groups(
+    word_marks: np.ndarray, by_word: np.ndarray, code_marks: np.ndarray, by_code: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(words, indices) that stand at the same items."""
+    wanted = np.intersect1d(word_marks[by_word], code_marks[by_code])
+    wanted = wanted[wanted > 0]
+    bounds = []
+    for marks, order in ((word_marks, by_word), (code_marks, by_code)):
+        values = marks[order]
+        starts, stops = (np.searchsorted(values, wanted, side=side) for side in ("left", "right"))
+        bounds.append([order[a:b] for a, b in zip(starts, stops, strict=True)])
+    return list(zip(*bounds, strict=True))

@@ -1,0 +1,243 @@
+"""`mwuf warm`: the daily job. New interactions come in, rows of new items move by the serving rule, nothing else does.
+
+A job reads a run's folder and writes another one: the same model (files are linked, not copied), a state that has grown
+(`served_state.py`), and an export of the items that changed. The folder appears whole or not at all, and the old one is
+only read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from mwuf_dist.config import WARM_SETS, UserError
+from mwuf_dist.config.logs import LogsConfig
+from mwuf_dist.data.prepare.prepare import prepare
+from mwuf_dist.data.schema import RAW_ID
+from mwuf_dist.data.shards import ENTITY_FILES, Prepared
+from mwuf_dist.runtime import Runtime
+from mwuf_dist.serving import served_state
+from mwuf_dist.serving.export.export import Format, write_export
+from mwuf_dist.serving.finished_run import FinishedRun, load_run, read_run
+from mwuf_dist.serving.rule import check_rule_fits
+from mwuf_dist.serving.served_state import Change, WarmState
+from mwuf_dist.serving.warm.interactions import (
+    LOG_COLUMNS,
+    Columns,
+    Log,
+    NewRows,
+    find,
+    id_keys,
+    log_options,
+    read_interactions,
+    taken,
+    together,
+)
+from mwuf_dist.serving.warm.item_fields import read_fields, unknown_fields
+from mwuf_dist.serving.warm.negatives import add_negatives
+from mwuf_dist.serving.warm.rows import WarmJob
+
+# Pairs of a user and an old item that are scored before and after.
+_NUM_PROOFS = 1 << 14
+
+
+@dataclass(frozen=True)
+class WarmReport:
+    """What a job has done.
+
+    Attributes:
+        folder: the output.
+        change: the numbers of new and known interactions and of items.
+        num_changed: items whose row or users changed.
+        num_unseen_users: users of the input whom the run has never seen.
+        num_proofs: scores of old items that are the same before and after, to the bit.
+        digest: of the state; equal states have equal digests.
+        num_drawn: negatives drawn for input of positives only, known ones too; they count as interactions.
+        already_done: the output was there, made from the same run and the same input.
+    """
+
+    folder: Path
+    change: Change
+    num_changed: int
+    num_unseen_users: int
+    num_proofs: int
+    digest: str
+    num_drawn: int = 0
+    already_done: bool = False
+
+    def text(self) -> str:
+        """For a terminal."""
+        change, output = self.change, self.folder
+        if self.already_done:
+            return f"{output}: made from this run and these rows already; nothing to do (state {self.digest})"
+        lines = [
+            f"{change.num_new:,} new interactions, {change.num_known:,} known already, {change.num_of_old_items:,} of "
+            f"old items (frozen); {self.num_unseen_users:,} users never seen (the mean user)",
+            f"{self.num_changed:,} items changed, {change.num_new_items:,} of them never seen before",
+            f"proof: {self.num_proofs:,} of {self.num_proofs:,} scores of old items are the same to the bit",
+            f"run: {output}   state: {self.digest}   changed rows: {output / 'export'}",
+        ]
+        if self.num_drawn:
+            lines.insert(1, f"the rows are positives only: {self.num_drawn:,} of label 0 were drawn and are counted")
+        if not self.num_changed:
+            lines.insert(0, "nothing new: all of it was known, and nothing has changed")
+        return "\n".join(lines)
+
+
+def warm(
+    folder: Path,
+    interactions: Path,
+    output: Path,
+    runtime: Runtime,
+    items: Path | None = None,
+    columns: Columns | None = None,
+    kind: Format = "parquet",
+    context: bool = False,
+) -> WarmReport:
+    """Runs the job. Every rank calls it with the same arguments.
+
+    Args:
+        folder: of a finished run, or the output of an earlier job.
+        interactions: Parquet or CSV, a file or a folder.
+        output: the folder to write; must not exist, unless this very job has made it.
+        runtime: ranks and device.
+        items: table with the fields of items that the run has never seen; those without interactions are added too.
+        columns: names of the columns of the interactions.
+        kind: format of the export.
+        context: in the export, what the model reads of the items beside their embeddings too.
+
+    Raises:
+        UserError: the input is wrong, or `output` holds something else.
+    """
+    config, _, checkpoint = read_run(folder)
+    check_rule_fits(config)
+    if output.resolve() == folder.resolve():
+        raise UserError(f"{output}: is the run itself, which stays as it is: name another --output")
+    prepared = prepare(config.data)
+    run_ids, user_ids = (raw_ids(prepared, ENTITY_FILES[side]) for side in ("item", "user"))
+    before = served_state.load(folder) or served_state.new_state(prepared, run_ids.type, config.embedding.dim)
+    options = log_options(config, columns or Columns())
+    is_logs = config.data.name == "logs"
+    rows, run_log, num_drawn = _read_rows(interactions, options, prepared, run_ids, user_ids, is_logs)
+    nothing = rows.item_ids[:0], unknown_fields(prepared, 0)
+    listed = nothing if items is None else read_fields(items, options, prepared, is_logs)
+    change = served_state.change(before, rows, listed, run_ids, prepared, run_log, 3 * config.data.warm_rows)
+    change = replace(change, state=replace(change.state, made_from=_made_from(folder, change.state)))
+    if output.exists():
+        return _already_done(output, change, rows)
+    beside = output.parent / f".{output.name}.partial"
+    runtime.on_main(lambda: _make_folder(beside))
+    try:
+        job = WarmJob(config, runtime, prepared, change, run_log)
+        run = load_run(folder, runtime, several_ranks=True)
+        scores = _scores_of_old_items(run)
+        state = replace(change.state, rows=job.rows(run))
+        runtime.on_main(lambda: _write(state, folder, checkpoint, beside))
+        del run
+        after = load_run(beside, runtime, several_ranks=True)
+        same = bool(torch.equal(scores, _scores_of_old_items(after)))
+        assert same, "scores of old items have changed: nothing is written"
+        changed = np.union1d(change.anew, change.going_on)
+        write_export(after, changed, kind, beside / "export", runtime, context)
+        runtime.on_main(lambda: os.rename(beside, output))
+    finally:
+        runtime.on_main(lambda: shutil.rmtree(beside, ignore_errors=True))
+    digest = served_state.digest_of(output)
+    return WarmReport(output, change, len(changed), rows.num_unseen_users, len(scores), digest, num_drawn)
+
+
+def _read_rows(
+    path: Path, options: LogsConfig, prepared: Prepared, run_ids: pa.Array, user_ids: pa.Array, is_logs: bool
+) -> tuple[NewRows, Log, int]:
+    """(The new rows, with drawn negatives for positives only; what the run has seen of their items; rows drawn)."""
+    rows = read_interactions(path, options, user_ids, is_logs)
+    items = find(rows.item_ids, run_ids)
+    run_log, num_positives = seen_by_run(prepared, items, user_ids), rows.num_rows
+    if options.negatives_per_positive:
+        drawn = options.negatives_per_positive, options.negatives_seed
+        rows = add_negatives(rows, items, prepared, user_ids, run_log, *drawn)
+    return rows, run_log, rows.num_rows - num_positives
+
+
+def raw_ids(prepared: Prepared, name: str) -> pa.Array:
+    """Raw IDs of an entity file of the prepared data."""
+    column = pq.read_table(prepared.path / name, columns=[RAW_ID], memory_map=True)[RAW_ID]
+    return pa.concat_arrays(column.chunks)
+
+
+def seen_by_run(prepared: Prepared, items: np.ndarray, user_ids: pa.Array) -> Log:
+    """What the run has seen of its own new items among these, in the order of its sets."""
+    wanted = np.zeros(prepared.num_items + 1, dtype=bool)
+    wanted[items] = True
+    wanted[: prepared.num_old_items] = wanted[-1] = False
+    parts = []
+    for split in WARM_SETS if wanted.any() else ():
+        columns = prepared.columns(split, ("user", "item", "time", "label"))
+        columns = {name: values[wanted[columns["item"]]] for name, values in columns.items()}
+        keys = id_keys(user_ids.take(pa.array(columns["user"])))
+        parts.append({name: (columns | {"user_key": keys})[name] for name in LOG_COLUMNS})
+    log = together([served_state.empty_log(), *parts])
+    return taken(log, np.argsort(log["item"], kind="stable"))
+
+
+def _made_from(folder: Path, state: WarmState) -> dict[str, str]:
+    """What tells one job from another: the run, the state before, and what is known after it."""
+    known = hashlib.sha256()
+    for values in (*state.log.values(), state.listed):
+        known.update(np.ascontiguousarray(values).data)
+    known.update(repr((state.ids.to_pylist(), state.fields.to_pydict())).encode())
+    checkpoint = (folder / "checkpoints" / "LATEST").read_text()
+    config = hashlib.sha256((folder / "results.json").read_bytes()).hexdigest()[:12]
+    return {"run": f"{config} {checkpoint}", "state": served_state.digest_of(folder), "known": known.hexdigest()[:12]}
+
+
+def _already_done(output: Path, change: Change, rows: NewRows) -> WarmReport:
+    """The report of a job whose output is there already.
+
+    Raises:
+        UserError: it is the output of something else.
+    """
+    about = served_state.read_about(output) if output.is_dir() else {}
+    if about.get("made_from") != change.state.made_from:
+        raise UserError(f"{output}: exists, and was not made from this run and these rows: name another --output")
+    return WarmReport(output, change, 0, rows.num_unseen_users, 0, served_state.digest_of(output), already_done=True)
+
+
+def _make_folder(beside: Path) -> None:
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{beside.parent}: cannot be written ({error.strerror}); name another --output") from None
+
+
+def _write(state: WarmState, folder: Path, checkpoint: Path, beside: Path) -> None:
+    """The folder without its export: the run's files, linked where the file system can, and the state."""
+    names = ["config.toml", "results.json", "checkpoints/LATEST"]
+    names += [f"checkpoints/{checkpoint.name}/{path.name}" for path in checkpoint.iterdir()]
+    for name in names:
+        target = beside / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(folder / name, target)
+        except OSError:  # another file system, or one without links
+            shutil.copy2(folder / name, target)
+    served_state.save(state, beside)
+
+
+@torch.no_grad()
+def _scores_of_old_items(run: FinishedRun) -> torch.Tensor:
+    """Logits of random users and old items, on the plain path of the model: [_NUM_PROOFS]."""
+    generator = torch.Generator().manual_seed(0)
+    device = run.model.runtime.device
+    users = torch.randint(run.prepared.num_users, (_NUM_PROOFS,), generator=generator).to(device)
+    items = torch.randint(run.num_old_items, (_NUM_PROOFS,), generator=generator).to(device)
+    return run.model.backbone(run.model.old_ids.rows(items), run.context(users, items))

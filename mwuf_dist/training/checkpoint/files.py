@@ -1,0 +1,234 @@
+"""The files of one checkpoint: whether they are what was saved, and reading them without running anything in them.
+
+    __RANK_0.distcp   tensors that a rank has written, each a `torch.save` file; read with `weights_only=True`
+    .metadata         which tensor is where, a pickle that `torch.distributed.checkpoint` has no other format for; read
+                      by an unpickler that knows the dozen classes it is made of and refuses any other
+    meta.json         everything else, for a person to read; with the size and CRC-32 of each of the files above
+
+`torch.distributed.checkpoint` would unpickle what is neither a tensor nor that index: there is no such thing in a
+checkpoint, and one that has it is refused. A CRC finds damage, not malice: whoever may write the folder may write it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import warnings
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+
+from mwuf_dist.config import UserError
+from mwuf_dist.data.shards import crc32_of
+from mwuf_dist.runtime.versions import other_version
+
+META = "meta.json"
+INDEX = ".metadata"
+# What an index of tensors consists of, apart from dtypes.
+_INDEX_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",  # in checkpoints of others; such an entry is not read
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+}
+
+
+class DamagedError(Exception):
+    """A checkpoint is not whole, or not ours; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a run stands: the next thing to do is `step` of `epoch` of `stage` (for `warm_up`: of phase `phase`)."""
+
+    stage: str
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the checkpoint that goes on here."""
+        return f"{self.stage}-{self.phase}-{self.epoch}-{self.step:08d}"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file must be."""
+
+    bytes: int
+    crc32: int
+
+
+@dataclass
+class Meta:
+    """What `meta.json` holds beside the tensors.
+
+    `held_out_loss` is that of the last finished epoch of a stage that trains until it stops falling.
+    """
+
+    cursor: Cursor
+    config_hash: str
+    world_size: int
+    versions: dict[str, str]
+    metrics_bytes: int = 0
+    held_out_loss: float | None = None
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    phases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    plans: dict[str, dict[str, str]] = field(default_factory=dict)
+    files: dict[str, FileRecord] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """For `meta.json`."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def record(path: Path) -> FileRecord:
+    """Size and CRC-32 of a file."""
+    return FileRecord(path.stat().st_size, crc32_of(path))
+
+
+def parse_meta(path: Path, config_hash: str | None) -> Meta:
+    """Reads `meta.json` of a checkpoint, and looks whether its files are there and it is ours.
+
+    Raises:
+        DamagedError: it is damaged, or made by another config (`config_hash` None: not compared) or version.
+    """
+    try:
+        values = json.loads((path / META).read_text(encoding="utf-8"))
+        files = {name: FileRecord(**entry) for name, entry in values["files"].items()}
+        meta = Meta(**values | {"cursor": Cursor(**values["cursor"]), "files": files})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedError(f"{META} cannot be read ({error})") from None
+    for name, expected in meta.files.items():
+        found = (path / name).stat().st_size if (path / name).exists() else None
+        if found != expected.bytes:
+            state = "is missing" if found is None else f"has {found} bytes instead of {expected.bytes}"
+            raise DamagedError(f"{name} {state}: the checkpoint is damaged")
+    if config_hash is not None and meta.config_hash != config_hash:
+        raise DamagedError(f"made by a run of config {meta.config_hash}, this is {config_hash}")
+    problem = other_version(meta.versions)
+    if problem is not None:
+        raise DamagedError(problem)
+    return meta
+
+
+def content_problem(path: Path, meta: Meta, part: int = 0, num_parts: int = 1) -> str | None:
+    """What is wrong with the content of the files; None where nothing is.
+
+    Args:
+        path: of the checkpoint.
+        meta: its own.
+        part: which part of the files to look at, so that ranks share the work.
+        num_parts: number of parts.
+    """
+    for name in sorted(meta.files)[part::num_parts]:
+        try:
+            if record(path / name) != meta.files[name]:
+                return f"{name} is not what was saved (its CRC-32 differs): the checkpoint is damaged"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror}): the checkpoint is damaged"
+    return None
+
+
+def read_meta(path: Path, config_hash: str | None) -> Meta:
+    """Reads and checks a checkpoint, content and all.
+
+    Raises:
+        UserError: it is damaged, or made by another config (`config_hash` None: not compared) or version.
+    """
+    try:
+        meta = parse_meta(path, config_hash)
+        problem = content_problem(path, meta)
+    except DamagedError as error:
+        problem = str(error)
+    else:
+        if problem is None:
+            return meta
+    raise UserError(f"{path}: {problem}; delete the run's `checkpoints` folder to start it again")
+
+
+def load_tensors(path: Path, tensors: dict[str, Any]) -> None:
+    """Loads a checkpoint into tensors, in place. A collective."""
+    try:
+        with warnings.catch_warnings():
+            # That the sharded tensors which TorchRec hands over are of an older kind.
+            warnings.simplefilter("ignore", FutureWarning)
+            dcp.load(tensors, storage_reader=_Reader(path), planner=_TensorsOnly())
+    except CheckpointException as error:  # not an Exception, and every rank raises it
+        raise next(iter(error.failures.values()))[0] from None
+
+
+def stored_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder of `torch.distributed.checkpoint` of any origin, by name; what is none is left unread.
+
+    Raises:
+        UserError: its index is none, or names what has no place in one.
+    """
+    tensors = {
+        name: torch.empty(about.size, dtype=about.properties.dtype)
+        for name, about in _read_index(path / INDEX).state_dict_metadata.items()
+        if isinstance(about, TensorStorageMetadata)
+    }
+    dcp.load(tensors, storage_reader=_Reader(path), planner=_TensorsOnly(), no_dist=True)
+    return tensors
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):  # how Python up to 3.11.3 pickles a member of an Enum
+            return _member
+        value = super().find_class(module, name) if module == "torch" else None
+        if name in _INDEX_CLASSES.get(module, ()) or isinstance(value, torch.dtype):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
+
+
+def _member(cls: Any, name: str) -> Enum:
+    if not (isinstance(cls, type) and issubclass(cls, Enum) and name in cls.__members__):
+        raise pickle.UnpicklingError("getattr has no place in a checkpoint, but for members of an Enum")
+    return cls[name]
+
+
+class _Reader(dcp.FileSystemReader):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        # Now, and not where it is asked for: there, any error is taken for an index of another kind.
+        self._index = _read_index(path / INDEX)
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        self._index.storage_meta = self._index.storage_meta or StorageMeta()
+        self._index.storage_meta.load_id = self.load_id
+        return self._index
+
+
+def _read_index(path: Path) -> Metadata:
+    try:
+        with path.open("rb") as file:
+            return _IndexUnpickler(file).load()
+    except (OSError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: not the index of a checkpoint ({error}): it is not loaded") from None
+
+
+class _TensorsOnly(DefaultLoadPlanner):
+    def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+        raise UserError(f"{read_item.dest_index.fqn}: a checkpoint holds tensors, and this is none: it is not loaded")

@@ -1,0 +1,107 @@
+"""First part of stage `meta_train` for a method that learns from episodes: old items played as new."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from mwuf_dist.config import Config
+from mwuf_dist.data.batches.episodes import EpisodeLoader, episodes_of
+from mwuf_dist.data.batches.loader import Batch
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.methods import Episodes, Method
+from mwuf_dist.runtime import generator_seed
+from mwuf_dist.training.checkpoint.files import Cursor
+from mwuf_dist.training.checkpoint.save import module_state
+from mwuf_dist.training.frozen_model import Frozen
+from mwuf_dist.training.loop import Session
+from mwuf_dist.training.optimizers import Adam
+from mwuf_dist.training.stages.meta_train import held_out_items, train_epochs
+
+
+@dataclass
+class EpisodeTrain:
+    """Trains the method's weights on `Method.episode_loss`; everything else, phi_new too, is left alone."""
+
+    config: Config
+    frozen: Frozen
+    method: Method
+
+    def __post_init__(self) -> None:
+        self.optimizer = Adam([("method", self.method, self.config.meta_train.learning_rate_warm)], tables=[])
+        self._parameters = list(self.method.parameters())
+        self._half = self.config.data.warm_rows
+
+    def tensors(self) -> dict[str, Any]:
+        """The state in the middle of it, without what `pretrain` made."""
+        return module_state("method", self.method) | self.optimizer.state()
+
+    def run(self, session: Session, prepared: Prepared, start: Cursor, tensors: Callable[[], dict[str, Any]]) -> None:
+        """Trains from `start` to the end; `tensors` gives the whole state to save."""
+        settings, seed = self.config.meta_train, self.config.seed
+        histories = self.frozen.model.histories(prepared, 0)
+        loaders: list[EpisodeLoader] = []
+        if settings.epochs == "auto":
+            held_out = held_out_items(seed, prepared.num_old_items).numpy()
+            loaders = [
+                EpisodeLoader(prepared, self._half, settings.batch_size, seed, session.runtime, items, histories)
+                for items in (~held_out, held_out)
+            ]
+        else:
+            loaders = [
+                EpisodeLoader(prepared, self._half, settings.batch_size, seed, session.runtime, histories=histories)
+            ]
+
+        def step(batch: Batch) -> torch.Tensor:
+            loss = self.loss(batch)
+            loss.backward()
+            session.runtime.sum_gradients(self._parameters)
+            self.optimizer.step()
+            return loss.detach()
+
+        def held_out_loss() -> float:
+            total = torch.zeros(2, dtype=torch.float64, device=session.runtime.device)
+            for batch in loaders[1].epoch(0):
+                total[0] += self.loss(batch).detach().double() * batch.num_rows
+                total[1] += batch.weight.sum().double()
+            loss, rows = session.runtime.sum(total).tolist()
+            return loss / rows
+
+        train_epochs(session, start, loaders[0], settings, step, tensors, held_out_loss)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """This rank's part of the mean episode loss of a batch of `EpisodeLoader`."""
+        half = self._half
+        items = batch.item.view(-1, 2 * half)[:, 0]
+        num_episodes = len(items)
+        part = self.frozen.part(batch.user, batch.item, batch.history)
+        part = part.unflatten(0, (num_episodes, 2, half))  # [E, 2, K, P]
+        label = batch.label.view(num_episodes, 2, half)
+
+        def loss_of(which: int) -> Callable[[torch.Tensor], torch.Tensor]:
+            def loss(v: torch.Tensor) -> torch.Tensor:
+                rows = v[:, None].expand(-1, half, -1).reshape(num_episodes * half, -1)  # [E*K, D]
+                logit = self.frozen.logit(rows, part[:, which].flatten(0, 1), twice=True).view(num_episodes, half)
+                return F.binary_cross_entropy_with_logits(logit, label[:, which], reduction="none").mean(1)
+
+            return loss
+
+        runtime = self.frozen.runtime
+
+        def normal(width: int) -> torch.Tensor:
+            # Drawn for the global batch, of which ours is a part; padding gets zeros.
+            seed = generator_seed(self.config.seed, 5, batch.epoch, batch.step)
+            per_batch = self.config.meta_train.batch_size // (2 * half)
+            draws = torch.randn(per_batch, width, generator=torch.Generator().manual_seed(seed))
+            share = episodes_of(runtime, per_batch)
+            draws = draws[share.start : share.stop]
+            return F.pad(draws, (0, 0, 0, num_episodes - len(draws))).to(runtime.device)
+
+        item_context, _ = self.frozen.inputs(items)
+        losses = self.method.episode_loss(Episodes(items, item_context, loss_of(0), loss_of(1), normal))
+        weight = batch.weight.view(num_episodes, -1)[:, 0]
+        return (losses * weight).sum() * (2 * half / batch.num_rows)

@@ -1,0 +1,112 @@
+"""Warm-up by a fit per item, for a method that has one: what replaces the steps of stage `warm_up`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from mwuf_dist.config import WARM_SETS
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.methods import Method
+from mwuf_dist.training.frozen_model import Frozen
+from mwuf_dist.training.model import Model
+
+# Rows whose part is computed at once, and items that are fitted at once (a matrix D x D each).
+_PART_ROWS = 1 << 14
+_FIT_ITEMS = 1 << 10
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Logits of some rows as lines in the item embedding: offset + slope . v.
+
+    Attributes:
+        item: which new item, counted from the first one of this rank, int64 [n].
+        label: float32 [n].
+        offset: [n].
+        slope: [n, D].
+    """
+
+    item: torch.Tensor
+    label: torch.Tensor
+    offset: torch.Tensor
+    slope: torch.Tensor
+
+
+@dataclass
+class ItemFit:
+    """Fits the new items' rows of phi_new to their clicks. Every rank fits a share of the items."""
+
+    model: Model
+    frozen: Frozen
+    method: Method
+    # Of the warm sets so far: with all else frozen, lines stay as they are.
+    _lines: dict[str, Lines] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.model.backbone.linear_in_item
+        runtime, num_new = self.model.runtime, self.model.num_items - self.model.num_old
+        self._items = range(
+            self.model.num_old + runtime.rank * num_new // runtime.world_size,
+            self.model.num_old + (runtime.rank + 1) * num_new // runtime.world_size,
+        )
+
+    def run_phase(self, prepared: Prepared, phase: int, start: torch.Tensor) -> int:
+        """Fits to the rows of all warm sets up to `phase`, from first rows `start` [num_new, D]. A collective.
+
+        Returns:
+            The number of rows, over all ranks.
+        """
+        model, splits = self.model, WARM_SETS[:phase]
+        for split in splits:
+            if split not in self._lines:
+                self._lines[split] = self._read(prepared, split)
+        parts = [self._lines[split] for split in splits]
+        lines = Lines(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+        order = torch.argsort(lines.item, stable=True)
+        bounds = torch.cumsum(torch.bincount(lines.item, minlength=len(self._items)), 0).tolist()
+        fitted = torch.zeros_like(start)
+        first_new = self._items.start - model.num_old
+        for first in range(0, len(self._items), _FIT_ITEMS):
+            last = min(first + _FIT_ITEMS, len(self._items))
+            rows = order[(bounds[first - 1] if first else 0) : bounds[last - 1]]
+            own = slice(first_new + first, first_new + last)
+            item = lines.item[rows] - first
+            fitted[own] = self.method.fit(start[own], item, lines.label[rows], lines.offset[rows], lines.slope[rows])
+        # Each row comes from one rank; the others add zero.
+        fitted = model.runtime.sum(fitted)
+        model.new_ids.fill("new", lambda rows: fitted[rows - model.num_old], range(model.num_old, model.num_items))
+        return sum(prepared.num_rows(split) for split in splits)
+
+    def _read(self, prepared: Prepared, split: str) -> Lines:
+        columns = prepared.columns(split, ("user", "item", "label"))
+        ours = np.flatnonzero((columns["item"] >= self._items.start) & (columns["item"] < self._items.stop))
+        # By user, so that what is made of a user's history is made once.
+        ours = ours[np.argsort(columns["user"][ours], kind="stable")]
+        device, runtime = self.model.runtime.device, self.model.runtime
+        user, item = (torch.from_numpy(columns[name][ours]).long().to(device) for name in ("user", "item"))
+        histories = self.model.histories(prepared, 0)
+        before = torch.zeros_like(user)
+        if histories is not None:
+            before = torch.from_numpy(histories.before(split, 0, len(columns["user"]))[ours]).to(user)
+        offsets, slopes = [], []
+        for index in range(runtime.max(-(-len(ours) // _PART_ROWS))):
+            rows = slice(index * _PART_ROWS, min((index + 1) * _PART_ROWS, len(ours)))
+            users, items = runtime.pad(user[rows]), runtime.pad(item[rows])
+            history = None
+            if histories is not None:
+                history = histories.of(users, runtime.pad(before[rows]), in_pretrain=False)
+            offset, slope = self._line(self.frozen.part(users, items, history))
+            offsets.append(offset[: len(user[rows])])
+            slopes.append(slope[: len(user[rows])])
+        label = torch.from_numpy(columns["label"][ours]).float().to(device)
+        return Lines(item - self._items.start, label, torch.cat(offsets), torch.cat(slopes))
+
+    def _line(self, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(offset [b], slope [b, D]) of the logit of rows with frozen parts [b, P]."""
+        zero = torch.zeros(len(part), self.model.dim, device=part.device, requires_grad=True)
+        offset = self.frozen.logit(zero, part)
+        (slope,) = torch.autograd.grad(offset.sum(), zero)
+        return offset.detach(), slope

@@ -1,0 +1,203 @@
+"""Stage `meta_train`: phi_new by L_cold, the meta networks by L_warm, everything else frozen (Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from mwuf_kernels import FrozenRows, warm_embedding, warm_embedding_backward
+
+from mwuf_dist.backbones import FoldedHead
+from mwuf_dist.config import Config, MetaTrainConfig
+from mwuf_dist.data.batches.loader import Batch, Batches
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.embeddings.tables import Tables
+from mwuf_dist.methods import Method
+from mwuf_dist.training.checkpoint.files import Cursor
+from mwuf_dist.training.checkpoint.save import module_state, table_state
+from mwuf_dist.training.frozen_model import Frozen
+from mwuf_dist.training.loop import Session, place, train
+from mwuf_dist.training.model import Model, backward_from, compiled_loss, loss_and_gradient, loss_sum
+from mwuf_dist.training.optimizers import Adam
+
+# `epochs = "auto"`: one old item in this many is held out, and played as new to see when to stop.
+_HELD_OUT_ONE_IN = 10
+# The held-out loss has stopped falling when it falls by less than this share.
+_SMALLEST_GAIN = 1e-4
+
+
+@dataclass
+class MetaTrain:
+    """The stage with its optimizer, so that a checkpoint can be loaded into it before it starts."""
+
+    config: Config
+    model: Model
+    frozen: Frozen
+    method: Method
+
+    def __post_init__(self) -> None:
+        settings = self.config.meta_train
+        self.optimizer = Adam(
+            dense=[("method", self.method, settings.learning_rate_warm)],
+            tables=[(self.model.new_ids, settings.learning_rate_cold)],
+        )
+        self._parameters = list(self.method.parameters())
+        self._held_out: torch.Tensor | None = None
+        if settings.epochs == "auto":
+            self._held_out = held_out_items(self.config.seed, self.model.num_old).to(self.model.runtime.device)
+
+    def tensors(self) -> dict[str, Any]:
+        """The state in the middle of the stage, without what `pretrain` made."""
+        return meta_trained_tensors(self.model.new_ids, self.method) | self.optimizer.state()
+
+    def run(self, session: Session, prepared: Prepared, start: Cursor, tensors: Any) -> None:
+        """Trains from `start` to the end; `tensors` gives the whole state to save."""
+        settings = self.config.meta_train
+        loader = self.model.pretrain_rows(prepared, settings.order, settings.batch_size, self.config.seed)
+        train_epochs(session, start, loader, settings, self.step, tensors, lambda: self._held_out_loss(loader))
+
+    def step(self, batch: Batch) -> torch.Tensor:
+        """One step of Algorithm 1, in one backward; returns this rank's part of L_cold + L_warm.
+
+        L_cold reaches the rows of phi_new, L_warm only the meta networks, because v_warm is made from v.detach(): both
+        updates of the algorithm come from one lookup and one backward, with the same v.
+        """
+        if self._held_out is not None:
+            batch = replace(batch, weight=batch.weight * ~self._held_out[batch.item], is_full=False)
+        head = self.frozen.head
+        loss = self.losses_by_autograd(batch) if head is None else self._losses_by_hand(batch, head)
+        self.model.runtime.sum_gradients(self._parameters)
+        self.optimizer.step()
+        return loss.detach()
+
+    def losses_by_autograd(self, batch: Batch) -> torch.Tensor:
+        """L_cold + L_warm of this rank's rows, with gradients: the reference, and where there is no folded head."""
+        loss = self._losses(batch).sum()
+        loss.backward()
+        return loss
+
+    def _losses_by_hand(self, batch: Batch, head: FoldedHead) -> torch.Tensor:
+        """The same, with the gradient written out from the loss to the rows of phi_new, the scale and the shift.
+
+        Autograd has only the lookup and the meta networks left to differentiate.
+        """
+        if self.frozen.compiled is not None:
+            return self._losses_compiled(batch, self.frozen.compiled)
+        items, inverse = self.model.runtime.distinct(batch.item, self.model.num_items)
+        rows = self.model.new_ids.rows(items)
+        scale, shift = self._scale_and_shift(*self.frozen.inputs(items))
+        part = self.frozen.part(batch.user, batch.item)
+        with torch.no_grad():
+            embeddings = torch.stack(warm_embedding(rows, inverse, scale, shift))
+            logits, states, slope = head.forward(embeddings, part)
+            loss, d_logits = loss_and_gradient(logits, batch)
+            d_cold, d_warm = head.backward(d_logits, states, slope)
+            gradients = warm_embedding_backward(d_cold, d_warm, rows, inverse)
+        backward_from([rows, scale, shift], gradients)
+        return loss
+
+    def _losses_compiled(self, batch: Batch, compiled: FrozenRows) -> torch.Tensor:
+        """The same by a loop over rows that reads, and sums gradients for, each distinct item's embeddings in place."""
+        items, inverse = self.model.runtime.distinct(batch.item, self.model.num_items)
+        direct = self.model.new_ids.direct
+        with torch.set_grad_enabled(direct is None):
+            rows = self.model.new_ids.rows(items)
+        inputs = self.frozen.inputs(items)
+        by_hand = self.method.scale_and_shift_by_hand(*inputs)
+        scale, shift = self._scale_and_shift(*inputs) if by_hand is None else by_hand[:2]
+        with torch.no_grad():
+            embeddings = torch.stack(warm_embedding(rows, None, scale, shift))
+            parts = self.frozen.part_rows(batch.user, batch.item)
+            loss, (d_cold, d_warm) = compiled_loss(compiled, parts, embeddings, inverse, batch)
+            d_rows, d_scale, d_shift = warm_embedding_backward(d_cold, d_warm, rows, None)
+        assert d_rows is not None and d_scale is not None and d_shift is not None
+        if direct is None:
+            backward_from([rows], [d_rows])
+        else:
+            direct.set_gradient_of_rows(items, d_rows)
+        if by_hand is None:
+            backward_from([scale, shift], [d_scale, d_shift])
+        else:
+            by_hand[2](d_scale, d_shift)
+        return loss
+
+    def _scale_and_shift(self, context: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale_and_shift = self.method.scale_and_shift(context, mean)
+        assert scale_and_shift is not None, "a method without meta networks has no stage meta_train"
+        return scale_and_shift
+
+    def _losses(self, batch: Batch) -> torch.Tensor:
+        """(L_cold, L_warm) of this rank's rows [2]."""
+        items, inverse = self.model.runtime.distinct(batch.item, self.model.num_items)
+        rows = self.model.new_ids.rows(items)
+        scale, shift = self._scale_and_shift(*self.frozen.inputs(items))
+        part = self.frozen.part(batch.user, batch.item, batch.history)
+        embeddings = torch.stack(warm_embedding(rows, inverse, scale, shift))
+        logits = self.frozen.logit(embeddings, part)
+        return torch.stack([loss_sum(logit, batch) for logit in logits])
+
+    @torch.no_grad()
+    def _held_out_loss(self, loader: Batches) -> float:
+        """L_warm over the rows of held-out items, whose rows of phi_new nothing has moved."""
+        assert self._held_out is not None
+        total = torch.zeros(2, dtype=torch.float64, device=self.model.runtime.device)
+        for batch in loader.epoch(0):
+            ours = replace(batch, weight=batch.weight * self._held_out[batch.item], is_full=False, num_rows=1)
+            total += torch.stack([self._losses(ours)[1].double(), ours.weight.sum().double()])
+        loss, weight = self.model.runtime.sum(total).tolist()
+        return loss / max(weight, 1.0)
+
+
+def held_out_items(seed: int, num_old: int) -> torch.Tensor:
+    """The old items [num_old] bool that `epochs = "auto"` keeps from training: a tenth, and at least one."""
+    place = torch.randperm(num_old, generator=torch.Generator().manual_seed(seed))
+    return place < max(1, num_old // _HELD_OUT_ONE_IN)
+
+
+def train_epochs(
+    session: Session,
+    start: Cursor,
+    loader: Batches,
+    settings: MetaTrainConfig,
+    step: Callable[[Batch], torch.Tensor],
+    tensors: Callable[[], dict[str, Any]],
+    held_out_loss: Callable[[], float],
+) -> None:
+    """Trains `meta_train.epochs` epochs from `start`, or until `held_out_loss` stops falling."""
+    if settings.epochs != "auto":
+        train(session, start, loader, settings.epochs, step, tensors)
+        return
+    best = session.meta.held_out_loss if start.epoch else None
+    for epoch in range(start.epoch, settings.max_epochs):
+        train(session, replace(start, epoch=epoch), loader, epoch + 1, step, tensors)
+        loss = held_out_loss()
+        session.recorder.write(place(start) | {"epoch": epoch, "held_out_loss": loss}, epoch)
+        if best is not None and loss > best * (1 - _SMALLEST_GAIN):
+            return
+        session.meta.held_out_loss = best = loss
+        start = replace(start, step=0)
+
+
+def meta_trained_tensors(new_ids: Tables, method: Method) -> dict[str, Any]:
+    """What the stage has made: phi_new and the meta networks."""
+    return table_state(new_ids) | module_state("method", method)
+
+
+@torch.no_grad()
+def initialise_new_ids(config: Config, model: Model, method: Method, from_row: int = 0) -> None:
+    """First rows of phi_new: fresh draws, the mean row of phi_old (common initialisation), zeros, or the method's."""
+    if method.initialisation == "random":
+        model.new_ids.draw(config.embedding.init_std, config.seed, "new", from_row)
+        return
+    common = torch.zeros(model.dim, device=model.runtime.device)
+    if method.initialisation == "mean":
+        common = model.mean_old_row()
+
+    def first_rows(rows: torch.Tensor) -> torch.Tensor:
+        if method.initialisation == "own":
+            return method.initial_rows(rows, model.item_fields(rows))
+        return common.expand(len(rows), -1)
+
+    model.new_ids.fill("new", first_rows, range(from_row, model.num_items))

@@ -1,0 +1,185 @@
+"""Stages `warm_up` and `evaluate`: new items' rows of phi_new by L_cold, phase by phase, and the scores in between."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from mwuf_kernels import warm_embedding
+
+from mwuf_dist.backbones import FoldedHead
+from mwuf_dist.config import WARM_SETS, Config
+from mwuf_dist.data.batches.histories import Histories, History
+from mwuf_dist.data.batches.loader import Batch, Loader
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.embeddings.user_means import ItemUsers
+from mwuf_dist.methods import Method
+from mwuf_dist.training.checkpoint.files import Cursor
+from mwuf_dist.training.checkpoint.save import table_state
+from mwuf_dist.training.frozen_model import Frozen
+from mwuf_dist.training.loop import Session, train
+from mwuf_dist.training.model import Model, backward_from, compiled_loss, loss_and_gradient, loss_sum
+from mwuf_dist.training.optimizers import Adam
+from mwuf_dist.training.stages.item_fit import ItemFit
+from mwuf_dist.training.stages.meta_train import initialise_new_ids
+
+# Rows scored at once by a rank.
+_SCORE_ROWS = 1 << 15
+
+
+@dataclass
+class WarmUp:
+    """The phases after `cold`. Only rows of new items in phi_new move; every method has the same budget."""
+
+    config: Config
+    model: Model
+    frozen: Frozen
+    method: Method
+    # Of the sets that are finished, since `finish_phase`.
+    histories: Histories | None = field(init=False, default=None)
+    _fit: ItemFit | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.method.fits_items:
+            self._fit = ItemFit(self.model, self.frozen, self.method)
+
+    def run_phase(self, session: Session, prepared: Prepared, phase: int) -> None:
+        """Trains the phase's rows (1, 2, 3 for warm-a, b, c), with a fresh optimizer.
+
+        It is short: a run that is stopped within it starts the phase again from the checkpoint at its beginning.
+        """
+        if self._fit is not None:
+            self._fit_phase(self._fit, session, prepared, phase)
+            return
+        settings = self.config.warm_up
+        splits = WARM_SETS[:phase] if settings.carry_over else WARM_SETS[phase - 1 : phase]
+        optimizer = Adam(dense=[], tables=[(self.model.new_ids, settings.learning_rate)])
+        self.model.new_ids.reset_optimizer()
+        seed = self.config.seed * len(WARM_SETS) + phase
+        histories = self.model.histories(prepared, phase - 1)
+        loader = Loader(prepared, splits, settings.batch_size, seed, session.runtime, histories=histories)
+
+        def step(batch: Batch) -> torch.Tensor:
+            return self.step(batch, optimizer)
+
+        train(session, Cursor("warm_up", phase), loader, settings.epochs, step, tensors=None)
+        if self.method.regenerates:
+            self.model.new_ids.fill("new", self._regenerated, range(self.model.num_old, self.model.num_items))
+
+    @torch.no_grad()
+    def _regenerated(self, items: torch.Tensor) -> torch.Tensor:
+        return self.method.regenerated_rows(self.model.new_ids.rows(items), self.frozen.inputs(items)[0])
+
+    def _fit_phase(self, fit: ItemFit, session: Session, prepared: Prepared, phase: int) -> None:
+        clock = time.perf_counter()
+        # The first rows are those before any click, whatever the phases before have made of them.
+        initialise_new_ids(self.config, self.model, self.method, from_row=self.model.num_old)
+        items = torch.arange(self.model.num_old, self.model.num_items, device=self.model.runtime.device)
+        with torch.no_grad():
+            start = self.model.new_ids.rows(items)
+        num_rows = fit.run_phase(prepared, phase, start)
+        session.count("warm_up", num_rows, time.perf_counter() - clock)
+
+    def step(self, batch: Batch, optimizer: Adam) -> torch.Tensor:
+        """One step on L_cold; returns this rank's part of it."""
+        head = self.frozen.head
+        loss = self.loss_by_autograd(batch) if head is None else self._loss_by_hand(batch, head)
+        optimizer.step()
+        return loss.detach()
+
+    def loss_by_autograd(self, batch: Batch) -> torch.Tensor:
+        """L_cold of this rank's rows, with gradients: the reference, and for backbones without a folded head."""
+        part = self.frozen.part(batch.user, batch.item, batch.history)
+        rows, index = self._rows(batch.item)
+        loss = loss_sum(self.frozen.logit(rows.index_select(0, index), part), batch)
+        loss.backward()
+        return loss
+
+    def _loss_by_hand(self, batch: Batch, head: FoldedHead) -> torch.Tensor:
+        """The same, with the gradient written out from the loss to the rows of phi_new."""
+        rows, index = self._rows(batch.item)
+        compiled = self.frozen.compiled
+        with torch.no_grad():
+            if compiled is not None:
+                parts = self.frozen.part_rows(batch.user, batch.item)
+                loss, (d_rows,) = compiled_loss(compiled, parts, rows.unsqueeze(0), index, batch)
+            else:
+                part = self.frozen.part(batch.user, batch.item)
+                logit, states, slope = head.forward(rows.index_select(0, index), part)
+                loss, d_logit = loss_and_gradient(logit, batch)
+                d_rows = torch.zeros_like(rows).index_add_(0, index, head.backward(d_logit, states, slope))
+        direct = self.model.new_ids.direct
+        if direct is None:
+            backward_from([rows], [d_rows])
+        else:
+            direct.set_gradient(d_rows)
+        return loss
+
+    def _rows(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of phi_new [n, D], and which of them each of `items` [b] has [b].
+
+        All of them, in place, where this rank holds the table; else those of the items, each distinct one once.
+        """
+        direct = self.model.new_ids.direct
+        if direct is not None:
+            return direct.matrix(), items
+        distinct, inverse = self.model.runtime.distinct(items, self.model.num_items)
+        return self.model.new_ids.rows(distinct), inverse
+
+    def finish_phase(self, prepared: Prepared, phase: int) -> None:
+        """Takes U(v) of the new items and the histories from the sets that are finished now: none is still to score.
+
+        With that, and phi_new as it is now, new items are ready to be scored.
+        """
+        users = ItemUsers(prepared, WARM_SETS[:phase])
+        self.frozen.set_users(users, range(self.model.num_old, self.model.num_items))
+        self.histories = self.model.histories(prepared, phase)
+        if self.frozen.head is not None:
+            self.frozen.serve(self._scored_rows)
+
+    def _scored_rows(self, items: torch.Tensor) -> torch.Tensor:
+        """The embeddings [n, D] that items [n] are scored with, as they are now."""
+        return self.method.warm_rows(self.model.new_ids.rows(items), *self.frozen.inputs(items))
+
+    @torch.no_grad()
+    def score(self, prepared: Prepared, split: str) -> np.ndarray | None:
+        """Logits of a split's rows in stored order, float64 [n], on the main rank; None on the others. A collective."""
+        runtime = self.model.runtime
+        columns = prepared.columns(split, ("user", "item"))
+        num_rows = len(columns["user"])
+        begin = runtime.rank * num_rows // runtime.world_size
+        end = (runtime.rank + 1) * num_rows // runtime.world_size
+        scores = []
+        for index in range(runtime.max(-(-(end - begin) // _SCORE_ROWS))):
+            first = min(begin + index * _SCORE_ROWS, end)
+            rows = slice(first, min(first + _SCORE_ROWS, end))
+            user = torch.from_numpy(columns["user"][rows].astype(np.int64)).to(runtime.device)
+            item = torch.from_numpy(columns["item"][rows].astype(np.int64)).to(runtime.device)
+            padded, history = runtime.pad(user), None
+            if self.histories is not None:
+                before = torch.from_numpy(self.histories.before(split, rows.start, rows.stop).astype(np.int64))
+                history = self.histories.of(padded, runtime.pad(before.to(runtime.device)), in_pretrain=False)
+            if self.frozen.head is not None:
+                logits = self.frozen.served_logit(padded, runtime.pad(item))
+            else:
+                logits = self._logit(padded, runtime.pad(item), history)
+            scores.append(logits[: len(user)].double().cpu().numpy())
+        return runtime.gather_rows(np.concatenate([np.empty(0), *scores]))
+
+    def _logit(self, user: torch.Tensor, item: torch.Tensor, history: History | None = None) -> torch.Tensor:
+        """The same row by row: for backbones without a folded head, and the reference."""
+        items, inverse = self.model.runtime.distinct(item, self.model.num_items)
+        rows = self.model.new_ids.rows(items)
+        scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
+        if scale_and_shift is None:
+            embedding = rows.index_select(0, inverse)
+        else:
+            _, embedding = warm_embedding(rows, inverse, *scale_and_shift)
+        return self.frozen.logit(embedding, self.frozen.part(user, item, history))
+
+
+def warm_up_tensors(model: Model) -> dict[str, object]:
+    """What the stage has made so far: phi_new."""
+    return table_state(model.new_ids)
