@@ -1,8 +1,9 @@
 """Compiles the `.cpp` files of `cpu/` for this machine at its first use, as Inductor does with what it generates.
 
 With `-march=native`, so the library is of the kind of processor it was made on: its file is named after the source, the
-compiler and the processor, and lies in `$MWUF_CACHE_DIR/native` or `~/.cache/mwuf-dist/native`. Where there is no C++
-compiler nothing is compiled, and whoever asks gets None and takes torch. `MWUF_NATIVE=0` does the same by choice.
+compiler, its flags and the processor, and lies in `$MWUF_CACHE_DIR/native` or `~/.cache/mwuf-dist/native`. Where there
+is no C++ compiler nothing is compiled, and whoever asks gets None and takes torch; `MWUF_NATIVE=0` does so by choice.
+`MWUF_NATIVE_ARCH` names another `-march` (x86-64-v2, say): to play a lesser processor, or for one library of a fleet.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ import torch
 _CPU = Path(__file__).parent / "cpu"
 _SOURCES = sorted(_CPU.glob("*.cpp"))
 _HEADERS = sorted(_CPU.glob("*.h"))
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared")
+_FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared")
 
 _is_out_of_use = False
 
@@ -92,16 +93,20 @@ def _compiled(compiler: str) -> Path:
     # Several ranks may do this at once: each compiles beside and renames, and the last one stays.
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         made = Path(beside) / "kernels.so"
-        command = [compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(made)]
+        command = [compiler, *_flags(), *map(str, _SOURCES), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
         made.replace(path)
     return path
 
 
+def _flags() -> tuple[str, ...]:
+    return (*_FLAGS, f"-march={os.environ.get('MWUF_NATIVE_ARCH') or 'native'}")
+
+
 def _name(compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
     sources = (path.read_text(encoding="utf-8") for path in (*_SOURCES, *_HEADERS))
-    parts = (*sources, *_FLAGS, version, platform.machine(), _processor())
+    parts = (*sources, *_flags(), version, platform.machine(), _processor())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

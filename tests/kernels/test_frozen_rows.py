@@ -154,6 +154,12 @@ def test_without_a_compiler_or_by_choice_there_is_none_and_no_word_about_it(tmp_
     assert not list(tmp_path.iterdir())
 
 
+@needs_compiler
+def test_the_processor_to_compile_for_is_what_the_environment_names(tmp_path):
+    said = _library(tmp_path, MWUF_NATIVE_ARCH="no-such-processor")
+    assert said.startswith("False\n") and "no-such-processor" in said
+
+
 def test_a_compiler_that_fails_is_named_with_what_it_said(tmp_path):
     compiler = tmp_path / "broken"
     compiler.write_text("#!/bin/sh\necho its own words >&2\nexit 1\n")
