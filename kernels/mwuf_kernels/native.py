@@ -24,22 +24,27 @@ import torch
 _CPU = Path(__file__).parent / "cpu"
 _SOURCES = sorted(_CPU.glob("*.cpp"))
 _HEADERS = sorted(_CPU.glob("*.h"))
-_FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared")
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared")
 
 _is_out_of_use = False
+
+
+def compiler() -> str | None:
+    """The C++ compiler of this machine: what $CXX names, or one that stands in the path; None where there is none."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled library; None where it cannot be had, with a warning where a compiler is there and fails."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
-    if compiler is None or os.environ.get("MWUF_NATIVE") == "0":
+    found = compiler()
+    if found is None or os.environ.get("MWUF_NATIVE") == "0":
         return None
     try:
-        return ctypes.CDLL(str(_compiled(compiler)))
+        return ctypes.CDLL(str(_compiled(found)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        warnings.warn(f"{compiler} cannot compile mwuf_kernels, so training is slower: {said}", stacklevel=2)
+        warnings.warn(f"{found} cannot compile mwuf_kernels, so training is slower: {said}", stacklevel=2)
         return None
 
 
@@ -100,7 +105,7 @@ def _compiled(compiler: str) -> Path:
 
 
 def _flags() -> tuple[str, ...]:
-    return (*_FLAGS, f"-march={os.environ.get('MWUF_NATIVE_ARCH') or 'native'}")
+    return (*FLAGS, f"-march={os.environ.get('MWUF_NATIVE_ARCH') or 'native'}")
 
 
 def _name(compiler: str) -> str:

@@ -16,7 +16,7 @@ from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.readers import csv_pieces
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.sources import cikm2019, synthetic, taobao_ad
-from mwuf_dist.data.synthesize.synthesize import layouts, synthesize
+from mwuf_dist.data.synthesize import layouts, synthesize
 from mwuf_dist.evaluation.report import build_comparison
 from mwuf_dist.launch import local
 
@@ -133,7 +133,8 @@ def test_quirks_of_the_real_taobao_files_are_there(made: Path) -> None:
     assert list(profiles[0])[-1] == "new_user_class_level "
     assert {row["pid"] for row in sample} == {"430548_1007", "430539_1007"}
     assert all(int(row["nonclk"]) + int(row["clk"]) == 1 for row in sample)
-    assert np.mean([int(row["clk"]) for row in sample]) == pytest.approx(0.05, abs=0.02)
+    # No statistical bound: the real files have 5.1 % of clicks, and one of 3 to 7 % trains alike.
+    assert 0.03 < np.mean([int(row["clk"]) for row in sample]) < 0.07
     assert all(1_494_000_000 <= int(row["time_stamp"]) < 1_494_691_200 for row in sample)
     assert 0.2 < np.mean([row["brand"] == "NULL" for row in ads]) < 0.5
     prices = [row["price"] for row in ads]

@@ -4,6 +4,8 @@ import pytest
 import torch
 from mwuf_kernels import EntityFields, add_table_rows_, distinct_ids, native, table_rows
 
+from tests.bounds import assert_float32_close
+
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
 ROWS, ENTITIES, FIELDS = 30, 12, 3
 
@@ -53,7 +55,7 @@ def test_rows_and_gradients_match_float64(kind: str, dim: int, num: int) -> None
     exact = table.double().requires_grad_()
     expected = expected_rows(exact, fields, entities)
     found = table_rows(table, fields, entities)
-    torch.testing.assert_close(found.double(), expected.detach(), rtol=1e-6, atol=1e-6)
+    assert_float32_close(found, expected, num_terms=4)  # values of a field
     d_rows = torch.randn(found.shape, generator=draws)
     if num:
         expected.backward(d_rows.double())
@@ -62,8 +64,9 @@ def test_rows_and_gradients_match_float64(kind: str, dim: int, num: int) -> None
     for gradient in runs:
         add_table_rows_(gradient, fields, entities, d_rows)
         assert torch.equal(gradient, runs[0])
-    error = (runs[0].double() - 2 - d_exact).abs().max() / d_exact.abs().max().clamp(min=1)
-    assert error <= 1e-5
+    # A row of a field is met by some 250 entities of 3000, in a sum that begins at 2.
+    size = max(2.0, float(d_exact.abs().max()))
+    assert_float32_close(runs[0].double() - 2, d_exact, num_terms=num // 12 + 4, size=size)
 
 
 @pytest.mark.parametrize(("num", "num_ids"), [(0, 5), (1, 1), (50, 7), (50, 5000)])

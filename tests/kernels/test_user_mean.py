@@ -5,6 +5,8 @@ import torch
 from mwuf_kernels import add_users_, mean_of_sums, user_mean, user_mean_reference
 from mwuf_kernels.user_mean import add_users_op, user_mean_op
 
+from tests.bounds import assert_float32_close
+
 
 def make_inputs(num_users, lengths, dim, dtype=torch.float32, device="cpu", index_type=torch.int64):
     generator = torch.Generator().manual_seed(num_users + dim)
@@ -70,7 +72,9 @@ def test_batches_added_one_after_another_give_the_mean_of_all(device, num_items,
     assert torch.equal(counts, offsets.diff())
     expected = one_by_one(rows.double(), users, offsets, default.double())
     # The sums are float32 for bfloat16 rows too, so both types meet the tolerance of float32.
-    assert (mean_of_sums(sums, counts, default) - expected).abs().max() <= 1e-6 * expected.abs().max()
+    assert_float32_close(
+        mean_of_sums(sums, counts, default), expected, num_terms=max(lengths), size=float(rows.abs().mean())
+    )
 
 
 @pytest.mark.parametrize("num_items", [5, 600])

@@ -16,6 +16,7 @@ import tomli_w
 
 from mwuf_dist.config import Config, to_toml
 from mwuf_dist.launch import local
+from tests.bounds import SAME_AUC
 from tests.cli.command import SHORT
 from tests.tiny import tiny
 
@@ -90,7 +91,7 @@ def test_two_ranks_on_two_nodes_give_the_result_of_one_process_and_a_wrong_token
     assert "no Ray cluster can be reached" in log.read_text() and not (tmp_path / "no").exists()
     found = json.loads((tmp_path / "ray" / "results.json").read_text())
     assert found["world_size"] == 2  # a node has room for one
-    check_equal(found, local.train(tiny(**SMALL), tmp_path / "alone"), 1e-4)
+    check_equal(found, local.train(tiny(**SMALL), tmp_path / "alone"), SAME_AUC)
 
 
 def wait_until(condition: Any, run: subprocess.Popen[str], log: Path) -> None:
@@ -124,7 +125,7 @@ def test_a_run_goes_on_with_fewer_ranks_when_a_node_is_lost_and_with_more_when_o
     # Steps that were rolled back are not counted: every row once in each epoch.
     assert found["stages"]["pretrain"]["samples"] == 60 * found["split"]["pretrain"]
     undisturbed = tiny(**sections | {"checkpoint": {"every_s": 0.0}})
-    check_equal(found, local.train(undisturbed, tmp_path / "alone"), 1e-4)
+    check_equal(found, local.train(undisturbed, tmp_path / "alone"), SAME_AUC)
 
 
 def test_a_comparison_spreads_its_runs_over_the_nodes_and_finds_what_one_process_finds(

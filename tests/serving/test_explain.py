@@ -14,6 +14,7 @@ from mwuf_dist import cli
 from mwuf_dist.config import PHASES, UserError
 from mwuf_dist.serving.explain import Explanation, Point, explain
 from mwuf_dist.serving.finished_run import FinishedRun, open_run
+from tests.bounds import assert_float32_close
 from tests.serving.replay import replayed
 
 
@@ -33,12 +34,16 @@ def test_scale_shift_and_neighbours_are_those_of_the_embedding(run: FinishedRun)
     assert found.scale is not None and found.shift is not None
     cold = run.model.new_ids.shards("new")[0].weight[index].detach().numpy()
     warm = run.warm_embeddings(torch.tensor([index]))[0].numpy()
-    np.testing.assert_allclose(cold * found.scale + found.shift, warm, rtol=1e-5, atol=1e-6)
+    assert_float32_close(
+        cold * found.scale + found.shift, warm, num_terms=100
+    )  # inputs and hidden units of the networks
     old = run.model.old_ids.shards("old")[0].weight.detach().double().numpy()
     cosine = old @ warm / np.linalg.norm(old, axis=1) / np.linalg.norm(warm)
     best = np.argsort(-cosine)[:4]
     assert [item_id for item_id, _ in found.nearest] == [run.item_ids[int(place)].as_py() for place in best]
-    np.testing.assert_allclose([value for _, value in found.nearest], cosine[best], rtol=1e-5)
+    assert_float32_close(
+        [value for _, value in found.nearest], cosine[best].tolist(), num_terms=3 * len(warm), size=1.0
+    )
 
 
 def test_an_old_item_has_neighbours_other_than_itself_and_no_history(run: FinishedRun) -> None:

@@ -30,7 +30,7 @@ def test_old_items_score_as_in_pretraining(run: FinishedRun) -> None:
     batch = next(iter(Loader(run.prepared, ["pretrain"], 256, 0, run.model.runtime).epoch(0)))
     with torch.no_grad():
         expected = run.model.logit(batch)
-    torch.testing.assert_close(run.scores(batch.user, batch.item), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(run.scores(batch.user, batch.item), expected, rtol=0, atol=ROUNDING)
 
 
 def test_items_are_found_by_their_raw_ids(run: FinishedRun) -> None:

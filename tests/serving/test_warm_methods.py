@@ -23,6 +23,7 @@ from mwuf_dist.serving.finished_run import FinishedRun, load_run, read_run
 from mwuf_dist.serving.rule import check_rule_fits
 from mwuf_dist.serving.warm.first_rows import frozen_method, regenerated_rows
 from mwuf_dist.serving.warm.job import warm
+from tests.bounds import assert_float32_close, near
 from tests.serving.test_warm import state_of
 from tests.tiny import tiny
 
@@ -115,8 +116,8 @@ def test_a_pair_has_the_contexts_of_its_item_and_its_user_side_by_side(warmed: W
         return
     expected = run.context(users, items)
     found = torch.cat([run.item_context(items), run.user_context(users)], dim=1)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # padding of histories rounds
-    torch.testing.assert_close(run.unknown_user_context(), run.user_context(users)[2], rtol=0, atol=1e-6)
+    assert_float32_close(found, expected, num_terms=100)  # padding of histories rounds
+    assert_float32_close(run.unknown_user_context(), run.user_context(users)[2], num_terms=100)
 
 
 def test_an_explanation_ends_at_the_score_that_is_served(warmed: Warmed) -> None:
@@ -125,7 +126,7 @@ def test_an_explanation_ends_at_the_score_that_is_served(warmed: Warmed) -> None
     for item in (run.item_ids[run.num_old_items].as_py(), UNSEEN):
         last = explain(run, item).history[-1]
         expected = run.scores(users, torch.full_like(users, run.index_of(item))).sigmoid().mean()
-        assert last.phase == "served" and last.score == pytest.approx(float(expected), abs=1e-6)
+        assert last.phase == "served" and last.score == near(float(expected), num_terms=100)
     # Of an item that the run has never seen, nothing is said of the run's sets and of its warm-up.
     unseen = explain(run, UNSEEN)
     assert list(unseen.positives) == ["served"] and {point.phase for point in unseen.history} == {"served"}
@@ -178,7 +179,7 @@ def test_an_item_never_seen_starts_from_the_old_items_that_are_like_it(warmed: W
     index = torch.tensor([like])
     expected = run.method.initial_rows(index, run.model.item_fields(index))
     found = after.model.new_ids.rows(torch.tensor([after.index_of(UNSEEN + 77)]))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert_float32_close(found, expected, num_terms=100)  # rows of neighbours or fields
 
 
 @pytest.mark.parametrize("warmed", ["cvar"], indirect=True)
@@ -190,7 +191,7 @@ def test_rows_pass_through_the_autoencoder_after_each_block(warmed: Warmed) -> N
     decoder = method.decoder  # pyright: ignore[reportAttributeAccessIssue]
     rows = torch.from_numpy(run.state.rows.served).double() - decoder.bias
     latent = torch.linalg.lstsq(decoder.weight[:, :-1], rows.t()).solution
-    torch.testing.assert_close((decoder.weight[:, :-1] @ latent).t(), rows, rtol=0, atol=1e-6)
+    assert_float32_close((decoder.weight[:, :-1] @ latent).t(), rows, num_terms=8)  # rows are served in float32
     again = regenerated_rows(method, torch.from_numpy(run.state.rows.served), torch.zeros(len(rows), 1))
     assert not torch.allclose(again, torch.from_numpy(run.state.rows.served))
 

@@ -14,6 +14,7 @@ from mwuf_dist.backbones import Shape, build_backbone
 from mwuf_dist.backbones.frozen_head import FoldedHead
 from mwuf_dist.config import BackboneConfig
 from mwuf_dist.serving.rule import WarmRule, folded_slope, frozen_double, module_slope, warm_rows
+from tests.bounds import assert_float32_close
 
 DIM, CONTEXT = 4, 12
 
@@ -66,7 +67,8 @@ def test_items_side_by_side_move_as_each_would_alone_under_torchs_adam(carry_ove
     ends = np.cumsum(counts)
     for item, (first, last) in enumerate(zip(ends - counts, ends, strict=True)):
         expected = by_hand(rule, module, start[item], context[first:last], label[first:last])
-        torch.testing.assert_close(found.rows[item], expected, rtol=0, atol=1e-6)
+        # Both in float64 but for the row at the end of each of the blocks.
+        assert_float32_close(found.rows[item], expected, num_terms=8, size=float(expected.abs().max()))
     assert found.boundary.tolist() == [0, 0, 36, 9, 9, 0]
     torch.testing.assert_close(found.rows[1], start[1], rtol=0, atol=0)
 

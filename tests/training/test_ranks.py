@@ -15,6 +15,7 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from mwuf_dist.config import build, merge, to_toml
+from tests.bounds import SAME_AUC, SAME_TABLES
 from tests.tiny import TINY
 
 pytestmark = pytest.mark.dist
@@ -56,12 +57,12 @@ def check(folder: Path, one_rank: tuple[dict[str, Any], dict[str, torch.Tensor]]
     found, tensors = read(folder)
     for phase, metrics in expected["phases"].items():
         for name in ("auc_next", "auc_test"):
-            assert found["phases"][phase][name] == pytest.approx(metrics[name], abs=1e-4), (phase, name)
+            assert found["phases"][phase][name] == pytest.approx(metrics[name], abs=SAME_AUC), (phase, name)
     tables = [name for name in expected_tensors if name.split(".")[0] in ("user", "item", "old", "new")]
     assert len(tables) >= 8
     for name in tables:
         difference = (tensors[name] - expected_tensors[name]).abs().max()
-        assert difference < 1e-5, (name, float(difference))
+        assert difference < SAME_TABLES, (name, float(difference))
     return found
 
 

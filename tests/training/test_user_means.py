@@ -12,6 +12,7 @@ from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
 from mwuf_dist.training.run import Run
+from tests.bounds import assert_float32_close
 from tests.tiny import tiny
 
 
@@ -32,7 +33,8 @@ def test_user_means_are_the_mean_rows_of_the_users_of_finished_sets_in_every_pha
             stage.finish_phase(prepared, phase)
             _, means = frozen.inputs(torch.from_numpy(items))
             expected_new = by_hand(job, table, WARM_SETS[:phase], items[prepared.num_old_items :])
-            torch.testing.assert_close(means.double(), torch.cat([expected_old, expected_new]), rtol=1e-5, atol=1e-6)
+            expected = torch.cat([expected_old, expected_new])
+            assert_float32_close(means, expected, num_terms=prepared.num_users, size=float(table.abs().mean()))
         job.session.recorder.close()
 
 
