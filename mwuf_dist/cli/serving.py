@@ -61,6 +61,7 @@ class ExportOptions:
     output: Path | None = None  # Folder to write; by default `export` in RUN.
     old_items: tyro.conf.FlagCreatePairsOff[bool] = False  # The old items too.
     context: tyro.conf.FlagCreatePairsOff[bool] = False  # All else that a score needs, of the items and of all users.
+    prepared: Path | None = None  # Its prepared data, where they have been moved since.
 
 
 @dataclass
@@ -77,6 +78,7 @@ class WarmOptions:
     item: str = ""  # Column of the item.
     time: str = ""  # Column of the time.
     label: str = ""  # Column of the label, 0 or 1.
+    prepared: Path | None = None  # Its prepared data, where they have been moved since.
 
 
 @dataclass
@@ -105,6 +107,7 @@ class ExplainOptions:
     item: str  # Its ID in the raw data.
     output: Path | None = None  # Picture to write; by default `explain-ITEM.png` in RUN.
     all: tyro.conf.FlagCreatePairsOff[bool] = False  # Every score, not a dozen of each phase.
+    prepared: Path | None = None  # Its prepared data, where they have been moved since.
 
 
 def run_command(command: str, arguments: list[str]) -> int:
@@ -117,7 +120,7 @@ def _export(arguments: list[str]) -> int:
     from mwuf_dist.serving.export.export import export
     from mwuf_dist.serving.finished_run import open_run
 
-    with open_run(options.run) as run:
+    with open_run(options.run, prepared=options.prepared) as run:
         clock = time.perf_counter()
         output = options.output or options.run / "export"
         folder = export(run, options.format, output, options.old_items, os.isatty(2), options.context)
@@ -132,7 +135,7 @@ def _export(arguments: list[str]) -> int:
 def _warm(arguments: list[str]) -> int:
     options = _parse("warm", arguments, WarmOptions)
     from mwuf_dist.runtime import start
-    from mwuf_dist.serving.finished_run import read_run
+    from mwuf_dist.serving.run_files import read_run
     from mwuf_dist.serving.warm.interactions import Columns
     from mwuf_dist.serving.warm.job import warm
 
@@ -148,6 +151,7 @@ def _warm(arguments: list[str]) -> int:
             columns,
             options.format,
             options.context,
+            options.prepared,
         )
         if runtime.is_main:
             print(report.text())
@@ -180,7 +184,7 @@ def _explain(arguments: list[str]) -> int:
     from mwuf_dist.serving.explain import explain
     from mwuf_dist.serving.finished_run import open_run
 
-    with open_run(options.run) as run:
+    with open_run(options.run, prepared=options.prepared) as run:
         found = explain(run, options.item)
     print(found.text(options.all))
     # An ID may hold anything, a slash too.

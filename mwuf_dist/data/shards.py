@@ -12,6 +12,8 @@ the last one, and never cross files: row r is in group r // row_group_rows.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import uuid
 import zlib
@@ -175,6 +177,18 @@ class Prepared:
         self._footers: dict[Path, pq.FileMetaData] = {}
         self._verified: set[tuple[Path, int, str] | Path] = set()
 
+    @functools.cached_property
+    def checksum(self) -> str:
+        """Twelve hex digits of what the data are: their source, the rule, the fields and the rows of each split.
+
+        How the files are laid out decides nothing: the same data prepared again have the same checksum.
+        """
+        made_of, splits = self.manifest["made_of"], self.manifest["splits"]
+        names = ("fields", "columns", "num_users", "num_old_items", "num_new_items", "positive_share")
+        what = {name: self.manifest[name] for name in names} | {"source": made_of["source"], "rule": made_of["rule"]}
+        what["splits"] = {name: (split["rows"], split["positives"]) for name, split in splits.items()}
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
     @property
     def fields(self) -> tuple[Field, ...]:
         """All fields, users' first."""
@@ -234,6 +248,13 @@ class Prepared:
                 # flatten() starts at the column's first value, so the offsets must too.
                 columns[field.name] = FieldColumn(field, offsets - offsets[0], column.flatten().to_numpy())
         return EntityTable(table.num_rows, table[RAW_ID].to_numpy(zero_copy_only=False), columns)
+
+    def raw_ids(self, side: Side) -> pa.Array:
+        """IDs in the raw data of all users or items [E], int64 or string, in the order of their index."""
+        path = self.whole(ENTITY_FILES[side])
+        with explained(path):
+            column = pq.read_table(path, columns=[RAW_ID], memory_map=True)[RAW_ID]
+        return pa.concat_arrays(column.chunks)
 
     def columns(self, split: str, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Whole columns of a split, each an array [rows] of its own.

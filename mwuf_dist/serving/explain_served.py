@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from mwuf_dist.data.shards import ENTITY_FILES
 from mwuf_dist.serving.finished_run import FinishedRun
-from mwuf_dist.serving.served_state import SERVED, Change, new_state
-from mwuf_dist.serving.warm.interactions import taken
-from mwuf_dist.serving.warm.job import raw_ids, seen_by_run
+from mwuf_dist.serving.served_log import taken
+from mwuf_dist.serving.served_state import SERVED, new_state
+from mwuf_dist.serving.warm.change import Change
+from mwuf_dist.serving.warm.job import seen_by_run
 from mwuf_dist.serving.warm.rows import WarmJob
 
 # Moments looked at, at most.
@@ -33,7 +33,7 @@ def served_scores(run: FinishedRun, index: int, users: torch.Tensor) -> list[tup
         return []
     device = run.model.runtime.device
     own = taken(state.log, state.log["item"] == index)
-    user_ids = raw_ids(run.prepared, ENTITY_FILES["user"])
+    user_ids = run.prepared.raw_ids("user")
     run_log = seen_by_run(run.prepared, np.array([index]), user_ids)
     # No row of before: the item goes on from the run's row, or its first one.
     none = new_state(run.prepared, state.ids.type, run.model.dim).rows

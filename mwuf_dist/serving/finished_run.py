@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,26 +12,23 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from mwuf_dist.config import PHASES, WARM_SETS, Config, UserError, hash_of_values, load_config
+from mwuf_dist.config import PHASES, WARM_SETS, Config, UserError
 from mwuf_dist.data.batches.histories import Histories, History
-from mwuf_dist.data.prepare.prepare import prepare
-from mwuf_dist.data.schema import RAW_ID
-from mwuf_dist.data.shards import ENTITY_FILES, Prepared
+from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.embeddings.user_means import ItemUsers, is_range, mean_users
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving import served_state
+from mwuf_dist.serving.run_files import open_prepared, read_run
 from mwuf_dist.serving.served_state import SERVED, Grown, WarmState
-from mwuf_dist.training.checkpoint.files import load_tensors, read_meta
+from mwuf_dist.training.checkpoint.files import load_tensors
 from mwuf_dist.training.checkpoint.save import module_state
 from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.pretrained_items import pretrained_items
-from mwuf_dist.training.results import SCHEMA, versions
 from mwuf_dist.training.stages.meta_train import meta_trained_tensors
 from mwuf_dist.training.stages.pretrain import pretrained_tensors
 
@@ -91,15 +86,13 @@ class FinishedRun:
     @cached_property
     def item_ids(self) -> pa.Array:
         """Raw IDs of all items [I], in the order of the index."""
-        table = pq.read_table(self.prepared.path / ENTITY_FILES["item"], columns=[RAW_ID], memory_map=True)
-        ids = table.combine_chunks()[RAW_ID].chunk(0)
+        ids = self.prepared.raw_ids("item")
         return ids if self.state is None else pa.concat_arrays([ids, self.state.ids])
 
     @cached_property
     def user_ids(self) -> pa.Array:
         """Raw IDs of the users [U], in the order of the index."""
-        table = pq.read_table(self.prepared.path / ENTITY_FILES["user"], columns=[RAW_ID], memory_map=True)
-        return table.combine_chunks()[RAW_ID].chunk(0)
+        return self.prepared.raw_ids("user")
 
     @property
     def old_item_ids(self) -> list[Any]:
@@ -278,28 +271,34 @@ class FinishedRun:
 
 
 @contextlib.contextmanager
-def open_run(folder: Path | str, device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[FinishedRun]:
+def open_run(
+    folder: Path | str, device: Literal["auto", "cpu", "cuda"] = "auto", prepared: Path | str | None = None
+) -> Iterator[FinishedRun]:
     """Opens a finished run in this process.
 
     Args:
         folder: of the run.
         device: where its tensors are to lie; need not be the device of the training.
+        prepared: see `load_run`.
 
     Raises:
         UserError: as `load_run`.
     """
     config = read_run(Path(folder))[0]
     with start(dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))) as runtime:
-        yield load_run(folder, runtime)
+        yield load_run(folder, runtime, prepared=prepared)
 
 
-def load_run(folder: Path | str, runtime: Runtime, several_ranks: bool = False) -> FinishedRun:
+def load_run(
+    folder: Path | str, runtime: Runtime, several_ranks: bool = False, prepared: Path | str | None = None
+) -> FinishedRun:
     """Restores a finished run, on as many ranks as it may have had, in one process.
 
     Args:
         folder: of the run.
         runtime: of this process.
         several_ranks: the caller makes the same calls with the same arguments on every rank.
+        prepared: its prepared data, or the folder that holds them, where they have been moved since.
 
     Raises:
         UserError: the folder holds no finished run, or one of other data or of another version.
@@ -308,14 +307,13 @@ def load_run(folder: Path | str, runtime: Runtime, several_ranks: bool = False) 
     config, results, checkpoint = read_run(folder)
     if runtime.world_size > 1 and not several_ranks:
         raise UserError("a finished run is opened by one process: start it without torchrun")
-    prepared = prepare(config.data, runtime.show_progress)
-    _check_data(folder, results, prepared)
+    data = open_prepared(folder, config, results, prepared, runtime.show_progress)
     state = served_state.load(folder)
     if state is not None:
-        prepared = Grown(prepared, state)
-    model = Model(config, prepared, runtime)
+        data = Grown(data, state)
+    model = Model(config, data, runtime)
     method = build_method(config.method, model.dim, model.shape.num_item_fields * model.dim).to(runtime.device)
-    method.attach(pretrained_items(model, prepared))
+    method.attach(pretrained_items(model, data))
     run_rows = None
     if state is None:
         load_tensors(checkpoint, pretrained_tensors(model) | meta_trained_tensors(model.new_ids, method))
@@ -328,7 +326,7 @@ def load_run(folder: Path | str, runtime: Runtime, several_ranks: bool = False) 
     method.eval()
     for parameter in (*model.backbone.parameters(), *method.parameters()):
         parameter.requires_grad_(False)
-    return FinishedRun(folder, config, results, prepared, model, method, state, run_rows)
+    return FinishedRun(folder, config, results, data, model, method, state, run_rows)
 
 
 def _fill_new_ids(model: Model, run_rows: torch.Tensor, state: WarmState, config: Config) -> None:
@@ -341,58 +339,3 @@ def _fill_new_ids(model: Model, run_rows: torch.Tensor, state: WarmState, config
         model.new_in_histories.fill("new", lambda index: before[index.cpu()].to(index.device))
     rows[torch.from_numpy(state.rows.item)] = torch.from_numpy(state.rows.served)
     model.new_ids.fill("new", lambda index: rows[index.cpu()].to(index.device))
-
-
-def read_run(folder: Path) -> tuple[Config, dict[str, Any], Path]:
-    """(config, content of results.json, last checkpoint) of a finished run.
-
-    Raises:
-        UserError: it is no run, it is not finished, or another version made it.
-    """
-    if not (folder / "config.toml").exists():
-        raise UserError(f"{folder}: no run is here (no config.toml); name the --output folder of a `mwuf run`")
-    try:
-        results = json.loads((folder / "results.json").read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder}: this run is not finished (no results.json): `mwuf run {folder / 'config.toml'} --output "
-            f"{folder}` goes on where it stopped"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{folder / 'results.json'}: cannot be read ({error}); delete it and run again") from None
-    made_by = results.get("versions", {}).get("mwuf_dist", "unknown")
-    if results.get("schema") != SCHEMA:
-        raise UserError(
-            f"{folder}: results of schema {results.get('schema')!r}; this version ({versions().get('mwuf_dist')}) "
-            f"reads {SCHEMA}: use mwuf-dist {made_by}, which made it"
-        )
-    config = load_config(folder / "config.toml")
-    # Of the keys that stand in it: it has all that there were when the run was made, and there may be more now.
-    hashed = hash_of_values(tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")))
-    if hashed != results["config_hash"]:
-        raise UserError(
-            f"{folder}: config.toml is not that of results.json ({hashed} and {results['config_hash']}): "
-            f"it was edited (the run was made by mwuf-dist {made_by}): run again in a new folder"
-        )
-    pointer = folder / "checkpoints" / "LATEST"
-    if not pointer.exists():
-        raise UserError(f"{folder}: its checkpoints are gone; delete results.json and run again to make them anew")
-    checkpoint = pointer.parent / pointer.read_text().strip()
-    cursor = read_meta(checkpoint, results["config_hash"]).cursor
-    if (cursor.stage, cursor.phase) != ("warm_up", len(PHASES)):
-        raise UserError(f"{checkpoint}: not the last checkpoint of a run; delete results.json and run again")
-    return config, results, checkpoint
-
-
-def _check_data(folder: Path, results: dict[str, Any], prepared: Prepared) -> None:
-    split = results["split"]
-    found = {"old_items": prepared.num_old_items, "new_items": prepared.num_new_items}
-    found |= {name: prepared.num_rows(name) for name in prepared.manifest["splits"]}
-    changed = [f"{name} {split[name]} -> {value}" for name, value in found.items() if split[name] != value]
-    if results.get("prepared", prepared.path.name) != prepared.path.name:
-        changed.insert(0, f"shards {results['prepared']} -> {prepared.path.name}")
-    if changed:
-        raise UserError(
-            f"{folder}: the data has changed since the run ({'; '.join(changed)}): bring the old files back, or run "
-            "again in a new folder"
-        )

@@ -113,6 +113,8 @@ def results_of(config: Config, prepared: Prepared, runtime: Runtime, meta: Meta)
             "positives": {name: split["positives"] / max(1, split["rows"]) for name, split in splits.items()},
         },
         "prepared": prepared.path.name,
+        "prepared_path": str(prepared.path.resolve()),
+        "prepared_checksum": prepared.checksum,
         "phases": meta.phases,
         "stages": meta.stages,
         "config_hash": config_hash(config),

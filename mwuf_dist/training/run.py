@@ -16,7 +16,7 @@ import torch
 from mwuf_dist.config import PHASES, Config, UserError, build, config_hash, differences, read_toml, to_toml
 from mwuf_dist.data.batches.lanes import check_lanes
 from mwuf_dist.data.batches.order import num_lanes
-from mwuf_dist.data.prepare.prepare import is_prepared, prepare
+from mwuf_dist.data.prepare.prepare import describe, is_prepared, prepare
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.files import write_atomically
@@ -99,9 +99,8 @@ def _check_batch_sizes(config: Config, stages: Sequence[str], runtime: Runtime) 
 
 
 def _start(config: Config, folder: Path, runtime: Runtime) -> Run:
-    reused = is_prepared(config.data)
     clock = time.perf_counter()
-    prepared = _prepare(config, runtime)
+    prepared, reused = _prepare(config, runtime)
     seconds = time.perf_counter() - clock
     job = Run(config, folder, runtime, prepared)
     if not reused and "prepare" not in job.session.meta.stages:
@@ -113,10 +112,20 @@ def _since(clock: float) -> float:
     return time.perf_counter() - clock
 
 
-def _prepare(config: Config, runtime: Runtime) -> Prepared:
-    # The main rank builds what is missing, then the others find it.
-    runtime.on_main(lambda: prepare(config.data, runtime.show_progress))
-    return prepare(config.data)
+def _prepare(config: Config, runtime: Runtime) -> tuple[Prepared, bool]:
+    """The data, and whether they were prepared before."""
+    made_of: dict[str, Any] = {}
+    reused = []
+
+    def build() -> None:
+        made_of.update(describe(config.data))
+        reused.append(is_prepared(config.data, made_of))
+        prepare(config.data, runtime.show_progress, made_of=made_of)
+
+    # The main rank reads the raw files and builds what is missing, then the others find it.
+    runtime.on_main(build)
+    found: Any = runtime.share((made_of, reused))
+    return prepare(config.data, made_of=found[0]), found[1][0]
 
 
 def check_folder(config: Config, folder: Path) -> None:

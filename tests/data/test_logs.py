@@ -284,6 +284,8 @@ def test_prepared_data_is_made_again_when_a_file_changes(tmp_path: Path) -> None
     first = logs.fingerprint(config)
     assert logs.fingerprint(config) == first
     os.utime(path, ns=(1, 1))
+    assert logs.fingerprint(config) == first
+    path.write_text(CLICKS.swapcase())
     assert logs.fingerprint(config) != first
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,6 @@ import pytest
 
 from mwuf_dist.config import DataConfig, SyntheticConfig, UserError
 from mwuf_dist.data import shards, sources
-from mwuf_dist.data.prepare import prepare as prepare_module
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.schema import Field, RawDataset, RawPieces, list_column
 from mwuf_dist.data.shards import Prepared
@@ -23,6 +23,9 @@ from mwuf_dist.data.sources import synthetic
 from mwuf_dist.data.split import SPLITS, SplitRule
 from tests.data.raw_files import files_of, in_memory
 from tests.data.splits import split_rows
+
+# The package offers the function under the name of its module.
+prepare_module = importlib.import_module("mwuf_dist.data.prepare.prepare")
 
 COLUMNS = ("user", "item", "label", "time", "row", "bayes_logit")
 OPTIONS = SyntheticConfig(num_rows=40_000, num_users=300, num_items=200)

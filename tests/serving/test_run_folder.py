@@ -73,8 +73,8 @@ def change_results(key: str, value: object) -> Callable[[Path], None]:
         (edit("config.toml", "old_above = 60", "old_above = 61"), "it was edited"),
         (edit("config.toml", "old_above = 60", "older_above = 60"), "unknown key `data.older_above`"),
         (change_results("schema", 99), "results of schema 99"),
-        (change_results("prepared", "synthetic-000000000000"), "data has changed since the run"),
-        (edit("results.json", '"old_items": ', '"old_items": 1'), "data has changed since the run .*old_items"),
+        (change_results("prepared_checksum", "000000000000"), "is not what .* was trained on .*checksum"),
+        (edit("results.json", '"old_items": ', '"old_items": 1'), "is not what .* was trained on .*old_items"),
         (edit("checkpoints/LATEST", "warm_up-4", "warm_up-3"), "not the last checkpoint"),
     ],
 )

@@ -13,11 +13,12 @@ import pytest
 
 from mwuf_dist.config import Config, build
 from mwuf_dist.data.prepare.prepare import prepare
-from mwuf_dist.data.shards import ENTITY_FILES, Prepared
+from mwuf_dist.data.shards import Prepared
 from mwuf_dist.launch import local
 from mwuf_dist.runtime import Runtime, start
-from mwuf_dist.serving.warm.interactions import Columns, Log, find, log_options, read_interactions
-from mwuf_dist.serving.warm.job import raw_ids, seen_by_run, warm
+from mwuf_dist.serving.served_log import Log, find
+from mwuf_dist.serving.warm.interactions import Columns, log_options, read_interactions
+from mwuf_dist.serving.warm.job import seen_by_run, warm
 from mwuf_dist.serving.warm.negatives import add_negatives
 from tests.tiny import TINY
 
@@ -79,7 +80,7 @@ def negatives_of(run: Positives, table: pa.Table, path: Path) -> Log:
     """Rows of label 0 for a table, items by their raw ID."""
     pq.write_table(table, path)
     options = log_options(run.config, Columns())
-    run_ids, user_ids = (raw_ids(run.prepared, ENTITY_FILES[side]) for side in ("item", "user"))
+    run_ids, user_ids = (run.prepared.raw_ids(side) for side in ("item", "user"))
     rows = read_interactions(path, options, user_ids, is_logs=True)
     assert (rows.log["label"] == 1).all()
     items = find(rows.item_ids, run_ids)
@@ -99,8 +100,8 @@ def test_negatives_are_users_of_the_run_who_never_liked_the_item_there_nor_are_t
     run: Positives, tmp_path: Path
 ) -> None:
     log = negatives_of(run, run.today, tmp_path / "today.parquet")
-    user_ids = raw_ids(run.prepared, ENTITY_FILES["user"]).to_pylist()
-    run_ids = raw_ids(run.prepared, ENTITY_FILES["item"]).to_pylist()
+    user_ids = run.prepared.raw_ids("user").to_pylist()
+    run_ids = run.prepared.raw_ids("item").to_pylist()
     old = set(run_ids[: run.prepared.num_old_items])
     rows = [row for row in run.today.to_pylist() if row["what"] not in old]
     liked = {(row["who"], row["what"]) for row in run.logs.to_pylist()}

@@ -1,1 +1,5 @@
-"""Raw data to prepared shards, in steps that run in this process or on a Ray cluster."""
+"""Stage `prepare`: raw data to shards, in steps that any number of workers share. Callers need `prepare` alone."""
+
+from mwuf_dist.data.prepare.prepare import prepare
+
+__all__ = ["prepare"]

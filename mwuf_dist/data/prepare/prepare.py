@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mwuf_dist.config import DataConfig
+from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.data import shards, sources
 from mwuf_dist.data.locations import beside, prepared_root
 from mwuf_dist.data.prepare.pipeline import STEPS, write_prepared
@@ -23,7 +23,9 @@ from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.split import SplitRule
 
 
-def prepare(config: DataConfig, progress: bool = False, pool: Pool | None = None) -> Prepared:
+def prepare(
+    config: DataConfig, progress: bool = False, pool: Pool | None = None, made_of: dict[str, Any] | None = None
+) -> Prepared:
     """Reads, splits and writes the data set, or opens the folder that an earlier call with the same inputs left.
 
     Several processes may call it at once: each writes beside, and the first rename wins.
@@ -32,11 +34,12 @@ def prepare(config: DataConfig, progress: bool = False, pool: Pool | None = None
         config: section `data`.
         progress: show a progress bar.
         pool: who does the work, where there is some; None: this process. What is written does not depend on it.
+        made_of: what `describe` has found already; it reads all raw files.
 
     Raises:
         UserError: the raw data is wrong or absent, or the rule leaves no old or no new item. Nothing is left behind.
     """
-    made_of = describe(config)
+    made_of = made_of or describe(config)
     folder = prepared_folder(config, made_of)
     manifest = shards.read_manifest(folder)
     if manifest is None:
@@ -44,9 +47,9 @@ def prepare(config: DataConfig, progress: bool = False, pool: Pool | None = None
     return Prepared(folder, manifest)
 
 
-def is_prepared(config: DataConfig) -> bool:
-    """Whether `prepare` would only open what an earlier call has written."""
-    return shards.read_manifest(prepared_folder(config, describe(config))) is not None
+def is_prepared(config: DataConfig, made_of: dict[str, Any] | None = None) -> bool:
+    """Whether `prepare`, called with the same, would only open what an earlier call has written."""
+    return shards.read_manifest(prepared_folder(config, made_of or describe(config))) is not None
 
 
 def describe(config: DataConfig) -> dict[str, Any]:
@@ -86,6 +89,8 @@ def _build(
 
             raw = sources.find(config.name).pieces(config)
             write_prepared(raw, _rule(config), temporary, facts, pool, step)
+        if describe(config) != made_of:
+            raise UserError(f"data set {config.name!r}: a file has changed while it was read; call it again")
         _install(temporary, folder)
     manifest = shards.read_manifest(folder)
     assert manifest is not None, f"{folder} changed while it was written"

@@ -43,6 +43,7 @@ from mwuf_dist.data.locations import data_dir
 from mwuf_dist.data.readers import csv_pieces, log_tables
 from mwuf_dist.data.readers.csv_pieces import Column, RawCsv
 from mwuf_dist.data.schema import Entities, RawPieces
+from mwuf_dist.data.sources.content import content_of
 from mwuf_dist.data.sources.synthesized import mark_of
 
 VERSION = 1  # Raise it when the same raw files would give other tables.
@@ -75,13 +76,9 @@ USER_FIELDS = {
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
-    """Reader version; folder, name, size and time of change of each file; what made-up files were made with."""
+    """Reader version; what each file holds; what made-up files were made with."""
     parts = find_raw()
-    files = [
-        (path.parent.name if len(parts) > 1 else "", path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for part in parts
-        for path in part
-    ]
+    files = content_of([path for part in parts for path in part])
     mark = {key: value for part in parts for key, value in mark_of(part[0].parent).items()}
     return {"source": NAME, "version": VERSION, "files": files, **mark}
 

@@ -28,9 +28,10 @@ from mwuf_dist.data.readers import encode, labels, log_tables
 from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.readers.negatives import add_negatives
 from mwuf_dist.data.schema import RAW_ID, SIDES, USER_ID, Field, RawDataset, RawPieces, Side
+from mwuf_dist.data.sources.content import content_of
 
 ANY_ITEM = "any_item"  # Of items without fields; index 0, like what an item never seen has.
-VERSION = 2  # Raise it when the same files would give other tables.
+VERSION = 3  # Raise it when the same files would give other tables.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +50,12 @@ class _Entities:
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
-    """Reader version, the options, and name, size and time of change of each file."""
+    """Reader version, the options but for where the files lie, and what each of them holds."""
     options = config.logs
     check_options(options)
-    files = {
-        key: [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
-        for key, found in _files(options).items()
-    }
-    found = {"source": "logs", "version": VERSION, "files": files, **dataclasses.asdict(options)}
+    files = {key: content_of(found) for key, found in _files(options).items()}
+    how = {name: value for name, value in dataclasses.asdict(options).items() if name not in files}
+    found = {"source": "logs", "version": VERSION, "files": files, **how}
     has_item_field = any(field.side == "item" for field in options.fields)
     return found if has_item_field else found | {"item_field": ANY_ITEM}
 

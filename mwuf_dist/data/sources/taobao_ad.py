@@ -39,6 +39,7 @@ from mwuf_dist.data.locations import data_dir
 from mwuf_dist.data.readers import csv_pieces, log_tables
 from mwuf_dist.data.readers.csv_pieces import Column, RawCsv
 from mwuf_dist.data.schema import Entities, RawPieces
+from mwuf_dist.data.sources.content import content_of
 from mwuf_dist.data.sources.known_counts import report_split
 from mwuf_dist.data.sources.synthesized import mark_of
 
@@ -88,10 +89,9 @@ _SIDE_TABLES = LogsConfig(missing=("", "NULL"))
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
-    """Reader version, name, size and time of change of each file (a checksum of gigabytes would take seconds)."""
+    """Reader version and what each file holds."""
     paths = find_raw()
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return {"source": NAME, "version": VERSION, "files": files, **mark_of(paths[0].parent)}
+    return {"source": NAME, "version": VERSION, "files": content_of(paths), **mark_of(paths[0].parent)}
 
 
 def find_raw() -> tuple[Path, ...]:

@@ -28,7 +28,7 @@ from mwuf_dist.data.readers import encode, log_tables
 from mwuf_dist.methods.meta_warm_up import MetaWarmUp
 from mwuf_dist.serving.adopt.files import find_table, import_factory, load_weights
 from mwuf_dist.serving.rule import WarmRule, item_groups, module_slope, warm_rows
-from mwuf_dist.serving.warm.interactions import find, id_keys
+from mwuf_dist.serving.served_log import find, id_keys
 
 # Rows of the logs whose embeddings are asked for at once.
 _CHUNK_ROWS = 1 << 16

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
 from mwuf_dist.data.readers import encode, labels, log_tables
-from mwuf_dist.data.schema import RAW_ID, Field, list_column
+from mwuf_dist.data.schema import RAW_ID, Field
 from mwuf_dist.data.shards import ENTITY_FILES, Prepared
+from mwuf_dist.serving.served_state import as_column, unknown_fields
 
 _AROUND = " \t\r\n[]'\""
 
@@ -76,25 +77,11 @@ def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bo
         column = table.columns[columns[field.name]]
         rows = encode.first_rows(entity, column.is_valid().to_numpy(), np.arange(table.num_rows), len(ids))
         if known is None:
-            out[field.name] = _as_column(field, *_indices(field, _words(column, rows, "|"), path))
+            out[field.name] = as_column(field, *_indices(field, _words(column, rows, "|"), path))
         else:
             own = named[field.name]
             out[field.name] = _encoded(field, own, column, rows, _own_column(own, options, prepared, known), known)
     return ids, pa.table(out)
-
-
-def unknown_fields(prepared: Prepared, num: int) -> pa.Table:
-    """The fields of `num` items of which nothing is known: index 0 everywhere."""
-    columns = {
-        field.name: _as_column(field, np.zeros(num, dtype=np.int32), np.ones(num, dtype=np.int64))
-        for field in prepared.fields
-        if field.side == "item"
-    }
-    return pa.table(columns)
-
-
-def _as_column(field: Field, values: np.ndarray, lengths: np.ndarray) -> pa.Array:
-    return pa.array(values) if field.kind == "categorical" else list_column(lengths, values)
 
 
 def _indices(field: Field, words: _Words, path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +162,7 @@ def _encoded(
     codes = known[field.name].chunk(0)
     is_number = own.kind == "numeric"
     index = _buckets(theirs, codes.to_numpy(), words) if is_number else _learned(theirs, codes, words.text)
-    return _as_column(field, *_filled(words, index, field))
+    return as_column(field, *_filled(words, index, field))
 
 
 def _buckets(theirs: _Words, codes: np.ndarray, words: _Words) -> np.ndarray:

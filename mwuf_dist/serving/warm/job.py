@@ -15,33 +15,22 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from mwuf_dist.config import WARM_SETS, UserError
 from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.data.prepare.prepare import prepare
-from mwuf_dist.data.schema import RAW_ID
-from mwuf_dist.data.shards import ENTITY_FILES, Prepared
+from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving import served_state
 from mwuf_dist.serving.export.export import Format, write_export
-from mwuf_dist.serving.finished_run import FinishedRun, load_run, read_run
+from mwuf_dist.serving.finished_run import FinishedRun, load_run
 from mwuf_dist.serving.rule import check_rule_fits
-from mwuf_dist.serving.served_state import Change, WarmState
-from mwuf_dist.serving.warm.interactions import (
-    LOG_COLUMNS,
-    Columns,
-    Log,
-    NewRows,
-    find,
-    id_keys,
-    log_options,
-    read_interactions,
-    taken,
-    together,
-)
-from mwuf_dist.serving.warm.item_fields import read_fields, unknown_fields
+from mwuf_dist.serving.run_files import open_prepared, read_run
+from mwuf_dist.serving.served_log import LOG_COLUMNS, Log, NewRows, find, id_keys, taken, together
+from mwuf_dist.serving.served_state import WarmState, unknown_fields
+from mwuf_dist.serving.warm.change import Change, change_by
+from mwuf_dist.serving.warm.interactions import Columns, log_options, read_interactions
+from mwuf_dist.serving.warm.item_fields import read_fields
 from mwuf_dist.serving.warm.negatives import add_negatives
 from mwuf_dist.serving.warm.rows import WarmJob
 
@@ -101,6 +90,7 @@ def warm(
     columns: Columns | None = None,
     kind: Format = "parquet",
     context: bool = False,
+    prepared: Path | None = None,
 ) -> WarmReport:
     """Runs the job. Every rank calls it with the same arguments.
 
@@ -113,36 +103,37 @@ def warm(
         columns: names of the columns of the interactions.
         kind: format of the export.
         context: in the export, what the model reads of the items beside their embeddings too.
+        prepared: see `load_run`.
 
     Raises:
         UserError: the input is wrong, or `output` holds something else.
     """
-    config, _, checkpoint = read_run(folder)
+    config, results, checkpoint = read_run(folder)
     check_rule_fits(config)
     if output.resolve() == folder.resolve():
         raise UserError(f"{output}: is the run itself, which stays as it is: name another --output")
-    prepared = prepare(config.data)
-    run_ids, user_ids = (raw_ids(prepared, ENTITY_FILES[side]) for side in ("item", "user"))
-    before = served_state.load(folder) or served_state.new_state(prepared, run_ids.type, config.embedding.dim)
+    data = open_prepared(folder, config, results, prepared)
+    run_ids, user_ids = data.raw_ids("item"), data.raw_ids("user")
+    before = served_state.load(folder) or served_state.new_state(data, run_ids.type, config.embedding.dim)
     options = log_options(config, columns or Columns())
     is_logs = config.data.name == "logs"
-    rows, run_log, num_drawn = _read_rows(interactions, options, prepared, run_ids, user_ids, is_logs)
-    nothing = rows.item_ids[:0], unknown_fields(prepared, 0)
-    listed = nothing if items is None else read_fields(items, options, prepared, is_logs)
-    change = served_state.change(before, rows, listed, run_ids, prepared, run_log, 3 * config.data.warm_rows)
+    rows, run_log, num_drawn = _read_rows(interactions, options, data, run_ids, user_ids, is_logs)
+    nothing = rows.item_ids[:0], unknown_fields(data, 0)
+    listed = nothing if items is None else read_fields(items, options, data, is_logs)
+    change = change_by(before, rows, listed, run_ids, data, run_log, 3 * config.data.warm_rows)
     change = replace(change, state=replace(change.state, made_from=_made_from(folder, change.state)))
     if output.exists():
         return _already_done(output, change, rows)
     beside = output.parent / f".{output.name}.partial"
     runtime.on_main(lambda: _make_folder(beside))
     try:
-        job = WarmJob(config, runtime, prepared, change, run_log)
-        run = load_run(folder, runtime, several_ranks=True)
+        job = WarmJob(config, runtime, data, change, run_log)
+        run = load_run(folder, runtime, several_ranks=True, prepared=data.path)
         scores = _scores_of_old_items(run)
         state = replace(change.state, rows=job.rows(run))
         runtime.on_main(lambda: _write(state, folder, checkpoint, beside))
         del run
-        after = load_run(beside, runtime, several_ranks=True)
+        after = load_run(beside, runtime, several_ranks=True, prepared=data.path)
         same = bool(torch.equal(scores, _scores_of_old_items(after)))
         assert same, "scores of old items have changed: nothing is written"
         changed = np.union1d(change.anew, change.going_on)
@@ -165,12 +156,6 @@ def _read_rows(
         drawn = options.negatives_per_positive, options.negatives_seed
         rows = add_negatives(rows, items, prepared, user_ids, run_log, *drawn)
     return rows, run_log, rows.num_rows - num_positives
-
-
-def raw_ids(prepared: Prepared, name: str) -> pa.Array:
-    """Raw IDs of an entity file of the prepared data."""
-    column = pq.read_table(prepared.path / name, columns=[RAW_ID], memory_map=True)[RAW_ID]
-    return pa.concat_arrays(column.chunks)
 
 
 def seen_by_run(prepared: Prepared, items: np.ndarray, user_ids: pa.Array) -> Log:

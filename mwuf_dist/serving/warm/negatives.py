@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from mwuf_dist.data.readers.negatives import MAX_DRAWS
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.serving.warm.interactions import Log, NewRows, id_keys, is_known, mixed, taken, together
+from mwuf_dist.serving.served_log import Log, NewRows, id_keys, is_known, mixed, taken, together
 
 # Rows of the run read at once.
 _READ_ROWS = 1 << 22

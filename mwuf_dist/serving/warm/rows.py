@@ -27,9 +27,10 @@ from mwuf_dist.serving.rule import (
     rule_of,
     warm_rows,
 )
-from mwuf_dist.serving.served_state import Change, Grown, Rows
+from mwuf_dist.serving.served_log import Log, id_keys, taken, together
+from mwuf_dist.serving.served_state import Grown, Rows
+from mwuf_dist.serving.warm.change import Change
 from mwuf_dist.serving.warm.first_rows import first_rows, frozen_method, regenerated_rows
-from mwuf_dist.serving.warm.interactions import Log, id_keys, taken, together
 from mwuf_dist.training.model import feature_store
 
 # Interactions whose frozen parts are in memory at once.

@@ -1,0 +1,156 @@
+"""What a finished run's folder says: its config, its results, its last checkpoint, and the prepared data it names."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mwuf_dist.config import PHASES, Config, UserError, hash_of_values, load_config
+from mwuf_dist.data.locations import prepared_root
+from mwuf_dist.data.prepare.prepare import prepare
+from mwuf_dist.data.shards import MANIFEST, Prepared, read_manifest
+from mwuf_dist.training.checkpoint.files import read_meta
+from mwuf_dist.training.results import SCHEMA, versions
+
+# Names the folder of a run's prepared data, or the one that holds it, where it is no longer where the run found it.
+PREPARED_VARIABLE = "MWUF_PREPARED_DIR"
+
+
+def read_run(folder: Path) -> tuple[Config, dict[str, Any], Path]:
+    """(config, content of results.json, last checkpoint) of a finished run.
+
+    Raises:
+        UserError: it is no run, it is not finished, or another version made it.
+    """
+    if not (folder / "config.toml").exists():
+        raise UserError(f"{folder}: no run is here (no config.toml); name the --output folder of a `mwuf run`")
+    try:
+        results = json.loads((folder / "results.json").read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: this run is not finished (no results.json): `mwuf run {folder / 'config.toml'} --output "
+            f"{folder}` goes on where it stopped"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{folder / 'results.json'}: cannot be read ({error}); delete it and run again") from None
+    made_by = results.get("versions", {}).get("mwuf_dist", "unknown")
+    if results.get("schema") != SCHEMA:
+        raise UserError(
+            f"{folder}: results of schema {results.get('schema')!r}; this version ({versions().get('mwuf_dist')}) "
+            f"reads {SCHEMA}: use mwuf-dist {made_by}, which made it"
+        )
+    config = load_config(folder / "config.toml")
+    # Of the keys that stand in it: it has all that there were when the run was made, and there may be more now.
+    hashed = hash_of_values(tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")))
+    if hashed != results["config_hash"]:
+        raise UserError(
+            f"{folder}: config.toml is not that of results.json ({hashed} and {results['config_hash']}): "
+            f"it was edited (the run was made by mwuf-dist {made_by}): run again in a new folder"
+        )
+    pointer = folder / "checkpoints" / "LATEST"
+    if not pointer.exists():
+        raise UserError(f"{folder}: its checkpoints are gone; delete results.json and run again to make them anew")
+    checkpoint = pointer.parent / pointer.read_text().strip()
+    cursor = read_meta(checkpoint, results["config_hash"]).cursor
+    if (cursor.stage, cursor.phase) != ("warm_up", len(PHASES)):
+        raise UserError(f"{checkpoint}: not the last checkpoint of a run; delete results.json and run again")
+    return config, results, checkpoint
+
+
+def open_prepared(
+    folder: Path, config: Config, results: dict[str, Any], named: Path | str | None = None, progress: bool = False
+) -> Prepared:
+    """The prepared data that a run was trained on; the raw data are needed only where these are gone.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        results: content of its results.json.
+        named: the prepared folder, or one that holds it; None: `MWUF_PREPARED_DIR`, then where the run found it, then
+            where the config, the cache or a folder beside the run has it.
+        progress: show a progress bar where the data must be prepared again.
+
+    Raises:
+        UserError: there is none, or it holds other data.
+    """
+    name, other = results.get("prepared", ""), []
+    places = list(_places(folder, config, results, named))
+    for place in places:
+        manifest = read_manifest(place)
+        if manifest is None:
+            continue
+        prepared = Prepared(place, manifest)
+        other = _differences(results, prepared)
+        if not other:
+            return prepared
+        if named is not None or place.name == name:
+            raise UserError(
+                f"{place}: is not what {folder} was trained on ({'; '.join(other)}): name its prepared data with "
+                f"--prepared or {PREPARED_VARIABLE}, or run again in a new folder"
+            )
+    if named is not None:
+        raise UserError(f"{named}: no prepared data ({MANIFEST}) is here, nor in a folder {name} in it: name another")
+    return _prepared_again(folder, config, results, places, progress)
+
+
+def _places(folder: Path, config: Config, results: dict[str, Any], named: Path | str | None) -> Iterator[Path]:
+    name = results.get("prepared", "")
+    asked = named or os.environ.get(PREPARED_VARIABLE)
+    if asked:
+        yield from (Path(asked).expanduser(), Path(asked).expanduser() / name)
+    if named is not None or not name:
+        return
+    if "prepared_path" in results:
+        yield Path(results["prepared_path"])
+    yield from (prepared_root(config.data.prepared_dir) / name, prepared_root("") / name, folder.parent / name)
+
+
+def _prepared_again(
+    folder: Path, config: Config, results: dict[str, Any], places: list[Path], progress: bool
+) -> Prepared:
+    """The data made again from the raw ones, checked to be the same."""
+    name = results.get("prepared", "")
+    try:
+        prepared = prepare(config.data, progress)
+    except UserError as error:
+        looked = ", ".join(dict.fromkeys(str(place.parent) for place in places)) or "nothing is written down"
+        raise UserError(
+            f"{folder}: its prepared data {name} are gone (looked in {looked}), and cannot be made again: {error}. "
+            f"Where they have been moved, name them with --prepared or {PREPARED_VARIABLE}"
+        ) from None
+    changed = _differences(results, prepared)
+    if changed:
+        if name and name != prepared.path.name:
+            changed.insert(0, f"shards {name} -> {prepared.path.name}")
+        raise UserError(
+            f"{folder}: the data has changed since the run ({'; '.join(changed)}): bring the old files back, or run "
+            "again in a new folder"
+        )
+    if name and name != prepared.path.name and "prepared_checksum" not in results:
+        print(
+            f"{folder}: its prepared data {name} are gone; those made again, {prepared.path.name}, have as many rows "
+            "and positives, which is all that this run has written down of them",
+            file=sys.stderr,
+        )
+    return prepared
+
+
+def _differences(results: dict[str, Any], prepared: Prepared) -> list[str]:
+    """What of the data is not as the run has written it down."""
+    split, splits = results["split"], prepared.manifest["splits"]
+    found = {"old_items": prepared.num_old_items, "new_items": prepared.num_new_items}
+    found |= {name: one["rows"] for name, one in splits.items()}
+    changed = [f"{name} {split[name]} -> {value}" for name, value in found.items() if split[name] != value]
+    for name, share in split.get("positives", {}).items():
+        now = splits[name]["positives"] / max(1, splits[name]["rows"])
+        if now != share:
+            changed.append(f"positives of {name} {share:.6f} -> {now:.6f}")
+    checksum = results.get("prepared_checksum", prepared.checksum)
+    if checksum != prepared.checksum:
+        changed.append(f"checksum {checksum} -> {prepared.checksum}")
+    return changed

@@ -1,0 +1,153 @@
+"""What new interactions and items do to the state of a run, before any row of phi_new has moved."""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
+
+from mwuf_dist.config import UserError
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.serving.served_log import Log, NewRows, find, in_order, is_known, taken, together
+from mwuf_dist.serving.served_state import WarmState, unknown_fields
+
+
+@dataclass(frozen=True)
+class Change:
+    """What new rows do to a state, before any row of phi_new has moved.
+
+    Attributes:
+        state: with the new items and interactions; `rows` are those of before, under the new indices.
+        anew: indices of items whose row must be made again from the run's (or its first) row.
+        going_on: indices of items whose row goes on from its last boundary.
+        num_new: interactions that were new.
+        num_known: that had been seen before, or stood in the input twice.
+        num_of_old_items: of old items, whose rows are frozen.
+        num_new_items: items never seen before.
+    """
+
+    state: WarmState
+    anew: np.ndarray
+    going_on: np.ndarray
+    num_new: int
+    num_known: int
+    num_of_old_items: int
+    num_new_items: int
+
+
+def change_by(
+    state: WarmState,
+    rows: NewRows,
+    listed: tuple[pa.Array, pa.Table],
+    run_ids: pa.Array,
+    prepared: Prepared,
+    run_log: Log,
+    run_rows: int,
+) -> Change:
+    """Adds new interactions and items to a state.
+
+    Args:
+        state: of before.
+        rows: the interactions.
+        listed: raw IDs and fields of items.
+        run_ids: raw IDs of the run's items.
+        prepared: of the run.
+        run_log: interactions that the run has seen of its own new items.
+        run_rows: how many it has seen of each.
+    """
+    grown, moved = _grow(state, rows.item_ids, listed, run_ids, prepared)
+    # The log of before under the new indices.
+    log = state.log | {"item": _moved(state.log["item"], moved, state.num_run_items).astype(np.int32)}
+    ids = pa.concat_arrays([run_ids, grown.ids])
+    new = rows.log | {"item": find(rows.item_ids, ids)[rows.log["item"]]}
+    is_old = new["item"] < prepared.num_old_items
+    new = taken(new, ~is_old)
+    new = taken(new, in_order(new))
+    new = taken(new, ~is_known(new, together([log, run_log])))
+    both = together([log, new])
+    order = in_order(both)
+    late = _late(state, moved, both["item"][order], order >= len(log["item"]), run_rows)
+    old_rows = dataclasses.replace(state.rows, item=_moved(state.rows.item, moved, state.num_run_items))
+    # Fields that came after the first clicks, and items without a click.
+    was_listed = np.zeros(len(grown.ids), dtype=bool)
+    was_listed[moved] = state.listed
+    appeared = np.ones(len(grown.ids), dtype=bool)
+    appeared[moved] = False
+    remade = state.num_run_items + np.flatnonzero(appeared | (grown.listed & ~was_listed))
+    touched = np.unique(new["item"]).astype(np.int64)
+    anew = np.union1d(np.intersect1d(touched, late), remade)
+    return Change(
+        state=dataclasses.replace(grown, log=taken(both, order), rows=old_rows),
+        anew=anew,
+        going_on=np.setdiff1d(touched, anew),
+        num_new=len(new["item"]),
+        num_known=rows.num_rows - int(is_old.sum()) - len(new["item"]),
+        num_of_old_items=int(is_old.sum()),
+        num_new_items=len(grown.ids) - len(state.ids),
+    )
+
+
+def _moved(item: np.ndarray, moved: np.ndarray, num_run_items: int) -> np.ndarray:
+    """Indices of before as indices of now: the run's stay, the others' place is `moved` [A]."""
+    table = np.append(moved, 0)  # never read, so that an empty one can be indexed
+    return np.where(item < num_run_items, item, num_run_items + table[np.maximum(item - num_run_items, -1)])
+
+
+def _late(state: WarmState, moved: np.ndarray, item: np.ndarray, is_new: np.ndarray, run_rows: int) -> np.ndarray:
+    """Items with a new interaction before their last boundary.
+
+    Args:
+        state: of before.
+        moved: place of its items among the grown ones.
+        item: of each interaction, in order [R].
+        is_new: whether it is new [R].
+        run_rows: interactions that the run has seen of each of its own items.
+    """
+    boundary = np.zeros(int(item.max(initial=-1)) + 1, dtype=np.int64)
+    index = _moved(state.rows.item, moved, state.num_run_items)
+    reached = index < len(boundary)
+    boundary[index[reached]] = state.rows.boundary[reached]
+    place = np.arange(len(item)) - np.searchsorted(item, item) + np.where(item < state.num_run_items, run_rows, 0)
+    return np.unique(item[is_new & (place < boundary[item])])
+
+
+def _grow(
+    state: WarmState, item_ids: pa.Array, listed: tuple[pa.Array, pa.Table], run_ids: pa.Array, prepared: Prepared
+) -> tuple[WarmState, np.ndarray]:
+    """The state with all items, and the place of each of the items of before among them [A]."""
+    fresh = []
+    for ids in (item_ids, listed[0]):
+        own = _as_type(ids, run_ids.type)
+        fresh.append(own.filter(pa.array(find(own, run_ids) < 0)))
+    ids = pc.unique(pa.concat_arrays([state.ids, *fresh]))
+    ids = ids.take(pc.array_sort_indices(ids))
+    before, now = find(ids, state.ids), find(ids, _as_type(listed[0], run_ids.type))
+    given = np.zeros(len(ids), dtype=bool)
+    given[before >= 0] = state.listed[before[before >= 0]]
+    # Fields that were given once stay; of the three sources each item takes one row.
+    sources = pa.concat_tables([state.fields, listed[1], unknown_fields(prepared, 1)])
+    num_before, num_listed = len(state.ids), len(listed[0])
+    source = np.where(given, before, np.where(now >= 0, num_before + now, num_before + num_listed))
+    fields = sources.take(pa.array(source)).combine_chunks()
+    grown = dataclasses.replace(state, ids=ids, fields=fields, listed=given | (now >= 0))
+    moved = np.empty(num_before, dtype=np.int64)
+    moved[before[before >= 0]] = np.flatnonzero(before >= 0)
+    return grown, moved
+
+
+def _as_type(ids: pa.Array, kind: pa.DataType) -> pa.Array:
+    if ids.type == kind:
+        return ids
+    try:
+        return ids.cast(kind)
+    except pa.ArrowInvalid:
+        text = ids.cast(pa.string())
+        wrong = text.filter(pc.invert(pc.match_substring_regex(text, r"^-?[0-9]{1,18}$")))
+        raise UserError(
+            f"item ID {wrong[0].as_py()!r} is no number, and all items of the run have numbers; correct the ID"
+        ) from None
