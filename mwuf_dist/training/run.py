@@ -100,7 +100,7 @@ def _check_batch_sizes(config: Config, stages: Sequence[str], runtime: Runtime) 
 
 def _start(config: Config, folder: Path, runtime: Runtime) -> Run:
     clock = time.perf_counter()
-    prepared, reused = _prepare(config, runtime)
+    prepared, reused = _prepare_or_reuse(config, runtime)
     seconds = time.perf_counter() - clock
     job = Run(config, folder, runtime, prepared)
     if not reused and "prepare" not in job.session.meta.stages:
@@ -112,7 +112,11 @@ def _since(clock: float) -> float:
     return time.perf_counter() - clock
 
 
-def _prepare(config: Config, runtime: Runtime) -> tuple[Prepared, bool]:
+def _prepare(config: Config, runtime: Runtime) -> Prepared:
+    return _prepare_or_reuse(config, runtime)[0]
+
+
+def _prepare_or_reuse(config: Config, runtime: Runtime) -> tuple[Prepared, bool]:
     """The data, and whether they were prepared before."""
     made_of: dict[str, Any] = {}
     reused = []
