@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 # Before anything imports torch or Ray. Two OpenMP teams on two cores make single steps 20 to 200 times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +18,8 @@ import pytest
 # How long an example takes says nothing on a machine that others use too.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+_NUM_GPU = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,17 +56,40 @@ def movielens_dir() -> Path:
     return folder
 
 
+# A worker takes the next file when it has done its own, so the long ones go first: with Ray, with ranks, these.
+LONG = ("kernels/test_interpreter", "test_quality", "test_house", "serving/test_export", "benchmarks/test_small")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # pytest-xdist would sort files by their number of tests
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    marked_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if marked_gpu and not _has_gpu():
-        for item in marked_gpu:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, torch sees none"))
+    if not _has_gpu():
+        left_out = [item for item in items if item.get_closest_marker("gpu")]
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[_NUM_GPU] = len(left_out)
+    ranks = {item.path for item in items if item.get_closest_marker("dist")}
+
+    def order(item: pytest.Item) -> int:
+        if item.get_closest_marker("ray"):
+            return 0
+        return 1 if item.path in ranks else 2 if _group(item) in LONG else 3
+
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: runs with `make test PYTEST_ARGS=--slow`"))
-        if item.get_closest_marker("ray"):
-            # One worker runs them all, so that two clusters never share the cores (`--dist loadgroup`).
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        # One worker runs all of Ray, so that two clusters never share the cores, and each file, so that what its tests
+        # share (prepared data, trained runs) is made once (`--dist loadgroup`).
+        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else _group(item)))
+    items.sort(key=order)
+
+
+def _group(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
 
 
 def _has_gpu() -> bool:
@@ -72,13 +98,25 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of `pytest -n` ends: all have left out the same tests."""
+    node.config.stash[_NUM_GPU] = node.workeroutput.get("num_gpu", 0)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
     """Prints the skips after everything else; outermost, so that pytest's own last line stands above."""
+    num_gpu = session.config.stash.get(_NUM_GPU, 0)
+    if hasattr(session.config, "workerinput"):  # a worker of `pytest -n`: the main process has its reports
+        session.config.workeroutput["num_gpu"] = num_gpu  # type: ignore[attr-defined]
     yield
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or hasattr(session.config, "workerinput"):
-        return  # a worker of `pytest -n`: the main process has its reports
+        return
+    num_gpu = session.config.stash.get(_NUM_GPU, 0)
+    if num_gpu:
+        reporter.write_line(f"Left out: {num_gpu} tests that need a CUDA device (torch sees none)")
     reasons = Counter(_reason(report) for report in reporter.stats.get("skipped", []))
     reporter.write_line(f"Skipped tests: {reasons.total()}")
     for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])):

@@ -22,8 +22,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CPU = ROOT / "kernels" / "mwuf_kernels" / "cpu"
 CHECKS = ROOT / "tests" / "kernels" / "native_checks.cpp"
-# Tests that compute; those that start processes compare ranks with each other, which `make test` does.
-NUMERIC = [f"tests/{name}" for name in ("kernels", "backbones", "methods", "embeddings", "training")]
+# Tests that compare two computations. Those of ranks and of runs that are stopped compare a processor with itself.
+NUMERIC = [f"tests/{name}" for name in ("kernels", "backbones", "methods", "embeddings")] + [
+    f"tests/training/test_{name}.py"
+    for name in ("algorithm1", "frozen", "pairs", "precision", "sequential", "user_means")
+]
 LEFT_OUT = "not dist and not ray and not gpu and not slow"
 INTERPRETER = "tests/kernels/test_interpreter.py"  # NumPy does all the work there
 # The instructions that gcc assumes of an -march, as Linux names them.

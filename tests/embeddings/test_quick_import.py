@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from mwuf_dist.config import to_toml
+from tests.cli.command import FEW_STEPS
 from tests.tiny import tiny
 
 PROGRAM = """
@@ -28,7 +29,7 @@ print(json.dumps([loaded, bool(real), fbgemm_gpu.sparse_ops.guard_or_true(torch.
 
 def test_a_whole_run_needs_no_compiler_and_afterwards_the_real_modules_are_there(tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
-    config.write_text(to_toml(tiny()))
+    config.write_text(to_toml(tiny(**FEW_STEPS)))
     command = [sys.executable, "-c", PROGRAM, "run", str(config), "--output", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

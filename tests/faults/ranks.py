@@ -102,17 +102,21 @@ def _arm(fault: Fault) -> None:
     setattr(owner, name, armed)
 
 
-def _rank(arguments: list[str], environment: dict[str, str], faults: Sequence[Fault], log: str) -> None:
+def _process(function: Callable[..., None], arguments: tuple[Any, ...], environment: dict[str, str], log: str) -> None:
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     os.environ.update(environment)
+    function(*arguments)
+
+
+def _rank(arguments: list[str], faults: Sequence[Fault]) -> None:
     from mwuf_dist import cli
     from mwuf_dist.training.checkpoint import save as checkpoints
 
     checkpoints._STEPS_BETWEEN_LOOKS = 3
     for fault in faults:
-        if fault.rank is None or str(fault.rank) == environment.get("RANK", "0"):
+        if fault.rank is None or str(fault.rank) == os.environ.get("RANK", "0"):
             _arm(fault)
     cli.main(arguments)
 
@@ -155,18 +159,27 @@ def launched(
     """Starts `mwuf run` into `folder` on some ranks."""
     config = folder.with_suffix(".toml")
     config.write_text(to_toml(build(values)))
+    arguments = ["run", str(config), "--output", str(folder)]
+    with forked(_rank, (arguments, tuple(faults)), folder, ranks, cache) as launch:
+        yield launch
+
+
+@contextlib.contextmanager
+def forked(
+    function: Callable[..., None], arguments: tuple[Any, ...], log: Path, ranks: int, cache: Path | None = None
+) -> Iterator[Launch]:
+    """Calls a function in each of some ranks, as `torchrun` would start them; they write to `log` and their number."""
     shared = {"MWUF_CACHE_DIR": str(cache or os.environ["MWUF_CACHE_DIR"]), "OMP_NUM_THREADS": "1"}
     store = None
     if ranks > 1:
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    launch = Launch([], [folder.with_suffix(f".{rank}.log") for rank in range(ranks)], store)
-    for rank, log in enumerate(launch.logs):
-        log.unlink(missing_ok=True)
+    launch = Launch([], [log.with_suffix(f".{rank}.log") for rank in range(ranks)], store)
+    for rank, path in enumerate(launch.logs):
+        path.unlink(missing_ok=True)
         environment = shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {})
-        arguments = ["run", str(config), "--output", str(folder)]
-        process = _FORKS.Process(target=_rank, args=(arguments, environment, tuple(faults), str(log)), daemon=True)
+        process = _FORKS.Process(target=_process, args=(function, arguments, environment, str(path)), daemon=True)
         process.start()
         launch.processes.append(process)
     try:

@@ -29,15 +29,6 @@ NUM_ROWS, PIECE_ROWS = 6000, 1500
 RULE = SplitRule(200, 20)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Any:
-    import ray
-
-    ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
-    yield ray
-    ray.shutdown()
-
-
 def rows(start: int) -> Iterator[dict[str, np.ndarray]]:
     """Some random rows, many of one time."""
     random = np.random.default_rng(start)

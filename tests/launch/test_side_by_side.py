@@ -25,9 +25,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.dist]
 
 
 @pytest.fixture(scope="module")
-def runner() -> Iterator[Any]:
+def runner(start_ray: Any) -> Iterator[Any]:
     from mwuf_dist.launch.side_by_side import side_by_side
 
+    start_ray()
     with side_by_side(2, RuntimeConfig()) as found:
         yield found
 

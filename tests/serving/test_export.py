@@ -124,14 +124,12 @@ def test_a_server_that_has_only_the_export_scores_as_the_run_did(run: FinishedRu
     folder = export(run, "parquet", tmp_path / "export", old_items=True, context=True)
     test = run.prepared.columns("test", ("user", "item"))
     user_ids, item_ids = run.user_ids.to_pylist(), run.item_ids.to_pylist()
-    ids = [user_ids[user] for user in test["user"]], [item_ids[item] for item in test["item"]]
-    found = served_scores(folder, *ids, tmp_path)
-    np.testing.assert_allclose(found, scores_of_the_stage(run, "test"), rtol=0, atol=ROUNDING)
     # Old items too, with users of every kind.
     users, items = torch.randint(run.prepared.num_users, (500,)), torch.randint(run.num_old_items, (500,))
-    ids = [user_ids[user] for user in users], [item_ids[item] for item in items]
-    found = served_scores(folder, *ids, tmp_path)
-    np.testing.assert_allclose(found, run.scores(users, items), rtol=0, atol=ROUNDING)
+    all_users, all_items = np.append(test["user"], users), np.append(test["item"], items)
+    found = served_scores(folder, [user_ids[i] for i in all_users], [item_ids[i] for i in all_items], tmp_path)
+    expected = np.append(scores_of_the_stage(run, "test"), run.scores(users, items))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npy"])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mwuf_dist import cli
 from mwuf_dist.config import PHASES, UserError
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving.explain import explain
@@ -31,6 +29,7 @@ from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.serving.warm import job as warm_module
 from mwuf_dist.serving.warm.job import warm
 from tests.bounds import assert_float32_close, near
+from tests.faults.ranks import forked
 from tests.serving.test_export import ROUNDING, served_scores
 
 NAMES = ("items.parquet", "log.parquet", "rows.parquet")
@@ -326,14 +325,11 @@ def test_a_damaged_state_is_refused(warmed: Path, logs: pa.Table, runtime: Runti
 @pytest.mark.dist
 def test_two_ranks_make_the_state_of_one(run_folder: Path, logs: pa.Table, warmed: Path, tmp_path: Path) -> None:
     pq.write_table(logs, tmp_path / "new.parquet")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mwuf_dist"]
-    command += ["warm", str(run_folder), "--interactions", str(tmp_path / "new.parquet"), "--output"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "two")], env=os.environ, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = ["warm", str(run_folder), "--interactions", str(tmp_path / "new.parquet"), "--output"]
+    with forked(cli.main, ([*command, str(tmp_path / "two")],), tmp_path / "log", 2) as launch:
+        assert launch.wait() == [0, 0], launch.said()
     assert state_of(tmp_path / "two") == state_of(warmed)
-    assert done.stdout.count("proof: 16,384 of 16,384") == 1
+    assert launch.said().count("proof: 16,384 of 16,384") == 1
 
 
 def test_an_explanation_goes_on_with_the_new_clicks_to_the_score_that_is_served(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from mwuf_dist import cli
 from mwuf_dist.config import UserError, build
 from mwuf_dist.launch import local
 from mwuf_dist.runtime import Runtime, start
@@ -25,6 +23,7 @@ from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.serving.warm.first_rows import frozen_method, regenerated_rows
 from mwuf_dist.serving.warm.job import warm
 from tests.bounds import assert_float32_close, near
+from tests.faults.ranks import forked
 from tests.serving.test_warm import state_of
 from tests.tiny import tiny
 
@@ -200,12 +199,9 @@ def test_rows_pass_through_the_autoencoder_after_each_block(warmed: Warmed) -> N
 @pytest.mark.dist
 @pytest.mark.parametrize("warmed", ["map-encoder"], indirect=True)
 def test_two_ranks_make_the_state_of_one(warmed: Warmed, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mwuf_dist"]
-    command += ["warm", str(warmed.folder), "--interactions", str(warmed.output.with_suffix(".parquet"))]
-    done = subprocess.run(
-        [*command, "--output", str(tmp_path / "two")], env=os.environ, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = ["warm", str(warmed.folder), "--interactions", str(warmed.output.with_suffix(".parquet"))]
+    with forked(cli.main, ([*command, "--output", str(tmp_path / "two")],), tmp_path / "log", 2) as launch:
+        assert launch.wait() == [0, 0], launch.said()
     assert state_of(tmp_path / "two") == state_of(warmed.output)
 
 
