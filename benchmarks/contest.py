@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import plain_torch as plain
-from mwuf_dist.config import Config
+from mwuf_dist.config import Config, MlpConfig
 from mwuf_dist.data.batches.histories import History
 from mwuf_dist.data.batches.loader import Batch, Loader
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.features import FeatureStore
 from mwuf_dist.embeddings.user_means import ItemUsers
+from mwuf_dist.methods.mwuf import MwufConfig
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.model import Model
@@ -47,18 +48,19 @@ def plain_fields(store: FeatureStore) -> list[plain.Field]:
 def plain_model(config: Config, runtime: Runtime, prepared: Prepared) -> plain.PlainModel:
     """The plain program's model of the same data, with draws of its own."""
     users, items = (FeatureStore(prepared.entity(side), runtime.device) for side in ("user", "item"))
+    keys: Any = config.backbone
     return plain.PlainModel(
-        config.backbone.name,
+        keys.name,
         plain_fields(users),
         plain_fields(items),
         prepared.num_old_items,
         config.embedding.dim,
-        config.backbone.hidden,
-        config.backbone.batch_norm,
-        config.backbone.dropout,
+        keys.hidden,
+        keys.batch_norm,
+        keys.dropout,
         config.embedding.init_std,
-        config.backbone.log_neurons,
-        getattr(torch, config.backbone.precision),
+        getattr(keys, "log_neurons", 0),
+        getattr(torch, keys.precision),
     )
 
 
@@ -129,6 +131,7 @@ def products_alone(model: Model, config: Config, batch_size: int) -> dict[str, S
     first = next(module for name, module in model.backbone.named_modules() if name.endswith("linears.0"))
     assert isinstance(first, nn.Linear)
     width, folds = first.in_features, model.backbone.fold() is not None
+    assert isinstance(config.backbone, MlpConfig)
     widths = [width, *config.backbone.hidden, 1]
     dtype = getattr(torch, config.backbone.precision)
 
@@ -236,6 +239,7 @@ class Plain:
         """A step of `meta_train`."""
         config, frozen = self._config, plain.freeze(self.model)
         self.phi_new = plain.common_initialisation(frozen, self._num_items)
+        assert isinstance(config.method, MwufConfig)
         self.meta = plain.MetaNetworks(frozen.items.out_dim, config.embedding.dim, config.method.hidden, True)
         self.user_mean = self.phi_new.weight.detach().clone()
         cold = plain.adam(self.phi_new, config.meta_train.learning_rate_cold)
@@ -258,7 +262,7 @@ class Contestants:
         self.limit = products_alone(self.model, config, self.batch_size)
         histories = self.model.histories(job.prepared, 0)
         rows = Loader(job.prepared, ["pretrain"], self.batch_size, config.seed, job.runtime, histories=histories)
-        self.feed = Feed(rows, self.model.num_old + 1, config.backbone.history_length)
+        self.feed = Feed(rows, self.model.num_old + 1, self.model.backbone.history_length)
         self.ours = Ours(job, self.feed.ours)
         copy = plain_copy(self.model, config, job.prepared)
         self.plain = Plain(config, copy, self.model.num_items, self.feed.plain)

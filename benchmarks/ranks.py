@@ -44,7 +44,7 @@ class Stages:
         self._ours, self._plain = Ours(job, lambda: next(batches)), None
         if job.runtime.is_main:
             alone = Runtime(0, 1, job.runtime.device, False)
-            feed = Feed(_rows(job, alone), job.model.num_old + 1, job.config.backbone.history_length)
+            feed = Feed(_rows(job, alone), job.model.num_old + 1, job.model.backbone.history_length)
             model = plain_model(job.config, alone, job.prepared)
             self._plain = Plain(job.config, model, job.model.num_items, feed.plain)
 

@@ -104,7 +104,7 @@ def main() -> None:
         {
             "data": config.data.name,
             "backbone": config.backbone.name,
-            "hidden": list(config.backbone.hidden),
+            "hidden": list(getattr(config.backbone, "hidden", ())),
             "dim": config.embedding.dim,
             "batch_size": options.batch_size,
             "dtype": config.backbone.precision,

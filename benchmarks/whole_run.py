@@ -13,6 +13,7 @@ from benchmarks.contest import plain_model
 from benchmarks.record import PHASES, Figure, Row, processor_clock
 from mwuf_dist.config import WARM_SETS, Config
 from mwuf_dist.data.shards import Prepared
+from mwuf_dist.methods.mwuf import MwufConfig
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.run import Run
 
@@ -70,6 +71,7 @@ def plain_run(config: Config, runtime: Runtime, prepared: Prepared) -> dict[str,
         plain.pretrain_step(model, optimizer, batch)
     plain.freeze(model)
     phi_new = plain.common_initialisation(model, prepared.num_items)
+    assert isinstance(config.method, MwufConfig)
     meta = plain.MetaNetworks(model.items.out_dim, model.dim, config.method.hidden, True)
     old = rows["pretrain"]
     user_ids = model.user_id_rows()

@@ -11,18 +11,19 @@ import torch
 from torch import nn
 
 from mwuf_dist.backbones import Shape
-from mwuf_dist.config import BackboneConfig
+from mwuf_dist.config import MlpConfig
 
 
 class TwoTower(nn.Module):
     """The inner product of an item vector and a user vector, each a small network over its side's embeddings.
 
     Args:
-        config: section `backbone`; read from it what you need.
+        config: section `backbone`: the keys of a backbone with an MLP. For keys of your own give the class a `Config`,
+            as `examples/own_method.py` does.
         shape: width of an embedding, and how many item and user fields there are.
     """
 
-    def __init__(self, config: BackboneConfig, shape: Shape) -> None:
+    def __init__(self, config: MlpConfig, shape: Shape) -> None:
         super().__init__()
         width = config.hidden[0]
         self.item_width = shape.num_item_fields * shape.dim

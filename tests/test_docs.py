@@ -167,7 +167,7 @@ FILES = (".npy", ".py", ".pt", ".toml", ".json", ".parquet", ".csv")
 
 def test_every_key_that_the_pages_name_is_a_key():
     known = set()
-    for name, cls in docs_pages.sections(Config):
+    for name, cls in (*docs_pages.sections(Config), *docs_pages.own_sections()):
         known |= {f"{name}.{key}".lstrip(".") for key in docs_pages.comments(cls)} | {name}
     tops = {name.split(".")[0] for name in known if "." in name}
     wrong = []
@@ -182,7 +182,7 @@ def test_every_key_that_the_pages_name_is_a_key():
 def test_the_config_page_says_of_every_key_what_its_comment_says():
     page = docs_pages.config_keys("")
     known = dict(docs_pages.sections(Config))
-    for name, cls in known.items():
+    for name, cls in (*known.items(), *docs_pages.own_sections()):
         for key, meaning in docs_pages.comments(cls).items():
             if f"{name}.{key}".lstrip(".") not in known:
                 assert meaning, f"{name}.{key} has no comment in the code"

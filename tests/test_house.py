@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mwuf_dist import config
+from mwuf_dist.config import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 400
@@ -170,7 +171,11 @@ def test_files_stay_short(path: Path):
 def config_keys(section: type = config.Config, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type]]:
     """((section, ..., key), class of its section) of each key that holds a value."""
     for field in dataclasses.fields(section):
-        if isinstance(field.default_factory, type) and dataclasses.is_dataclass(field.default_factory):
+        if "base" in field.metadata:
+            kind: registry.Kind = "backbone" if field.name == "backbone" else "method"
+            for cls in {registry.config_class(kind, name): None for name in registry.names(kind)}:
+                yield from config_keys(cls, (*prefix, field.name))
+        elif isinstance(field.default_factory, type) and dataclasses.is_dataclass(field.default_factory):
             yield from config_keys(field.default_factory, (*prefix, field.name))
         else:
             yield (*prefix, field.name), section

@@ -1,7 +1,7 @@
 """Fills the pages of `docs/` with what the code and the records know better; mkdocs calls it for every page.
 
 A line `<!-- generated: NAME ARGUMENT -->` of a page becomes what the function of that name in `GENERATORS` returns. So
-no option, key or figure is copied by hand, and none can be out of date. Nothing here imports torch.
+no option, key or figure is copied by hand, and none can be out of date.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import docs_tables
 from docs_tables import rows_table
 
 from mwuf_dist import cli
-from mwuf_dist.config import PHASES, Config
+from mwuf_dist.config import PHASES, Config, registry
 from mwuf_dist.evaluation import published
 from mwuf_dist.evaluation.tables import Cell, Table, auc_table, published_table
 
@@ -54,25 +54,57 @@ def config_keys(_: str) -> str:
     return "\n\n".join(_section(name, cls) for name, cls in sections(Config))
 
 
+def _own_keys(kind: registry.Kind) -> str:
+    """The keys that single backbones or methods have beside those of all, a table for each set of them."""
+    (base,) = [field.metadata["base"] for field in dataclasses.fields(Config) if field.name == kind]
+    of_all = {field.name for field in dataclasses.fields(base)}
+    owners: dict[type, list[str]] = {}
+    for name in registry.names(kind):
+        owners.setdefault(registry.config_class(kind, name), []).append(f"`{name}`")
+    tables = [
+        f"**{', '.join(names)}**\n\n{_keys_table([f for f in dataclasses.fields(cls) if f.name not in of_all], cls)}"
+        for cls, names in owners.items()
+        if len(dataclasses.fields(cls)) > len(of_all)
+    ]
+    return "\n\n".join(tables)
+
+
 def sections(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
     """(dotted name, class) of a section and of those within it; the name of the outermost is empty."""
     yield prefix, cls
     for field in dataclasses.fields(cls):
-        inner = field.metadata.get("of", field.default_factory)
+        inner = field.metadata.get("of", field.metadata.get("base", field.default_factory))
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             yield from sections(inner, f"{prefix}.{field.name}" if prefix else field.name)
+
+
+def own_sections() -> Iterator[tuple[str, type]]:
+    """(`backbone` or `method`, class) of the keys that single backbones and methods have."""
+    for kind in registry.ROOMS:
+        yield from ((kind, registry.config_class(kind, name)) for name in registry.names(kind))
 
 
 def _section(name: str, cls: type) -> str:
     known = {inner for inner, _ in sections(cls)}
     keys = [field for field in dataclasses.fields(cls) if field.name not in known]
-    hints, helps = typing.get_type_hints(cls, include_extras=True), comments(cls)
-    rows = [(f"`{field.name}`", _type(hints[field.name]), _default(field), helps[field.name]) for field in keys]
     heading = f"## `[{name}]`" if name else "## Top level"
     if name.endswith(".fields"):
         heading = f"## `[[{name}]]`"
     about = (cls.__doc__ or "").strip()
-    return f"{heading}\n\n{about}\n\n{rows_table(('key', 'value', 'default', 'meaning'), rows)}"
+    text = f"{heading}\n\n{about}\n\n{_keys_table(keys, cls)}"
+    return f"{text}\n\n{_own_keys(name)}" if name in ("backbone", "method") else text
+
+
+def _keys_table(keys: list[dataclasses.Field[Any]], cls: type) -> str:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    helps = {
+        key: text
+        for one in reversed(cls.__mro__)
+        if dataclasses.is_dataclass(one)
+        for key, text in comments(one).items()
+    }
+    rows = [(f"`{field.name}`", _type(hints[field.name]), _default(field), helps[field.name]) for field in keys]
+    return rows_table(("key", "value", "default", "meaning"), rows)
 
 
 def comments(cls: type) -> dict[str, str]:

@@ -12,10 +12,19 @@ from mwuf_dist.config import BackboneConfig, UserError
 
 
 def as_backbone(cls: type[nn.Module], config: BackboneConfig, shape: Shape) -> Backbone:
-    """Builds `cls(config, shape)` and, where its forward knows no `row_weight`, puts `Adapter` around it."""
+    """Builds `cls(config, shape)` and puts `Adapter` around a module that is no `Backbone`.
+
+    Raises:
+        UserError: a `Backbone` whose forward does not take what every backbone's takes.
+    """
     module = cls(config, shape)
     parameters = inspect.signature(module.forward).parameters
-    if isinstance(module, Backbone) and "row_weight" in parameters:
+    if isinstance(module, Backbone):
+        if "row_weight" not in parameters:
+            raise UserError(
+                f"backbone.name = {config.name!r}: a subclass of Backbone needs a forward(self, item, context, "
+                "row_weight=None); a plain torch.nn.Module may leave row_weight out"
+            )
         return module
     return Adapter(module, "row_weight" in parameters, config, shape)
 

@@ -7,10 +7,17 @@ from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, Shape
 from mwuf_dist.backbones.layers import MLP, GlobalBatchNorm
-from mwuf_dist.config import BackboneConfig
+from mwuf_dist.config import Count, MlpConfig, section
 
 # |e| is not taken to be smaller than this, so that its logarithm and the gradient 1 / |e| stay finite.
 _SMALLEST = 1e-4
+
+
+@section
+class AfnConfig(MlpConfig):
+    """Keys of `afn`."""
+
+    log_neurons: Count = 32  # Number of logarithmic neurons.
 
 
 class Afn(Backbone):
@@ -23,9 +30,11 @@ class Afn(Backbone):
     costs D more inputs of the MLP.
     """
 
+    Config = AfnConfig
+    config: AfnConfig
     trains_zero_item = False  # |v| has no slope at 0: a row that starts at zero would stay there
 
-    def __init__(self, config: BackboneConfig, shape: Shape) -> None:
+    def __init__(self, config: AfnConfig, shape: Shape) -> None:
         super().__init__(config, shape)
         self.log_norm = GlobalBatchNorm(shape.num_fields)
         self.powers = nn.Linear(shape.num_fields, config.log_neurons)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mwuf_kernels import has_trained_rows
@@ -17,7 +17,7 @@ from torch import nn
 from mwuf_dist.backbones.compiled_head import BatchSide, TrainedHead
 from mwuf_dist.backbones.frozen_head import FoldedHead
 from mwuf_dist.backbones.layers import MLP, second_order
-from mwuf_dist.config import BackboneConfig
+from mwuf_dist.config import BackboneConfig, MlpConfig
 from mwuf_dist.data.batches.histories import History, Scope
 
 
@@ -84,12 +84,14 @@ class Backbone(nn.Module):
         shape: the fields.
     """
 
+    Config: ClassVar[type[BackboneConfig]] = MlpConfig  # Section `backbone` of a config that names this class.
     trains_zero_item = True  # Whether an item embedding of zeros has a gradient.
     uses_history = False  # Whether `encode` is called.
     uses_history_fields = False  # Whether it reads `EmbeddedHistory.fields`.
     history_scope: Scope = "before"  # The user's last L events before the row, or all but the row.
     linear_in_item = False  # Whether the logit is, with everything else frozen, linear in the item embedding.
     history_width = 0  # Columns W that it makes.
+    history_length = 0  # L, for `history_scope` "before".
 
     def __init__(self, config: BackboneConfig, shape: Shape) -> None:
         super().__init__()
@@ -163,7 +165,10 @@ class LinearFirstLayer(Backbone):
         super().__init__(config, shape)
         width = shape.num_fields * shape.dim
         self.linear = nn.Linear(width, 1)
-        self.mlp = MLP(width, config.hidden, config.batch_norm, config.dropout) if self.uses_mlp else None
+        self.mlp = None
+        if self.uses_mlp:
+            assert isinstance(config, MlpConfig)
+            self.mlp = MLP(width, config.hidden, config.batch_norm, config.dropout)
         self._trained_head: TrainedHead | None = None
 
     def forward(

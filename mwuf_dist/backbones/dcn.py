@@ -7,7 +7,14 @@ from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, Shape
 from mwuf_dist.backbones.layers import MLP
-from mwuf_dist.config import BackboneConfig
+from mwuf_dist.config import Count, MlpConfig, section
+
+
+@section
+class DcnConfig(MlpConfig):
+    """Keys of `dcn`."""
+
+    cross_layers: Count = 3  # Number of cross layers.
 
 
 class Dcn(Backbone):
@@ -17,7 +24,10 @@ class Dcn(Backbone):
     both is written as the sum of its two halves.
     """
 
-    def __init__(self, config: BackboneConfig, shape: Shape) -> None:
+    Config = DcnConfig
+    config: DcnConfig
+
+    def __init__(self, config: DcnConfig, shape: Shape) -> None:
         super().__init__(config, shape)
         width = shape.num_fields * shape.dim
         self.weights = nn.ParameterList(

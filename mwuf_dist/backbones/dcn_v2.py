@@ -7,7 +7,14 @@ from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, Shape
 from mwuf_dist.backbones.layers import MLP
-from mwuf_dist.config import BackboneConfig
+from mwuf_dist.config import Count, MlpConfig, section
+
+
+@section
+class DcnV2Config(MlpConfig):
+    """Keys of `dcn_v2`."""
+
+    cross_layers: Count = 3  # Number of cross layers.
 
 
 class DcnV2(Backbone):
@@ -17,7 +24,10 @@ class DcnV2(Backbone):
     x_0. The output layer over both is written as the sum of its two halves.
     """
 
-    def __init__(self, config: BackboneConfig, shape: Shape) -> None:
+    Config = DcnV2Config
+    config: DcnV2Config
+
+    def __init__(self, config: DcnV2Config, shape: Shape) -> None:
         super().__init__(config, shape)
         width = shape.num_fields * shape.dim
         self.crosses = nn.ModuleList(nn.Linear(width, width) for _ in range(config.cross_layers))

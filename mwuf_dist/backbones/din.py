@@ -7,10 +7,17 @@ from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
 from mwuf_dist.backbones.layers import MLP
-from mwuf_dist.config import BackboneConfig
+from mwuf_dist.config import Count, MlpConfig, section
 
 # Hidden units of the activation unit, as in figure 2 of the paper.
 _UNITS = 36
+
+
+@section
+class DinConfig(MlpConfig):
+    """Keys of `din`."""
+
+    history_length: Count = 20  # L: a row looks back at the last L events of its user before it.
 
 
 class Din(Backbone):
@@ -25,10 +32,13 @@ class Din(Backbone):
     item's embedding and the other fields. It is zero for a user without history.
     """
 
+    Config = DinConfig
+    config: DinConfig
     uses_history = True
 
-    def __init__(self, config: BackboneConfig, shape: Shape) -> None:
+    def __init__(self, config: DinConfig, shape: Shape) -> None:
         super().__init__(config, shape)
+        self.history_length = config.history_length
         self.history_width = config.history_length * shape.dim
         self.unit = nn.Linear(3 * shape.dim, _UNITS)
         self.activation = nn.PReLU()
@@ -40,7 +50,7 @@ class Din(Backbone):
 
         Everything else depends on the item.
         """
-        return history.padded(self.config.history_length).flatten(1).index_select(0, history.group)
+        return history.padded(self.history_length).flatten(1).index_select(0, history.group)
 
     def forward(
         self, item: torch.Tensor, context: torch.Tensor, row_weight: torch.Tensor | None = None

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from annotated_types import MinLen
 from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
-from mwuf_dist.config import BackboneConfig, UserError
+from mwuf_dist.config import BackboneConfig, Count, Share, UserError, section
 
 # Columns of a user's vector that are not learned: one constant, so that an item embedding has an intercept. Its square
 # is the ratio of a coordinate's prior precision to the intercept's (chosen on old items played as new).
 _INTERCEPT = 0.775
 # Padded events of one attention call: histories are sorted by length and cut into pieces of about this size.
 _CELLS = 1 << 16
+
+
+@section
+class EncoderConfig(BackboneConfig):
+    """Keys of `encoder`."""
+
+    hidden: Annotated[tuple[Count, ...], MinLen(1)] = (64, 64)  # The first is the width of every layer.
+    dropout: Share = 0.0  # In each of its MLPs, in pretrain only.
+    heads: Count = 4  # Attention heads; they divide the width, the first of `hidden`.
+    field_dropout: Share = 0.05  # Fraction of the values of each item field that are left out in pretrain.
+    field_dropout_of: dict[str, Share] = dataclasses.field(default_factory=dict)  # The same for single item fields.
+    # Windows of recent events; what a user made of the last so many before a row is known to it, too.
+    recent: tuple[Count, ...] = ()
 
 
 class Encoder(Backbone):
@@ -35,12 +52,14 @@ class Encoder(Backbone):
     too: as much as a user ID embedding has seen. `pretrain.order = "users"` shares a history among a user's rows.
     """
 
+    Config = EncoderConfig
+    config: EncoderConfig
     uses_history = True
     uses_history_fields = True
     history_scope = "all"
     linear_in_item = True
 
-    def __init__(self, config: BackboneConfig, shape: Shape) -> None:
+    def __init__(self, config: EncoderConfig, shape: Shape) -> None:
         super().__init__(config, shape)
         width, dim = config.hidden[0], shape.dim
         if width % config.heads or dim < 2:
@@ -149,7 +168,7 @@ def _recent_mean(pairs: torch.Tensor, event: torch.Tensor, history: EmbeddedHist
     return F.embedding_bag(event[place], pairs, offsets[:-1], mode="mean")
 
 
-def _field_dropout(config: BackboneConfig, shape: Shape) -> list[float]:
+def _field_dropout(config: EncoderConfig, shape: Shape) -> list[float]:
     """The dropout of each item field.
 
     Raises:

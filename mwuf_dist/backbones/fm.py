@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from mwuf_dist.backbones.base import LinearFirstLayer
+from mwuf_dist.config import BackboneConfig
 
 
 class Fm(LinearFirstLayer):
     """Factorization machine (Rendle, ICDM 2010): first order and all pairs of fields."""
 
+    Config = BackboneConfig
+    config: BackboneConfig
     uses_interactions = True
     uses_mlp = False
     linear_in_item = True

@@ -7,7 +7,14 @@ from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
 from mwuf_dist.backbones.layers import MLP
-from mwuf_dist.config import BackboneConfig
+from mwuf_dist.config import Count, MlpConfig, section
+
+
+@section
+class Gru4RecConfig(MlpConfig):
+    """Keys of `gru4rec`."""
+
+    history_length: Count = 20  # L: a row looks back at the last L events of its user before it.
 
 
 class Gru4Rec(Backbone):
@@ -26,10 +33,13 @@ class Gru4Rec(Backbone):
     user without history.
     """
 
+    Config = Gru4RecConfig
+    config: Gru4RecConfig
     uses_history = True
 
-    def __init__(self, config: BackboneConfig, shape: Shape) -> None:
+    def __init__(self, config: Gru4RecConfig, shape: Shape) -> None:
         super().__init__(config, shape)
+        self.history_length = config.history_length
         self.history_width = shape.dim
         self.gru = nn.GRU(shape.dim, shape.dim, batch_first=True)
         self.mlp = MLP((shape.num_fields + 1) * shape.dim, config.hidden, config.batch_norm, config.dropout)

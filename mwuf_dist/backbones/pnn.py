@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from mwuf_dist.backbones.base import Backbone, Shape
 from mwuf_dist.backbones.layers import MLP
-from mwuf_dist.config import BackboneConfig
+from mwuf_dist.config import MlpConfig, section
+
+
+@section
+class PnnConfig(MlpConfig):
+    """Keys of `pnn`."""
+
+    product: Literal["inner", "outer", "both"] = "inner"  # Products of pairs of fields.
 
 
 class Pnn(Backbone):
@@ -21,9 +30,11 @@ class Pnn(Backbone):
     * `both`: one after the other (the paper's PNN*).
     """
 
+    Config = PnnConfig
+    config: PnnConfig
     pairs: torch.Tensor
 
-    def __init__(self, config: BackboneConfig, shape: Shape) -> None:
+    def __init__(self, config: PnnConfig, shape: Shape) -> None:
         super().__init__(config, shape)
         self.has_inner = config.product in ("inner", "both")
         self.has_outer = config.product in ("outer", "both")

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+import pydantic
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from mwuf_dist.cli.help import EXAMPLES, USAGE
-from mwuf_dist.config import Config, UserError, build, read_toml, to_dict, without_studies
+from mwuf_dist.config import Config, UserError, build, merge, read_toml, to_dict, without_studies
+from mwuf_dist.config.registry import ROOMS, config_class
 from mwuf_dist.runtime.shutdown import STOPPED_EXIT_CODE, RankLostError, StoppedError, sigterm_asks
 from mwuf_dist.runtime.versions import version_problem
 
@@ -205,6 +207,7 @@ def _run(arguments: list[str]) -> int:
     if options.profile:
         config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, profile=True))
     _check_environment()
+    _check_studies(arguments[0])
     if options.launcher == "ray":
         from mwuf_dist.launch import ray
 
@@ -224,6 +227,14 @@ def _run(arguments: list[str]) -> int:
         if config.runtime.profile:
             print(f"traces, for https://ui.perfetto.dev: {options.output / 'profile'}")
     return 0
+
+
+def _check_studies(where: str) -> None:
+    values = read_toml(Path(where))
+    if values.keys() & {"study", "tune"}:
+        from mwuf_dist.cli import studies
+
+        studies.check_sections(values, where)
 
 
 def _check_launcher(options: _PrepareOptions, without_ray: str) -> None:
@@ -264,7 +275,14 @@ def _tune(arguments: list[str]) -> int:
 
 def _overridden(where: str, options: _StudyOptions) -> dict[str, Any]:
     """What the command line says, which holds for every run; what a run says of itself stands above the file."""
-    return _changed(to_dict(options.config), to_dict(build(without_studies(read_toml(Path(where))), where)))
+    values, config = without_studies(read_toml(Path(where))), options.config
+    of_file = build(values, where)
+    names: dict[str, Any] = {
+        kind: {"name": getattr(config, kind).name}
+        for kind in ROOMS
+        if getattr(config, kind).name != getattr(of_file, kind).name
+    }
+    return merge(names, _changed(to_dict(config), to_dict(build(merge(values, names), where))))
 
 
 def _studies_place(options: _StudyOptions) -> Place:
@@ -303,7 +321,8 @@ def _parse(command: str, arguments: list[str], cls: type[T]) -> T:
         path, config, arguments = Path("CONFIG"), Config(), ["CONFIG", "--help"]
     else:
         path = Path(arguments[0])
-        config = build(without_studies(read_toml(path)), str(path))
+        # First, because the keys of these sections are those of the class that the name chooses.
+        config = build(merge(without_studies(read_toml(path)), _named_classes(arguments[1:])), str(path))
     output = {"output": Path("runs") / path.stem} if issubclass(cls, _Options) else {}
     options = tyro.cli(
         cls,
@@ -319,6 +338,18 @@ def _parse(command: str, arguments: list[str], cls: type[T]) -> T:
     return dataclasses.replace(options, config=build(values, "command line"))
 
 
+def _named_classes(arguments: list[str]) -> dict[str, Any]:
+    """The backbone and the method that the command line names, as a config would."""
+    words = [part for argument in arguments for part in argument.split("=", 1)]
+    found = {}
+    for kind in ROOMS:
+        for place, word in enumerate(words[:-1]):
+            if word == f"--{kind}.name":
+                config_class(kind, words[place + 1])  # says what is wrong with the name, and not that a file has it
+                found[kind] = {"name": words[place + 1]}
+    return found
+
+
 def _sections_stay_plain() -> ConstructorRegistry:
     """Makes tyro hand over the config's sections as nested dicts, so that `build` checks them as it checks a file's."""
     registry = ConstructorRegistry()
@@ -327,7 +358,7 @@ def _sections_stay_plain() -> ConstructorRegistry:
     @registry.struct_rule
     def plain(info: StructTypeInfo) -> StructConstructorSpec | None:
         nonlocal asking
-        if asking or not dataclasses.is_dataclass(info.type) or not info.type.__module__.startswith("mwuf_dist.config"):
+        if asking or not pydantic.dataclasses.is_pydantic_dataclass(info.type):
             return None
         asking = True
         try:

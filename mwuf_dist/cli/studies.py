@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mwuf_dist.config import Config, DataConfig, RuntimeConfig, UserError, read_toml, to_dict
+from mwuf_dist.config import Config, DataConfig, RuntimeConfig, UserError, read_toml, to_dict, without_studies
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.evaluation import report
 from mwuf_dist.evaluation.comparison import build_comparison
@@ -79,6 +79,18 @@ class Place:
         if self.is_main:
             tqdm.write(text)  # above the bars
             sys.stdout.flush()
+
+
+def check_sections(values: dict[str, Any], where: str) -> None:
+    """Checks the sections [study] and [tune] of a config's plain values, where it has them.
+
+    Raises:
+        UserError: one of them, or a run or a setting in it, has a wrong key.
+    """
+    if "study" in values:
+        compare.run_configs(values, compare.read_study(values, where), where, {})
+    if "tune" in values:
+        tune.tries(without_studies(values), tune.read_tune(values, where), 1.0, where)
 
 
 def compare_command(

@@ -1,40 +1,139 @@
-"""Backbones and methods by name: those of the package, and a user's own by import path."""
+"""Backbones and methods by name: a file of the package each, or a user's own class by its import path.
+
+The config comes before backbones and methods, and yet the keys of a section are those of the class that its `name`
+chooses. So nothing is imported here but what a name asks for, when it asks.
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import importlib.util
+import pkgutil
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, Literal
 
-from mwuf_dist.config import UserError
+from mwuf_dist.config.types import UserError
+
+Kind = Literal["backbone", "method"]
 
 
-def find_class(key: str, name: str, known: Mapping[str, type], kind: type) -> type:
-    """The class that a config key names.
+@dataclass(frozen=True)
+class _Room:
+    """Where the classes of a kind live.
+
+    Attributes:
+        package: one file per class, named after it: `wide_deep.py` holds `WideDeep`.
+        shared: files of the package that hold no such class.
+        base: `module:Class` that a user's own class must be a subclass of.
+        default: the name where a config has none.
+    """
+
+    package: str
+    shared: frozenset[str]
+    base: str
+    default: str
+
+
+ROOMS: Mapping[Kind, _Room] = {
+    "backbone": _Room(
+        "mwuf_dist.backbones",
+        frozenset({"adapter", "base", "compiled_head", "frozen_head", "layers", "linear"}),
+        "torch.nn:Module",
+        "wide_deep",
+    ),
+    "method": _Room(
+        "mwuf_dist.methods",
+        frozenset({"interface", "meta_warm_up", "neighbours"}),
+        "mwuf_dist.methods.interface:Method",
+        "mwuf",
+    ),
+}
+
+
+@functools.cache
+def names(kind: Kind) -> tuple[str, ...]:
+    """The names of the package's own classes of a kind, sorted: its files, none of which is imported."""
+    room = ROOMS[kind]
+    spec = importlib.util.find_spec(room.package)
+    assert spec is not None and spec.submodule_search_locations is not None
+    found = {module.name for module in pkgutil.iter_modules(spec.submodule_search_locations)}
+    return tuple(sorted(found - room.shared))
+
+
+def find_class(kind: Kind, name: str) -> type[Any]:
+    """The class that `backbone.name` or `method.name` chooses.
 
     Args:
-        key: of the config, for messages: `backbone.name`.
-        name: its value: a name of `known`, or `package.module:Class` of a user's own.
-        known: the package's own.
-        kind: what a user's class must be a subclass of.
+        kind: the section.
+        name: one of `names(kind)`, or `package.module:Class` of a user's own.
 
     Raises:
         UserError: there is no such name, or what the import path names cannot be imported or is of another kind.
     """
+    room = ROOMS[kind]
     if ":" in name:
-        return _imported(key, name, kind)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        return _imported(f"{kind}.name", name, _attribute(room.base))
+    if name not in names(kind):
+        near = difflib.get_close_matches(name, names(kind), n=1, cutoff=0.0)[0]
         raise UserError(
-            f"{key} = {name!r}: unknown; did you mean {near!r}? There are {', '.join(sorted(known))}, "
+            f"{kind}.name = {name!r}: unknown; did you mean {near!r}? There are {', '.join(names(kind))}, "
             "and your own as 'package.module:Class'"
         )
-    return known[name]
+    module = importlib.import_module(f"{room.package}.{name}")
+    (found,) = [
+        value
+        for key, value in vars(module).items()
+        if isinstance(value, type) and value.__module__ == module.__name__ and key.lower() == name.replace("_", "")
+    ]
+    return found
 
 
-def _imported(key: str, path: str, kind: type) -> type:
+def config_class(kind: Kind, name: str) -> type[Any]:
+    """The dataclass of the section that holds the keys of this class: its `Config`.
+
+    A module of a user's own without one has the keys of a backbone with an MLP.
+
+    Raises:
+        UserError: see `find_class`; or `Config` is no section.
+    """
+    from mwuf_dist.config.schema import BackboneConfig, MethodConfig, MlpConfig  # which builds configs by this function
+
+    found = getattr(find_class(kind, name), "Config", MlpConfig if kind == "backbone" else MethodConfig)
+    base = BackboneConfig if kind == "backbone" else MethodConfig
+    if not (isinstance(found, type) and issubclass(found, base) and hasattr(found, "__pydantic_config__")):
+        raise UserError(
+            f"{kind}.name = {name!r}: its Config must be a subclass of mwuf_dist.config.{base.__name__} under "
+            "@mwuf_dist.config.section: see examples/own_method.py"
+        )
+    return found
+
+
+def who_has(kind: Kind, key: str) -> list[str]:
+    """The package's own classes of a kind that have a key, for messages."""
+    return [name for name in names(kind) if key in {field.name for field in fields(config_class(kind, name))}]
+
+
+def backbone_config(name: str = ROOMS["backbone"].default, **keys: Any) -> Any:
+    """Section `backbone` of the backbone of this name, with these keys."""
+    return config_class("backbone", name)(name=name, **keys)
+
+
+def method_config(name: str = ROOMS["method"].default, **keys: Any) -> Any:
+    """Section `method` of the method of this name, with these keys."""
+    return config_class("method", name)(name=name, **keys)
+
+
+def _attribute(path: str) -> type[Any]:
+    module_name, _, name = path.partition(":")
+    return getattr(importlib.import_module(module_name), name)
+
+
+def _imported(key: str, path: str, kind: type) -> type[Any]:
     module_name, _, class_name = path.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:

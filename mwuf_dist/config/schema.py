@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import difflib
+import functools
 import hashlib
 import json
 import tomllib
@@ -18,18 +19,15 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import tomli_w
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, MinLen
 
 from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.config.types import Count, CountOrZero, NonNegative, Positive, Seed, Share
+from mwuf_dist.config.registry import ROOMS, Kind, backbone_config, config_class, method_config, who_has
+from mwuf_dist.config.types import Count, CountOrZero, NonNegative, Positive, Seed, Share, UserError
 from mwuf_dist.config.types import section as _section
 
 PHASES = ("cold", "warm-a", "warm-b", "warm-c")
 WARM_SETS = ("warm_a", "warm_b", "warm_c")
-
-
-class UserError(ValueError):
-    """The user's input is wrong: the message says what, where and what to do. No traceback, exit code 2."""
 
 
 @_section
@@ -89,54 +87,31 @@ class EmbeddingConfig:
 
 @_section
 class BackboneConfig:
-    """The deep model f_theta."""
+    """The deep model f_theta: the keys that every backbone has; the chosen one's class has its own."""
 
-    name: str = "wide_deep"  # A name of `mwuf_dist.backbones`, or a module of your own as "package.module:Class".
-    hidden: Annotated[tuple[Count, ...], MinLen(1)] = (64, 64)  # Widths of the hidden layers.
-    batch_norm: bool = False  # BatchNorm (moments of the global batch) after each hidden layer.
-    dropout: Share = 0.0  # After each hidden layer, in pretrain only.
+    name: str = "wide_deep"  # A file of `mwuf_dist/backbones/`, or a module of your own as "package.module:Class".
     # Of its products, by autocast; weights, embeddings, optimizer, logits and loss stay float32. Slow on a CPU without
     # bfloat16 units.
     precision: Literal["float32", "bfloat16"] = "float32"
-    product: Literal["inner", "outer", "both"] = "inner"  # pnn: products of pairs of fields.
-    cross_layers: Count = 3  # dcn, dcn_v2: number of cross layers.
-    log_neurons: Count = 32  # afn: number of logarithmic neurons.
-    heads: Count = 4  # encoder: attention heads; they share out the width, the first of `hidden`.
-    field_dropout: Share = 0.05  # encoder: share of the values of each item field that are left out in pretrain.
-    field_dropout_of: dict[str, Share] = dataclasses.field(default_factory=dict)  # The same for single item fields.
-    # encoder: windows of recent events; what a user made of the last so many before a row is known to it, too.
-    recent: tuple[Count, ...] = ()
-    history_length: Count = 20  # gru4rec, din: L, a row looks back at the last L events of its user before it.
+
+
+@_section
+class MlpConfig(BackboneConfig):
+    """A backbone with an MLP, as nearly all are."""
+
+    hidden: Annotated[tuple[Count, ...], MinLen(1)] = (64, 64)  # Widths of the hidden layers.
+    batch_norm: bool = False  # BatchNorm (moments of the global batch) after each hidden layer.
+    dropout: Share = 0.0  # After each hidden layer, in pretrain only.
 
 
 @_section
 class MethodConfig:
-    """How new items get an embedding."""
+    """How new items get an embedding: the keys that every method has; the chosen one's class has its own."""
 
-    name: str = "mwuf"  # A name of `mwuf_dist.methods`, or a method of your own as "package.module:Class".
+    name: str = "mwuf"  # A file of `mwuf_dist/methods/`, or a method of your own as "package.module:Class".
     variant: str = ""  # A label of your own for the report.
     # First rows of phi_new: default is the method's own; metaemb (for mwuf): what MetaEmb's generator makes.
     initialisation: Literal["default", "mean", "random", "zero", "metaemb"] = "default"
-    scaling: bool = True  # mwuf: use the meta scaling network h.
-    shifting: bool = True  # mwuf: use the meta shifting network g.
-    hidden: Count = 16  # mwuf: width of the hidden layer of h and g.
-    residual: bool = True  # mwuf: scale = 1 + h with h and g starting at zero; false: the paper's scale = h.
-    item_dropout: Share = 0.5  # dropoutnet, map: share of pretrain rows whose item ID embedding is dropped.
-    prior_precision: Positive = 1.5  # map: of the prior on an item's row; larger keeps it closer to its first row.
-    generator_scale: Positive = 0.2  # metaemb, gme: gamma, the generator's output lies in (-gamma, gamma).
-    # metaemb, gme, melu: learning rate of the gradient steps from the first to the second half of an episode.
-    inner_learning_rate: Positive = 0.1
-    cold_weight: Annotated[float, Ge(0), Le(1)] = 0.1  # metaemb, gme: alpha, share of the first half's loss.
-    local_steps: Count = 1  # melu: gradient steps on the first half.
-    first_order: bool = False  # melu: leave out the second derivatives of these steps.
-    neighbours: Count = 10  # gme: old items that an item attends to.
-    # gme: attend to the neighbours' ID embeddings (GME-P), generated ones (GME-G), or field embeddings (GME-A).
-    graph: Literal["ids", "generated", "attributes"] = "attributes"
-    latent_dim: Count = 16  # cvar: width of the latent variable.
-    latent_noise: NonNegative = 1e-4  # cvar: factor of the noise of the latent variable in training.
-    reconstruction_weight: NonNegative = 1.0  # cvar: of the reconstruction error of old items' ID embeddings.
-    divergence_weight: NonNegative = 0.2  # cvar: of the distance between encoder and prior.
-    regenerate: bool = False  # cvar: pass new items' rows through the autoencoder after each warm phase.
 
 
 @_section
@@ -206,8 +181,9 @@ class Config:
     seed: Seed = 0  # Seed of initialisation, order and dropout.
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     embedding: EmbeddingConfig = dataclasses.field(default_factory=EmbeddingConfig)
-    backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
-    method: MethodConfig = dataclasses.field(default_factory=MethodConfig)
+    # Of the class that the name chooses: see `registry.config_class`.
+    backbone: BackboneConfig = dataclasses.field(default_factory=backbone_config, metadata={"base": BackboneConfig})
+    method: MethodConfig = dataclasses.field(default_factory=method_config, metadata={"base": MethodConfig})
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
     meta_train: MetaTrainConfig = dataclasses.field(default_factory=MetaTrainConfig)
     warm_up: WarmUpConfig = dataclasses.field(default_factory=WarmUpConfig)
@@ -216,55 +192,92 @@ class Config:
 
 
 _ADAPTER = pydantic.TypeAdapter(Config)
+_adapter_of = functools.cache(pydantic.TypeAdapter)
 
 
-def build(values: dict[str, Any], where: str = "config") -> Config:
+def build(values: dict[str, Any], where: str = "config", *, of_any_version: bool = False) -> Config:
     """Checks plain nested values against the schema.
 
     Args:
         values: sections and keys as TOML gives them.
         where: named in error messages.
+        of_any_version: leave out what the chosen backbone and method do not have and others of the package do. A run
+            folder or record of a version in which every key stood in every config has such keys.
 
     Raises:
-        UserError: an unknown key (with its nearest neighbour) or a value of the wrong type or range.
+        UserError: an unknown key (with its nearest neighbour, or whose it is) or a value of the wrong type or range.
     """
-    _refuse_unknown_keys(values, Config, where)
+    chosen = _chosen_sections(values, where)
+    if of_any_version:
+        values = values | {
+            kind: {key: value for key, value in values[kind].items() if _is_known(cls, key) or not who_has(kind, key)}
+            for kind, cls in chosen.items()
+            if isinstance(values.get(kind), dict)
+        }
+    _refuse_unknown_keys(values, Config, where, chosen=chosen)
+    rest = {key: value for key, value in values.items() if key not in chosen}
+    parts = {kind: _checked(_adapter_of(cls), values.get(kind, {}), where, cls, kind) for kind, cls in chosen.items()}
+    return dataclasses.replace(_checked(_ADAPTER, rest, where, Config), **parts)
+
+
+def _chosen_sections(values: Any, where: str) -> dict[Kind, type]:
+    """The dataclass of each section whose keys its `name` chooses."""
+    found: dict[Kind, type] = {}
+    for kind, room in ROOMS.items():
+        section = values.get(kind, {}) if isinstance(values, dict) else {}
+        name = section.get("name", room.default) if isinstance(section, dict) else room.default
+        try:
+            found[kind] = config_class(kind, name if isinstance(name, str) else room.default)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    return found
+
+
+def _checked(adapter: pydantic.TypeAdapter, values: dict[str, Any], where: str, cls: type, prefix: str = "") -> Any:
+    """The values as the dataclass of the adapter."""
     try:
         # Through JSON, because strict Python mode refuses a TOML array for a tuple and 1 for a float.
-        return _ADAPTER.validate_json(json.dumps(values), strict=True)
+        return adapter.validate_json(json.dumps(values), strict=True)
     except pydantic.ValidationError as error:
         found = error.errors()
-        key = _key(found[0]["loc"])
+        key = _key(found[0]["loc"], cls)
         # A key that takes a number or a word has an error for each.
-        reasons = dict.fromkeys(one["msg"] for one in found if _key(one["loc"]) == key)
-        raise UserError(f"{where}: `{key}` = {found[0]['input']!r}: {' or '.join(reasons)}") from None
+        reasons = dict.fromkeys(one["msg"] for one in found if _key(one["loc"], cls) == key)
+        name = f"{prefix}.{key}" if prefix else key
+        raise UserError(f"{where}: `{name}` = {found[0]['input']!r}: {' or '.join(reasons)}") from None
 
 
-def _key(location: tuple[int | str, ...]) -> str:
+def _key(location: tuple[int | str, ...], cls: type) -> str:
     """`section.key` of pydantic's location, without what it says about types behind that."""
     parts: list[str] = []
-    section: type | None = Config
+    section: type | None = cls
     for part in location:
         if section and isinstance(part, int):  # one of a list of sections
             parts.append(str(part))
             continue
-        known = {field.name for field in dataclasses.fields(section)} if section else ()
-        if part not in known:
+        if section is None or not _is_known(section, str(part)):
             break
         parts.append(str(part))
-        section = _sections(section).get(str(part)) if section else None
+        section = _sections(section).get(str(part))
     return ".".join(parts)
 
 
-def _refuse_unknown_keys(values: Any, cls: type, where: str, prefix: str = "") -> None:
+def _is_known(cls: type, key: str) -> bool:
+    return key in {field.name for field in dataclasses.fields(cls)}
+
+
+def _refuse_unknown_keys(
+    values: Any, cls: type, where: str, prefix: str = "", chosen: dict[Kind, type] | None = None
+) -> None:
     known = {field.name: field for field in dataclasses.fields(cls)}
     if not isinstance(values, dict):
         raise UserError(f"{where}: `{prefix.rstrip('.')}` must be a table of keys, not {values!r}")
-    sections = _sections(cls)
+    sections = _sections(cls) | (chosen or {})
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise UserError(f"{where}: unknown key `{prefix}{key}`; did you mean `{prefix}{near[0]}`?")
+            whose = _whose(prefix.rstrip("."), key, values.get("name"))
+            raise UserError(f"{where}: unknown key `{prefix}{key}`{whose or f'; did you mean `{prefix}{near[0]}`?'}")
         if key in sections and "of" in known[key].metadata:
             for index, one in enumerate(value if isinstance(value, list | tuple) else [value]):
                 _refuse_unknown_keys(one, sections[key], where, f"{prefix}{key}.{index}.")
@@ -272,6 +285,12 @@ def _refuse_unknown_keys(values: Any, cls: type, where: str, prefix: str = "") -
             _refuse_unknown_keys(value, sections[key], where, f"{prefix}{key}.")
         elif isinstance(value, datetime.date | datetime.time):
             raise UserError(f"{where}: `{prefix}{key}` = {value}: a date, which no key takes; put it in quotes")
+
+
+def _whose(kind: str, key: str, name: Any) -> str:
+    """Says which other backbones or methods have a key."""
+    owners = who_has(kind, key) if kind in ("backbone", "method") else []
+    return f": it is a key of {', '.join(owners)}, not of {name or ROOMS[kind].default}" if owners else ""  # pyright: ignore
 
 
 def _sections(cls: type) -> dict[str, type]:
@@ -316,17 +335,44 @@ def read_toml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """`top` over `base`, section by section."""
+    """`top` over `base`, section by section.
+
+    Where `top` names another backbone or method, those keys of `base` that this one does not have are left out.
+
+    Raises:
+        UserError: `top` names a backbone or method that there is not.
+    """
+    below = dict(base)
+    for kind in ROOMS:
+        section, over = base.get(kind), top.get(kind)
+        if isinstance(section, dict) and isinstance(over, dict) and isinstance(over.get("name"), str):
+            below[kind] = fitting(kind, section, over["name"])
+    return _merged(below, top)
+
+
+def fitting(kind: Kind, section: dict[str, Any], name: str) -> dict[str, Any]:
+    """The keys of a section that the backbone or method of this name has."""
+    cls = config_class(kind, name)
+    return {key: value for key, value in section.items() if _is_known(cls, key)}
+
+
+def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
 
 
 def load_config(path: Path, overrides: dict[str, Any] | None = None) -> Config:
     """Reads a config file; sections that say what `mwuf compare` and `mwuf tune` do are left to these."""
     return build(merge(without_studies(read_toml(path)), overrides or {}), str(path))
+
+
+def load_run_config(folder: Path) -> Config:
+    """Reads the config that a run has left in its folder, this version or an earlier one."""
+    path = folder / "config.toml"
+    return build(read_toml(path), str(path), of_any_version=True)
 
 
 def without_studies(values: dict[str, Any]) -> dict[str, Any]:
@@ -336,7 +382,7 @@ def without_studies(values: dict[str, Any]) -> dict[str, Any]:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Every key with its value, as TOML and JSON can hold it."""
-    return _ADAPTER.dump_python(config, mode="json")
+    return _ADAPTER.dump_python(config, mode="json", serialize_as_any=True)
 
 
 def to_toml(config: Config) -> str:

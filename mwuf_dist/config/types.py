@@ -9,6 +9,11 @@ from annotated_types import Ge, Gt, Lt
 
 T = TypeVar("T")
 
+
+class UserError(ValueError):
+    """The user's input is wrong: the message says what, where and what to do. No traceback, exit code 2."""
+
+
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Count = Annotated[int, Ge(1)]

@@ -6,30 +6,14 @@ import dataclasses
 
 from mwuf_dist.backbones import Backbone
 from mwuf_dist.config import MethodConfig
-from mwuf_dist.config.registry import find_class
-from mwuf_dist.methods.base import Base, Episodes, Method, PretrainedItems, check_backbone, check_initialisation
-from mwuf_dist.methods.cvar import Cvar
-from mwuf_dist.methods.dropoutnet import DropoutNet
-from mwuf_dist.methods.gme import Gme
-from mwuf_dist.methods.map import Map
-from mwuf_dist.methods.melu import MeLU
-from mwuf_dist.methods.metaemb import MetaEmb
-from mwuf_dist.methods.mwuf import Mwuf
+from mwuf_dist.config.registry import find_class, method_config, names
+from mwuf_dist.methods.interface import Episodes, Method, PretrainedItems, check_backbone, check_initialisation
 
-METHODS: dict[str, type[Method]] = {
-    "base": Base,
-    "cvar": Cvar,
-    "dropoutnet": DropoutNet,
-    "gme": Gme,
-    "map": Map,
-    "melu": MeLU,
-    "metaemb": MetaEmb,
-    "mwuf": Mwuf,
-}
+METHODS: dict[str, type[Method]] = {name: find_class("method", name) for name in names("method")}
 
 
 def build_method(config: MethodConfig, dim: int, item_context: int, backbone: Backbone | None = None) -> Method:
-    """The method that the config names: one of `METHODS`, or a user's own by its import path.
+    """Builds the method that the config names: one of `METHODS`, or a user's own by its import path.
 
     Args:
         config: section `method`.
@@ -41,7 +25,7 @@ def build_method(config: MethodConfig, dim: int, item_context: int, backbone: Ba
         UserError: there is none of that name, it does not go with the backbone, or it cannot start its rows as the
             config says.
     """
-    method = find_class("method.name", config.name, METHODS, Method)(config, dim, item_context)
+    method = find_class("method", config.name)(config, dim, item_context)
     check_initialisation(method)
     if backbone is not None:
         check_backbone(method, backbone)
@@ -50,8 +34,14 @@ def build_method(config: MethodConfig, dim: int, item_context: int, backbone: Ba
 
 def pretraining_of(config: MethodConfig) -> MethodConfig:
     """The part of section `method` that decides stage `pretrain`; equal for methods that can share a pretraining."""
-    keys = find_class("method.name", config.name, METHODS, Method).pretrain_keys
-    return dataclasses.replace(MethodConfig(name="base"), **{key: getattr(config, key) for key in keys})
+    found = find_class("method", config.name)
+    keys = found.pretrain_keys
+    if keys is None and found.pretrain_item is not Method.pretrain_item:
+        # What it does there may depend on any of its keys: sharing needs its author's word.
+        keys = tuple(field.name for field in dataclasses.fields(config) if field.name != "variant")
+    if not keys:
+        return method_config("base")
+    return method_config(config.name, **{key: getattr(config, key) for key in keys if key != "name"})
 
 
 __all__ = ["METHODS", "Episodes", "Method", "PretrainedItems", "build_method", "pretraining_of"]

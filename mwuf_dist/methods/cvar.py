@@ -7,8 +7,19 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from mwuf_dist.config import MethodConfig
-from mwuf_dist.methods.base import Episodes, Method, PretrainedItems, starts_with_own_rows
+from mwuf_dist.config import Count, MethodConfig, NonNegative, section
+from mwuf_dist.methods.interface import Episodes, Method, PretrainedItems, starts_with_own_rows
+
+
+@section
+class CvarConfig(MethodConfig):
+    """Keys of `cvar`."""
+
+    latent_dim: Count = 16  # Width of the latent variable.
+    latent_noise: NonNegative = 1e-4  # Factor of the noise of the latent variable in training.
+    reconstruction_weight: NonNegative = 1.0  # Of the reconstruction error of old items' ID embeddings.
+    divergence_weight: NonNegative = 0.2  # Of the distance between encoder and prior.
+    regenerate: bool = False  # Pass new items' rows through the autoencoder after each warm phase.
 
 
 class Cvar(Method):
@@ -44,9 +55,11 @@ class Cvar(Method):
     Works on every backbone.
     """
 
+    Config = CvarConfig
+    config: CvarConfig
     episode_trained = True
 
-    def __init__(self, config: MethodConfig, dim: int, item_context: int) -> None:
+    def __init__(self, config: CvarConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
         self.initialisation = starts_with_own_rows(config)
         self.regenerates = config.regenerate

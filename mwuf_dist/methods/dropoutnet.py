@@ -6,8 +6,15 @@ from typing import ClassVar
 
 import torch
 
-from mwuf_dist.config import MethodConfig
-from mwuf_dist.methods.base import Method
+from mwuf_dist.config import MethodConfig, Share, section
+from mwuf_dist.methods.interface import Method
+
+
+@section
+class DropoutNetConfig(MethodConfig):
+    """Keys of `dropoutnet`."""
+
+    item_dropout: Share = 0.5  # Fraction of the rows of pretrain whose item ID embedding is dropped.
 
 
 class DropoutNet(Method):
@@ -19,10 +26,12 @@ class DropoutNet(Method):
     hidden unit that is averaged over.
     """
 
+    Config = DropoutNetConfig
+    config: DropoutNetConfig
     initialisation = "zero"
-    pretrain_keys: ClassVar[tuple[str, ...]] = ("name", "item_dropout")
+    pretrain_keys: ClassVar[tuple[str, ...] | None] = ("name", "item_dropout")
 
-    def __init__(self, config: MethodConfig, dim: int, item_context: int) -> None:
+    def __init__(self, config: DropoutNetConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
         self.share = config.item_dropout
 

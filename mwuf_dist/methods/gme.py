@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mwuf_dist.config import MethodConfig
-from mwuf_dist.methods.base import PretrainedItems
-from mwuf_dist.methods.metaemb import MetaEmb
+from mwuf_dist.config import Count, section
+from mwuf_dist.methods.interface import PretrainedItems
+from mwuf_dist.methods.metaemb import MetaEmb, MetaEmbConfig
 
 # Of the LeakyReLU, as in the authors' published code (the default of its library).
 _SLOPE = 0.2
+
+
+@section
+class GmeConfig(MetaEmbConfig):
+    """Keys of `gme`."""
+
+    neighbours: Count = 10  # Old items that an item attends to.
+    # Attend to the neighbours' ID embeddings (GME-P), generated ones (GME-G), or field embeddings (GME-A).
+    graph: Literal["ids", "generated", "attributes"] = "attributes"
 
 
 class Gme(MetaEmb):
@@ -35,9 +45,11 @@ class Gme(MetaEmb):
     (the code pads with zero vectors and gives them some). Works on every backbone that MetaEmb works on.
     """
 
+    Config = GmeConfig
+    config: GmeConfig
     looks_up_items = True
 
-    def __init__(self, config: MethodConfig, dim: int, item_context: int) -> None:
+    def __init__(self, config: GmeConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
         width = item_context if config.graph == "attributes" else dim
         self.transform = nn.Linear(width, width, bias=False)  # W

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from mwuf_dist.config import MethodConfig
-from mwuf_dist.methods.dropoutnet import DropoutNet
+from mwuf_dist.config import Positive, section
+from mwuf_dist.methods.dropoutnet import DropoutNet, DropoutNetConfig
 
 _MOST_STEPS = 50
 _MOST_HALVINGS = 20
@@ -16,6 +16,13 @@ _MOST_HALVINGS = 20
 _SMALLEST_SLOPE = 1e-8
 # Clicks whose share of the curvature is made at once (a matrix D x D each).
 _CURVATURE_ROWS = 1 << 13
+
+
+@section
+class MapConfig(DropoutNetConfig):
+    """Keys of `map`."""
+
+    prior_precision: Positive = 1.5  # Of the prior on an item's row; larger keeps it closer to its first row.
 
 
 class Map(DropoutNet):
@@ -32,10 +39,12 @@ class Map(DropoutNet):
     (`method.item_dropout`, as in DropoutNet).
     """
 
-    pretrain_keys: ClassVar[tuple[str, ...]] = ("name", "item_dropout")
+    Config = MapConfig
+    config: MapConfig
+    pretrain_keys: ClassVar[tuple[str, ...] | None] = ("name", "item_dropout")
     fits_items = True
 
-    def __init__(self, config: MethodConfig, dim: int, item_context: int) -> None:
+    def __init__(self, config: MapConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
         self.precision = config.prior_precision
 

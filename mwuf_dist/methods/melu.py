@@ -5,8 +5,18 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mwuf_dist.config import MethodConfig, UserError
-from mwuf_dist.methods.base import Episodes, Method, PretrainedItems, starts_with_own_rows
+from mwuf_dist.config import Count, MethodConfig, Positive, UserError, section
+from mwuf_dist.methods.interface import Episodes, Method, PretrainedItems, starts_with_own_rows
+
+
+@section
+class MeluConfig(MethodConfig):
+    """Keys of `melu`."""
+
+    # Learning rate of the gradient steps from the first to the second half of an episode.
+    inner_learning_rate: Positive = 0.1
+    local_steps: Count = 1  # Gradient steps on the first half.
+    first_order: bool = False  # Leave out the second derivatives of these steps.
 
 
 class MeLU(Method):
@@ -36,9 +46,11 @@ class MeLU(Method):
     backbone that can be differentiated twice in the item embedding, as each of this package can.
     """
 
+    Config = MeluConfig
+    config: MeluConfig
     episode_trained = True
 
-    def __init__(self, config: MethodConfig, dim: int, item_context: int) -> None:
+    def __init__(self, config: MeluConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
         self.initialisation = starts_with_own_rows(config)
         self.shared = nn.Parameter(torch.zeros(dim))

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Le
 from torch import nn
 
-from mwuf_dist.config import MethodConfig
-from mwuf_dist.methods.base import Episodes, Method, starts_with_own_rows
+from mwuf_dist.config import MethodConfig, Positive, section
+from mwuf_dist.methods.interface import Episodes, Method, starts_with_own_rows
+
+
+@section
+class MetaEmbConfig(MethodConfig):
+    """Keys of `metaemb`."""
+
+    generator_scale: Positive = 0.2  # gamma: the generator's output lies in (-gamma, gamma).
+    # Learning rate of the gradient step from the first to the second half of an episode.
+    inner_learning_rate: Positive = 0.1
+    cold_weight: Annotated[float, Ge(0), Le(1)] = 0.1  # alpha: weight of the first half's loss.
 
 
 class MetaEmb(Method):
@@ -19,9 +32,11 @@ class MetaEmb(Method):
     all; the tables and the backbone are frozen.
     """
 
+    Config = MetaEmbConfig
+    config: MetaEmbConfig
     episode_trained = True
 
-    def __init__(self, config: MethodConfig, dim: int, item_context: int) -> None:
+    def __init__(self, config: MetaEmbConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
         self.initialisation = starts_with_own_rows(config, "metaemb")
         self.generator = nn.Linear(item_context, dim, bias=False)

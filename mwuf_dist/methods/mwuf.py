@@ -11,9 +11,19 @@ import torch
 from mwuf_kernels import Network, bulk_warm, meta_networks, meta_networks_by_hand
 from torch import nn
 
-from mwuf_dist.config import MethodConfig
-from mwuf_dist.methods.base import Episodes, Method
-from mwuf_dist.methods.metaemb import MetaEmb
+from mwuf_dist.config import Count, section
+from mwuf_dist.methods.interface import Episodes, Method
+from mwuf_dist.methods.metaemb import MetaEmb, MetaEmbConfig
+
+
+@section
+class MwufConfig(MetaEmbConfig):
+    """Keys of `mwuf`; those of `metaemb` are for `initialisation = "metaemb"`."""
+
+    scaling: bool = True  # Use the meta scaling network h.
+    shifting: bool = True  # Use the meta shifting network g.
+    hidden: Count = 16  # Width of the hidden layer of h and g.
+    residual: bool = True  # scale = 1 + h with h and g starting at zero; false: the paper's scale = h.
 
 
 class Mwuf(Method):
@@ -25,9 +35,11 @@ class Mwuf(Method):
     Algorithm 1 runs on rows that it made.
     """
 
+    Config = MwufConfig
+    config: MwufConfig
     initialisation = "mean"
 
-    def __init__(self, config: MethodConfig, dim: int, item_context: int) -> None:
+    def __init__(self, config: MwufConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
         self.scaling = _meta_network(item_context, config.hidden, dim, config.residual) if config.scaling else None
         self.shifting = _meta_network(dim, config.hidden, dim, config.residual) if config.shifting else None

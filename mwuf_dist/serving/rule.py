@@ -30,7 +30,7 @@ from torch import nn
 from mwuf_dist.backbones.frozen_head import FoldedHead
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.config.registry import find_class
-from mwuf_dist.methods import METHODS, Method
+from mwuf_dist.methods import Method
 
 _BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8
 FEWEST_ROWS = 16  # of a matrix product
@@ -300,7 +300,7 @@ def check_rule_fits(config: Config) -> None:
     Raises:
         UserError: naming the key.
     """
-    method = find_class("method.name", config.method.name, METHODS, Method)
+    method = find_class("method", config.method.name)
     initialisation = config.method.initialisation
     starts = method.initialisation if initialisation == "default" else initialisation
     if method.fits_items and starts == "random":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mwuf_dist.config import PHASES, Config, UserError, hash_of_values, load_config
+from mwuf_dist.config import PHASES, Config, UserError, hash_of_values, load_run_config
 from mwuf_dist.data.locations import prepared_root
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.shards import MANIFEST, Prepared, read_manifest
@@ -44,7 +44,7 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any], Path]:
             f"{folder}: results of schema {results.get('schema')!r}; this version ({versions().get('mwuf_dist')}) "
             f"reads {SCHEMA}: use mwuf-dist {made_by}, which made it"
         )
-    config = load_config(folder / "config.toml")
+    config = load_run_config(folder)
     # Of the keys that stand in it: it has all that there were when the run was made, and there may be more now.
     hashed = hash_of_values(tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")))
     if hashed != results["config_hash"]:

@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-from torch import nn
 
 from mwuf_dist import methods
-from mwuf_dist.backbones import BACKBONES
 from mwuf_dist.config import (
     Config,
     Count,
@@ -32,10 +30,11 @@ from mwuf_dist.config import (
     WarmUpConfig,
     build,
     config_hash,
+    fitting,
     merge,
     to_dict,
 )
-from mwuf_dist.config.registry import find_class
+from mwuf_dist.config.registry import ROOMS, find_class
 from mwuf_dist.data import sources
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.evaluation.comparison import row_label
@@ -141,7 +140,7 @@ def run_configs(
     configs = []
     for seed in range(first_seed, first_seed + study.seeds):
         for number, run in enumerate(study.runs):
-            own = merge(merge(run, overridden), {"seed": seed})
+            own = merge(merge(run, _that_it_has(overridden, merge(shared, run))), {"seed": seed})
             configs.append(build(merge(shared, own), f"{where}, run {number + 1} of [study]"))
     names = [cell_name(config) for config in configs[: len(study.runs)]]
     for number, name in enumerate(names):
@@ -151,6 +150,15 @@ def run_configs(
                 "of them a `method.variant`, a label of your own"
             )
     return configs
+
+
+def _that_it_has(overridden: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """What the command line sets, without the keys that a run's own backbone or method does not have."""
+    out = dict(overridden)
+    for kind, room in ROOMS.items():
+        if kind in out and "name" not in out[kind]:
+            out[kind] = fitting(kind, out[kind], values.get(kind, {}).get("name", room.default))
+    return out
 
 
 @dataclass
@@ -324,8 +332,8 @@ def _row_of(config: Config) -> str:
 def check_names(config: Config) -> None:
     """Finds a wrong name before hours of training that come before its run."""
     sources.find(config.data.name)
-    find_class("backbone.name", config.backbone.name, BACKBONES, nn.Module)
-    find_class("method.name", config.method.name, methods.METHODS, methods.Method)
+    find_class("backbone", config.backbone.name)
+    find_class("method", config.method.name)
 
 
 def pretraining_of(config: Config) -> Config:

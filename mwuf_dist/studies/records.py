@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mwuf_dist.config import Config, UserError, merge, to_dict
+from mwuf_dist.config import UserError, build, merge, to_dict
 from mwuf_dist.evaluation.comparison import row_label
 from mwuf_dist.files import write_atomically
 
@@ -146,8 +146,7 @@ def _check_same_config(one: tuple[str, Cell], other: tuple[str, Cell]) -> None:
 
 def config_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Keys that decide the result and differ, as `section.key: one -> other`; a key of a later version: its default."""
-    defaults = _flat(to_dict(Config()))
-    first, second = defaults | _flat(one), defaults | _flat(other)
+    first, second = (_flat(to_dict(build(values, of_any_version=True))) for values in (one, other))
     return [
         f"{key}: {first.get(key)!r} -> {second.get(key)!r}"
         for key in sorted(first.keys() | second.keys())

@@ -47,7 +47,7 @@ class Model:
         self.shape = Shape(self.dim, len(self.items.fields), len(self.users.fields), user_id, tuple(self.items.names))
         torch.manual_seed(generator_seed(config.seed, 1))  # the same dense weights on every rank
         self.backbone = build_backbone(config.backbone, self.shape).to(runtime.device)
-        self._history_length = config.backbone.history_length
+        self._history_length = self.backbone.history_length
         old_rows = self.num_old + self.backbone.uses_history
         self.user_tables = Tables("user", self.users.specs(self.dim), config.embedding, runtime)
         self.item_tables = Tables("item", self.items.specs(self.dim), config.embedding, runtime)

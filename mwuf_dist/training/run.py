@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from mwuf_dist.config import PHASES, Config, UserError, build, config_hash, differences, read_toml, to_toml
+from mwuf_dist.config import (
+    PHASES,
+    Config,
+    UserError,
+    config_hash,
+    differences,
+    hash_of_values,
+    load_run_config,
+    read_toml,
+    to_toml,
+)
 from mwuf_dist.data.batches.lanes import check_lanes
 from mwuf_dist.data.batches.order import num_lanes
 from mwuf_dist.data.prepare.prepare import describe, is_prepared, prepare
@@ -136,7 +146,7 @@ def check_folder(config: Config, folder: Path) -> None:
     """Refuses a folder that holds something else than this very run."""
     path = folder / "config.toml"
     if path.exists():
-        different = differences(build(read_toml(path), str(path)), config)
+        different = differences(load_run_config(folder), config)
         if different:
             raise UserError(
                 f"{folder} holds another run, which differs in {'; '.join(different[:3])}"
@@ -175,7 +185,9 @@ class Run:
         method = build_method(config.method, self.model.dim, context, self.model.backbone)
         self.method: Method = method.to(runtime.device)
         checkpointer = Checkpointer(self.folder / "checkpoints", config.checkpoint, runtime)
-        found = checkpointer.latest(config_hash(config))
+        # A run that an earlier version began goes on, though its config had keys that this one's has not.
+        begun = self.folder / "config.toml"
+        found = checkpointer.latest(hash_of_values(read_toml(begun)) if begun.exists() else config_hash(config))
         fresh = Meta(Cursor("pretrain"), config_hash(config), runtime.world_size, versions())
         self._checkpoint, meta, refused = found or (None, fresh, [])
         runtime.on_main(lambda: _claim(config, self.folder))
@@ -184,7 +196,7 @@ class Run:
             recorder.say(f"not taken: {reason}")
         if self._checkpoint is not None:
             recorder.say(f"goes on from {self._checkpoint.name}")
-            meta.world_size, meta.versions = fresh.world_size, fresh.versions
+            meta.world_size, meta.versions, meta.config_hash = fresh.world_size, fresh.versions, fresh.config_hash
         self.session = Session(runtime, recorder, checkpointer, meta)
         if config.runtime.profile and runtime.is_main:
             self.session.profiler = StageProfiler(self.folder / "profile", runtime.device)

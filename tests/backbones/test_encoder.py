@@ -11,7 +11,8 @@ from torch import nn
 from mwuf_dist.backbones import EmbeddedHistory, Shape, build_backbone
 from mwuf_dist.backbones import encoder as encoder_module
 from mwuf_dist.backbones.encoder import Encoder
-from mwuf_dist.config import BackboneConfig, UserError
+from mwuf_dist.config import UserError
+from mwuf_dist.config.registry import backbone_config
 
 SHAPE = Shape(dim=3, num_item_fields=2, num_user_fields=3, user_id_field=1, item_fields=("a", "b"))
 WIDTH, HEADS, RECENT = 4, 2, (1, 2)
@@ -19,7 +20,7 @@ WIDTH, HEADS, RECENT = 4, 2, (1, 2)
 
 def built(dropout: float = 0.0, field_dropout: float = 0.0) -> Encoder:
     torch.manual_seed(0)
-    config = BackboneConfig(
+    config = backbone_config(
         name="encoder", hidden=(WIDTH,), heads=HEADS, recent=RECENT, dropout=dropout, field_dropout=field_dropout
     )
     backbone = build_backbone(config, SHAPE).double()
@@ -145,17 +146,17 @@ def test_fields_are_left_out_in_training_alone() -> None:
 
 def test_a_width_that_the_heads_do_not_divide_is_the_users_error() -> None:
     with pytest.raises(UserError, match=r"backbone\.heads = 3 divides"):
-        build_backbone(BackboneConfig(name="encoder", hidden=(64,), heads=3), SHAPE)
+        build_backbone(backbone_config(name="encoder", hidden=(64,), heads=3), SHAPE)
 
 
 def test_the_dropout_of_a_field_that_is_not_there_is_the_users_error() -> None:
-    config = BackboneConfig(name="encoder", field_dropout_of={"colour": 0.5})
+    config = backbone_config(name="encoder", field_dropout_of={"colour": 0.5})
     with pytest.raises(UserError, match="colour: no such item field: there are a, b"):
         build_backbone(config, SHAPE)
 
 
 def test_a_single_field_has_a_dropout_of_its_own() -> None:
-    config = BackboneConfig(name="encoder", field_dropout=0.0, field_dropout_of={"b": 0.5})
+    config = backbone_config(name="encoder", field_dropout=0.0, field_dropout_of={"b": 0.5})
     backbone = build_backbone(config, SHAPE)
     assert isinstance(backbone, Encoder)
     torch.manual_seed(0)

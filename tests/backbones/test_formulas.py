@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from mwuf_dist.backbones import Backbone, Shape, build_backbone
 from mwuf_dist.backbones.layers import MLP, GlobalBatchNorm
-from mwuf_dist.config import BackboneConfig
+from mwuf_dist.config.registry import config_class
 
 SHAPE = Shape(dim=3, num_item_fields=2, num_user_fields=2)
 ROWS = 4
@@ -20,7 +21,10 @@ ROWS = 4
 def built(**keys: Any) -> Backbone:
     """In eval mode, with all weights and running moments away from their starting points."""
     torch.manual_seed(0)
-    backbone = build_backbone(BackboneConfig(hidden=(5, 4), **keys), SHAPE).double().eval()
+    cls = config_class("backbone", keys.get("name", "wide_deep"))
+    known = {field.name for field in dataclasses.fields(cls)}
+    config = cls(**{key: value for key, value in ({"hidden": (5, 4)} | keys).items() if key in known})
+    backbone = build_backbone(config, SHAPE).double().eval()
     for parameter in backbone.parameters():
         # A mean above zero keeps hidden units alive.
         nn.init.normal_(parameter, mean=0.2 if parameter.dim() == 1 else 0.0, std=0.4)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mwuf_dist.backbones import Shape, build_backbone
-from mwuf_dist.config import BackboneConfig, UserError
+from mwuf_dist.config import UserError
+from mwuf_dist.config.registry import backbone_config
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
 from tests.tiny import tiny
@@ -61,9 +62,9 @@ def test_the_example_trains_and_beats_chance(tmp_path: Path) -> None:
 
 def test_a_module_without_row_weight_is_called_without_it_and_one_with_it_gets_it(own_module: str) -> None:
     item, context, weight = torch.ones(2, 4), torch.ones(2, 12), torch.tensor([1.0, 0.0])
-    plain = build_backbone(BackboneConfig(name=f"{own_module}:Sum"), SHAPE)
+    plain = build_backbone(backbone_config(name=f"{own_module}:Sum"), SHAPE)
     assert plain(item, context, weight).tolist() == [16, 16]
-    weighted = build_backbone(BackboneConfig(name=f"{own_module}:Weighted"), SHAPE)
+    weighted = build_backbone(backbone_config(name=f"{own_module}:Weighted"), SHAPE)
     assert weighted(item, context, weight).tolist() == [16, 0]
     assert plain.fold() is None and len(list(plain.parameters())) == 1
 
@@ -79,10 +80,10 @@ def test_a_module_without_row_weight_is_called_without_it_and_one_with_it_gets_i
 )
 def test_a_wrong_name_is_the_users_error_and_says_what_to_do(own_module: str, path: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build_backbone(BackboneConfig(name=path.format(own=own_module)), SHAPE)
+        build_backbone(backbone_config(name=path.format(own=own_module)), SHAPE)
 
 
 def test_a_module_that_returns_no_logit_per_row_is_the_users_error(own_module: str) -> None:
-    column: Any = build_backbone(BackboneConfig(name=f"{own_module}:Column"), SHAPE)
+    column: Any = build_backbone(backbone_config(name=f"{own_module}:Column"), SHAPE)
     with pytest.raises(UserError, match=r"returned \(2, 1\) for 2 rows, it must return logits of shape \(2,\)"):
         column(torch.ones(2, 4), torch.ones(2, 12))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mwuf_dist.backbones import Backbone, EmbeddedHistory, build_backbone
-from mwuf_dist.config import BackboneConfig
+from mwuf_dist.config.registry import backbone_config
 from tests.backbones.test_formulas import SHAPE, affine, dot, mlp
 
 D = SHAPE.dim
@@ -22,7 +22,7 @@ Event = list[float]
 
 def built(name: str, **keys: Any) -> Any:
     torch.manual_seed(0)
-    config = BackboneConfig(name=name, hidden=(5, 4), history_length=6, **keys)
+    config = backbone_config(name=name, hidden=(5, 4), history_length=6, **keys)
     backbone = build_backbone(config, SHAPE).double().eval()
     for parameter in backbone.parameters():
         nn.init.normal_(parameter, mean=0.2 if parameter.dim() == 1 else 0.0, std=0.4)

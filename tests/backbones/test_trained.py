@@ -11,7 +11,8 @@ import torch
 from mwuf_kernels import native
 
 from mwuf_dist.backbones import BatchSide, Shape, build_backbone
-from mwuf_dist.config import BackboneConfig, Config
+from mwuf_dist.config import Config
+from mwuf_dist.config.registry import backbone_config
 from mwuf_dist.runtime import start
 from tests.bounds import assert_float32_close
 
@@ -30,7 +31,8 @@ def _process_group() -> Iterator[None]:
 
 def made(name: str, batch_norm: bool, dropout: float, dim: int = 4, hidden: tuple[int, ...] = (8, 6, 5)) -> Any:
     torch.manual_seed(0)
-    config = BackboneConfig(name=name, hidden=hidden, batch_norm=batch_norm, dropout=dropout)
+    mlp = {"hidden": hidden, "batch_norm": batch_norm, "dropout": dropout}
+    config = backbone_config(name, **({} if name == "fm" else mlp))
     return build_backbone(config, Shape(dim=dim, num_item_fields=2, num_user_fields=3)).train()
 
 

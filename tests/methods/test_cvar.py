@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mwuf_dist.config import MethodConfig
+from mwuf_dist.config.registry import method_config
 from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.methods.cvar import Cvar
 from mwuf_dist.runtime import Runtime, start
@@ -23,7 +23,7 @@ from tests.methods.test_metaemb import CONTEXT, DIM, EPISODES, ITEMS, Rows, norm
 from tests.tiny import tiny
 
 LATENT = 3
-CONFIG = MethodConfig(
+CONFIG = method_config(
     name="cvar", latent_dim=LATENT, latent_noise=0.4, reconstruction_weight=0.7, divergence_weight=0.3
 )
 NUM_ROWS = torch.tensor([1.0, 10.0, 100.0]).double()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mwuf_dist.backbones import Shape, build_backbone
-from mwuf_dist.config import BackboneConfig, Config, MethodConfig, UserError, config_hash
+from mwuf_dist.config import Config, UserError, config_hash
+from mwuf_dist.config.registry import backbone_config, method_config
 from mwuf_dist.data.batches.loader import Loader
 from mwuf_dist.methods import build_method
 from mwuf_dist.methods.dropoutnet import DropoutNet
@@ -39,7 +40,7 @@ def job(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Run]:
 def test_a_row_is_kept_whole_or_becomes_zero_in_the_configured_share(share: float) -> None:
     torch.manual_seed(0)
     rows = torch.randn(20_000, 4)
-    found = DropoutNet(MethodConfig(name="dropoutnet", item_dropout=share), 4, 8).pretrain_item(rows)
+    found = DropoutNet(method_config(name="dropoutnet", item_dropout=share), 4, 8).pretrain_item(rows)
     dropped = (found == 0).all(dim=1)
     assert dropped.float().mean().item() == pytest.approx(share, abs=4 * sampling_error(0.5, 20_000))
     assert torch.equal(found[~dropped], rows[~dropped])  # kept rows are not scaled
@@ -103,7 +104,7 @@ def test_pretraining_is_shared_by_methods_that_leave_it_alone_and_with_nobody_el
 
 
 def test_a_backbone_that_cannot_train_a_zero_row_is_refused() -> None:
-    afn = build_backbone(BackboneConfig(name="afn"), Shape(dim=4, num_item_fields=2, num_user_fields=1))
+    afn = build_backbone(backbone_config(name="afn"), Shape(dim=4, num_item_fields=2, num_user_fields=1))
     with pytest.raises(UserError, match="no gradient, so they would stay there: choose another backbone"):
-        build_method(MethodConfig(name="dropoutnet"), 4, 8, afn)
-    build_method(MethodConfig(name="dropoutnet", initialisation="mean"), 4, 8, afn)
+        build_method(method_config(name="dropoutnet"), 4, 8, afn)
+    build_method(method_config(name="dropoutnet", initialisation="mean"), 4, 8, afn)

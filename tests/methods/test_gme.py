@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mwuf_dist.config import MethodConfig
+from mwuf_dist.config.registry import method_config
 from mwuf_dist.methods.gme import Gme
 from mwuf_dist.runtime import Runtime
 
@@ -23,7 +23,7 @@ GAMMA = 0.6
 def gme(graph: Any) -> tuple[Gme, torch.Tensor, torch.Tensor]:
     """(the method, rows of phi_old, field embeddings)."""
     torch.manual_seed(3)
-    method = Gme(MethodConfig(name="gme", graph=graph, neighbours=2, generator_scale=GAMMA), DIM, CONTEXT).double()
+    method = Gme(method_config(name="gme", graph=graph, neighbours=2, generator_scale=GAMMA), DIM, CONTEXT).double()
     for parameter in method.parameters():
         nn.init.normal_(parameter)
     rows = torch.randn(OLD, DIM).double().requires_grad_()

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mwuf_dist.backbones import Shape, build_backbone
-from mwuf_dist.config import BackboneConfig, MethodConfig, UserError
+from mwuf_dist.config import UserError
+from mwuf_dist.config.registry import backbone_config, method_config
 from mwuf_dist.methods import build_method
 from mwuf_dist.methods.map import Map
 from mwuf_dist.runtime import start
@@ -36,7 +37,7 @@ def problem(seed: int, scale: float = 1.0) -> dict[str, torch.Tensor]:
 
 
 def method(precision: float = 1.5) -> Map:
-    return Map(MethodConfig(name="map", prior_precision=precision), DIM, 4)
+    return Map(method_config(name="map", prior_precision=precision), DIM, 4)
 
 
 def brute_force(rows: dict[str, torch.Tensor], item: int, precision: float) -> np.ndarray:
@@ -91,15 +92,15 @@ def test_rows_do_not_depend_on_the_order_of_clicks_or_on_other_items() -> None:
 
 def test_a_backbone_whose_logit_is_not_linear_is_refused_before_any_training() -> None:
     shape = Shape(dim=DIM, num_item_fields=1, num_user_fields=1)
-    build_method(MethodConfig(name="map"), DIM, 4, build_backbone(BackboneConfig(name="fm"), shape))
+    build_method(method_config(name="map"), DIM, 4, build_backbone(backbone_config(name="fm"), shape))
     with pytest.raises(UserError, match="'encoder' or 'fm'"):
-        build_method(MethodConfig(name="map"), DIM, 4, build_backbone(BackboneConfig(name="deepfm"), shape))
+        build_method(method_config(name="map"), DIM, 4, build_backbone(backbone_config(name="deepfm"), shape))
 
 
 @pytest.mark.parametrize("backbone", ["fm", "encoder"])
 def test_lines_are_the_logits_that_the_rows_had_at_their_time(backbone: str, tmp_path) -> None:
     config = tiny(
-        backbone={"name": backbone, "hidden": [16], "batch_norm": False, "recent": [2, 5]},
+        backbone={"name": backbone} | ({"hidden": [16], "recent": [2, 5]} if backbone == "encoder" else {}),
         method={"name": "map"},
         pretrain={"epochs": 1, "batch_size": 4096},
     )

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.autograd.function import once_differentiable
 
-from mwuf_dist.config import MethodConfig, UserError
+from mwuf_dist.config import UserError
+from mwuf_dist.config.registry import method_config
 from mwuf_dist.methods import Episodes, build_method
 from mwuf_dist.methods.melu import MeLU
 from tests.methods.test_metaemb import CONTEXT, DIM, EPISODES, ITEMS, Rows, normal
@@ -19,7 +20,7 @@ RATE = 0.7
 def melu(**keys: Any) -> MeLU:
     """With weights away from their starting point."""
     torch.manual_seed(1)
-    method = MeLU(MethodConfig(name="melu", inner_learning_rate=RATE, **keys), DIM, CONTEXT).double()
+    method = MeLU(method_config(name="melu", inner_learning_rate=RATE, **keys), DIM, CONTEXT).double()
     torch.nn.init.normal_(method.shared, std=0.5)
     return method
 
@@ -92,7 +93,7 @@ def test_the_orders_differ_by_the_term_with_the_second_derivatives() -> None:
 
 
 def test_meta_training_sets_out_from_the_common_initialisation() -> None:
-    method = MeLU(MethodConfig(name="melu"), DIM, CONTEXT).double()
+    method = MeLU(method_config(name="melu"), DIM, CONTEXT).double()
     mean = torch.randn(DIM).double()
     items: Any = type("Items", (), {"mean_old_row": staticmethod(lambda: mean)})
     method.attach(items)
@@ -129,4 +130,4 @@ def test_second_order_with_a_backbone_that_has_no_second_derivative_is_the_users
 @pytest.mark.parametrize("name", ["cvar", "gme", "melu"])
 def test_a_method_that_makes_its_own_first_rows_takes_no_other(name: str) -> None:
     with pytest.raises(UserError, match=f"method '{name}' is an initialisation itself: leave the key out"):
-        build_method(MethodConfig(name=name, initialisation="mean"), DIM, CONTEXT)
+        build_method(method_config(name=name, initialisation="mean"), DIM, CONTEXT)

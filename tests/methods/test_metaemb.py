@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mwuf_dist.config import MethodConfig, UserError
+from mwuf_dist.config import UserError
+from mwuf_dist.config.registry import method_config
 from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.methods import Episodes, build_method
 from mwuf_dist.methods.metaemb import MetaEmb
@@ -21,7 +22,7 @@ from tests.tiny import tiny
 
 EPISODES, HALF, DIM, CONTEXT = 3, 5, 2, 4
 ITEMS = torch.arange(EPISODES)
-CONFIG = MethodConfig(name="metaemb", inner_learning_rate=0.7, cold_weight=0.3, generator_scale=0.5)
+CONFIG = method_config(name="metaemb", inner_learning_rate=0.7, cold_weight=0.3, generator_scale=0.5)
 
 
 def normal(width: int) -> torch.Tensor:
@@ -166,4 +167,4 @@ def test_mwuf_can_start_from_what_metaemb_generates(tmp_path: Path) -> None:
 )
 def test_first_rows_that_make_no_sense_are_the_users_error(keys: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build_method(MethodConfig(**keys), DIM, CONTEXT)  # type: ignore[arg-type]
+        build_method(method_config(**keys), DIM, CONTEXT)  # type: ignore[arg-type]

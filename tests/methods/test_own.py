@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mwuf_dist.config import MethodConfig, UserError
+from mwuf_dist.config import UserError
+from mwuf_dist.config.registry import method_config
 from mwuf_dist.methods import build_method
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
@@ -24,11 +25,11 @@ def test_the_template_is_meta_trained_and_warms_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("examples.own_backbone:TwoTower", "must be a subclass of mwuf_dist.methods.base.Method"),
+        ("examples.own_backbone:TwoTower", "must be a subclass of mwuf_dist.methods.interface.Method"),
         ("examples.own_method:Shift", "Shift of .* is nothing"),
         ("mwaf", r"did you mean 'mwuf'\?"),
     ],
 )
 def test_a_wrong_name_is_the_users_error(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build_method(MethodConfig(name=name), 4, 8)
+        build_method(method_config(name=name), 4, 8)

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 
 from mwuf_dist import cli
 from mwuf_dist.backbones import BACKBONES, Shape, build_backbone
-from mwuf_dist.config import BackboneConfig, MethodConfig, UserError
+from mwuf_dist.config import UserError, fitting
+from mwuf_dist.config.registry import backbone_config, method_config
 from mwuf_dist.methods import mwuf
 from mwuf_dist.methods.mwuf import Mwuf
 from mwuf_dist.serving.export import chunks as chunks_module
@@ -205,7 +206,8 @@ def test_the_exported_model_of_every_backbone_has_the_bits_of_its_forward_at_any
 ) -> None:
     torch.manual_seed(0)
     shape = Shape(8, 3, 2, item_fields=("a", "b", "c"))
-    backbone = build_backbone(BackboneConfig(name=name, hidden=(16, 8), batch_norm=batch_norm, product="both"), shape)
+    keys = {"hidden": (16, 8), "batch_norm": batch_norm, "product": "both"}
+    backbone = build_backbone(backbone_config(name, **fitting("backbone", keys, name)), shape)
     for buffer in (one for key, one in backbone.named_buffers() if "running" in key):
         torch.nn.init.uniform_(buffer, 0.5, 1.5)
     backbone.eval()
@@ -224,7 +226,7 @@ def test_bulk_rows_are_row_times_scale_plus_shift_with_either_network_off(
     scaling: bool, shifting: bool, residual: bool
 ) -> None:
     torch.manual_seed(0)
-    method = Mwuf(MethodConfig(scaling=scaling, shifting=shifting, residual=residual), 8, 12)
+    method = Mwuf(method_config(scaling=scaling, shifting=shifting, residual=residual), 8, 12)
     for parameter in method.parameters():
         torch.nn.init.normal_(parameter)
     rows, context, users = torch.randn(50, 8), torch.randn(50, 12), torch.randn(50, 8)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mwuf_dist.backbones import Shape, build_backbone
 from mwuf_dist.backbones.frozen_head import FoldedHead
-from mwuf_dist.config import BackboneConfig
+from mwuf_dist.config.registry import backbone_config
 from mwuf_dist.serving.rule import WarmRule, folded_slope, frozen_double, module_slope, warm_rows
 from tests.bounds import assert_float32_close
 
@@ -21,7 +21,7 @@ DIM, CONTEXT = 4, 12
 
 def make(name: str = "deepfm") -> torch.nn.Module:
     torch.manual_seed(1)
-    return frozen_double(build_backbone(BackboneConfig(name=name, hidden=(8,)), Shape(DIM, 1, 2)))
+    return frozen_double(build_backbone(backbone_config(name=name, hidden=(8,)), Shape(DIM, 1, 2)))
 
 
 def data(counts: np.ndarray, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:

@@ -14,7 +14,7 @@ from mwuf_dist.config import MethodConfig
 from mwuf_dist.data.batches.histories import Histories
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.methods import METHODS, Method
+from mwuf_dist.methods import Method
 from mwuf_dist.studies.audit import HiddenLabels, audit
 from mwuf_dist.training.loop import Session
 from mwuf_dist.training.results import NEXT_SETS
@@ -65,8 +65,7 @@ def test_a_method_that_looks_into_a_set_before_it_is_scored_fails(
     split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Peeks, "split", split)
-    monkeypatch.setitem(METHODS, "peeks", Peeks)
-    found = audit(tiny(**FEW_STEPS, method={"name": "peeks"}), tmp_path / "audit")
+    found = audit(tiny(**FEW_STEPS, method={"name": f"{__name__}:Peeks"}), tmp_path / "audit")
     assert not found["passed"]
     assert {"cold on warm_a", "cold on test"} <= found["changed"].keys()
 

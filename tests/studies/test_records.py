@@ -45,7 +45,7 @@ def test_a_file_holds_all_that_a_comparison_needs_and_the_config_once(tmp_path: 
     records = Records(cells(), [{"row": "deepfm / base", "passed": True}])
     write_records(records, tmp_path / "records.json")
     text = (tmp_path / "records.json").read_text()
-    assert text.count("generator_scale") == 1
+    assert text.count("fused_above_rows") == 1
     assert len(text) < 0.5 * len(json.dumps(records.cells))
     found = read_records(tmp_path / "records.json")
     assert found.audits == records.audits
@@ -95,7 +95,7 @@ def test_two_configs_under_one_name_are_an_error_that_names_cell_and_key(seed: i
 def test_what_decides_no_result_is_no_conflict_and_a_later_key_has_its_default() -> None:
     theirs = cells([1], runtime={"threads": 3}, checkpoint={"keep_last": 9})
     for cell in theirs:
-        del cell["config"]["method"]["inner_learning_rate"]  # the record is older than the key
+        del cell["config"]["embedding"]["smooth_ordinal"]  # the record is older than the key
     assert len(merged(Records(cells([0])), [("there", Records(theirs))]).cells) == 4
 
 

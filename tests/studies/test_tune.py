@@ -54,7 +54,7 @@ def test_every_run_has_the_file_itself_the_shared_settings_and_its_own_on_every_
         assert config.method.name == ("base", "mwuf")[one.run]
         assert config.warm_up.learning_rate == (0.1 if one.setting == 1 else 0.01)
         assert config.pretrain.epochs == (9 if (one.run, one.setting) == (0, 2) else 4)
-        assert config.method.scaling == ((one.run, one.setting) != (1, 2))
+        assert getattr(config.method, "scaling", True) == ((one.run, one.setting) != (1, 2))
         assert config.data.old_items_as_new and config.data.old_items_as_new_seed == config.seed == one.fold
 
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mwuf_dist.config import Config, MetaTrainConfig, MethodConfig
+from mwuf_dist.config import Config, MetaTrainConfig
+from mwuf_dist.config.registry import method_config
 from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.embeddings.tables import FlatParameter
 from mwuf_dist.methods.mwuf import Mwuf
@@ -92,7 +93,7 @@ def test_one_backward_equals_the_two_updates_of_algorithm_1_in_float64() -> None
         torch.manual_seed(0)
         config = Config(meta_train=MetaTrainConfig(learning_rate_cold=0.03, learning_rate_warm=0.02))
         frozen, phi, rows = FrozenStub(), torch.randn(NUM_ITEMS, DIM), batches()
-        settings = MethodConfig(residual=False)
+        settings = method_config(residual=False)
         ours, theirs = Mwuf(settings, DIM, CONTEXT), Mwuf(settings, DIM, CONTEXT)
         theirs.load_state_dict(ours.state_dict())
         table = LocalTable(phi)
