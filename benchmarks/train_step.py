@@ -27,7 +27,7 @@ import torch
 from benchmarks.contest import Contestants
 from benchmarks.record import Figure, Record, Row, command_line, interleaved, processor_clock, table
 from benchmarks.whole_run import compare_whole_runs
-from mwuf_dist.cli.main import _parse, _PrepareOptions
+from mwuf_dist.cli.options import PrepareOptions, parse
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.runtime import start
 from mwuf_dist.training.run import Run, _prepare
@@ -61,7 +61,7 @@ def measure(job: Run, num_steps: int, rounds: int) -> list[Row]:
 
 def benchmark_config(arguments: list[str], batch_size: int, on_cpu: bool = True) -> Config:
     """The config with what both programs have in common: residual MWUF, no BatchNorm, no dropout, one epoch."""
-    config = _parse("prepare", arguments, _PrepareOptions).config
+    config = parse("prepare", arguments, PrepareOptions).config
     return dataclasses.replace(
         config,
         pretrain=dataclasses.replace(config.pretrain, batch_size=batch_size, weight_decay=0.0, epochs=1),

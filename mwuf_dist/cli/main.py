@@ -15,72 +15,32 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pydantic
 import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from mwuf_dist.cli.help import EXAMPLES, USAGE
-from mwuf_dist.config import Config, UserError, build, merge, read_toml, to_dict, without_studies
-from mwuf_dist.config.registry import ROOMS, config_class
+from mwuf_dist.cli.options import (
+    CompareOptions,
+    PlanOptions,
+    PrepareOptions,
+    RunOptions,
+    StudyOptions,
+    changed,
+    is_main,
+    parse,
+)
+from mwuf_dist.config import UserError, build, merge, read_toml, to_dict, without_studies
+from mwuf_dist.config.registry import ROOMS
 from mwuf_dist.runtime.shutdown import STOPPED_EXIT_CODE, RankLostError, StoppedError, sigterm_asks
 from mwuf_dist.runtime.versions import version_problem
 
 if TYPE_CHECKING:
     from mwuf_dist.cli.studies import Place
 
-T = TypeVar("T", bound="_ConfigOptions")
-
 # Time for the launcher to end the ranks that wait for the main one to say what is wrong.
 _OTHER_RANKS_WAIT_S = 10.0
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclass
-class _ConfigOptions:
-    config: Annotated[Config, tyro.conf.arg(name="")]
-
-
-@dataclass
-class _Options(_ConfigOptions):
-    output: Path  # Folder of the results.
-
-
-@dataclass
-class _PrepareOptions(_ConfigOptions):
-    launcher: Literal["here", "ray"] = "here"  # ray: on workers (the ranks of a run) of a Ray cluster.
-    num_workers: int = 1  # Workers that `--launcher ray` starts.
-    ray_address: str = ""  # Ray cluster that exists; empty: $RAY_ADDRESS, or a cluster of this machine.
-
-
-@dataclass
-class _RunOptions(_PrepareOptions, _Options):
-    profile: bool = False  # Trace a few steps of each stage, for Perfetto; short for --runtime.profile True.
-
-
-@dataclass
-class _StudyOptions(_Options):
-    # Runs side by side, each in a process of its own (Ray): 1 none, 0 as many as the cores allow where it pays.
-    parallel: int = 0
-    ray_address: str = ""  # A running Ray cluster that does the runs; RAY_ADDRESS names one too.
-
-
-@dataclass
-class _CompareOptions(_StudyOptions):
-    seeds: int = 0  # Number of seeds; 0 takes the config's.
-    first_seed: int = 0  # The first of them: another machine takes the next ones.
-    # Results of other comparisons, their folders or records.json: cells of this one's rows count as done.
-    records: tuple[Path, ...] = ()
-
-
-@dataclass
-class _PlanOptions(_ConfigOptions):
-    world_size: int = 1  # Number of ranks.
-    device: Literal["cpu", "a100", "h100", "h200"] = "cpu"  # Device of each rank; cpu: one thread of this machine.
-    rows: float = 0  # Rows of pretrain; 0: those of the data.
-    users: float = 0  # Number of users; 0: in proportion to the rows.
-    items: float = 0  # Number of items; 0: in proportion to the rows.
 
 
 @dataclass
@@ -151,7 +111,7 @@ def _doctor(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str]) -> int:
-    options = _parse("prepare", arguments, _PrepareOptions)
+    options = parse("prepare", arguments, PrepareOptions)
     _check_launcher(options, "mwuf prepare")
     data, progress = options.config.data, os.isatty(2)
     if options.launcher == "ray":
@@ -169,7 +129,7 @@ def _prepare(arguments: list[str]) -> int:
 
 
 def _plan(arguments: list[str]) -> int:
-    options = _parse("plan", arguments, _PlanOptions)
+    options = parse("plan", arguments, PlanOptions)
     _check_environment()
     from mwuf_dist.planning.report import plan
 
@@ -201,7 +161,7 @@ def _synthesize(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    options = _parse("run", arguments, _RunOptions)
+    options = parse("run", arguments, RunOptions)
     _check_launcher(options, "torchrun --nproc-per-node=N -m mwuf_dist run")
     config = options.config
     if options.profile:
@@ -219,7 +179,7 @@ def _run(arguments: list[str]) -> int:
         from mwuf_dist.launch import local
 
         results = local.train(config, options.output)
-    if _is_main():
+    if is_main():
         from mwuf_dist.evaluation import report
 
         report.print_comparison(report.build_comparison([results]))
@@ -237,7 +197,7 @@ def _check_studies(where: str) -> None:
         studies.check_sections(values, where)
 
 
-def _check_launcher(options: _PrepareOptions, without_ray: str) -> None:
+def _check_launcher(options: PrepareOptions, without_ray: str) -> None:
     if options.num_workers < 1:
         raise UserError(f"--num-workers {options.num_workers}: there must be at least one")
     if options.num_workers > 1 and options.launcher == "here":
@@ -247,7 +207,7 @@ def _check_launcher(options: _PrepareOptions, without_ray: str) -> None:
 
 
 def _compare(arguments: list[str]) -> int:
-    options = _parse("compare", arguments, _CompareOptions)
+    options = parse("compare", arguments, CompareOptions)
     _check_environment()
     from mwuf_dist.cli import studies
 
@@ -264,7 +224,7 @@ def _compare(arguments: list[str]) -> int:
 
 
 def _tune(arguments: list[str]) -> int:
-    options = _parse("tune", arguments, _StudyOptions)
+    options = parse("tune", arguments, StudyOptions)
     _check_environment()
     from mwuf_dist.cli import studies
 
@@ -273,7 +233,7 @@ def _tune(arguments: list[str]) -> int:
     return studies.tune_command(where, options.config, overridden, options.output, _studies_place(options))
 
 
-def _overridden(where: str, options: _StudyOptions) -> dict[str, Any]:
+def _overridden(where: str, options: StudyOptions) -> dict[str, Any]:
     """What the command line says, which holds for every run; what a run says of itself stands above the file."""
     values, config = without_studies(read_toml(Path(where))), options.config
     of_file = build(values, where)
@@ -282,10 +242,10 @@ def _overridden(where: str, options: _StudyOptions) -> dict[str, Any]:
         for kind in ROOMS
         if getattr(config, kind).name != getattr(of_file, kind).name
     }
-    return merge(names, _changed(to_dict(config), to_dict(build(merge(values, names), where))))
+    return merge(names, changed(to_dict(config), to_dict(build(merge(values, names), where))))
 
 
-def _studies_place(options: _StudyOptions) -> Place:
+def _studies_place(options: StudyOptions) -> Place:
     """Where the runs of a study are done."""
     from mwuf_dist.embeddings.torchrec_import import import_torchrec
 
@@ -295,9 +255,7 @@ def _studies_place(options: _StudyOptions) -> Place:
     from mwuf_dist.launch.side_by_side import side_by_side
 
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    return Place(
-        local.train, local.pretrain, side_by_side, options.parallel, options.ray_address, _is_main(), num_ranks
-    )
+    return Place(local.train, local.pretrain, side_by_side, options.parallel, options.ray_address, is_main(), num_ranks)
 
 
 def _serve(command: str, arguments: list[str]) -> int:
@@ -307,95 +265,9 @@ def _serve(command: str, arguments: list[str]) -> int:
     return run_command(command, arguments)
 
 
-def _parse(command: str, arguments: list[str], cls: type[T]) -> T:
-    """The options of a command: those of the config file, with what the command line says above them.
-
-    Args:
-        command: its name.
-        arguments: what stands behind it; the config comes first.
-        cls: the options that it takes.
-    """
-    if not arguments or arguments[0].startswith("-"):
-        if not any(argument in ("-h", "--help") for argument in arguments):
-            raise UserError(f"name the config first: mwuf {command} CONFIG [options], for example configs/demo.toml")
-        path, config, arguments = Path("CONFIG"), Config(), ["CONFIG", "--help"]
-    else:
-        path = Path(arguments[0])
-        # First, because the keys of these sections are those of the class that the name chooses.
-        config = build(merge(without_studies(read_toml(path)), _named_classes(arguments[1:])), str(path))
-    output = {"output": Path("runs") / path.stem} if issubclass(cls, _Options) else {}
-    options = tyro.cli(
-        cls,
-        default=cls(config=config, **output),
-        args=arguments[1:],
-        prog=f"mwuf {command} {path}",
-        description=EXAMPLES[command],
-        registry=_sections_stay_plain(),
-        console_outputs=_is_main(),
-    )
-    # The type does not say so, but the registry has left the config as plain values.
-    values: Any = options.config
-    return dataclasses.replace(options, config=build(values, "command line"))
-
-
-def _named_classes(arguments: list[str]) -> dict[str, Any]:
-    """The backbone and the method that the command line names, as a config would."""
-    words = [part for argument in arguments for part in argument.split("=", 1)]
-    found = {}
-    for kind in ROOMS:
-        for place, word in enumerate(words[:-1]):
-            if word == f"--{kind}.name":
-                config_class(kind, words[place + 1])  # says what is wrong with the name, and not that a file has it
-                found[kind] = {"name": words[place + 1]}
-    return found
-
-
-def _sections_stay_plain() -> ConstructorRegistry:
-    """Makes tyro hand over the config's sections as nested dicts, so that `build` checks them as it checks a file's."""
-    registry = ConstructorRegistry()
-    asking = False
-
-    @registry.struct_rule
-    def plain(info: StructTypeInfo) -> StructConstructorSpec | None:
-        nonlocal asking
-        if asking or not pydantic.dataclasses.is_pydantic_dataclass(info.type):
-            return None
-        asking = True
-        try:
-            spec = ConstructorRegistry.get_struct_spec(info)  # tyro's own, which has the comments as help
-        finally:
-            asking = False
-        assert isinstance(spec, StructConstructorSpec)
-
-        def section(**values: Any) -> dict[str, Any]:
-            return values
-
-        section.__doc__ = info.type.__doc__  # heads the section in --help
-        return dataclasses.replace(spec, instantiate=section)
-
-    return registry
-
-
-def _changed(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """The nested keys of `ours` whose value is another in `theirs`."""
-    out = {}
-    for key, value in ours.items():
-        if isinstance(value, dict):
-            inner = _changed(value, theirs[key])
-            if inner:
-                out[key] = inner
-        elif value != theirs[key]:
-            out[key] = value
-    return out
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _let_main_rank_speak() -> None:
     # Every rank finds most mistakes: one message is enough.
-    if not _is_main():
+    if not is_main():
         time.sleep(_OTHER_RANKS_WAIT_S)
 
 

@@ -1,0 +1,166 @@
+"""The options of the commands that take a config: those of its file, with what the command line says above them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+
+from mwuf_dist.cli.help import EXAMPLES
+from mwuf_dist.config import Config, UserError, build, merge, read_toml, without_studies
+from mwuf_dist.config.registry import ROOMS, config_class
+
+T = TypeVar("T", bound="ConfigOptions")
+
+
+@dataclass
+class ConfigOptions:
+    """Names the config, whose keys are options too."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+
+@dataclass
+class Options(ConfigOptions):
+    """Adds the folder of the results."""
+
+    output: Path  # Folder of the results.
+
+
+@dataclass
+class PrepareOptions(ConfigOptions):
+    """Says who prepares the data."""
+
+    launcher: Literal["here", "ray"] = "here"  # ray: on workers (the ranks of a run) of a Ray cluster.
+    num_workers: int = 1  # Workers that `--launcher ray` starts.
+    ray_address: str = ""  # Ray cluster that exists; empty: $RAY_ADDRESS, or a cluster of this machine.
+
+
+@dataclass
+class RunOptions(PrepareOptions, Options):
+    """`mwuf run`."""
+
+    profile: bool = False  # Trace a few steps of each stage, for Perfetto; short for --runtime.profile True.
+
+
+@dataclass
+class StudyOptions(Options):
+    """Says who does the runs of a study."""
+
+    # Runs side by side, each in a process of its own (Ray): 1 none, 0 as many as the cores allow where it pays.
+    parallel: int = 0
+    ray_address: str = ""  # A running Ray cluster that does the runs; RAY_ADDRESS names one too.
+
+
+@dataclass
+class CompareOptions(StudyOptions):
+    """`mwuf compare`."""
+
+    seeds: int = 0  # Number of seeds; 0 takes the config's.
+    first_seed: int = 0  # The first of them: another machine takes the next ones.
+    # Results of other comparisons, their folders or records.json: cells of this one's rows count as done.
+    records: tuple[Path, ...] = ()
+
+
+@dataclass
+class PlanOptions(ConfigOptions):
+    """`mwuf plan`."""
+
+    world_size: int = 1  # Number of ranks.
+    device: Literal["cpu", "a100", "h100", "h200"] = "cpu"  # Device of each rank; cpu: one thread of this machine.
+    rows: float = 0  # Rows of pretrain; 0: those of the data.
+    users: float = 0  # Number of users; 0: in proportion to the rows.
+    items: float = 0  # Number of items; 0: in proportion to the rows.
+
+
+def is_main() -> bool:
+    """Whether this is the rank that prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def parse(command: str, arguments: list[str], cls: type[T]) -> T:
+    """The options of a command: those of the config file, with what the command line says above them.
+
+    Args:
+        command: its name.
+        arguments: what stands behind it; the config comes first.
+        cls: the options that it takes.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        if not any(argument in ("-h", "--help") for argument in arguments):
+            raise UserError(f"name the config first: mwuf {command} CONFIG [options], for example configs/demo.toml")
+        path, config, arguments = Path("CONFIG"), Config(), ["CONFIG", "--help"]
+    else:
+        path = Path(arguments[0])
+        # First, because the keys of these sections are those of the class that the name chooses.
+        config = build(merge(without_studies(read_toml(path)), _named_classes(arguments[1:])), str(path))
+    output = {"output": Path("runs") / path.stem} if issubclass(cls, Options) else {}
+    options = tyro.cli(
+        cls,
+        default=cls(config=config, **output),
+        args=arguments[1:],
+        prog=f"mwuf {command} {path}",
+        description=EXAMPLES[command],
+        registry=_sections_stay_plain(),
+        console_outputs=is_main(),
+    )
+    # The type does not say so, but the registry has left the config as plain values.
+    values: Any = options.config
+    return dataclasses.replace(options, config=build(values, "command line"))
+
+
+def _named_classes(arguments: list[str]) -> dict[str, Any]:
+    """The backbone and the method that the command line names, as a config would."""
+    words = [part for argument in arguments for part in argument.split("=", 1)]
+    found = {}
+    for kind in ROOMS:
+        for place, word in enumerate(words[:-1]):
+            if word == f"--{kind}.name":
+                config_class(kind, words[place + 1])  # says what is wrong with the name, and not that a file has it
+                found[kind] = {"name": words[place + 1]}
+    return found
+
+
+def _sections_stay_plain() -> ConstructorRegistry:
+    """Makes tyro hand over the config's sections as nested dicts, so that `build` checks them as it checks a file's."""
+    registry = ConstructorRegistry()
+    asking = False
+
+    @registry.struct_rule
+    def plain(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal asking
+        if asking or not pydantic.dataclasses.is_pydantic_dataclass(info.type):
+            return None
+        asking = True
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)  # tyro's own, which has the comments as help
+        finally:
+            asking = False
+        assert isinstance(spec, StructConstructorSpec)
+
+        def section(**values: Any) -> dict[str, Any]:
+            return values
+
+        section.__doc__ = info.type.__doc__  # heads the section in --help
+        return dataclasses.replace(spec, instantiate=section)
+
+    return registry
+
+
+def changed(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """The nested keys of `ours` whose value is another in `theirs`."""
+    out = {}
+    for key, value in ours.items():
+        if isinstance(value, dict):
+            inner = changed(value, theirs[key])
+            if inner:
+                out[key] = inner
+        elif value != theirs[key]:
+            out[key] = value
+    return out
