@@ -1,4 +1,4 @@
-"""The configuration: `schema` holds the sections, `logs` that of one's own logs, `registry` finds classes by name."""
+"""The configuration: `schema` has the sections, `values` reads and writes them, `registry` finds classes by name."""
 
 from mwuf_dist.config.schema import (
     PHASES,
@@ -15,6 +15,9 @@ from mwuf_dist.config.schema import (
     RuntimeConfig,
     SyntheticConfig,
     WarmUpConfig,
+)
+from mwuf_dist.config.types import Count, CountOrZero, NonNegative, Positive, Share, UserError, section
+from mwuf_dist.config.values import (
     build,
     config_hash,
     differences,
@@ -28,7 +31,6 @@ from mwuf_dist.config.schema import (
     to_toml,
     without_studies,
 )
-from mwuf_dist.config.types import Count, CountOrZero, NonNegative, Positive, Share, UserError, section
 
 __all__ = [
     "PHASES",
