@@ -204,7 +204,7 @@ READERS = words_of_the_readers()
 )
 def test_every_config_key_is_read(key: tuple[str, ...], section: type):
     # A key such as `name` stands in several sections, so its reader must speak of the section too.
-    near = {section.__name__, *key[-2:-1]}
+    near = {*(cls.__name__ for cls in section.__mro__ if cls is not object), *key[-2:-1]}
     assert any(key[-1] in read and near & mentioned for read, mentioned in READERS), (
         f"nothing outside config.py reads {'.'.join(key)}: remove the key, or read it"
     )
