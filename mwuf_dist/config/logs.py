@@ -27,13 +27,13 @@ class LogsField:
 class LogsConfig:
     """Your own logs, Parquet or CSV: where they lie, and what their columns mean (`mwuf init` proposes it)."""
 
-    interactions: str = ""  # File, or folder of files: .parquet, .csv, .csv.gz, .tsv.
+    interactions: str = ""  # File, or folder of files: Parquet or CSV, also compressed.
     users: str = ""  # The same for a table of users to join; may be empty.
     items: str = ""  # The same for items.
     user: str = "user_id"  # Column of the user, in interactions and users.
     item: str = "item_id"  # Column of the item, in interactions and items.
     time: str = "timestamp"  # Column of the time: a number, a date, or a date and time; empty: the order of the rows.
-    time_format: str = ""  # CSV: how a date is written, as strptime has it; empty: ISO 8601.
+    time_format: str = ""  # How a date in text is written, as strptime has it; empty: ISO 8601.
     label: str = ""  # Column that is 0 or 1. Or, instead of it:
     label_from: str = ""  # Column from which the label is made:
     label_at_least: float = 1.0  # 1 where `label_from` is at least this;
@@ -53,8 +53,12 @@ class LogsConfig:
         "NA",
         "None",
         "\\N",
+        "<NA>",
+        "NaT",
+        "#N/A",
     )  # Means missing.
     delimiter: str = ""  # CSV: what stands between two columns; empty: a tab in .tsv, else a comma.
+    quote: str = '"'  # CSV: what stands around a value that holds the delimiter; empty: nothing does.
     encoding: str = "utf-8"  # CSV: how letters are written.
     header: tuple[str, ...] = ()  # CSV: names of the columns of files that have no line of names.
     fields: tuple[LogsField, ...] = dataclasses.field(default=(), metadata={"of": LogsField})  # The features.

@@ -17,7 +17,9 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
-from mwuf_dist.data.readers import encode, labels, log_tables
+from mwuf_dist.data.readers import encode, log_files, log_tables, times
+from mwuf_dist.data.readers.arrow_types import text_of
+from mwuf_dist.data.readers.ids import codes
 from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.schema import RAW_ID, USER_ID, Side
 
@@ -80,8 +82,8 @@ def propose(interactions: str, users: str = "", items: str = "", **named: str) -
         UserError: the files cannot be read, or no column looks like the user or the item.
     """
     options = LogsConfig(interactions=interactions, users=users, items=items)
-    files = log_tables.find_files(interactions, "LOGS")
-    beside = {path for key in (users, items) if key for path in log_tables.find_files(key, "--users or --items")}
+    files = log_files.find_files(interactions, "LOGS")
+    beside = {path for key in (users, items) if key for path in log_files.find_files(key, "--users or --items")}
     files = tuple(path for path in files if path not in beside)
     options = dataclasses.replace(options, delimiter=_delimiter(files[0]))
     names = log_tables.column_names(files[0], options)
@@ -102,7 +104,7 @@ def propose(interactions: str, users: str = "", items: str = "", **named: str) -
 
 def _delimiter(path: Path) -> str:
     """What divides the line of names, empty where that is the default."""
-    if log_tables.is_parquet(path):
+    if log_files.is_parquet(path):
         return ""
     line = ",".join(log_tables.column_names(path, LogsConfig(delimiter="\x1f")))
     best = max((",", ";", "\t", "|"), key=line.count)
@@ -135,7 +137,7 @@ def _propose_time(found: Proposal, log: LogTable, named: str) -> None:
     for form in ("", *TIME_FORMATS):
         tried = dataclasses.replace(options, time=time, time_format=form)
         try:
-            labels.read_times(log, tried)
+            times.read_times(log, tried)
         except UserError:
             continue
         found.options = tried
@@ -170,7 +172,7 @@ def _propose_label(found: Proposal, log: LogTable, named: str) -> None:
         return
     action = named or _by_name(rest, ACTION_NAMES)
     if action:
-        values = encode.text_of(encode.codes(log.columns[action])[1]).to_pylist()
+        values = text_of(codes(log.columns[action])[1]).to_pylist()
         positive = [next((v for v in values if word in v.lower()), None) for word in POSITIVE_ACTIONS]
         chosen = next(filter(None, positive), None)
         if chosen and len(values) > 1:
@@ -188,13 +190,13 @@ def _is_list(column: pa.ChunkedArray) -> bool:
 
 
 def _is_binary(column: pa.ChunkedArray) -> bool:
-    values = {text.lower() for text in encode.text_of(encode.codes(column)[1]).to_pylist()}
+    values = {text.lower() for text in text_of(codes(column)[1]).to_pylist()}
     return values in ({"0", "1"}, {"false", "true"})
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray | None:
     """Each row's number, NaN where it is missing; None for a column of something else."""
-    index, values = encode.codes(column)
+    index, values = codes(column)
     if pa.types.is_boolean(values.type) or pa.types.is_timestamp(values.type) or not len(values):
         return None
     numbers = encode.to_float(values.cast(pa.string()))
@@ -226,7 +228,7 @@ def _propose_fields(found: Proposal, log: LogTable) -> None:
         id_column = getattr(options, side)
         if not (named := getattr(options, f"{side}s")):
             continue
-        files = log_tables.find_files(named, f"--{side}s")
+        files = log_files.find_files(named, f"--{side}s")
         table = log_tables.read(files, log_tables.column_names(files[0], options), options, f"{side}s")
         if id_column not in table.columns.column_names:
             raise UserError(f"{files[0]}: no column {id_column!r} to join by; rename its ID column so")
@@ -248,14 +250,14 @@ def _propose_fields(found: Proposal, log: LogTable) -> None:
 
 def _entities(log: LogTable, options: LogsConfig) -> dict[Side, np.ndarray]:
     """User and item of each row, -1 where missing."""
-    return {"user": encode.codes(log.columns[options.user])[0], "item": encode.codes(log.columns[options.item])[0]}
+    return {"user": codes(log.columns[options.user])[0], "item": codes(log.columns[options.item])[0]}
 
 
 def _side_of(column: pa.ChunkedArray, entity: dict[Side, np.ndarray]) -> Side | None:
     """Whose feature a column of the interactions is: theirs who have one value each."""
     if _is_list(column):
         column = pa.chunked_array([pa.array([None if one is None else str(one) for one in column.to_pylist()])])
-    index, values = encode.codes(column)
+    index, values = codes(column)
     shares: dict[Side, float] = {}
     for side, of_row in entity.items():
         known = (index >= 0) & (of_row >= 0)
@@ -290,7 +292,7 @@ def _kind_of(column: pa.ChunkedArray) -> tuple[_Kind, str, int, str]:
         return "multi_valued", "", 1, ""
     if pa.types.is_timestamp(column.type):
         return "categorical", "", 1, "it is a time: a model that learns it has nothing for later ones"
-    index, values = encode.codes(column)
+    index, values = codes(column)
     if len(values) < 2:
         return "categorical", "", 1, "it has one value only"
     if (numbers := _numbers(column)) is not None:

@@ -1,4 +1,4 @@
-"""From raw values to embedding row indices: IDs, and fields that are categorical, multi-valued or numeric.
+"""From raw values to embedding row indices: fields that are categorical, multi-valued or numeric.
 
 Index 0 is "unknown or missing" everywhere. Vocabularies are in ascending order of their text, so that neither the order
 of the rows nor the format of the files changes an index.
@@ -8,6 +8,7 @@ of the rows nor the format of the files changes an index.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -16,75 +17,15 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsField
+from mwuf_dist.data.readers.arrow_types import text_of
+from mwuf_dist.data.readers.ids import codes
 from mwuf_dist.data.schema import Field, list_column
 
-_CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"  # "007" is another ID than "7", so text that has it stays text.
-_AROUND = " \t\r\n[]'\""
-
-
-def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """Dictionary codes of a column.
-
-    Args:
-        column: any flat type [R].
-
-    Returns:
-        Index of each row's value in the distinct values, -1 where it is missing, int32 [R]; the distinct values.
-    """
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    whole = column.unify_dictionaries().combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):  # no rows at all
-        whole = pa.array([], column.type)
-    if whole.dictionary.null_count:
-        whole = pa.chunked_array([whole]).cast(column.type.value_type).dictionary_encode().combine_chunks()
-    return whole.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32), whole.dictionary
-
-
-def encode_ids(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """IDs in ascending order and the place of each row's ID among them.
-
-    IDs that are all integers without leading zeros are int64, whether the file has them as text or as numbers.
-
-    Args:
-        column: IDs [R], text or numbers.
-
-    Returns:
-        Place of each row's ID, -1 where it is missing, int32 [R]; the IDs, int64 or string [E].
-    """
-    index, values = codes(column)
-    if pa.types.is_floating(values.type):
-        values = pc.cast(values, pa.int64()) if _all_integral(values) else values.cast(pa.string())
-    elif pa.types.is_string(values.type) and pc.all(pc.match_substring_regex(values, _CANONICAL_INTEGER)).as_py():
-        values = values.cast(pa.int64())
-    elif not pa.types.is_integer(values.type):
-        values = values.cast(pa.string())
-    used = np.zeros(len(values) + 1, dtype=bool)
-    used[index] = True  # -1, the last place, collects the missing ones.
-    order = pc.array_sort_indices(values).to_numpy()
-    order = order[used[order]]
-    rank = np.full(len(values) + 1, -1, dtype=np.int32)
-    rank[order] = np.arange(len(order), dtype=np.int32)
-    return rank[index], values.take(pa.array(order))
-
-
-def _all_integral(values: pa.Array) -> bool:
-    numbers = values.to_numpy(zero_copy_only=False)
-    return bool((np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2**53)).all())
-
-
-def find_ids(column: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
-    """Place of each row's ID among known ones, -1 where it is missing or unknown; int32 [R].
-
-    Args:
-        column: IDs of a side table [R].
-        ids: the known ones [E].
-    """
-    index, own = encode_ids(column)
-    if own.type != ids.type:
-        own, ids = own.cast(pa.string()), ids.cast(pa.string())
-    place = pc.fill_null(pc.index_in(own, value_set=ids), -1).to_numpy(zero_copy_only=False).astype(np.int32)
-    return np.append(place, np.int32(-1))[index]
+_AROUND = " \t\r\n'\""
+_BRACKETS = r"^\s*[\[({](.*)[\])}]\s*$"
+_THOUSANDS = re.compile(r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$")
+_DECIMAL_COMMA = re.compile(r"^[+-]?\d+(\.\d{3})*,\d+$")
+_MONEY = re.compile(r"^([+-]?)\s*(?:[$€£¥₹%]|USD|EUR|GBP)?\s*([\d.,]+)\s*(?:[$€£¥₹%]|USD|EUR|GBP)?$")
 
 
 def first_rows(entity: np.ndarray, present: np.ndarray, order: np.ndarray, num: int) -> np.ndarray:
@@ -119,7 +60,7 @@ def encode_field(
     Raises:
         UserError: a numeric field has a value that is no number, or a list stands in a field that takes one value.
     """
-    nested = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    nested = pa.types.is_list(column.type)
     if nested and field.kind != "multi_valued":
         raise refuse(0, f"is a list, and field {field.name!r} is {field.kind}; set its kind to multi_valued")
     if field.kind == "multi_valued":
@@ -146,13 +87,6 @@ def _vocabulary(values: pa.Array, counts: np.ndarray, min_count: int) -> tuple[n
     index = np.zeros(len(values) + 1, dtype=np.int32)
     index[order] = np.arange(1, len(order) + 1, dtype=np.int32)
     return index, len(order) + 1
-
-
-def text_of(values: pa.Array) -> pa.Array:
-    """Values as text, whole numbers without a point."""
-    if pa.types.is_floating(values.type) and len(values) and _all_integral(values):
-        values = values.cast(pa.int64())  # 3.0 of a column with gaps is 3, as in the same column without them.
-    return values.cast(pa.string())
 
 
 def _numeric(
@@ -184,14 +118,32 @@ def _numeric(
 
 
 def to_float(values: pa.Array) -> np.ndarray:
-    """Texts as numbers, NaN where they are none; float64."""
+    """Texts as numbers, NaN where they are none; thousands (1,234.50), decimal commas and signs of money are read.
+
+    A comma before three digits divides thousands, unless another value has a comma that cannot.
+    """
     try:
         return values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
-        return np.array([_float(one) for one in values.to_pylist()])
+        texts = values.to_pylist()
+        is_decimal = any(one and _DECIMAL_COMMA.match(one) and not _THOUSANDS.match(one) for one in texts)
+        return np.array([_float(one, is_decimal) for one in texts])
 
 
-def _float(text: str) -> float:
+def _float(text: str | None, is_decimal: bool) -> float:
+    if text is None:
+        return np.nan
+    try:
+        return float(text) if "_" not in text else np.nan
+    except ValueError:
+        pass
+    if (money := _MONEY.match(text.strip())) is None:
+        return np.nan
+    text = money.group(1) + money.group(2)
+    if is_decimal and _DECIMAL_COMMA.match(text):
+        text = text.replace(".", "").replace(",", ".")
+    elif _THOUSANDS.match(text):
+        text = text.replace(",", "")
     try:
         return float(text)
     except ValueError:
@@ -202,6 +154,16 @@ def _words_for_nan(values: pa.Array) -> np.ndarray:
     return np.flatnonzero([one.strip().lower().lstrip("+-") == "nan" for one in values.to_pylist()])
 
 
+def split(texts: pa.Array, separator: str) -> pa.Array:
+    """Lists that are written as text, without the brackets around them: a|b, ['a', 'b'], {a,b}, ('a', 'b')."""
+    return pc.split_pattern(pc.replace_substring_regex(texts, _BRACKETS, r"\1"), separator)
+
+
+def words_of(values: pa.Array) -> pa.Array:
+    """Values of lists without blanks and quotes around them."""
+    return pc.utf8_trim(text_of(values), characters=_AROUND)
+
+
 def _multi_valued(field: LogsField, column: pa.ChunkedArray, rows: np.ndarray, nested: bool) -> tuple[int, pa.Array]:
     """A list of distinct indices per entity in the order of the raw value, [0] where there is none."""
     if not nested and not pa.types.is_dictionary(column.type):
@@ -210,14 +172,15 @@ def _multi_valued(field: LogsField, column: pa.ChunkedArray, rows: np.ndarray, n
     if isinstance(taken, pa.ChunkedArray):
         taken = pa.array([], column.type)
     if not nested:
-        taken = pc.split_pattern(taken.cast(pa.string()), field.separator)
+        taken = split(taken.cast(pa.string()), field.separator)
     lengths = pc.fill_null(pc.list_value_length(taken), 0).to_numpy(zero_copy_only=False)
     entity = np.repeat(np.arange(len(rows)), lengths)
     flat = taken.flatten()
     if pa.types.is_dictionary(flat.type):
         flat = flat.cast(flat.type.value_type)
-    words = pc.utf8_trim(text_of(flat), characters=_AROUND)
+    words = words_of(flat)
     code, values = codes(pa.chunked_array([words]))
+    code = code.copy()
     code[np.isin(code, np.flatnonzero(pc.equal(values, "").to_numpy(zero_copy_only=False)))] = -1
     # Each value of an entity once, at its first place.
     _, places = np.unique(entity * (len(values) + 1) + code, return_index=True)

@@ -2,33 +2,34 @@
 
 Every column of a CSV is read as text (a guess from its first rows would fail on the first odd ID); what it means is
 decided by who asks. Text and numbers come dictionary-encoded: a log repeats itself, so that later steps look at each
-distinct value once.
+distinct value once. What is not read as it stands (lines below the table, empty files) is noted.
 """
 
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
-import csv as text_csv
 import difflib
-import gzip
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 import pyarrow.parquet as pq
 from pyarrow import csv
+from tqdm import tqdm
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.data.locations import data_dir
+from mwuf_dist.data.readers import arrow_types, csv_text
+from mwuf_dist.data.readers.log_files import format_of, is_parquet, partitions
 
-ENDINGS = (".parquet", ".pq", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz")
-PARQUET = (".parquet", ".pq")
 DICTIONARY = pa.dictionary(pa.int32(), pa.string())
+_BLOCK_BYTES = 8 << 20  # Parsed at once: each block has dictionaries of its own, which are joined at the end.
+_PROGRESS_FROM_FILES = 10
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ class LogTable:
 
     Attributes:
         what: `interactions`, `users` or `items`, as the config calls them.
-        columns: the columns; text, integers and floats dictionary-encoded, unless asked for plain.
+        columns: the columns, of the types of `arrow_types.simple`.
         files: the files, in the order of their rows.
         starts: number of rows before each file, and of all of them [F + 1].
         options: how CSV files were read.
+        notes: what of the files was passed over, a sentence each.
+        unread: column -> its type, of those that were wanted and that nothing can read (`skip_unread`).
     """
 
     what: str
@@ -48,71 +51,55 @@ class LogTable:
     files: tuple[Path, ...]
     starts: np.ndarray
     options: LogsConfig
+    notes: tuple[str, ...] = ()
+    unread: dict[str, str] | None = None
 
     @property
     def num_rows(self) -> int:
         """Rows of all files."""
         return self.columns.num_rows
 
+    def file_of(self, row: int) -> int:
+        """Which file (place in `files`) a row stands in."""
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
+
     def place(self, row: int) -> str:
         """Where a row stands: `file:line` of a CSV, `file: row r (counted from 0)` of a Parquet file."""
-        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        part = self.file_of(row)
         path, row = self.files[part], row - int(self.starts[part])
         if is_parquet(path):
             return f"{path}: row {row} (counted from 0)"
-        skipped = 0 if self.options.header else 1
-        for number, (line, _) in enumerate(_text_rows(path, self.options)):
-            if number == row + skipped:
-                return f"{path}:{line}"
+        expected, number = len(self.options.header), 0 if self.options.header else -1
+        for one in csv_text.rows_of(path, self.options):
+            expected = expected or len(one.values)
+            if len(one.values) == expected:
+                if number == row:
+                    return f"{path}:{one.line}"
+                number += 1
         return f"{path}: row {row}"
 
 
-def is_parquet(path: Path) -> bool:
-    """Whether a file's name says Parquet (else it is read as CSV)."""
-    return path.name.lower().endswith(PARQUET)
-
-
-def find_files(named: str, key: str) -> tuple[Path, ...]:
-    """The files of a path of the config: itself, or all of a folder by name; relative ones also in `$MWUF_DATA_DIR`.
-
-    Args:
-        named: the path.
-        key: the config key, for errors.
-
-    Raises:
-        UserError: there is nothing there, or nothing of a kind that is read.
-    """
-    path = Path(named).expanduser()
-    below = data_dir()
-    if not path.exists() and below is not None and (below / path).exists():
-        path = below / path
-    if not path.exists():
-        tried = f"{path}" + (f" or {below / path}" if below is not None and not path.is_absolute() else "")
-        raise UserError(f"{key} = {named!r}: there is no {tried}; name a file or a folder of files")
-    if path.is_file():
-        if not path.name.lower().endswith(ENDINGS):
-            raise UserError(f"{key} = {named!r}: the name must end in one of {', '.join(ENDINGS)}; rename the file")
-        return (path,)
-    visible = (one for one in path.rglob("*") if not any(p.startswith((".", "_")) for p in one.relative_to(path).parts))
-    files = tuple(sorted(one for one in visible if one.is_file() and one.name.lower().endswith(ENDINGS)))
-    if not files:
-        raise UserError(f"{key} = {named!r}: the folder has no file that ends in one of {', '.join(ENDINGS)}")
-    return files
-
-
 def column_names(path: Path, options: LogsConfig) -> list[str]:
-    """Names of a file's columns.
+    """Names of a file's columns, those of its folders (`day=2020-09-01/`) last.
 
     Raises:
         UserError: the file cannot be read, is empty, or has a name twice.
     """
+    names = _own_names(path, options)
+    return [*names, *(name for name in partitions(path) if name not in names)]
+
+
+def _own_names(path: Path, options: LogsConfig) -> list[str]:
+    if format_of(path).kind == "empty":
+        raise UserError(f"{path}: is empty: no line of column names; remove the file")
     try:
         if is_parquet(path):
             names = pq.read_schema(path).names
         elif options.header:
             names = list(options.header)
         else:
-            names = next(_text_rows(path, options), (0, []))[1]
+            first = next(csv_text.rows_of(path, options), None)
+            names = _plain_names(first.values if first else [])
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({error}); is it a complete {_format(path)} file?") from None
     if not names:
@@ -123,8 +110,20 @@ def column_names(path: Path, options: LogsConfig) -> list[str]:
     return names
 
 
+def _plain_names(names: Sequence[str]) -> list[str]:
+    """Names without blanks and quotes around them; one that is empty (pandas' index) gets one."""
+    plain = [re.sub(r'^"(.*)"$', r"\1", name.strip(" \t\r\n\ufeff\xa0")).strip() for name in names]
+    return [name or f"column_{number}" for number, name in enumerate(plain, start=1)]
+
+
 def read(
-    files: Sequence[Path], names: Sequence[str], options: LogsConfig, what: str, plain: Sequence[str] = ()
+    files: Sequence[Path],
+    names: Sequence[str],
+    options: LogsConfig,
+    what: str,
+    plain: Sequence[str] = (),
+    skip_unread: bool = False,
+    progress: bool = False,
 ) -> LogTable:
     """Reads columns of all files.
 
@@ -134,79 +133,135 @@ def read(
         options: how CSV is written.
         what: `interactions`, `users` or `items`.
         plain: columns that are not worth a dictionary (times).
+        skip_unread: leave columns out that have a type which nothing can read (`LogTable.unread`).
+        progress: show a bar where there are many files.
 
     Raises:
         UserError: a column is absent (its nearest neighbour is named), a file is malformed (with its line), there are
             no rows.
     """
-    parts = []
-    for path in files:
-        _refuse_absent(column_names(path, options), names, path)
-        if is_parquet(path):
-            parts.append(_read_parquet(path, names, options, plain))
-        else:
-            parts.append(_read_csv(path, names, options, plain))
-    starts = np.cumsum([0] + [part.num_rows for part in parts])
+    notes: list[str] = []
+    unread: dict[str, str] | None = {} if skip_unread else None
+    parts, used = [], []
+    quiet = not progress or len(files) < _PROGRESS_FROM_FILES
+    with tqdm(total=len(files), desc=f"read {what}", unit="file", disable=quiet) as bar:
+        for path in files:
+            bar.update()
+            if format_of(path).kind == "empty" and len(files) > 1:
+                notes.append(f"{path} is empty")
+                continue
+            there = column_names(path, options)
+            _refuse_absent(there, names, path, parts and used[0])
+            parts.append(_read_file(path, names, options, plain, notes, unread))
+            used.append(path)
+    starts = np.cumsum([0] + [part[0] for part in parts])
     if not starts[-1]:
         raise UserError(f"{files[0]}{' and the files beside it' if len(files) > 1 else ''}: no rows of {what}")
-    columns = {name: _together([part[name] for part in parts]) for name in names}
-    return LogTable(what, pa.table(columns), tuple(files), starts, options)
+    columns = {}
+    for name in names:
+        if unread and name in unread:
+            continue
+        joined = arrow_types.together([columns_of.pop(name) for _, columns_of in parts])
+        if isinstance(joined, tuple):
+            one, other = (used[place] for place in joined)
+            raise UserError(f"column {name!r} is a list in {one} and text in {other}: write it alike in both")
+        columns[name] = joined
+    return LogTable(what, pa.table(columns), tuple(used), starts, options, tuple(notes), unread)
 
 
-def _refuse_absent(there: Sequence[str], names: Sequence[str], path: Path) -> None:
+def _refuse_absent(there: Sequence[str], names: Sequence[str], path: Path, other: Path | None) -> None:
     for name in names:
         if name not in there:
             near = difflib.get_close_matches(name, there, n=1, cutoff=0.0)[0]
-            raise UserError(f"{path}: no column {name!r}; did you mean {near!r}? Its columns: {', '.join(there)}")
+            unlike = (
+                f"; it is unlike {other.name} beside it: if it is no part of the log, move it away" if other else ""
+            )
+            raise UserError(
+                f"{path}: no column {name!r}; did you mean {near!r}? Its columns: {', '.join(there)[:300]}{unlike}"
+            )
 
 
-def _read_parquet(path: Path, names: Sequence[str], options: LogsConfig, plain: Sequence[str]) -> pa.Table:
-    try:
-        table = pq.read_table(path, columns=list(names), partitioning=None)  # pyright: ignore[reportArgumentType]
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read ({error}); is it a complete Parquet file?") from None
-    columns = {name: _simple(table[name], path, name, options.missing) for name in names}
-    return pa.table({name: one if name in plain else _encoded(one) for name, one in columns.items()})
+def _read_file(
+    path: Path,
+    names: Sequence[str],
+    options: LogsConfig,
+    plain: Sequence[str],
+    notes: list[str],
+    unread: dict[str, str] | None,
+) -> tuple[int, dict[str, pa.ChunkedArray]]:
+    """Rows of one file and its columns."""
+    folder = {name: value for name, value in partitions(path).items() if name in names}
+    own = [name for name in names if name not in folder]
+    own_names = _own_names(path, options) if folder else names
+    own += [name for name in folder if name in own_names]  # what stands in the file counts
+    table = _read_parquet(path, own, plain) if is_parquet(path) else _read_csv(path, own, options, plain, notes)
+    num_rows = table.num_rows
+    columns = {}
+    for name in names:
+        raw = (
+            table[name]
+            if name in own
+            else pa.chunked_array([pa.repeat(pa.scalar(folder[name], pa.string()), num_rows)])
+        )
+        try:
+            one = arrow_types.simple(raw, options.missing) if name not in plain else _unencoded(raw, options.missing)
+        except arrow_types.UnreadTypeError as error:
+            if unread is None:
+                raise UserError(
+                    f"{path}: column {name!r} has type {error}, which is not read; write it as text, number or list"
+                ) from None
+            unread[name] = str(error)
+            one = pa.chunked_array([pa.nulls(num_rows, pa.string())])
+        columns[name] = one
+    return num_rows, columns
 
 
-def _simple(column: pa.ChunkedArray, path: Path, name: str, missing: Sequence[str]) -> pa.ChunkedArray:
-    """The column with few types: string, int64, double, bool, timestamp, or a list; null is what is missing."""
+def _unencoded(column: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
+    """As `simple`, but a number for each row; texts that are all integers are int64."""
     kind = column.type
-    if pa.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
-        column, kind = column.cast(pa.string()), pa.string()
+    if pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
+        return column.cast(pa.int64())
     if pa.types.is_string(kind):
-        return pc.if_else(pc.is_in(column, value_set=pa.array(missing, pa.string())), None, column)
-    if pa.types.is_integer(kind):
         try:
             return column.cast(pa.int64())
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path}: column {name!r}: {error}; write it as text or as int64") from None
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        column = column.cast(pa.float64())
-        return pc.if_else(pc.is_nan(column), None, column)  # pandas writes a gap among numbers as NaN.
-    if pa.types.is_date(kind):
-        return column.cast(pa.timestamp("us"))
-    known = (pa.types.is_boolean, pa.types.is_timestamp, pa.types.is_list, pa.types.is_large_list)
-    if not any(one(kind) for one in known):
-        raise UserError(f"{path}: column {name!r} has type {kind}, which is not read; write it as text, number or list")
-    return column
+        except pa.ArrowInvalid:
+            pass
+    one = arrow_types.simple(column, missing)
+    return one.cast(one.type.value_type) if pa.types.is_dictionary(one.type) else one
 
 
-def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return column.dictionary_encode()
-    return column
-
-
-def _read_csv(path: Path, names: Sequence[str], options: LogsConfig, plain: Sequence[str]) -> pa.Table:
+def _read_parquet(path: Path, names: Sequence[str], plain: Sequence[str]) -> pa.Table:
     try:
-        return csv.read_csv(
-            path,
-            read_options=csv.ReadOptions(encoding=options.encoding, column_names=list(options.header) or None),
-            parse_options=csv.ParseOptions(delimiter=_delimiter(path, options), newlines_in_values=True),
+        schema = pq.read_schema(path)
+        encoded = [n for n in names if n not in plain and schema.field(n).type in (pa.string(), pa.large_string())]
+        return pq.read_table(path, columns=list(names), partitioning=cast(Any, None), read_dictionary=encoded)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read ({error}); is it a complete Parquet file?") from None
+
+
+def _read_csv(
+    path: Path, names: Sequence[str], options: LogsConfig, plain: Sequence[str], notes: list[str]
+) -> pa.Table:
+    uneven: list[csv.InvalidRow] = []
+
+    def keep_for_later(row: csv.InvalidRow) -> str:
+        uneven.append(row)
+        return "skip" if len(uneven) < 100 else "error"
+
+    source = None
+    try:
+        source = csv_text.Lines(path, options)
+        table = csv.read_csv(
+            pa.PythonFile(source, mode="r"),
+            read_options=csv.ReadOptions(
+                column_names=_own_names(path, options), skip_rows=0 if options.header else 1, block_size=_BLOCK_BYTES
+            ),
+            parse_options=csv.ParseOptions(
+                delimiter=csv_text.parsed_delimiter(path, options),
+                quote_char=options.quote or False,
+                newlines_in_values=bool(options.quote),
+                invalid_row_handler=keep_for_later,
+            ),
             convert_options=csv.ConvertOptions(
                 include_columns=list(names),
                 column_types={name: pa.string() if name in plain else DICTIONARY for name in names},
@@ -215,61 +270,52 @@ def _read_csv(path: Path, names: Sequence[str], options: LogsConfig, plain: Sequ
                 quoted_strings_can_be_null=True,
             ),
         )
-    except (OSError, pa.ArrowException, LookupError, UnicodeError) as error:
-        _refuse_uneven_lines(path, options)
+    except (OSError, pa.ArrowException, LookupError, UnicodeError, EOFError, ValueError) as error:
+        _refuse_uneven_lines(path, options, footers_too=True)
         raise UserError(
-            f"{path}: cannot be read as CSV ({str(error)[:300]}); see data.logs.delimiter and .encoding"
+            f"{path}: cannot be read as CSV ({str(error)[:300]}); see data.logs.delimiter, .encoding and .quote (`mwuf "
+            "init` has --delimiter, --encoding and --quote)"
         ) from None
+    if uneven:
+        if not all(csv_text.is_footer(row.text) for row in uneven):
+            _refuse_uneven_lines(path, options)
+        notes.append(f"{path}: {len(uneven)} lines that are no rows, like {uneven[0].text[:60]!r}")
+    _note_lines(path, options, source, table.num_rows + len(uneven) + (not options.header), notes)
+    return table
 
 
-def _refuse_uneven_lines(path: Path, options: LogsConfig) -> None:
+def _note_lines(path: Path, options: LogsConfig, source: csv_text.Lines, expected: int, notes: list[str]) -> None:
+    """Notes lines above the table; looks into a file that has more lines than rows."""
+    if source.num_above:
+        notes.append(f"{path}: {source.num_above} lines above the line of names")
+    if source.num_lines + source.open_line <= expected or not options.quote:
+        return
+    swallowed = csv_text.first_swallowed(path, options)
+    if swallowed is not None:
+        line, lost = swallowed
+        raise UserError(
+            f"{path}:{line}: a quote {options.quote!r} that is never closed swallows the lines after it ({lost} "
+            "lines of "
+            'the file are lost so); if quotes mean nothing in this file set data.logs.quote = "" (`mwuf init --quote '
+            "none`), else close or remove the quote"
+        )
+    notes.append(f"{path}: {source.num_lines + source.open_line - expected} line ends stand within quoted values")
+
+
+def _refuse_uneven_lines(path: Path, options: LogsConfig, footers_too: bool = False) -> None:
     """Says which line has another number of columns, which Arrow does not."""
-    expected = len(options.header)
-    for line, parts in _text_rows(path, options):
-        expected = expected or len(parts)
-        if len(parts) != expected:
+    expected, known = len(options.header), len(options.header)
+    for row in csv_text.rows_of(path, options):
+        expected = expected or len(row.values)
+        text = csv_text.delimiter_of(path, options).join(row.values)
+        if len(row.values) != expected and (footers_too or not csv_text.is_footer(text)):
+            advice = "correct or remove the line"
+            if not known and row.line <= 3:
+                advice = "if the lines above it are no names, remove them, or name the delimiter (data.logs.delimiter)"
             raise UserError(
-                f"{path}:{line}: expected {expected} columns, found {len(parts)}: {','.join(parts)[:120]!r}; correct "
-                "or remove the line"
+                f"{path}:{row.line}: expected {expected} columns, found {len(row.values)}: {text[:120]!r}; {advice}"
             ) from None
-
-
-def _text_rows(path: Path, options: LogsConfig) -> Iterator[tuple[int, list[str]]]:
-    """(first line, from 1, and values) of each row of a CSV that is not blank, the names' line included; slow."""
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
-    try:
-        with opened(path, "rt", encoding=options.encoding, newline="") as file:
-            rows = text_csv.reader(file, delimiter=_delimiter(path, options))
-            line = 1
-            for parts in rows:
-                if parts:
-                    if line == 1:
-                        parts[0] = parts[0].removeprefix("\ufeff")
-                    yield line, parts
-                line = rows.line_num + 1
-    except (OSError, EOFError, UnicodeError, LookupError, text_csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as CSV ({error}); see data.logs.encoding") from None
-
-
-def _delimiter(path: Path, options: LogsConfig) -> str:
-    if len(options.delimiter) > 1:
-        raise UserError(f"data.logs.delimiter = {options.delimiter!r}: must be one letter, such as ',' or '|'")
-    return options.delimiter or ("\t" if path.name.lower().endswith((".tsv", ".tsv.gz")) else ",")
 
 
 def _format(path: Path) -> str:
     return "Parquet" if is_parquet(path) else "CSV"
-
-
-def _together(parts: list[pa.ChunkedArray]) -> pa.ChunkedArray:
-    """One column of all files; files that disagree on its type (7 here, "A7" there) make it text."""
-    kinds = {part.type for part in parts}
-    if len(kinds) > 1:
-        plain = [one.cast(one.type.value_type) if pa.types.is_dictionary(one.type) else one for one in parts]
-        if any(pa.types.is_floating(one.type) for one in plain):
-            plain = [one.cast(pa.float64()) if pa.types.is_integer(one.type) else one for one in plain]
-        if len({one.type for one in plain}) > 1:
-            plain = [one if pa.types.is_nested(one.type) else one.cast(pa.string()) for one in plain]
-        parts = [_encoded(one) for one in plain]
-    column = pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
-    return column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column

@@ -24,29 +24,15 @@ import pyarrow as pa
 
 from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
-from mwuf_dist.data.readers import encode, labels, log_tables
+from mwuf_dist.data.readers import encode, gate, ids, log_files, log_tables
+from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.readers.negatives import add_negatives
 from mwuf_dist.data.schema import RAW_ID, SIDES, USER_ID, Field, RawDataset, RawPieces, Side
 from mwuf_dist.data.sources.content import content_of
 
 ANY_ITEM = "any_item"  # Of items without fields; index 0, like what an item never seen has.
-VERSION = 3  # Raise it when the same files would give other tables.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Entities:
-    """The users or the items.
-
-    Attributes:
-        side: which.
-        ids: their IDs, ascending [E].
-        of_row: the one of each row of the interactions, -1 where it is missing [R].
-    """
-
-    side: Side
-    ids: pa.Array
-    of_row: np.ndarray
+VERSION = 4  # Raise it when the same files would give other tables.
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
@@ -74,23 +60,25 @@ def load(config: DataConfig) -> RawDataset:
     """
     options = config.logs
     check_options(options)
-    log = _read_interactions(options)
-    user, item = (_entities(log, side, getattr(options, side)) for side in SIDES)
-    label = labels.read_labels(log, options)
-    time, has_time = labels.read_times(log, options)
-    complete = {options.user: user.of_row >= 0, options.item: item.of_row >= 0, options.time: has_time}
-    complete[options.label or options.label_from] = label != labels.MISSING
-    kept = _complete_rows(log, complete, options)
-    kept = kept[_not_repeated(user, item, time, label, kept, options.repeated_rows)]
-    sides = {one.side: _entity_table(one, log, time, kept, options) for one in (user, item)}
+    return join(read(options), options)
 
-    rows, row_user, row_label = kept, user.of_row[kept], label[kept]
+
+def read(options: LogsConfig) -> Rows:
+    """The rows of the interactions, with the columns of all fields that stand there."""
+    return gate.read_rows(_files(options)["interactions"], options, more=_field_columns(options))
+
+
+def join(log: Rows, options: LogsConfig) -> RawDataset:
+    """Makes the data set of rows that have been read: without repeated ones, with fields and drawn negatives."""
+    kept = log.kept[~repeated(log, options.repeated_rows)]
+    sides = {side: _entity_table(side, log, kept, options) for side in SIDES}
+    rows, row_user, row_label = kept, log.user[kept], log.label[kept]
     if options.negatives_per_positive:
         source, row_user, row_label = add_negatives(
-            row_user, item.of_row[kept], len(item.ids), options.negatives_per_positive, options.negatives_seed
+            row_user, log.item[kept], len(log.item_ids), options.negatives_per_positive, options.negatives_seed
         )
         rows = kept[source]
-    columns = {"user": row_user, "item": item.of_row[rows], "label": row_label, "time": time[rows]}
+    columns = {"user": row_user, "item": log.item[rows], "label": row_label, "time": log.time[rows]}
     (users, user_fields), (items, item_fields) = sides["user"], sides["item"]
     return RawDataset(pa.table(columns), users, items, (*user_fields, *item_fields))
 
@@ -131,7 +119,7 @@ def check_options(options: LogsConfig) -> None:
 def _files(options: LogsConfig) -> dict[str, tuple[Path, ...]]:
     """The files of the interactions and of the side tables, which may lie in the same folder."""
     named = {"users": options.users, "items": options.items, "interactions": options.interactions}
-    found = {key: log_tables.find_files(path, f"data.logs.{key}") for key, path in named.items() if path}
+    found = {key: log_files.find_files(path, f"data.logs.{key}") for key, path in named.items() if path}
     beside = {*found.get("users", ()), *found.get("items", ())}
     interactions = tuple(path for path in found["interactions"] if path not in beside)
     if not interactions:
@@ -139,13 +127,13 @@ def _files(options: LogsConfig) -> dict[str, tuple[Path, ...]]:
     return {**found, "interactions": interactions}
 
 
-def _read_interactions(options: LogsConfig) -> LogTable:
-    wanted = [options.user, options.item, options.time, options.label, options.label_from]
+def _field_columns(options: LogsConfig) -> list[str]:
+    """Columns of fields that stand in the interactions."""
+    names = []
     for side in SIDES:
         in_side_table = _side_columns(options, side)
-        wanted += [c for field in options.fields if field.side == side and (c := _column(field)) not in in_side_table]
-    names = list(dict.fromkeys(filter(None, wanted)))
-    return log_tables.read(_files(options)["interactions"], names, options, "interactions", plain=[options.time])
+        names += [c for field in options.fields if field.side == side and (c := _column(field)) not in in_side_table]
+    return names
 
 
 def _side_columns(options: LogsConfig, side: Side) -> list[str]:
@@ -153,7 +141,7 @@ def _side_columns(options: LogsConfig, side: Side) -> list[str]:
     named = getattr(options, f"{side}s")
     if not named:
         return []
-    return log_tables.column_names(log_tables.find_files(named, f"data.logs.{side}s")[0], _of_side_table(options))
+    return log_tables.column_names(log_files.find_files(named, f"data.logs.{side}s")[0], _of_side_table(options))
 
 
 def _of_side_table(options: LogsConfig) -> LogsConfig:
@@ -165,72 +153,48 @@ def _column(field: LogsField) -> str:
     return field.column or field.name
 
 
-def _entities(log: LogTable, side: Side, column: str) -> _Entities:
-    of_row, ids = encode.encode_ids(log.columns[column])
-    return _Entities(side, ids, of_row)
-
-
-def _complete_rows(log: LogTable, complete: dict[str, np.ndarray], options: LogsConfig) -> np.ndarray:
-    """The rows that have all of the columns [R']."""
-    good = np.ones(log.num_rows, dtype=bool)
-    for name, has in complete.items():
-        if not options.drop_incomplete and not has.all():
-            row = int(np.argmin(has))
-            raise UserError(
-                f"{log.place(row)}: {name} is missing ({int((~has).sum())} of {len(has)} rows); fill it in, or set "
-                "data.logs.drop_incomplete = true to leave such rows out"
-            )
-        good &= has
-    if not good.any():
-        raise UserError(f"{log.files[0]}: no row has all of {', '.join(filter(None, complete))}")
-    return np.flatnonzero(good)
-
-
-def _not_repeated(
-    user: _Entities, item: _Entities, time: np.ndarray, label: np.ndarray, rows: np.ndarray, rule: str
-) -> np.ndarray:
-    """Mask of the rows that count [R']."""
+def repeated(log: Rows, rule: str) -> np.ndarray:
+    """Mask of the rows that count [R'] but say what a row before them has said, by `data.logs.repeated_rows`."""
+    rows = log.kept
     if rule == "keep":
-        return np.ones(len(rows), dtype=bool)
-    pair = user.of_row[rows].astype(np.int64) * len(item.ids) + item.of_row[rows]
-    keys = [time[rows], pair] if rule == "first_of_pair" else [label[rows], time[rows], pair]
+        return np.zeros(len(rows), dtype=bool)
+    pair = log.user[rows].astype(np.int64) * len(log.item_ids) + log.item[rows]
+    keys = [log.time[rows], pair] if rule == "first_of_pair" else [log.label[rows], log.time[rows], pair]
     order = np.lexsort(keys)  # Stable: of equal rows the first in the files comes first.
     same = np.ones(max(len(rows) - 1, 0), dtype=bool)
     for key in keys if rule == "drop" else keys[1:]:
         same &= key[order][1:] == key[order][:-1]
-    kept = np.ones(len(rows), dtype=bool)
-    kept[order[1:][same]] = False
-    return kept
+    out = np.zeros(len(rows), dtype=bool)
+    out[order[1:][same]] = True
+    return out
 
 
-def _entity_table(
-    entities: _Entities, log: LogTable, time: np.ndarray, kept: np.ndarray, options: LogsConfig
-) -> tuple[pa.Table, list[Field]]:
+def _entity_table(side: Side, log: Rows, kept: np.ndarray, options: LogsConfig) -> tuple[pa.Table, list[Field]]:
     """The table of one side, and its fields."""
-    num = len(entities.ids)
-    columns: dict[str, Any] = {RAW_ID: entities.ids}
+    own_ids, of_row = (log.user_ids, log.user) if side == "user" else (log.item_ids, log.item)
+    columns: dict[str, Any] = {RAW_ID: own_ids}
     fields = []
-    if entities.side == "user":
-        columns[USER_ID] = np.arange(1, num + 1, dtype=np.int32)
-        fields.append(Field(USER_ID, "categorical", "user", num + 1))
-    wanted = [field for field in options.fields if field.side == entities.side]
-    there = _side_columns(options, entities.side)
-    joined = _join(entities, [_column(field) for field in wanted if _column(field) in there], options)
-    earliest = kept[np.argsort(time[kept], kind="stable")]
+    if side == "user":
+        columns[USER_ID] = np.arange(1, len(own_ids) + 1, dtype=np.int32)
+        fields.append(Field(USER_ID, "categorical", "user", len(own_ids) + 1))
+    wanted = [field for field in options.fields if field.side == side]
+    there = _side_columns(options, side)
+    joined = _join(side, log, [_column(field) for field in wanted if _column(field) in there], options)
+    earliest = kept[np.argsort(log.time[kept], kind="stable")]
     for field in wanted:
         name = _column(field)
         if name in there:
             assert joined is not None
             table, entity, order = joined[0], joined[1], np.arange(joined[0].num_rows)
         else:
-            table, entity, order = log, entities.of_row, earliest
+            table, entity, order = log.table, of_row, earliest
         column = table.columns[name]
-        rows = encode.first_rows(entity, column.is_valid().to_numpy(), order, num)
+        rows = encode.first_rows(entity, column.is_valid().to_numpy(), order, len(own_ids))
         refuse = _Refuse(table, name)
         made, columns[field.name] = encode.encode_field(field, column, rows, refuse)
         fields.append(made)
     if not fields:
-        columns[ANY_ITEM] = np.zeros(num, dtype=np.int32)
+        columns[ANY_ITEM] = np.zeros(len(own_ids), dtype=np.int32)
         fields.append(Field(ANY_ITEM, "categorical", "item", 1))
     return pa.table(columns), fields
 
@@ -246,18 +210,19 @@ class _Refuse:
         return UserError(f"{self.table.place(row)}: {self.column} {why}")
 
 
-def _join(entities: _Entities, names: list[str], options: LogsConfig) -> tuple[LogTable, np.ndarray] | None:
+def _join(side: Side, log: Rows, names: list[str], options: LogsConfig) -> tuple[LogTable, np.ndarray] | None:
     """The side table and the entity of each of its rows, -1 for those that the interactions do not have."""
-    key = f"{entities.side}s"
+    key = f"{side}s"
     if not getattr(options, key) or not names:
         return None
-    id_column = getattr(options, entities.side)
-    files = log_tables.find_files(getattr(options, key), f"data.logs.{key}")
+    known, form = (log.user_ids, log.form.user) if side == "user" else (log.item_ids, log.form.item)
+    id_column = getattr(options, side)
+    files = log_files.find_files(getattr(options, key), f"data.logs.{key}")
     table = log_tables.read(files, list(dict.fromkeys([id_column, *names])), _of_side_table(options), key)
-    entity = encode.find_ids(table.columns[id_column], entities.ids)
+    entity = ids.find_rows(table.columns[id_column], known, form)
     if not (entity >= 0).any():
         raise UserError(
             f"{files[0]}: none of its {table.num_rows} {key} is in the interactions (there {id_column} is like "
-            f"{entities.ids[0].as_py()!r}, here like {table.columns[id_column][0].as_py()!r}); is it the right table?"
+            f"{known[0].as_py()!r}, here like {table.columns[id_column][0].as_py()!r}); is it the right table?"
         )
     return table, entity

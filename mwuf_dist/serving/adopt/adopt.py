@@ -24,7 +24,8 @@ from torch import nn
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.data.readers import encode, log_tables
+from mwuf_dist.data.readers import ids as raw_ids
+from mwuf_dist.data.readers import log_files, log_tables
 from mwuf_dist.methods.meta_warm_up import MetaWarmUp
 from mwuf_dist.serving.adopt.files import find_table, import_factory, load_weights
 from mwuf_dist.serving.rule import WarmRule, item_groups, module_slope, warm_rows
@@ -152,7 +153,7 @@ def adopt(
     """
     settings = settings or AdoptSettings()
     model.eval()
-    item, ids = encode.encode_ids(logs[settings.item])
+    item, ids, _ = raw_ids.encode_ids(logs[settings.item])
     if (item < 0).any():
         raise UserError(f"{settings.item} is missing in {int((item < 0).sum())} of {len(item)} rows; remove these rows")
     known = _is_known(ids, len(item_table), item_ids)[item]
@@ -176,7 +177,7 @@ def _is_known(ids: pa.Array, num_rows: int, item_ids: pa.ChunkedArray | None) ->
     if item_ids is not None:
         if len(item_ids) > num_rows:
             raise UserError(f"the list of item IDs has {len(item_ids)} rows, and the item table only {num_rows}")
-        return find(ids, encode.encode_ids(item_ids)[1]) >= 0
+        return find(ids, raw_ids.encode_ids(item_ids)[1]) >= 0
     if not pa.types.is_integer(ids.type):
         raise UserError(
             f"item IDs are text, such as {ids[0].as_py()!r}: say which ID each row of the item table has (--item-ids)"
@@ -243,7 +244,7 @@ def _interactions(
 ) -> _Interactions:
     """Those of `rows` of the logs, whose row r has the item ids[item[r]]."""
     user = logs[settings.user].take(pa.array(rows))
-    user_of, user_ids = encode.encode_ids(user)
+    user_of, user_ids, _ = raw_ids.encode_ids(user)
     order = rows[np.lexsort([id_keys(user_ids)[user_of], logs[settings.time].to_numpy()[rows], item[rows]])]
     used, place = np.unique(item[order], return_inverse=True)
     counts = np.bincount(place)
@@ -310,13 +311,13 @@ def adopt_files(
     missing = [name for name in ("forward", "context", "item_fields", "users") if not hasattr(ranking, name)]
     if missing:
         raise UserError(f"--model {model!r}: what it makes has no {', '.join(missing)}: see adopt in docs/serving.md")
-    files = log_tables.find_files(str(logs), "--logs")
+    files = log_files.find_files(str(logs), "--logs")
     needed = [settings.user, settings.item, settings.label, settings.time]
     names = list(dict.fromkeys([*needed, *log_tables.column_names(files[0], LogsConfig())]))
     read = log_tables.read(files, names, LogsConfig(), "logs")
     listed = None
     if item_ids is not None:
-        found_files = log_tables.find_files(str(item_ids), "--item-ids")
+        found_files = log_files.find_files(str(item_ids), "--item-ids")
         listed = log_tables.read(found_files, [settings.item], LogsConfig(), "items").columns[settings.item]
     adopted = adopt(ranking, item_table, _plain(read.columns), settings, listed)
     about: dict[str, object] = {

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.data.readers import encode, labels, log_tables
+from mwuf_dist.data.readers import ids as raw_ids
+from mwuf_dist.data.readers import labels, log_files, log_tables, times
 from mwuf_dist.serving.served_log import LOG_COLUMNS, NewRows, find, id_keys
 
 
@@ -56,12 +57,13 @@ def read_interactions(path: Path, options: LogsConfig, user_ids: pa.Array, is_lo
     label_column = options.label or options.label_from  # empty: positives only
     wanted = list(dict.fromkeys(filter(None, [options.user, options.item, options.time, label_column])))
     table = log_tables.read(
-        log_tables.find_files(str(path), "--interactions"), wanted, options, "interactions", [options.time]
+        log_files.find_files(str(path), "--interactions"), wanted, options, "interactions", [options.time]
     )
-    item, item_ids = encode.encode_ids(table.columns[options.item])
-    raw_user, own_ids = encode.encode_ids(table.columns[options.user])
+    item, item_ids, _ = raw_ids.encode_ids(table.columns[options.item])
+    raw_user, own_ids, _ = raw_ids.encode_ids(table.columns[options.user])
     label = labels.read_labels(table, options, whole=False)
-    time, has_time = labels.read_times(table, options, is_whole=not is_logs)
+    read = times.read_times(table, options, None if is_logs else times.WHOLE)
+    time, has_time = read.values, read.has
     for name, bad in {
         options.user: raw_user < 0,
         options.item: item < 0,

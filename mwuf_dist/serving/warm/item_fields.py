@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
-from mwuf_dist.data.readers import encode, labels, log_tables
+from mwuf_dist.data.readers import encode, log_files, log_tables
+from mwuf_dist.data.readers import ids as raw_ids
+from mwuf_dist.data.readers.arrow_types import text_of
+from mwuf_dist.data.readers.times import read_times
 from mwuf_dist.data.schema import RAW_ID, Field
 from mwuf_dist.data.shards import ENTITY_FILES, Prepared
 from mwuf_dist.serving.served_state import as_column, unknown_fields
-
-_AROUND = " \t\r\n[]'\""
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bo
     columns = {field.name: (named[field.name].column or field.name) if is_logs else field.name for field in fields}
     options = dataclasses.replace(options, header=())
     table = log_tables.read(
-        log_tables.find_files(str(path), "--items"),
+        log_files.find_files(str(path), "--items"),
         list({options.item: 0} | dict.fromkeys(columns.values())),
         options,
         "items",
     )
-    entity, ids = encode.encode_ids(table.columns[options.item])
+    entity, ids, _ = raw_ids.encode_ids(table.columns[options.item])
     known = None
     if is_logs:
         known = pq.read_table(prepared.path / ENTITY_FILES["item"], memory_map=True).combine_chunks()
@@ -86,7 +87,7 @@ def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bo
 
 def _indices(field: Field, words: _Words, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Indices that stand in the file themselves."""
-    number = labels.to_float(words.text)
+    number = encode.to_float(words.text)
     bad = ~((number >= 0) & (number < field.size) & (number == np.floor(number)))
     if bad.any():
         value = words.text[int(np.argmax(bad))].as_py()
@@ -115,11 +116,11 @@ def _words(column: pa.ChunkedArray, rows: np.ndarray, separator: str) -> _Words:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     taken = column.take(pa.array(rows, mask=rows < 0)).combine_chunks()
-    if not pa.types.is_list(taken.type) and not pa.types.is_large_list(taken.type):
-        taken = encode.text_of(taken)
-        taken = pc.split_pattern(taken, separator) if separator else pc.split_pattern(taken, "\x00")
+    if not pa.types.is_list(taken.type):
+        taken = text_of(taken)
+        taken = encode.split(taken, separator) if separator else pc.split_pattern(taken, "\x00")
     lengths = pc.fill_null(pc.list_value_length(taken), 0).to_numpy(zero_copy_only=False)
-    text = pc.utf8_trim(encode.text_of(taken.flatten()), characters=_AROUND)
+    text = encode.words_of(taken.flatten())
     entity = np.repeat(np.arange(len(rows)), lengths)
     # Each word of an entity once, at its first place; empty ones are none.
     code = text.dictionary_encode()
@@ -135,16 +136,16 @@ def _own_column(
 ) -> tuple[pa.ChunkedArray, np.ndarray]:
     """A field's column in the run's own files, and the row of each of the run's items there, -1 for none."""
     name = field.column or field.name
-    files = log_tables.find_files(options.items, "data.logs.items") if options.items else ()
+    files = log_files.find_files(options.items, "data.logs.items") if options.items else ()
     if files and name in log_tables.column_names(files[0], options):
         table = log_tables.read(files, [options.item, name], options, "items")
         order = np.arange(table.num_rows)
     else:
-        files = log_tables.find_files(options.interactions, "data.logs.interactions")
+        files = log_files.find_files(options.interactions, "data.logs.interactions")
         table = log_tables.read(files, [options.item, name, options.time], options, "interactions", [options.time])
-        order = np.argsort(labels.read_times(table, options)[0], kind="stable")
+        order = np.argsort(read_times(table, options).values, kind="stable")
     column = table.columns[name]
-    entity = encode.find_ids(table.columns[options.item], known[RAW_ID].chunk(0))
+    entity = raw_ids.find_rows(table.columns[options.item], known[RAW_ID].chunk(0))
     return column, encode.first_rows(entity, column.is_valid().to_numpy(), order, known.num_rows)
 
 
@@ -167,12 +168,12 @@ def _encoded(
 
 def _buckets(theirs: _Words, codes: np.ndarray, words: _Words) -> np.ndarray:
     """Quantile bucket of each number [W]: the first whose largest number in the run is not smaller, else the last."""
-    number, code = labels.to_float(theirs.text), codes[theirs.entity]
+    number, code = encode.to_float(theirs.text), codes[theirs.entity]
     highest = np.full(codes.max(initial=0) + 1, -np.inf)
     known = np.isfinite(number) & (code > 0)
     np.maximum.at(highest, code[known], number[known])
     ends = np.maximum.accumulate(highest[1:])
-    wanted = labels.to_float(words.text)
+    wanted = encode.to_float(words.text)
     index = 1 + np.minimum(np.searchsorted(ends, np.nan_to_num(wanted), side="left"), max(len(ends) - 1, 0))
     return np.where(np.isfinite(wanted) & (len(ends) > 0), index, 0).astype(np.int32)
 

@@ -1,0 +1,234 @@
+"""Any Arrow column as one of few types: text, int64, double, bool, timestamp[us] or a list of text.
+
+The same table gives the same columns whether it stands in CSV or in Parquet, and whoever wrote the Parquet: decimals
+and uint64 are exact, binary that is text is text, and a list is a list however Arrow nests it.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
+
+_BLANKS = " \t\r\n\x0b\x0c\xa0\ufeff\u200b\u3000"
+_EXACT = 2.0**53
+
+
+class UnreadTypeError(Exception):
+    """A column has a type that no feature, ID, time or label has; the message says which."""
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether it is a list of any of Arrow's kinds."""
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(one(kind) for one in kinds) or str(kind).startswith(("list_view", "large_list_view"))
+
+
+def simple(column: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
+    """A column with one of the few types; text, integers and floats dictionary-encoded.
+
+    Args:
+        column: of any type [R].
+        missing: texts that mean missing; blanks around text are taken off before.
+
+    Raises:
+        UnreadTypeError: a struct, a map, a vector, a time of day: nothing that is read.
+    """
+    column = _stored(column)
+    kind = column.type
+    if is_list(kind):
+        return _list(column, missing)
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_timestamp(plain) or pa.types.is_date(plain):
+        return _instants(column.cast(plain))
+    if pa.types.is_boolean(plain):
+        return column.cast(plain)
+    encoded = _one_dictionary(column)
+    values = _simple_values(encoded.dictionary, missing)
+    return pa.chunked_array([_recoded(encoded.indices, values)])
+
+
+def _stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What an extension type (uuid, json) is made of."""
+    kind = column.type
+    if not isinstance(kind, pa.BaseExtensionType):
+        return column
+    stored = pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type)
+    if kind.extension_name != "arrow.uuid":
+        return stored
+    texts = [None if one is None else str(uuid.UUID(bytes=one)) for one in stored.to_pylist()]
+    return pa.chunked_array([pa.array(texts, pa.string())])
+
+
+def _one_dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    if pa.types.is_null(column.type):
+        column = column.cast(pa.string())
+    if not pa.types.is_dictionary(column.type):
+        try:
+            column = column.dictionary_encode()
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+            raise UnreadTypeError(f"{column.type}") from None
+    column = column.unify_dictionaries()
+    whole = column.combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):  # no rows at all
+        whole = whole.chunk(0) if whole.num_chunks else pa.DictionaryArray.from_arrays(
+            pa.array([], pa.int32()), pa.array([], column.type.value_type)
+        )  # fmt: skip
+    return whole
+
+
+def _simple_values(values: pa.Array, missing: Sequence[str]) -> pa.Array:
+    kind = values.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return _text(values, missing)
+    if pa.types.is_integer(kind):
+        return _integers(values)
+    if pa.types.is_decimal(kind):
+        try:
+            return _integers(values.cast(pa.decimal256(76, 0)) if kind.scale > 0 else values)
+        except pa.ArrowInvalid:  # it has fractions
+            return values.cast(pa.float64())
+    if pa.types.is_floating(kind):
+        if not pa.types.is_float64(kind):  # 4.1, and not 4.099999904632568
+            values = values.cast(pa.float32()).cast(pa.string())
+        values = values.cast(pa.float64())
+        return pc.if_else(pc.is_nan(values), None, values)  # pandas writes a gap among numbers as NaN.
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return _text(_binary(values), missing)
+    if pa.types.is_null(kind):
+        return values.cast(pa.string())
+    raise UnreadTypeError(str(kind))
+
+
+def _text(values: pa.Array, missing: Sequence[str]) -> pa.Array:
+    """Texts without blanks around them, null where they mean missing."""
+    values = pc.utf8_trim(values.cast(pa.string()), characters=_BLANKS)
+    return pc.if_else(pc.is_in(values, value_set=pa.array(list(missing), pa.string())), None, values)
+
+
+def _integers(values: pa.Array) -> pa.Array:
+    """int64 where all of them fit, else their digits."""
+    try:
+        return values.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return values.cast(pa.string())
+
+
+def _binary(values: pa.Array) -> pa.Array:
+    """Text that a writer has marked as bytes, else hexadecimal digits."""
+    plain = values.cast(pa.binary())
+    try:
+        return plain.cast(pa.string())
+    except pa.ArrowInvalid:
+        return pa.array([None if one is None else one.hex() for one in plain.to_pylist()], pa.string())
+
+
+def _recoded(indices: pa.Array, values: pa.Array) -> pa.DictionaryArray:
+    """Codes of values that may be missing or equal after they were made plain."""
+    again = values.dictionary_encode()
+    if not again.null_count and len(again.dictionary) == len(values):
+        return pa.DictionaryArray.from_arrays(indices.cast(pa.int32()), again.dictionary)
+    return pa.DictionaryArray.from_arrays(again.indices.take(indices), again.dictionary)
+
+
+def _instants(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """timestamp[us] in UTC; without a zone it counts as UTC."""
+    zone = column.type.tz if pa.types.is_timestamp(column.type) else None
+    column = column.cast(pa.timestamp("us", zone), safe=False)
+    return column.cast(pa.int64()).cast(pa.timestamp("us"))
+
+
+def _list(column: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
+    """list<string>; a value that is missing is null."""
+    return pa.chunked_array([_list_chunk(chunk, missing) for chunk in column.chunks], pa.list_(pa.string()))
+
+
+def _list_chunk(chunk: pa.Array, missing: Sequence[str]) -> pa.Array:
+    inner = chunk.type.value_type
+    if isinstance(inner, pa.BaseExtensionType) or is_list(inner):
+        raise UnreadTypeError(str(chunk.type))
+    chunk = chunk.cast(pa.list_(inner))
+    lengths = pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False)
+    values = _stored(pa.chunked_array([chunk.flatten()]))
+    if pa.types.is_timestamp(inner) or pa.types.is_date(inner) or pa.types.is_boolean(inner):
+        text = values.cast(pa.string()).combine_chunks()
+    else:
+        encoded = simple(values, missing).combine_chunks()
+        encoded = encoded if isinstance(encoded, pa.DictionaryArray) else encoded.chunk(0)
+        if pa.types.is_floating(encoded.dictionary.type) and not all_integral(encoded.dictionary):
+            raise UnreadTypeError(f"{chunk.type}, a vector")
+        text = text_of(encoded.dictionary).take(encoded.indices)
+    offsets = np.zeros(len(chunk) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    mask = chunk.is_null() if chunk.null_count else None
+    text = text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
+    return pa.ListArray.from_arrays(pa.array(offsets), text, mask=mask)
+
+
+def all_integral(values: pa.Array) -> bool:
+    """Whether floats are whole and small enough to be exact."""
+    numbers = values.drop_null().to_numpy(zero_copy_only=False)
+    return bool((np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < _EXACT)).all())
+
+
+def text_of(values: pa.Array) -> pa.Array:
+    """Values as text, whole numbers without a point: 3.0 of a column with gaps is 3, as in one without."""
+    if pa.types.is_floating(values.type) and len(values) and all_integral(values):
+        values = values.cast(pa.int64())
+    return values.cast(pa.string())
+
+
+def together(parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray | tuple[int, int]:
+    """Columns of several files, each from `simple`, as one column.
+
+    Args:
+        parts: a column per file.
+
+    Returns:
+        The column; or the places of two parts of which one has lists and the other text, which are not joined.
+    """
+    kinds = {part.type for part in parts}
+    if len(kinds) > 1:
+        lists = [is_list(part.type) for part in parts]
+        if any(lists):
+            other = next((k for k, part in enumerate(parts) if not lists[k] and part.null_count < len(part)), None)
+            if other is not None:
+                return lists.index(True), other
+            empty = [pa.chunked_array([pa.nulls(len(part), pa.list_(pa.string()))]) for part in parts]
+            parts = [part if is_it else none for part, is_it, none in zip(parts, lists, empty, strict=True)]
+        else:
+            parts = _one_type([_plain(part) for part in parts])
+    kind = parts[0].type
+    column = pa.chunked_array([chunk for part in parts for chunk in part.chunks], kind)
+    return column.unify_dictionaries() if pa.types.is_dictionary(kind) else column
+
+
+def _plain(part: pa.ChunkedArray) -> pa.ChunkedArray:
+    return part.cast(part.type.value_type) if pa.types.is_dictionary(part.type) else part
+
+
+def _one_type(parts: Sequence[pa.ChunkedArray]) -> list[pa.ChunkedArray]:
+    """Numbers stay numbers, exactly; anything else is text."""
+    filled = [part for part in parts if part.null_count < len(part)]
+    if all(pa.types.is_integer(part.type) or pa.types.is_floating(part.type) for part in filled):
+        whole = all(not pa.types.is_floating(part.type) or all_integral(part.combine_chunks()) for part in filled)
+        kind = pa.int64() if whole else pa.float64()
+        try:
+            return [_as(part, kind).dictionary_encode() for part in parts]
+        except pa.ArrowInvalid:
+            pass
+    if all(pa.types.is_timestamp(part.type) for part in filled):
+        return [_as(part, pa.timestamp("us")) for part in parts]
+    if all(pa.types.is_boolean(part.type) for part in filled):
+        return [_as(part, pa.bool_()) for part in parts]
+    texts = [pa.chunked_array([text_of(part.combine_chunks())]) for part in parts]
+    return [text.dictionary_encode() for text in texts]
+
+
+def _as(part: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.nulls(len(part), kind)]) if part.null_count == len(part) else part.cast(kind)

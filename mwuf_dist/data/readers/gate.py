@@ -1,0 +1,211 @@
+r"""The one gate for logs: `init`, `run`, `warm` and `adopt` all get users, items, times and labels of rows here.
+
+`read_rows` reads files and gives each row its user, item, time and label in normal form, or says why it has none:
+
+* IDs in the normal form of `ids` (12.0 is 12; decimals and 64-bit IDs are exact; CSV and Parquet agree);
+* times in microseconds, in one unit (`times`); labels 0 or 1 by the rule of the config (`labels`);
+* a row without one of them is an error that names its place, or is left out and counted (`drop_incomplete`);
+* a line of names that stands again within a file (`cat a.csv b.csv`) is left out and counted;
+* `DataForm` is what a later file must agree with: who has trained on a data set keeps it (`to_dict`) and passes it on.
+
+    rows = read_rows(find_files("day.csv", "--interactions"), options, form=DataForm.from_dict(kept))
+    known = ids.find(rows.user_ids, ids_of_the_run, rows.form.user)     # -1: never seen
+    rows.user[rows.kept], rows.time[rows.kept], rows.label[rows.kept]   # the rows that count
+    print("\n".join(rows.notes()))                                       # what was not used
+"""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mwuf_dist.config import UserError
+from mwuf_dist.config.logs import LogsConfig
+from mwuf_dist.data.readers import ids, labels, log_tables
+from mwuf_dist.data.readers.ids import IdForm
+from mwuf_dist.data.readers.log_tables import LogTable
+from mwuf_dist.data.readers.times import TimeForm, Times, read_times, why_bad
+
+
+@dataclass(frozen=True)
+class DataForm:
+    """How a data set writes IDs and times; later files are read by it.
+
+    Attributes:
+        user, item: form of the IDs.
+        time: unit of the times.
+    """
+
+    user: IdForm
+    item: IdForm
+    time: TimeForm
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"user": self.user.to_dict(), "item": self.item.to_dict(), "time": self.time.to_dict()}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> DataForm:
+        """The reverse of `to_dict`."""
+        user, item = IdForm.from_dict(values["user"]), IdForm.from_dict(values["item"])
+        return DataForm(user, item, TimeForm.from_dict(values["time"]))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a log in normal form.
+
+    Attributes:
+        table: all columns that were asked for, all rows of the files [R].
+        user, item: place of each row's ID in `user_ids` and `item_ids`; -1 where the row does not count, int32 [R].
+        user_ids, item_ids: distinct IDs of the rows that count, ascending, int64 or string [U], [I].
+        label: 0 or 1, negative where there is none, int8 [R].
+        time: microseconds (see `TimeForm`), int64 [R].
+        kept: places of the rows that count, ascending, int64 [R'].
+        form: how IDs and times are written.
+        left_out: reason -> number of rows that do not count.
+        remarks: what else a person should know, a sentence each.
+    """
+
+    table: LogTable
+    user: np.ndarray
+    item: np.ndarray
+    user_ids: pa.Array
+    item_ids: pa.Array
+    label: np.ndarray
+    time: np.ndarray
+    kept: np.ndarray
+    form: DataForm
+    left_out: dict[str, int]
+    remarks: tuple[str, ...] = ()
+
+    def notes(self) -> list[str]:
+        """What was not used, and what was taken in a way that may surprise; a sentence each."""
+        left = [f"{num:,} of {self.table.num_rows:,} rows are left out: {why}" for why, num in self.left_out.items()]
+        return [*left, *self.remarks, *self.table.notes]
+
+
+def read_rows(
+    files: Sequence[Path],
+    options: LogsConfig,
+    what: str = "interactions",
+    more: Sequence[str] = (),
+    form: DataForm | None = None,
+    whole: bool = True,
+) -> Rows:
+    """Reads the rows of files.
+
+    Args:
+        files: from `log_files.find_files`.
+        options: columns, label rule and how the files are written.
+        what: `interactions`, for messages.
+        more: further columns to keep in `table`.
+        form: of the data set that the files go on with; None: the files are the data set.
+        whole: the files are all rows there are, so that both classes must be among them.
+
+    Raises:
+        UserError: a column is absent, a value cannot be read, a row is incomplete (unless `drop_incomplete`), the units
+            of times differ, or no row is left; it names the file, the column and, where there is one, the line.
+    """
+    needed = [options.user, options.item, options.time, options.label or options.label_from]
+    names = list(dict.fromkeys(filter(None, [*needed, *more])))
+    table = log_tables.read(files, names, options, what, plain=[options.time])
+    return rows_of(table, options, form, whole)
+
+
+def rows_of(table: LogTable, options: LogsConfig, form: DataForm | None = None, whole: bool = True) -> Rows:
+    """The rows of a table that has been read; see `read_rows`."""
+    label_column = options.label or options.label_from
+    repeated = _repeated_names(table, options)
+    label = labels.read_labels(table, options, whole=whole)
+    times = read_times(table, options, form.time if form else None)
+    has = {
+        options.user: table.columns[options.user].is_valid().to_numpy(),
+        options.item: table.columns[options.item].is_valid().to_numpy(),
+        options.time: times.has | times.bad,
+        label_column: label != labels.MISSING,
+    }
+    left_out = {"a line of names, again": int(repeated.sum())}
+    good = ~repeated
+    for name, there in has.items():
+        missing = good & ~there
+        if missing.any() and not options.drop_incomplete:
+            raise _incomplete(table, name, missing)
+        left_out[f"no {name}"] = int(missing.sum())
+        good &= there
+    bad = good & times.bad
+    if bad.any() and not options.drop_incomplete:
+        raise _bad_time(table, options, times, bad)
+    left_out[f"{options.time} is no time like the others"] = int(bad.sum())
+    kept = np.flatnonzero(good & ~times.bad)
+    if not len(kept):
+        raise UserError(f"{table.files[0]}: no row has all of {', '.join(filter(None, has))}")
+    user, user_ids, user_form, of_users = _ids(table, options.user, form.user if form else None, kept)
+    item, item_ids, item_form, of_items = _ids(table, options.item, form.item if form else None, kept)
+    made = DataForm(user_form, item_form, times.form)
+    left_out = {why: num for why, num in left_out.items() if num}
+    return Rows(
+        table, user, item, user_ids, item_ids, label, times.values, kept, made, left_out, (*of_users, *of_items)
+    )
+
+
+def _repeated_names(table: LogTable, options: LogsConfig) -> np.ndarray:
+    """Rows in which each column holds its own name [R]."""
+    found = np.ones(table.num_rows, dtype=bool)
+    for name in dict.fromkeys(filter(None, (options.user, options.item, options.time))):
+        column = table.columns[name]
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if not pa.types.is_string(kind) or not found.any():
+            return np.zeros(table.num_rows, dtype=bool)
+        index, values = ids.codes(column)
+        place = values.index(name).as_py()
+        found &= index == place if place >= 0 else False
+    return found
+
+
+def _incomplete(table: LogTable, name: str, missing: np.ndarray) -> UserError:
+    return UserError(
+        f"{table.place(int(np.argmax(missing)))}: {name} is missing ({int(missing.sum())} of {len(missing)} rows); "
+        "fill "
+        "it in, or set data.logs.drop_incomplete = true to leave such rows out"
+    )
+
+
+def _bad_time(table: LogTable, options: LogsConfig, times: Times, bad: np.ndarray) -> UserError:
+    row = int(np.argmax(bad))
+    why = why_bad(table, options, times, row)
+    leave = "" if int(bad.sum()) > len(bad) // 2 else "; data.logs.drop_incomplete = true leaves such rows out"
+    return UserError(f"{table.place(row)}: {options.time} is {why}{leave}")
+
+
+def _ids(
+    table: LogTable, name: str, form: IdForm | None, kept: np.ndarray
+) -> tuple[np.ndarray, pa.Array, IdForm, list[str]]:
+    """Place of each row's ID, the IDs, their form, and remarks on them."""
+    column = table.columns[name]
+    if pa.types.is_nested(column.type):
+        raise UserError(f"{table.files[0]}: column {name!r} is a list, which is no ID; name another")
+    try:
+        of_row, found, form = ids.encode_ids(column, form, kept, table.starts)
+    except ids.InexactIdsError:
+        raise UserError(
+            f"{table.files[0]}: column {name!r} holds floating point numbers of 2^53 and more, whose last digits are "
+            "lost: different IDs may have become one; write it as int64 or as text"
+        ) from None
+    remarks = []
+    index, values = ids.codes(column)
+    present = values.take(pa.array(np.flatnonzero(np.bincount(index[kept], minlength=len(values)))))
+    if (twice := len(present) - len(found)) > 0:
+        remarks.append(f"{twice:,} values of {name} are another way of writing an ID that is there too (12.0 and 12)")
+    if spoilt := ids.num_from_spreadsheets(present):
+        remarks.append(
+            f"{spoilt:,} values of {name} are like 1.23457E+11: a spreadsheet has cut their digits; IDs are lost"
+        )
+    return of_row, found, form, remarks

@@ -1,0 +1,250 @@
+"""IDs in one normal form, whatever wrote them: 12, "12", "12.0" and a decimal 12 are one ID, in CSV and in Parquet.
+
+The form belongs to the data set and not to a file: it is taken from all of a column's distinct values (`IdForm`), and
+stays with a run, so that a later file whose IDs are written in another way still meets the run's. The forms:
+
+* `integer`: whole numbers without leading zeros that fit 64 bits. 12.0 (what pandas writes after a gap) is 12, and,
+  once the form is known, 00905 is 905.
+* `padded`: digits, all of one width, some with leading zeros (00905): 905 is 00905, which a spreadsheet has harmed.
+* `text`: anything else, every letter kept. 007 and 7 in one file are two IDs. 12.0 is 12 unless other values have
+  digits behind the point (as versions do).
+"""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
+
+from mwuf_dist.data.readers.arrow_types import text_of
+
+_INTEGER = r"^(0|-?[1-9][0-9]*)$"
+_WITH_POINT = r"^-?[0-9]+\.[0-9]+$"
+_WHOLE_WITH_POINT = r"^-?[0-9]+\.0+$"
+_DIGITS = r"^[0-9]+$"
+_EXCEL = r"^[0-9]\.[0-9]+[eE]\+[0-9]+$"
+
+
+class InexactIdsError(Exception):
+    """IDs are floating point numbers so large that neighbours cannot be told apart."""
+
+
+@dataclass(frozen=True)
+class IdForm:
+    """How the IDs of one side are written in a data set.
+
+    Attributes:
+        kind: see the module.
+        width: of `padded`.
+        whole_with_point: of `text`: whether 12.0 is 12.
+    """
+
+    kind: Literal["integer", "padded", "text"] = "text"
+    width: int = 0
+    whole_with_point: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"kind": self.kind, "width": self.width, "whole_with_point": self.whole_with_point}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> IdForm:
+        """The reverse of `to_dict`."""
+        return IdForm(values["kind"], values["width"], values["whole_with_point"])
+
+
+def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """Dictionary codes of a column.
+
+    Args:
+        column: any flat type [R].
+
+    Returns:
+        Index of each row's value in the distinct values, -1 where it is missing, int32 [R]; the distinct values.
+    """
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    whole = column.unify_dictionaries().combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):  # no rows at all
+        whole = pa.array([], column.type) if not whole.num_chunks else whole.chunk(0)
+    if whole.dictionary.null_count:
+        whole = pa.chunked_array([whole]).cast(column.type.value_type).dictionary_encode().combine_chunks()
+        whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+    return whole.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False), whole.dictionary
+
+
+def form_of(values: pa.Array, files: Sequence[np.ndarray] = ()) -> IdForm:
+    """The form of a data set's IDs.
+
+    Args:
+        values: its distinct IDs [V], text or numbers, none missing.
+        files: which of them each file holds, where there are several files: a file that has lost its leading zeros and
+            one that has them are told from one file that has both.
+
+    Raises:
+        InexactIdsError: floats of 2^53 and more.
+    """
+    if pa.types.is_integer(values.type):
+        return IdForm("integer")
+    text = _text(values)
+    whole_with_point = not _any(pc.and_(_is(text, _WITH_POINT), pc.invert(_is(text, _WHOLE_WITH_POINT))))
+    if whole_with_point:
+        text = _without_point(text)
+    if pc.all(_is(text, _INTEGER)).as_py() and _fits(text) is not None:
+        return IdForm("integer")
+    parts = [text.take(pa.array(np.flatnonzero(one) if one.dtype == bool else one)) for one in files] or [text]
+    width = _padded_width(parts)
+    return IdForm("padded", width) if width else IdForm("text", whole_with_point=whole_with_point)
+
+
+def normal(values: pa.Array, form: IdForm) -> pa.Array:
+    """IDs as a data set of this form writes them: int64, or string where any of them is no such number [V].
+
+    Raises:
+        InexactIdsError: floats of 2^53 and more.
+    """
+    if form.kind == "integer" and pa.types.is_integer(values.type):
+        return values.cast(pa.int64())
+    text = _text(values)
+    if form.whole_with_point or form.kind != "text":
+        text = _without_point(text)
+    if form.kind == "text":
+        return text
+    if form.kind == "padded":
+        short = pc.and_(_is(text, _DIGITS), pc.less(pc.utf8_length(text), form.width))
+        return pc.if_else(short, pc.utf8_lpad(text, form.width, "0"), text)
+    text = pc.if_else(_is(text, _DIGITS), pc.replace_substring_regex(text, r"^0+([0-9])", r"\1"), text)
+    number = _fits(text) if pc.all(_is(text, _INTEGER)).as_py() is not False else None
+    return text if number is None else number
+
+
+def encode_ids(
+    column: pa.ChunkedArray,
+    form: IdForm | None = None,
+    rows: np.ndarray | None = None,
+    starts: np.ndarray | None = None,
+) -> tuple[np.ndarray, pa.Array, IdForm]:
+    """IDs in ascending order and the place of each row's ID among them.
+
+    Args:
+        column: IDs [R], text or numbers.
+        form: that they get; None: their own.
+        rows: places of the rows that count (others have no ID); None: all.
+        starts: the first row of each file and the end of the last [F + 1]; None: one file.
+
+    Returns:
+        Place of each row's ID, -1 where it is missing, int32 [R]; the IDs, int64 or string [E]; their form.
+
+    Raises:
+        InexactIdsError: floats of 2^53 and more.
+    """
+    index, values = codes(column)
+    if rows is not None:
+        kept = np.full_like(index, -1)
+        kept[rows] = index[rows]
+        index = kept
+    used = np.zeros(len(values) + 1, dtype=bool)
+    used[index] = True  # -1, the last place, collects the missing ones.
+    there = np.flatnonzero(used[:-1])
+    of_there = np.full(len(values) + 1, -1, dtype=np.int32)
+    of_there[there] = np.arange(len(there), dtype=np.int32)
+    index, values = of_there[index], values.take(pa.array(there))
+    if form is None:
+        files = [] if starts is None or len(starts) < 3 else _of_files(index, len(values), starts)
+        form = form_of(values, files)
+    again = normal(values, form).dictionary_encode()
+    order = pc.array_sort_indices(again.dictionary).to_numpy()
+    rank = np.empty(len(order), dtype=np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    of_value = np.append(rank[again.indices.to_numpy(zero_copy_only=False)], np.int32(-1))
+    return of_value[index], again.dictionary.take(pa.array(order)), form
+
+
+def find(ids: pa.Array, known: pa.Array, form: IdForm | None = None) -> np.ndarray:
+    """Place of each of `ids` [n] among known ones, -1 where it is none of them; int32 [n].
+
+    Args:
+        ids: written in any way.
+        known: those of a data set or a run.
+        form: of the known ones; None: theirs.
+    """
+    form = form or form_of(known)
+    ids, known = normal(ids, form), normal(known, form)
+    if ids.type != known.type:
+        ids, known = ids.cast(pa.string()), known.cast(pa.string())
+    return pc.fill_null(pc.index_in(ids, value_set=known), -1).to_numpy(zero_copy_only=False).astype(np.int32)
+
+
+def find_rows(column: pa.ChunkedArray, known: pa.Array, form: IdForm | None = None) -> np.ndarray:
+    """Place of each row's ID among known ones, -1 where it is missing or unknown; int32 [R]."""
+    index, values = codes(column)
+    return np.append(find(values, known, form), np.int32(-1))[index]
+
+
+def num_written_twice(values: pa.Array, form: IdForm) -> int:
+    """How many of distinct values are another way of writing one that is there too."""
+    return len(values) - len(pc.unique(normal(values, form)))
+
+
+def num_from_spreadsheets(values: pa.Array) -> int:
+    """How many of distinct IDs have lost their last digits to a spreadsheet (1.23457E+11)."""
+    return int(pc.sum(_is(_text(values), _EXCEL)).as_py() or 0) if pa.types.is_string(values.type) else 0
+
+
+def _text(values: pa.Array) -> pa.Array:
+    if pa.types.is_floating(values.type) and _any(pc.greater_equal(pc.abs(values), 2.0**53)):
+        raise InexactIdsError
+    return text_of(values)
+
+
+def _is(text: pa.Array, pattern: str) -> pa.Array:
+    return pc.match_substring_regex(text, pattern)
+
+
+def _any(mask: pa.Array) -> bool:
+    return pc.any(mask).as_py() is True
+
+
+def _without_point(text: pa.Array) -> pa.Array:
+    return pc.replace_substring_regex(text, r"^(-?[0-9]+)\.0+$", r"\1") if _any(_is(text, _WHOLE_WITH_POINT)) else text
+
+
+def _fits(text: pa.Array) -> pa.Array | None:
+    try:
+        return text.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+
+
+def _of_files(index: np.ndarray, num: int, starts: np.ndarray) -> list[np.ndarray]:
+    """The places of the values that each file holds."""
+    out = []
+    for start, stop in itertools.pairwise(starts):
+        there = np.zeros(num + 1, dtype=bool)
+        there[index[start:stop]] = True
+        out.append(np.flatnonzero(there[:-1]))
+    return out
+
+
+def _padded_width(files: Sequence[pa.Array]) -> int:
+    """The one width of IDs with leading zeros, 0 where they have none or are no such IDs."""
+    widths, longest = set(), 0
+    for text in files:
+        if not len(text):
+            continue
+        if not pc.all(_is(text, _DIGITS)).as_py():
+            return 0
+        lengths = pc.min_max(pc.utf8_length(text)).as_py()
+        longest = max(longest, lengths["max"])
+        if _any(_is(text, r"^0[0-9]")):
+            if lengths["min"] != lengths["max"]:
+                return 0
+            widths.add(lengths["max"])
+    return widths.pop() if len(widths) == 1 and longest in widths else 0
