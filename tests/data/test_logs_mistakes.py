@@ -87,7 +87,7 @@ def test_files_with_nothing_in_them_are_refused(text: str, words: str, tmp_path:
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "absent.csv", "absent.csv", "name a file")
-    refused(write(tmp_path, "empty/readme.md", "x").parent, "no file that is read (there are: readme.md, a document); what is read is Parquet or CSV")
+    refused(write(tmp_path, "empty/readme.md", "x").parent, "no file that is read (there are: readme.md, a document)")
     refused(write(tmp_path, "log.parquet", CLICKS), "log.parquet", "complete Parquet file")
     path = write(tmp_path, "log.csv.gz", CLICKS)
     path.write_bytes(path.read_bytes()[:30])
