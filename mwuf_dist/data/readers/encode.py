@@ -131,21 +131,21 @@ def to_float(values: pa.Array) -> np.ndarray:
 
 
 def _float(text: str | None, is_decimal: bool) -> float:
-    if text is None:
+    if text is None or "_" in text:
         return np.nan
     try:
-        return float(text) if "_" not in text else np.nan
+        return float(text)
     except ValueError:
         pass
     if (money := _MONEY.match(text.strip())) is None:
         return np.nan
-    text = money.group(1) + money.group(2)
-    if is_decimal and _DECIMAL_COMMA.match(text):
-        text = text.replace(".", "").replace(",", ".")
-    elif _THOUSANDS.match(text):
-        text = text.replace(",", "")
+    number = f"{money.group(1)}{money.group(2)}"
+    if is_decimal and _DECIMAL_COMMA.match(number):
+        number = number.replace(".", "").replace(",", ".")
+    elif _THOUSANDS.match(number):
+        number = number.replace(",", "")
     try:
-        return float(text)
+        return float(number)
     except ValueError:
         return np.nan
 

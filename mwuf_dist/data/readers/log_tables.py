@@ -151,7 +151,7 @@ def read(
                 notes.append(f"{path} is empty")
                 continue
             there = column_names(path, options)
-            _refuse_absent(there, names, path, parts and used[0])
+            _refuse_absent(there, names, path, used[0] if used else None)
             parts.append(_read_file(path, names, options, plain, notes, unread))
             used.append(path)
     starts = np.cumsum([0] + [part[0] for part in parts])

@@ -29,7 +29,7 @@ from mwuf_dist.data.readers.log_tables import LogTable
 Unit = Literal["s", "ms", "us", "ns", "number"]
 
 EARLIEST_S, LATEST_S = 1e8, 4.2e9  # March 1973 and February 2103, in seconds since 1970
-_PER_S = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_PER_S: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _WORDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds", "number": "plain numbers"}
 _FEW = 10  # So many rows of a file say nothing of its unit.
 _MIXED_FROM = 0.01  # So large a fraction of a file in another unit is no accident.
@@ -278,7 +278,7 @@ def _by_python(text: str | None, form: str) -> int | None:
 def _unit_counts(number: np.ndarray) -> dict[Unit, int]:
     """How many numbers are times between 1973 and 2103 in each unit."""
     size = np.abs(number)
-    return {unit: int(((size >= EARLIEST_S * per) & (size <= LATEST_S * per)).sum()) for unit, per in _PER_S.items()}  # type: ignore[misc]
+    return {unit: int(((size >= EARLIEST_S * per) & (size <= LATEST_S * per)).sum()) for unit, per in _PER_S.items()}
 
 
 def _unit_of(number: np.ndarray) -> Unit:
@@ -291,10 +291,11 @@ def _unit_of(number: np.ndarray) -> Unit:
 def _form_of(number: np.ndarray, has: np.ndarray, table: LogTable, options: LogsConfig, is_date: bool) -> TimeForm:
     if is_date:
         return TimeForm("date", "us", 1.0, is_recent=_unit_of(number[has]) == "us")
-    unit = _unit_of(number[has])
+    unit: Unit = _unit_of(number[has])
     if unit == "number":  # no unit has half of all rows: a file's own may tell
         of_files = [_unit_of(number[a:b][has[a:b]]) for a, b in _bounds(table) if has[a:b].any()]
-        unit = next((one for one in of_files if one != "number"), unit)
+        told = [one for one in of_files if one != "number"]
+        unit = told[0] if told else unit
     _refuse_other_units(number, has, table, options, unit)
     if unit != "number":
         return TimeForm("number", unit, 1e6 / _PER_S[unit], is_recent=True)
