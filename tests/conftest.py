@@ -82,9 +82,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: runs with `make test PYTEST_ARGS=--slow`"))
-        # One worker runs all of Ray, so that two clusters never share the cores, and each file, so that what its tests
-        # share (prepared data, trained runs) is made once (`--dist loadgroup`).
-        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else _group(item)))
+        if config.pluginmanager.hasplugin("xdist"):
+            # One worker runs all of Ray, so that two clusters never share the cores, and each file, so that what its
+            # tests share (prepared data, trained runs) is made once (`--dist loadgroup`).
+            item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else _group(item)))
     items.sort(key=order)
 
 

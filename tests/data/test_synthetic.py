@@ -119,7 +119,9 @@ def explained_variance(dataset: synthetic.World) -> float:
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_fields_explain_the_named_share_of_an_item(share: float) -> None:
     config = SyntheticConfig(num_items=5_000, feature_share=share, num_factors=6)
-    assert explained_variance(synthetic.make_world(config)) == pytest.approx(share, abs=0.08)
+    # The variance of a part is that of its draws, one per value and factor, some 120: a standard error of 13 %, and of
+    # the share 13 % of share * (1 - share), which is .03 at most.
+    assert explained_variance(synthetic.make_world(config)) == pytest.approx(share, abs=0.03)
 
 
 def test_popularity_falls_as_the_zipf_exponent_says() -> None:
@@ -127,7 +129,8 @@ def test_popularity_falls_as_the_zipf_exponent_says() -> None:
     counts = np.sort(np.bincount(table(config)["item"].to_numpy(), minlength=1_000))[::-1]
     ranks = np.arange(20, 500)
     slope = np.polyfit(np.log(ranks + 1), np.log(counts[ranks]), 1)[0]
-    assert slope == pytest.approx(-0.8, abs=0.05)
+    # Counts of 200 to 2,000: the standard error of the slope is .003, and sorting them adds a bias of the same order.
+    assert slope == pytest.approx(-0.8, abs=0.02)
 
 
 @pytest.mark.parametrize(("num", "exponent"), [(2, 0.5), (7, 1.0), (1_000, 0.0), (1_000, 2.5)])
