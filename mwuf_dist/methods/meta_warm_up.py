@@ -22,8 +22,8 @@ class MetaWarmUp(nn.Module):
 
     def __init__(self, dim: int, item_width: int, user_width: int, hidden: int = 16) -> None:
         super().__init__()
-        self.scaling = _network(item_width, hidden, dim)
-        self.shifting = _network(user_width, hidden, dim)
+        self.scaling = meta_network(item_width, hidden, dim, starts_at_zero=True)
+        self.shifting = meta_network(user_width, hidden, dim, starts_at_zero=True)
 
     def forward(
         self,
@@ -53,17 +53,31 @@ class MetaWarmUp(nn.Module):
     @torch.no_grad()
     def embeddings(self, rows: torch.Tensor, item_fields: torch.Tensor, user_mean: torch.Tensor) -> torch.Tensor:
         """Warm embeddings [U, D] to be served, of any number of items at once."""
-        return bulk_warm(rows, item_fields, user_mean, _weights(self.scaling), _weights(self.shifting), residual=True)
+        return bulk_warm(
+            rows, item_fields, user_mean, weights_of(self.scaling), weights_of(self.shifting), residual=True
+        )
 
 
-def _network(width: int, hidden: int, dim: int) -> nn.Sequential:
-    last = nn.Linear(hidden, dim)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), last)
+def meta_network(width: int, hidden: int, dim: int, starts_at_zero: bool) -> nn.Sequential:
+    """Makes a scaling or shifting network: a perceptron of two layers from `width` inputs to `dim` outputs.
+
+    Args:
+        width: number of inputs.
+        hidden: width of its hidden layer.
+        dim: number of outputs.
+        starts_at_zero: its last layer gives zeros until it has learned something.
+    """
+    network = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+    if starts_at_zero:
+        last = network[2]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return network
 
 
-def _weights(network: nn.Sequential) -> Network:
+def weights_of(network: nn.Sequential) -> Network:
+    """The weights and biases of both layers, as the fused ops take them."""
     first, last = network[0], network[2]
     assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
     return first.weight, first.bias, last.weight, last.bias

@@ -13,6 +13,7 @@ from torch import nn
 
 from mwuf_dist.config import Count, section
 from mwuf_dist.methods.interface import Episodes, Method
+from mwuf_dist.methods.meta_warm_up import meta_network, weights_of
 from mwuf_dist.methods.metaemb import MetaEmb, MetaEmbConfig
 
 
@@ -41,8 +42,8 @@ class Mwuf(Method):
 
     def __init__(self, config: MwufConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
-        self.scaling = _meta_network(item_context, config.hidden, dim, config.residual) if config.scaling else None
-        self.shifting = _meta_network(dim, config.hidden, dim, config.residual) if config.shifting else None
+        self.scaling = meta_network(item_context, config.hidden, dim, config.residual) if config.scaling else None
+        self.shifting = meta_network(dim, config.hidden, dim, config.residual) if config.shifting else None
         self.meta_trained = config.scaling or config.shifting
         self.start = MetaEmb(config, dim, item_context) if self.initialisation == "metaemb" else None
         if self.start is not None:
@@ -102,22 +103,8 @@ class Mwuf(Method):
         return bulk_warm(rows, item_context, user_mean, h, g, residual=residual)
 
 
-def _meta_network(width: int, hidden: int, dim: int, starts_at_zero: bool) -> nn.Sequential:
-    network = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, dim))
-    if starts_at_zero:
-        last = network[2]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-    return network
-
-
 def _weights(network: nn.Sequential | None) -> Network | None:
-    if network is None:
-        return None
-    first, last = network[0], network[2]
-    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
-    return first.weight, first.bias, last.weight, last.bias
+    return None if network is None else weights_of(network)
 
 
 def _constant(inputs: torch.Tensor, dim: int, value: float) -> Network:

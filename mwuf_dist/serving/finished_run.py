@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 from mwuf_dist.config import PHASES, WARM_SETS, Config, UserError
 from mwuf_dist.data.batches.histories import Histories, History
+from mwuf_dist.data.schema import Side
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.embeddings.user_means import ItemUsers, is_range, mean_users
@@ -41,12 +42,19 @@ _ROWS = 1 << 16
 _COUNTED_ROWS = 1 << 22
 
 
+# Indices of items or users.
+Indices = torch.Tensor | np.ndarray | Sequence[int]
+
+
 @dataclass
 class FinishedRun:
     """A run whose last phase is done, restored in this process.
 
     Items and users are named by their index: old items are 0 to num_old_items - 1, new ones follow. `index_of` finds
     the index of a raw ID. Nothing here changes the run's folder.
+
+    Wherever items or users are asked for, any integers do: a tensor, an array or a list of one dimension. An index
+    that does not exist is an IndexError, what is no integer a TypeError, another shape a ValueError.
 
     Attributes:
         folder: of the run.
@@ -104,21 +112,20 @@ class FinishedRun:
         """Raw IDs of the new items."""
         return self.item_ids[self.num_old_items :].to_pylist()
 
-    def index_of(self, raw_id: int | str) -> int:
-        """Index of the item with this raw ID (text is read as a number where the IDs are numbers).
+    def index_of(self, raw_id: object, side: Side = "item") -> int:
+        """Index of the item, or user, with this raw ID (text is read as a number where the IDs are numbers).
 
         Raises:
-            UserError: the run has no such item.
+            UserError: the run has none.
         """
-        try:
-            found = self.item_ids.index(pa.scalar(raw_id).cast(self.item_ids.type)).as_py()
-        except pa.ArrowInvalid:
-            found = -1
+        ids = self.item_ids if side == "item" else self.user_ids
+        found = _place_of(raw_id, ids)
         if found < 0:
-            raise UserError(
-                f"{self.folder}: no item {raw_id!r}. Items with too few rows for `data.warm_rows` are not part of a "
-                f"run; IDs look like {self.item_ids[0].as_py()!r}"
-            )
+            what = "Users who had no row when the run was trained are the mean user to it"
+            if side == "item":
+                what = "Items with too few rows for `data.warm_rows` are not part of a run"
+            like = repr(ids[0].as_py()) if len(ids) else "nothing: there are none"
+            raise UserError(f"{self.folder}: no {side} {str(raw_id)[:80]!r}. {what}; IDs look like {like}")
         return found
 
     @cached_property
@@ -131,9 +138,9 @@ class FinishedRun:
             counts[: self.num_old_items] += np.bincount(part["item"], minlength=self.num_old_items)
         return counts
 
-    def phase_codes(self, items: torch.Tensor) -> np.ndarray:
+    def phase_codes(self, items: Indices) -> np.ndarray:
         """Codes [n] uint8 in `PHASE_NAMES` of the phases of items [n]."""
-        index = items.cpu().numpy()
+        index = self._items(items).cpu().numpy()
         codes = np.where(index < self.num_old_items, OLD, PHASES.index(self.phase)).astype(np.uint8)
         if self.state is not None:
             later = index >= self.state.num_run_items
@@ -157,15 +164,22 @@ class FinishedRun:
         return ItemUsers(self.prepared, (*WARM_SETS, *self.served_splits))
 
     @torch.no_grad()
-    def meta_inputs(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def meta_inputs(self, items: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         """(item fields [n, Fi*D], mean users [n, D]) of new items [n]: what the meta networks read."""
+        items = self._items(items)
         users = mean_users(self._users, items, self.model.user_tables, self.mean_user, self.model.runtime)
         return self.model.item_fields(items), users
 
     @torch.no_grad()
-    def warm_embeddings(self, items: torch.Tensor) -> torch.Tensor:
-        """Warm embeddings [n, D] of new items [n]: what the run scored them with in its last phase."""
-        assert len(items) == 0 or int(items.min()) >= self.num_old_items, "an old item has no warm embedding"
+    def warm_embeddings(self, items: Indices) -> torch.Tensor:
+        """Warm embeddings [n, D] of new items [n]: what the run scored them with in its last phase.
+
+        Raises:
+            ValueError: an item is old.
+        """
+        items = self._items(items)
+        if len(items) and int(items.min()) < self.num_old_items:
+            raise ValueError(f"item {int(items.min())} is old and has no warm embedding: see `embeddings`")
         table = self.model.new_ids.whole("new")
         if table is None:
             rows = self.model.new_ids.rows(items)
@@ -174,8 +188,9 @@ class FinishedRun:
         return self.method.warm_rows(rows, *self.meta_inputs(items))
 
     @torch.no_grad()
-    def embeddings(self, items: torch.Tensor) -> torch.Tensor:
+    def embeddings(self, items: Indices) -> torch.Tensor:
         """What the backbone reads in the place of items [n]: warm embeddings of new, rows of phi_old of old ones."""
+        items = self._items(items)
         is_old = items < self.num_old_items
         if not bool(is_old.any()):
             return self.warm_embeddings(items)
@@ -186,28 +201,30 @@ class FinishedRun:
         return out
 
     @torch.no_grad()
-    def context(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    def context(self, users: Indices, items: Indices) -> torch.Tensor:
         """The other fields' embeddings [n, F*D] of pairs: what an exported model reads beside the item embedding.
 
         Behind them, for a backbone that looks at histories, what it makes of the users' histories as of now [n, W].
         """
+        users, items = self._pairs(users, items)
         fields = torch.cat([self.model.item_fields(items), self.model.user_fields(users)], dim=1)
         if self.histories is None:
             return fields
         return torch.cat([fields, self.model.encoded_history(self.histories.whole(users), fields)], dim=1)
 
     @torch.no_grad()
-    def item_context(self, items: torch.Tensor) -> torch.Tensor:
+    def item_context(self, items: Indices) -> torch.Tensor:
         """The items' part of `context` [n, Fi*D]: its first columns."""
-        return self.model.item_fields(items)
+        return self.model.item_fields(self._items(items))
 
     @torch.no_grad()
-    def user_context(self, users: torch.Tensor) -> torch.Tensor:
+    def user_context(self, users: Indices) -> torch.Tensor:
         """The users' part of `context` [n, Fu*D + W]: its last columns.
 
         Raises:
             UserError: the backbone makes something else of a history for each item.
         """
+        users = self._of_side(users, "user")
         history = None if self.histories is None else self.histories.whole(users)
         return self._user_part(self.model.user_fields(users), history)
 
@@ -249,15 +266,30 @@ class FinishedRun:
         return Frozen(self.model, self.config.embedding, self.mean_user)
 
     @torch.no_grad()
-    def scores(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    def scores(self, users: Indices, items: Indices) -> torch.Tensor:
         """Logits [n], float32, of the pairs (users [n], items [n]), old items and new, with histories as of now."""
+        users, items = self._pairs(users, items)
         parts = []
         for user, item in zip(users.split(_ROWS), items.split(_ROWS), strict=True):
             distinct, inverse = torch.unique(item, return_inverse=True)
             history = self.histories.whole(user) if self.histories is not None else None
             part = self._frozen.part(user, item, history)
             parts.append(self._frozen.logit(self.embeddings(distinct)[inverse], part))
-        return torch.cat(parts) if parts else torch.empty(0)
+        return torch.cat(parts)
+
+    def _items(self, items: Indices) -> torch.Tensor:
+        return self._of_side(items, "item")
+
+    def _pairs(self, users: Indices, items: Indices) -> tuple[torch.Tensor, torch.Tensor]:
+        users, items = self._of_side(users, "user"), self._items(items)
+        if len(users) != len(items):
+            raise ValueError(f"{len(users)} users and {len(items)} items are no pairs: give as many of both")
+        return users, items
+
+    def _of_side(self, indices: Indices, side: Side) -> torch.Tensor:
+        """Indices [n] as int64 on the device of the model: native code reads wherever they point."""
+        num = self.num_items if side == "item" else self.prepared.num_users
+        return checked_indices(indices, num, side, self.model.runtime.device)
 
     def load_state(self) -> None:
         """Reads IDs, users and numbers of interactions of all items now; else they are read when first needed."""
@@ -268,6 +300,41 @@ class FinishedRun:
         if isinstance(items, np.ndarray):
             return self.item_ids.take(pa.array(items))
         return self.item_ids[items.start : items.stop]
+
+
+def checked_indices(indices: Indices, num: int, what: str, device: torch.device) -> torch.Tensor:
+    """Indices [n] from 0 to `num` - 1 as int64 on a device.
+
+    Raises:
+        TypeError: they are no integers.
+        ValueError: they have not one dimension.
+        IndexError: one does not exist.
+    """
+    found = indices if isinstance(indices, torch.Tensor) else torch.as_tensor(np.asarray(indices))
+    if not found.numel() and not isinstance(indices, (torch.Tensor, np.ndarray)):
+        found = found.long()  # an empty list has no type of its own
+    if found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool:
+        raise TypeError(f"indices of {what}s are {found.dtype}: integers are needed")
+    if found.dim() != 1:
+        raise ValueError(f"indices of {what}s have the shape {tuple(found.shape)}: one dimension is needed")
+    found = found.detach().to(device, torch.int64)
+    if len(found):
+        for one in (int(found.min()), int(found.max())):
+            if not 0 <= one < num:
+                raise IndexError(f"{what} {one} is out of range: there are {num}; `index_of` finds those of raw IDs")
+    return found
+
+
+def _place_of(raw_id: object, ids: pa.Array) -> int:
+    """Place of a raw ID, -1 where there is none, whatever it is."""
+    if isinstance(raw_id, bool | np.bool_):
+        return -1
+    if isinstance(raw_id, float | np.floating) and float(raw_id).is_integer():
+        raw_id = int(raw_id)
+    try:
+        return ids.index(pa.scalar(raw_id).cast(ids.type)).as_py()
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return -1
 
 
 @contextlib.contextmanager

@@ -47,6 +47,8 @@ def test_exported_model_and_embeddings_score_as_the_run_does(sequential_run: Fin
     with torch.no_grad():
         found = model(vectors[items], run.context(users, items))
     torch.testing.assert_close(found, run.scores(users, items), rtol=0, atol=ROUNDING)
+    short = run.scores(users.to(torch.int32), items.to(torch.int32))  # as the shards have them
+    assert torch.equal(short, run.scores(users, items))
     width = json.loads((folder / "export.json").read_text())["history_width"]
     assert run.context(users, items).shape[1] == (run.model.shape.num_fields - 1) * run.model.dim + width
 
