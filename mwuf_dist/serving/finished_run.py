@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from mwuf_dist.embeddings.user_means import ItemUsers, is_range, mean_users
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving import served_state
+from mwuf_dist.serving.indices import Indices, checked_indices, place_of
 from mwuf_dist.serving.run_files import open_prepared, read_run
 from mwuf_dist.serving.served_state import SERVED, Grown, WarmState
 from mwuf_dist.training.checkpoint.files import load_tensors
@@ -40,10 +41,6 @@ OLD = len(PHASES)
 _ROWS = 1 << 16
 # Rows counted at once.
 _COUNTED_ROWS = 1 << 22
-
-
-# Indices of items or users.
-Indices = torch.Tensor | np.ndarray | Sequence[int]
 
 
 @dataclass
@@ -119,7 +116,7 @@ class FinishedRun:
             UserError: the run has none.
         """
         ids = self.item_ids if side == "item" else self.user_ids
-        found = _place_of(raw_id, ids)
+        found = place_of(raw_id, ids)
         if found < 0:
             what = "Users who had no row when the run was trained are the mean user to it"
             if side == "item":
@@ -300,41 +297,6 @@ class FinishedRun:
         if isinstance(items, np.ndarray):
             return self.item_ids.take(pa.array(items))
         return self.item_ids[items.start : items.stop]
-
-
-def checked_indices(indices: Indices, num: int, what: str, device: torch.device) -> torch.Tensor:
-    """Indices [n] from 0 to `num` - 1 as int64 on a device.
-
-    Raises:
-        TypeError: they are no integers.
-        ValueError: they have not one dimension.
-        IndexError: one does not exist.
-    """
-    found = indices if isinstance(indices, torch.Tensor) else torch.as_tensor(np.asarray(indices))
-    if not found.numel() and not isinstance(indices, (torch.Tensor, np.ndarray)):
-        found = found.long()  # an empty list has no type of its own
-    if found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool:
-        raise TypeError(f"indices of {what}s are {found.dtype}: integers are needed")
-    if found.dim() != 1:
-        raise ValueError(f"indices of {what}s have the shape {tuple(found.shape)}: one dimension is needed")
-    found = found.detach().to(device, torch.int64)
-    if len(found):
-        for one in (int(found.min()), int(found.max())):
-            if not 0 <= one < num:
-                raise IndexError(f"{what} {one} is out of range: there are {num}; `index_of` finds those of raw IDs")
-    return found
-
-
-def _place_of(raw_id: object, ids: pa.Array) -> int:
-    """Place of a raw ID, -1 where there is none, whatever it is."""
-    if isinstance(raw_id, bool | np.bool_):
-        return -1
-    if isinstance(raw_id, float | np.floating) and float(raw_id).is_integer():
-        raw_id = int(raw_id)
-    try:
-        return ids.index(pa.scalar(raw_id).cast(ids.type)).as_py()
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        return -1
 
 
 @contextlib.contextmanager

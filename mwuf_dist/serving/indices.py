@@ -1,0 +1,47 @@
+"""What callers name items and users by, checked before any code reads at such a place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+# Indices of items or users.
+Indices = torch.Tensor | np.ndarray | Sequence[int]
+
+
+def checked_indices(indices: Indices, num: int, what: str, device: torch.device) -> torch.Tensor:
+    """Indices [n] from 0 to `num` - 1 as int64 on a device.
+
+    Raises:
+        TypeError: they are no integers.
+        ValueError: they have not one dimension.
+        IndexError: one does not exist.
+    """
+    found = indices if isinstance(indices, torch.Tensor) else torch.as_tensor(np.asarray(indices))
+    if not found.numel() and not isinstance(indices, (torch.Tensor, np.ndarray)):
+        found = found.long()  # an empty list has no type of its own
+    if found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool:
+        raise TypeError(f"indices of {what}s are {found.dtype}: integers are needed")
+    if found.dim() != 1:
+        raise ValueError(f"indices of {what}s have the shape {tuple(found.shape)}: one dimension is needed")
+    found = found.detach().to(device, torch.int64)
+    if len(found):
+        for one in (int(found.min()), int(found.max())):
+            if not 0 <= one < num:
+                raise IndexError(f"{what} {one} is out of range: there are {num}; `index_of` finds those of raw IDs")
+    return found
+
+
+def place_of(raw_id: object, ids: pa.Array) -> int:
+    """Place of a raw ID, -1 where there is none, whatever it is."""
+    if isinstance(raw_id, bool | np.bool_):
+        return -1
+    if isinstance(raw_id, float | np.floating) and float(raw_id).is_integer():
+        raw_id = int(raw_id)
+    try:
+        return ids.index(pa.scalar(raw_id).cast(ids.type)).as_py()
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return -1
