@@ -184,7 +184,9 @@ class Ours:
         job, config = self._job, self._job.config
         self.frozen = Frozen(job.model, config.embedding, job._mean_user())
         initialise_new_ids(config, job.model, job.method)
-        self.frozen.set_users(ItemUsers(job.prepared, ["pretrain"]), range(job.model.num_old))
+        self.frozen.set_users(
+            ItemUsers(job.prepared, ["pretrain"], events=job.config.data.events), range(job.model.num_old)
+        )
         stage = MetaTrain(config, job.model, self.frozen, job.method)
         return lambda: stage.step(self._next())
 

@@ -92,6 +92,7 @@ class Backbone(nn.Module):
     linear_in_item = False  # Whether the logit is, with everything else frozen, linear in the item embedding.
     history_width = 0  # Columns W that it makes.
     history_length = 0  # L, for `history_scope` "before".
+    recent_gap_s = -1.0  # `History.earlier` counts events older than a row by more than this; -1: all before it.
 
     def __init__(self, config: BackboneConfig, shape: Shape) -> None:
         super().__init__()

@@ -29,7 +29,10 @@ class Din(Backbone):
 
     The activation unit a is a feed-forward network with one hidden layer of 36 units (PReLU) over [e_j, e_j * v_A, v_A]
     whose output is the weight itself: no softmax, so that strong interests stay strong. v_U(A) enters an MLP beside the
-    item's embedding and the other fields. It is zero for a user without history.
+    item's embedding and the other fields. It is zero for a user without history. An event is a positive row, as their
+    behaviours are clicks (`data.events`).
+
+    Deviation: PReLU in the place of Dice, and the elementwise product in the place of the outer one.
     """
 
     Config = DinConfig

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import MinLen
+from annotated_types import Ge, MinLen
 from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
@@ -31,6 +31,9 @@ class EncoderConfig(BackboneConfig):
     field_dropout_of: dict[str, Share] = dataclasses.field(default_factory=dict)  # The same for single item fields.
     # Windows of recent events; what a user made of the last so many before a row is known to it, too.
     recent: tuple[Count, ...] = ()
+    # A recent event is older than the row by more than so many seconds: of an earlier sitting; 0: of an earlier second;
+    # -1: it stands before the row in the file.
+    recent_gap_s: Annotated[float, Ge(-1)] = 3600.0
 
 
 class Encoder(Backbone):
@@ -40,7 +43,7 @@ class Encoder(Backbone):
 
     * q_i = MLP(fields of the item), W wide.
     * An event of a history is h_j = ReLU(W2 ReLU(Wc c_j + We v_j + r[y_j])), from the fields c_j, the ID embedding v_j
-      and the label y_j of its item. Equal (item, label) pairs are encoded once per batch.
+      and the label y_j of its item (all 1 unless `data.events` is "all"). Equal pairs are encoded once per batch.
     * The user is z_u = MLP([mean_j h_j, user fields, log(1 + events) / 5]), without the user's ID. For each k of
       `backbone.recent`, the mean h_j of the last k events before the row goes in too: what the user was about.
     * a_ui: multi-head attention (Vaswani et al. 2017) of the query q_i over the h_j. The query is made of content
@@ -75,6 +78,8 @@ class Encoder(Backbone):
         self.event_id = nn.Linear(dim, width, bias=False)
         self.event_label = nn.Embedding(2, width)
         self.event_out = nn.Linear(width, width)
+        # Only where something depends on it, as it needs the times of events.
+        self.recent_gap_s = config.recent_gap_s if config.recent else -1.0
         self.user = self._mlp((1 + len(config.recent)) * width + (shape.num_user_fields - 1) * dim + 1, width)
         self.attention_query = nn.Linear(width, width)
         self.attention_key = nn.Linear(width, width)

@@ -7,7 +7,10 @@ from mwuf_dist.config import BackboneConfig
 
 
 class Fm(LinearFirstLayer):
-    """Factorization machine (Rendle, ICDM 2010): first order and all pairs of fields."""
+    """Factorization machine (Rendle, ICDM 2010): first order and all pairs of fields.
+
+    Deviation: the first order is w . e over the embeddings, not a weight of its own for each value of a feature.
+    """
 
     Config = BackboneConfig
     config: BackboneConfig

@@ -30,7 +30,10 @@ class Gru4Rec(Backbone):
     `torch.nn.GRU` computes it in cuDNN's form: with biases, with r_t * (U h_{t-1} + b) in the place of
     U (r_t * h_{t-1}), and with 1 - z_t called z_t. The paper ranks all items by the last state. Here, as in MWUF's
     evaluation, the last state (D wide) enters an MLP beside the item's embedding and the other fields. It is zero for a
-    user without history.
+    user without history. An event is a positive row, as theirs are clicks (`data.events`).
+
+    Deviation: a model of clicks, not of the next item; a new item stands in a history by its row v, not by its warm
+    embedding.
     """
 
     Config = Gru4RecConfig

@@ -28,6 +28,8 @@ class Pnn(Backbone):
     * `outer` (OPNN): f_S f_S^T with f_S the sum of the fields, D * D of them: the paper's superposition of all pairs'
       outer products, which costs one product instead of F * F;
     * `both`: one after the other (the paper's PNN*).
+
+    Deviation: inner products are of two different fields; the paper's matrix has a diagonal too.
     """
 
     Config = PnnConfig

@@ -22,6 +22,8 @@ from mwuf_dist.evaluation.comparison import build_comparison
 from mwuf_dist.files import write_atomically
 from mwuf_dist.studies import compare, tune
 from mwuf_dist.studies.audit import audit
+from mwuf_dist.studies.intervals import add_intervals
+from mwuf_dist.studies.probes import without_training
 from mwuf_dist.studies.records import read_records, write_records
 from mwuf_dist.studies.schedule import Failure, Here, Runner
 
@@ -130,15 +132,18 @@ def compare_command(
     if place.is_main:
         about = {key: getattr(study, key) for key in ("title", "regime", "note")}
         about["command"] = shlex.join(["mwuf", "compare", where, *_options(overridden, seeds, first_seed)])
-        _write_report(outcome, about, folder, place)
+        _write_report(outcome, configs[0], about, folder, place)
     return 1 if outcome.failures or not all(one["passed"] for one in outcome.records.audits) else 0
 
 
-def _write_report(outcome: compare.Outcome, about: dict[str, str], folder: Path, place: Place) -> None:
+def _write_report(outcome: compare.Outcome, config: Config, about: dict[str, str], folder: Path, place: Place) -> None:
     failures = _reasons(outcome.failures, folder)
     if outcome.records.cells:
         records = outcome.records
-        comparison = build_comparison(records.cells, records.audits, about, failures)
+        prepared = prepare(config.data)
+        around = without_training(prepared, config)
+        comparison = build_comparison(records.cells, records.audits, about, failures, around)
+        add_intervals(comparison, outcome.finished, prepared)
         report.print_comparison(report.write_comparison(comparison, folder))
         write_records(records, folder / "records.json")
         place.say(f"report: {folder / 'report.html'}   plot: {folder / 'phases.png'}")

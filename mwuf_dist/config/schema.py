@@ -19,6 +19,7 @@ from mwuf_dist.config.types import section as _section
 
 PHASES = ("cold", "warm-a", "warm-b", "warm-c")
 WARM_SETS = ("warm_a", "warm_b", "warm_c")
+Events = Literal["positives", "all"]
 
 
 @_section
@@ -51,7 +52,10 @@ class DataConfig:
 
     name: str = "synthetic"  # Data set: a name of `mwuf_dist.data.sources`.
     old_above: Count = 200  # N: an old item has more labelled rows than this.
-    warm_rows: Count = 20  # K: rows in each warm set; a new item has 3K to N rows.
+    # K: rows in each warm set; a new item has 3K to N rows. Of a log of positives only, N and K count positives.
+    warm_rows: Count = 20
+    # What histories and U(v) hold; all: rows of label 0 too, whose label the encoder reads (GRU4Rec and DIN read none).
+    events: Events = "positives"
     old_items_as_new: bool = False  # Validation: a fifth of the old items plays new, real new items are left out.
     old_items_as_new_seed: Seed = 0  # Which fifth.
     prepared_dir: str = ""  # Folder of prepared shards; empty: `prepared` in $MWUF_CACHE_DIR or ~/.cache/mwuf-dist.

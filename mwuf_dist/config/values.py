@@ -197,10 +197,14 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> Config:
     return build(merge(without_studies(read_toml(path)), overrides or {}), str(path))
 
 
+# What a key means that the config of a run of an earlier version does not have.
+_MEANT_BEFORE = {"data": {"events": "all"}, "backbone": {"recent_gap_s": -1.0}}
+
+
 def load_run_config(folder: Path) -> Config:
     """Reads the config that a run has left in its folder, this version or an earlier one."""
     path = folder / "config.toml"
-    return build(read_toml(path), str(path), of_any_version=True)
+    return build(_merged(_MEANT_BEFORE, read_toml(path)), str(path), of_any_version=True)
 
 
 def without_studies(values: dict[str, Any]) -> dict[str, Any]:

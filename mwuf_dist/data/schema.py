@@ -17,6 +17,7 @@ SIDES: tuple[Side, Side] = ("user", "item")
 Kind = Literal["categorical", "multi_valued"]
 
 RAW_ID = "raw_id"
+SET = "set"  # of an interaction, where its source says it: index into SPLITS, or NO_SPLIT
 USER_ID = "user_id"
 
 INTERACTION_TYPES: dict[str, pa.DataType] = {
@@ -98,6 +99,9 @@ class RawPieces:
             IDs and the number of rows of each.
         ids_are_rows: the entities are known before, and an ID is a row of their table.
         is_in_memory: `read` holds the rows, which should not travel to another process.
+        negatives_per_positive: rows of label 0 that are drawn for each positive and stand before it, of the same user
+            and time: they are nobody's events, and N and K do not count them; the rows have a column `SET` too. 0: rows
+            of label 0 are as they come.
     """
 
     pieces: tuple[Any, ...]
@@ -105,6 +109,7 @@ class RawPieces:
     entities: Callable[[np.ndarray, np.ndarray, np.ndarray], Entities]
     ids_are_rows: bool = False
     is_in_memory: bool = False
+    negatives_per_positive: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,12 +120,14 @@ class RawDataset:
         interactions: `user` int32 (row of users), `item` int32 (row of items), `label` int8 (0 or 1), `time` int64 and,
             where the true probabilities are known, `bayes_logit` float32. Row r is the r-th line of the raw file.
         users, items, fields: see `Entities`.
+        negatives_per_positive: see `RawPieces`.
     """
 
     interactions: pa.Table
     users: pa.Table
     items: pa.Table
     fields: tuple[Field, ...]
+    negatives_per_positive: int = 0
 
     @property
     def entities(self) -> Entities:
@@ -160,7 +167,14 @@ class RawDataset:
         self.check(name)
         starts = range(0, self.interactions.num_rows, PIECE_ROWS)
         read = functools.partial(_slice, self.interactions)
-        return RawPieces(tuple(starts), read, lambda *_: self.entities, ids_are_rows=True, is_in_memory=True)
+        return RawPieces(
+            tuple(starts),
+            read,
+            lambda *_: self.entities,
+            ids_are_rows=True,
+            is_in_memory=True,
+            negatives_per_positive=self.negatives_per_positive,
+        )
 
 
 def _slice(interactions: pa.Table, start: int) -> Iterator[dict[str, np.ndarray]]:

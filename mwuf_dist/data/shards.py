@@ -26,11 +26,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mwuf_dist.config import UserError
+from mwuf_dist.config import Events, UserError
 from mwuf_dist.data.schema import RAW_ID, Entities, Field, Side
 from mwuf_dist.data.split import Roles
 
-LAYOUT_VERSION = 3  # Raise it when the files change; every prepared folder is then rebuilt.
+LAYOUT_VERSION = 4  # Raise it when the files change; every prepared folder is then made anew.
+_READABLE = (3, LAYOUT_VERSION)  # 3 has no times of events, which only `backbone.recent_gap_s` needs
 MANIFEST = "manifest.json"
 ENTITY_FILES: dict[Side, str] = {"user": "users.parquet", "item": "items.parquet"}
 
@@ -149,7 +150,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder whose files are all there and complete; None where anything is missing or truncated."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["layout"] != LAYOUT_VERSION:
+        if manifest["layout"] not in _READABLE:
             return None
         sizes = {path: entry["bytes"] for path, entry in (manifest["entities"] | manifest["histories"]).items()}
         sizes |= {file["path"]: file["bytes"] for split in manifest["splits"].values() for file in split["files"]}
@@ -213,6 +214,28 @@ class Prepared:
     def num_items(self) -> int:
         """Old and new items; dropped ones are not in the folder."""
         return self.num_old_items + self.num_new_items
+
+    @property
+    def negatives_per_positive(self) -> int:
+        """Rows of label 0 drawn for each positive, which are nobody's events and which N and K do not count."""
+        return self.manifest.get("negatives_per_positive", 0)
+
+    @property
+    def ticks_per_s(self) -> int:
+        """Units of time in a second: own logs are in microseconds."""
+        return 1_000_000 if self.manifest.get("made_of", {}).get("source", {}).get("source") == "logs" else 1
+
+    def rows_of(self, counted: int) -> int:
+        """Rows that so many rows as N and K count them come to, with the negatives drawn for them."""
+        return counted * (1 + self.negatives_per_positive)
+
+    def is_counted(self, label: np.ndarray) -> np.ndarray:
+        """Which rows of these labels [R] N and K count: all, or those that are not drawn."""
+        return label == 1 if self.negatives_per_positive else np.ones(len(label), dtype=bool)
+
+    def is_event(self, label: np.ndarray, events: Events) -> np.ndarray:
+        """Which rows of these labels [R] histories and U(v) hold (`data.events`)."""
+        return label == 1 if events == "positives" else self.is_counted(label)
 
     @property
     def num_stored_items(self) -> int:

@@ -2,7 +2,8 @@
 
 An old item has more than N rows, a new item between 3K and N, the others are dropped. `pretrain` holds all rows of old
 items; `warm_a`, `warm_b` and `warm_c` the first, second and third K rows by time of each new item, `test` the rest.
-Rows of one second are ordered by their place in the raw file.
+Rows of one second are ordered by their place in the raw file. Of data of positives only N and K count
+positives, and a row of label 0 that is drawn for one is in the set of that one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mwuf_dist.config import UserError
+from mwuf_dist.config import DataConfig, UserError
 
 SPLITS = ("pretrain", "warm_a", "warm_b", "warm_c", "test")
 NO_SPLIT = -1  # of a row, beside the indices of SPLITS
@@ -37,6 +38,13 @@ class SplitRule:
     warm_rows: int
     old_items_as_new: bool = False
     old_items_as_new_seed: int = 0
+
+    @staticmethod
+    def of(config: DataConfig) -> SplitRule:
+        """The rule of a config."""
+        # Which fifth plays new decides nothing where none does: one folder serves every such seed.
+        seed = config.old_items_as_new_seed if config.old_items_as_new else 0
+        return SplitRule(config.old_above, config.warm_rows, config.old_items_as_new, seed)
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,16 @@ def item_roles(counts: np.ndarray, rule: SplitRule) -> Roles:
     return Roles(item_order, len(old), new_index, counts[new])
 
 
+def sets_by_place(before: np.ndarray, rule: SplitRule) -> np.ndarray:
+    """The set of rows of new items before which so many rows of the item stand that count [R].
+
+    Returns:
+        Index into SPLITS, or NO_SPLIT for rows that are cut off while old items play new.
+    """
+    found = np.minimum(before // rule.warm_rows + 1, SPLITS.index("test"))
+    return np.where(before >= rule.old_above, NO_SPLIT, found)
+
+
 def splits_of_new_rows(item: np.ndarray, time: np.ndarray, rule: SplitRule) -> np.ndarray:
     """The split of rows of new items: of each item here all rows are, in raw file order.
 
@@ -112,11 +130,9 @@ def splits_of_new_rows(item: np.ndarray, time: np.ndarray, rule: SplitRule) -> n
     is_first = np.ones(len(order), dtype=bool)
     is_first[1:] = sorted_item[1:] != sorted_item[:-1]
     starts = np.flatnonzero(is_first)
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    split = np.minimum(rank // rule.warm_rows + 1, SPLITS.index("test"))
-    split[rank >= rule.old_above] = NO_SPLIT
+    before = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
     out = np.empty(len(order), dtype=np.int8)
-    out[order] = split
+    out[order] = sets_by_place(before, rule)
     return out
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from mwuf_kernels import user_mean
 
+from mwuf_dist.config import Events
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.runtime import Runtime
@@ -25,10 +26,18 @@ class ItemUsers:
         splits: names of finished sets.
         users_per_item: keep at most this many users of an item, a random choice; 0 keeps all.
         seed: of that choice.
+        events: "positives" leaves users of rows of label 0 out. A drawn negative never counts.
     """
 
-    def __init__(self, prepared: Prepared, splits: Iterable[str], users_per_item: int = 0, seed: int = 0) -> None:
-        parts = [prepared.columns(split, ("user", "item")) for split in splits]
+    def __init__(
+        self,
+        prepared: Prepared,
+        splits: Iterable[str],
+        users_per_item: int = 0,
+        seed: int = 0,
+        events: Events = "positives",
+    ) -> None:
+        parts = [_events(prepared, split, events) for split in splits]
         user = np.concatenate([np.empty(0, np.int32), *(part["user"] for part in parts)])
         item = np.concatenate([np.empty(0, np.int32), *(part["item"] for part in parts)])
         if users_per_item:
@@ -57,6 +66,13 @@ class ItemUsers:
             return self._users[int(start[0]) : int(start[0] + offsets[-1])].long(), offsets
         shift = torch.repeat_interleave(start - offsets[:-1], lengths)
         return self._users[shift + torch.arange(len(shift))].long(), offsets
+
+
+def _events(prepared: Prepared, split: str, events: Events) -> dict[str, np.ndarray]:
+    """User and item of the rows of a split that are events."""
+    columns = prepared.columns(split, ("user", "item", "label"))
+    kept = prepared.is_event(columns.pop("label"), events)
+    return columns if kept.all() else {name: values[kept] for name, values in columns.items()}
 
 
 def _by_item(user: np.ndarray, item: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,23 +5,43 @@ run has the number `phases.cold.auc_next`, a row has there its summary `{"mean",
 that does not exist. Beside them stand
 
 * `rela_impr_next`, `rela_impr_test`: RelaImpr in percent against the row named in `rela_impr_base`;
-* `versus_base_*`, `versus_best_*`: `{"row", "difference", "p_value"}` of the AUC against the base of the same backbone
-  and against the best row of any other method, by the paired t-test over common seeds;
+* `versus_base_*`, `versus_best_*`, `versus_reference_*`: `{"row", "difference", "p_value", "num_seeds", "p_holm",
+  "is_gain"}` of the AUC against the base of the same backbone, against the best row of any other method and against the
+  best base of all: by the paired t-test over common seeds, or, where the scores are there, by the bootstrap over items
+  and seeds, then with its `interval`. `p_holm` is corrected for the tests of the table;
+* `mean_abs_scale` of a row, and `warm_up_step`: the rate of its warm-up times that, which is how far a step moves what
+  is scored;
 * `auc_by_clicks` of a row: the AUC of the next-set scoring by how many rows an item had before the scored one;
+* `trivial`: rows that need no training (`mwuf_dist.studies.trivial`); `probes`: AUC of models that see what should tell
+  nothing, by set (`mwuf_dist.studies.probes`); `sittings`: rows without an earlier sitting; `warnings`: what to know
+  before the figures; `claims`: what the figures come to, in words;
 * `about`: what the study says of itself; `audit`: the leak audit of its rows; `failures`: cells that have no result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mwuf_dist.config import PHASES, UserError
+from mwuf_dist.evaluation.claims import claims
+from mwuf_dist.evaluation.configs import distinct, split_configs
 from mwuf_dist.evaluation.metrics import rela_impr
 from mwuf_dist.evaluation.published import CITATION, ROWS, published_auc
-from mwuf_dist.evaluation.significance import Summary, paired_t_test, summarize
+from mwuf_dist.evaluation.significance import (
+    FEWEST_SEEDS,
+    Summary,
+    holm,
+    is_significant_gain,
+    paired_t_test,
+    summarize,
+)
+from mwuf_dist.evaluation.warnings import is_large_enough, warnings
 
 SCORINGS = ("next", "test")
+VERSUS = ("base", "best", "reference")
+_FEWEST_RELA_AUC = 0.55  # of a base: below it .001 of AUC are more than 2 % of RelaImpr
 STAGES = ("prepare", "pretrain", "meta_train", "warm_up", "evaluate")
 _METRICS = ("auc", "logloss", "calibration")
 # What backbones read of a user's history; L is `backbone.history_length`.
@@ -30,7 +50,6 @@ _HISTORIES = {
     "din": "the last L events before the row",
     "encoder": "all of the user's events in pretrain but the row itself, later ones too",
 }
-_CONFIG_OF_ONE_RUN = ("seed", "data.prepared_dir")  # differs between runs of one row, or between machines
 
 Result = dict[str, Any]
 Row = dict[str, Any]
@@ -43,6 +62,7 @@ def build_comparison(
     audits: Sequence[dict[str, Any]] = (),
     about: Mapping[str, str] | None = None,
     failures: Mapping[str, str] | None = None,
+    without_training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Summarises runs of one data set and split.
 
@@ -52,6 +72,7 @@ def build_comparison(
         audits: leak audits of rows (`row`, `seed`, `passed`, `num_scores`, `num_labels`, `changed`).
         about: `title`, `regime`, `note` and `command` of the study.
         failures: by cell, why it has no result.
+        without_training: `trivial`, `probes` and `sittings` of the data.
 
     Returns:
         The comparison (see the module's docstring). It holds only what JSON can.
@@ -63,7 +84,7 @@ def build_comparison(
     first = results[0]
     rows = [_row(key, by_seed) for key, by_seed in runs.items()]
     for row, key in zip(rows, runs, strict=True):
-        _add_baselines(row, key, runs)
+        _add_baselines(row, key, runs, first["split"])
         row["published"] = _published(row, first["dataset"])
         row["history"] = _history(runs[key])
     comparison = {
@@ -75,12 +96,40 @@ def build_comparison(
         "rows": rows,
         "ceiling": _ceiling(results),
         "published_source": CITATION if any(row["published"] for row in rows) else None,
-        "versions": _distinct(result.get("versions", {}) for result in results),
+        "versions": distinct(result.get("versions", {}) for result in results),
         "audit": _audit(rows, audits),
         "failures": dict(failures or {}),
+        "trivial": [],
+        "probes": {},
+        "sittings": {},
+        **(without_training or {}),
     }
-    comparison["config"] = _split_configs(rows, runs)
+    comparison["config"] = split_configs(rows, runs)
+    conclude(comparison)
     return comparison
+
+
+def conclude(comparison: dict[str, Any]) -> None:
+    """Corrects the tests of each table, and puts what they come to in words; again when tests have changed."""
+    for scoring in SCORINGS:
+        tests = [
+            (phase, versus, versus.get("num_seeds", len(row["seeds"])))
+            for row in comparison["rows"]
+            for phase, numbers in row["phases"].items()
+            for kind in VERSUS
+            if (versus := numbers.get(f"versus_{kind}_{scoring}"))
+        ]
+        known = [versus for _, versus, _ in tests if versus["p_value"] is not None]
+        for versus, corrected in zip(known, holm([versus["p_value"] for versus in known]), strict=True):
+            versus["p_holm"] = corrected
+        for phase, versus, num_seeds in tests:
+            versus["is_gain"] = (
+                is_significant_gain(versus["difference"], versus.get("p_holm"))
+                and num_seeds >= FEWEST_SEEDS
+                and is_large_enough(comparison["split"], phase, scoring)
+            )
+    comparison["warnings"] = warnings(comparison)
+    comparison["claims"] = claims(comparison)
 
 
 def row_label(backbone: str, method: str, variant: str) -> str:
@@ -141,9 +190,22 @@ def _row(key: tuple[str, str, str], by_seed: dict[int, Result]) -> Row:
         "seeds": sorted(by_seed),
         "phases": phases,
         "auc_by_clicks": _clicks_curve(found),
+        "mean_abs_scale": summarize(_mean_scale(result) for result in found),
+        "warm_up_step": summarize(_warm_up_step(result) for result in found),
         "stages": stages,
         "cells": [_cell(by_seed[seed]) for seed in sorted(by_seed)],
     }
+
+
+def _mean_scale(result: Result) -> float | None:
+    found = [numbers["mean_abs_scale"] for numbers in result["phases"].values() if "mean_abs_scale" in numbers]
+    return sum(found) / len(found) if found else None
+
+
+def _warm_up_step(result: Result) -> float | None:
+    """Adam's step in what is scored of a new item: the rate of `warm_up` times the mean |scale|."""
+    rate = result.get("config", {}).get("warm_up", {}).get("learning_rate")
+    return None if rate is None else rate * (_mean_scale(result) or 1.0)
 
 
 def _cell(result: Result) -> dict[str, Any]:
@@ -172,9 +234,15 @@ def _clicks_curve(results: list[Result]) -> list[dict[str, Any]]:
 def _history(by_seed: dict[int, Result]) -> str | None:
     """Which history of a user the row's backbone has read; None where it reads none."""
     result = next(iter(by_seed.values()))
-    length = result.get("config", {}).get("backbone", {}).get("history_length")
+    config = result.get("config", {})
+    length = config.get("backbone", {}).get("history_length")
+    events = "positive" if config.get("data", {}).get("events", "all") == "positives" else ""
     history = _HISTORIES.get(result["backbone"])
-    return history and history.replace(" L ", f" {length} " if length else " ")
+    if history is None:
+        return None
+    return " ".join(
+        history.replace(" L ", f" {length} " if length else " ").replace("events", f"{events} events").split()
+    )
 
 
 def _audit(rows: list[Row], audits: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -196,37 +264,59 @@ def _values(by_seed: dict[int, Result], phase: str, name: str) -> dict[int, floa
     return {seed: value for seed, value in found.items() if value is not None and value == value}
 
 
-def _add_baselines(row: Row, key: tuple[str, str, str], runs: Runs) -> None:
-    """RelaImpr and the two paired tests of a row, in every phase and scoring."""
+def _add_baselines(row: Row, key: tuple[str, str, str], runs: Runs, split: dict[str, Any]) -> None:
+    """RelaImpr and the tests of a row, in every phase and scoring."""
     backbone, method, variant = key
     own_base = _base(runs, backbone, variant)
     rela_base = _base(runs, "wide_deep", variant) or own_base
+    reference = _reference(runs, variant)
     row["rela_impr_base"] = rela_base and row_label(*rela_base)
     for phase, numbers in row["phases"].items():
         for scoring in SCORINGS:
             name = f"auc_{scoring}"
             auc = _values(runs[key], phase, name)
             rela_base_auc = _values(runs[rela_base], phase, name) if rela_base else {}
-            numbers[f"rela_impr_{scoring}"] = _rela_impr(auc, rela_base_auc)
+            means_something = is_large_enough(split, phase, scoring)
+            numbers[f"rela_impr_{scoring}"] = _rela_impr(auc, rela_base_auc if means_something else {})
             base = own_base if method != "base" else None
             numbers[f"versus_base_{scoring}"] = _versus(auc, base, phase, name, runs)
-            best = _best_other(runs, method, phase, name)
+            best = _best_other(runs, method, variant, phase, name)
             numbers[f"versus_best_{scoring}"] = _versus(auc, best, phase, name, runs)
+            other = reference if reference != key else None
+            numbers[f"versus_reference_{scoring}"] = _versus(auc, other, phase, name, runs)
 
 
 def _base(runs: Runs, backbone: str, variant: str) -> tuple[str, str, str] | None:
     """The base of a backbone: of the same variant, else the plain one, else the first."""
-    bases = [key for key in runs if key[:2] == (backbone, "base")]
+    bases = [key for key in runs if key[:2] == (backbone, "base") and num_together(key[2]) == num_together(variant)]
     for wanted in ((backbone, "base", variant), (backbone, "base", "")):
         if wanted in bases:
             return wanted
     return bases[0] if bases else None
 
 
-def _best_other(runs: Runs, method: str, phase: str, name: str) -> tuple[str, str, str] | None:
+def num_together(variant: str) -> int:
+    """How many seeds a score of a row is the mean of: rows are compared with such of the same number only."""
+    found = re.search(r"mean of (\d+) seeds$", variant)
+    return int(found[1]) if found else 1
+
+
+def _reference(runs: Runs, variant: str) -> tuple[str, str, str] | None:
+    """The best base of all backbones, by its mean AUC over the phases on `test`."""
+    bases = [key for key in runs if key[1] == "base" and num_together(key[2]) == num_together(variant)]
+
+    def mean(key: tuple[str, str, str]) -> float:
+        found = [summarize(_values(runs[key], phase, "auc_test").values())["mean"] for phase in PHASES]
+        return sum(value for value in found if value is not None)
+
+    return max(bases, key=mean, default=None)
+
+
+def _best_other(runs: Runs, method: str, variant: str, phase: str, name: str) -> tuple[str, str, str] | None:
     """The row of another method with the highest mean AUC."""
     means = {key: summarize(_values(by_seed, phase, name).values())["mean"] for key, by_seed in runs.items()}
-    others = [key for key, mean in means.items() if key[1] != method and mean is not None]
+    num = num_together(variant)
+    others = [k for k, mean in means.items() if k[1] != method and mean is not None and num_together(k[2]) == num]
     return max(others, key=lambda key: means[key] or 0.0, default=None)
 
 
@@ -240,8 +330,9 @@ def _rela_impr(auc: dict[int, float], base: dict[int, float]) -> Summary:
     summary = summarize(rela_impr(auc[seed], base[seed]) for seed in common)
     if common:
         mean, mean_base = (sum(values[seed] for seed in common) / len(common) for values in (auc, base))
-        of_means = rela_impr(mean, mean_base)
+        of_means = rela_impr(mean, mean_base) if mean_base >= _FEWEST_RELA_AUC else float("nan")
         summary["mean"] = of_means if of_means == of_means else None
+        summary["std"] = summary["std"] if summary["mean"] is not None else None
     return summary
 
 
@@ -251,7 +342,8 @@ def _versus(
     if other is None:
         return None
     difference, p_value = paired_t_test(auc, _values(runs[other], phase, name))
-    return {"row": row_label(*other), "difference": difference, "p_value": p_value}
+    num_seeds = len(auc.keys() & _values(runs[other], phase, name).keys())
+    return {"row": row_label(*other), "difference": difference, "p_value": p_value, "num_seeds": num_seeds}
 
 
 def _published(row: Row, dataset: str) -> dict[str, Any] | None:
@@ -279,38 +371,3 @@ def _ceiling(results: list[Result]) -> dict[str, dict[str, float | None]] | None
     }
     known = any(value is not None for phases in ceiling.values() for value in phases.values())
     return ceiling if known else None
-
-
-def _distinct(dicts: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The distinct values of each key, in order of first appearance."""
-    values: dict[str, list[Any]] = {}
-    for one in dicts:
-        for key, value in one.items():
-            if value not in values.setdefault(key, []):
-                values[key].append(value)
-    return values
-
-
-def _split_configs(rows: list[Row], runs: Runs) -> dict[str, Any]:
-    """The keys that all runs share; gives each row under `config` those in which the rows differ."""
-    configs = [[_flat(result.get("config", {})) for result in by_seed.values()] for by_seed in runs.values()]
-    all_values = _distinct(config for of_row in configs for config in of_row)
-    common = {key: values[0] for key, values in all_values.items() if len(values) == 1}
-    for row, of_row in zip(rows, configs, strict=True):
-        row["config"] = {
-            key: values[0] if len(values) == 1 else values
-            for key, values in _distinct(of_row).items()
-            if key not in common
-        }
-    return common
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = prefix + key
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{name}.")
-        elif name not in _CONFIG_OF_ONE_RUN:
-            flat[name] = value
-    return flat

@@ -105,7 +105,10 @@ def _header(comparison: dict[str, Any], heading: str) -> str:
     positives = ", ".join(f"{name} {share:.3f}" for name, share in split.get("positives", {}).items())
     share = f'<p class="note">Share of positives: {escape(positives)}.</p>' if positives else ""
     lead = f"{len(comparison['rows'])} rows, one per backbone / method (variant), on {hardware(comparison)}."
-    told = "".join(f"<p{_classes(failed='FAILED' in one)}>{escape(one)}</p>" for one in sentences(comparison))
+    told = "".join(
+        f"<p{_classes(failed=one.startswith(('FAILED', 'WARNING')) or 'FAILED' in one)}>{escape(one)}</p>"
+        for one in sentences(comparison)
+    )
     return f'<h1>{escape(heading)}</h1><p class="lead">{escape(lead)}</p>{told}<dl class="facts">{items}</dl>{share}'
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from mwuf_dist.config import PHASES
 from mwuf_dist.evaluation.comparison import SCORINGS, STAGES
-from mwuf_dist.evaluation.significance import LEVEL, is_significant_gain
+from mwuf_dist.evaluation.significance import FEWEST_SEEDS, LEVEL
+from mwuf_dist.evaluation.warnings import FEWEST_POSITIVES, best_trivial
 
 SCORING_NAMES = {"next": "next set", "test": "fixed test"}
 SCORING_MEANINGS = {
@@ -16,8 +17,10 @@ SCORING_MEANINGS = {
 }
 MISSING = "–"
 MARKS_NOTE = (
-    f"* better than the best row of any other method, † better only than the base of its own backbone "
-    f"(paired t-test over common seeds, p < {LEVEL})."
+    "* better than the best row of any other method, † better only than the base of its own backbone (bootstrap over "
+    "items and seeds where the scores are at hand, else paired t-test over common seeds; "
+    f"p < {LEVEL} after Holm's correction over the tests of the table, at least {FEWEST_SEEDS} seeds and "
+    f"{FEWEST_POSITIVES} rows of each class), ‡ no better than the best row that needs no training."
 )
 
 
@@ -65,7 +68,9 @@ def auc_table(comparison: dict[str, Any], scorings: tuple[str, ...] = SCORINGS) 
     stages = stage_names(comparison)
     columns = [Column(phase, f"AUC, {SCORING_NAMES[scoring]}") for scoring in scorings for phase in PHASES]
     columns += [Column(stage, "samples/s") for stage in stages]
-    rows = [
+    blank = (Cell(""),) * len(stages)
+    rows = [(label, cells + blank) for label, cells in _trivial_rows(comparison, "auc", scorings)]
+    rows += [
         (label, cells + tuple(_speed_cell(row, stage) for stage in stages))
         for row, (label, cells) in zip(comparison["rows"], _metric_rows(comparison, "auc", scorings), strict=True)
     ]
@@ -126,14 +131,25 @@ def clicks_table(comparison: dict[str, Any]) -> Table | None:
 
 
 def budget_table(comparison: dict[str, Any]) -> Table:
-    """Samples that each stage was trained on: a method with more of them in warm_up than the base has an advantage."""
+    """Samples that each stage was trained on, and how far a warm-up step goes: more of either is an advantage."""
     stages = [stage for stage in STAGES[1:4] if any(stage in row["stages"] for row in comparison["rows"])]
-    rows = tuple(
-        (row["label"], tuple(_count_cell(row["stages"].get(stage, {}).get("samples")) for stage in stages))
-        for row in comparison["rows"]
+    rows = []
+    for row in comparison["rows"]:
+        samples = tuple(_count_cell(row["stages"].get(stage, {}).get("samples")) for stage in stages)
+        step = row.get("warm_up_step", {"mean": None})["mean"]
+        of_scale = _summary_cell(row.get("mean_abs_scale"), ".2f"), number(step, ".3g")
+        rows.append((row["label"], (*samples, *of_scale)))
+    note = (
+        "Samples seen in training, mean over seeds; a row counts once in every epoch. A warm-up step moves what is "
+        "scored of a new item by the learning rate times |scale|: rows with as many steps have an equal budget only "
+        "where that is equal too, or where each has its own best rate."
     )
-    note = "Samples seen in training, mean over seeds; a row counts once in every epoch."
-    return Table("Budget", tuple(Column(stage, "samples") for stage in stages), rows, note)
+    columns = [
+        *(Column(stage, "samples") for stage in stages),
+        Column("mean size of scale", ""),
+        Column("warm-up step", ""),
+    ]
+    return Table("Budget", tuple(columns), tuple(rows), note)
 
 
 def title(comparison: dict[str, Any]) -> str:
@@ -152,10 +168,31 @@ def sentences(comparison: dict[str, Any]) -> list[str]:
         about.get("note", ""),
         audit_sentence(comparison["audit"]) if about else "",
         f"Users' histories: {'; '.join(histories)}." if histories else "",
+        _sittings_sentence(comparison),
+        _probes_sentence(comparison),
+        *(f"WARNING. {warning}" for warning in comparison.get("warnings", ())),
+        " ".join(comparison.get("claims", {}).get("sentences", ())),
         f"FAILED, missing above: {'; '.join(failed)}." if failed else "",
         f"Made by: {about['command']}" if "command" in about else "",
     ]
     return [sentence for sentence in found if sentence]
+
+
+def _sittings_sentence(comparison: dict[str, Any]) -> str:
+    sittings = comparison.get("sittings")
+    if not sittings:
+        return ""
+    where = ", ".join(f"{share:.1%} of {split}" for split, share in sittings["rows"].items())
+    return f"Recent events are over {sittings['gap_s']:g} s old. Rows of users with no such event: {where}."
+
+
+def _probes_sentence(comparison: dict[str, Any]) -> str:
+    """The probes in a line: the range of each over the sets."""
+    told = []
+    for name, sets in comparison.get("probes", {}).items():
+        aucs = [auc for auc in sets.values() if auc is not None]
+        told += [f"{name} {min(aucs):.3f} to {max(aucs):.3f}"] if aucs else []
+    return f"Probes, AUC of models that see nothing but: {', '.join(told)}." if told else ""
 
 
 def audit_sentence(audit: dict[str, Any]) -> str:
@@ -247,7 +284,18 @@ def _speed_cell(row: dict[str, Any], stage: str) -> Cell:
 
 def _metric_table(comparison: dict[str, Any], metric: str, title: str, note: str) -> Table:
     columns = tuple(Column(phase, SCORING_NAMES[scoring]) for scoring in SCORINGS for phase in PHASES)
-    return Table(title, columns, tuple(_metric_rows(comparison, metric, SCORINGS)), note)
+    trivial = _trivial_rows(comparison, metric, SCORINGS) if metric == "logloss" else []
+    return Table(title, columns, (*trivial, *_metric_rows(comparison, metric, SCORINGS)), note)
+
+
+def _trivial_rows(
+    comparison: dict[str, Any], metric: str, scorings: tuple[str, ...]
+) -> list[tuple[str, tuple[Cell, ...]]]:
+    """What needs no training comes first."""
+    return [
+        (row["label"], tuple(number(row["phases"][phase].get(f"{metric}_{s}")) for s in scorings for phase in PHASES))
+        for row in comparison.get("trivial", ())
+    ]
 
 
 _FORMATS = {"auc": ".4f", "logloss": ".4f", "calibration": ".3f", "rela_impr": "+z.1f"}  # z: no negative zero
@@ -265,7 +313,13 @@ def _metric_rows(
             cells = [metric_cell(row, phase, scoring, metric) for row in comparison["rows"]]
             numbers = [float(cell.text) for cell in cells if cell.text != MISSING]
             best = _BEST[metric](numbers) if metric in _BEST and len(numbers) > 1 else None
-            columns.append([replace(cell, best=cell.text != MISSING and float(cell.text) == best) for cell in cells])
+            trivial = best_trivial(comparison, phase, scoring) if metric == "auc" else None
+            for index, cell in enumerate(cells):
+                mean = comparison["rows"][index]["phases"][phase][f"{metric}_{scoring}"]["mean"]
+                is_beaten = trivial is not None and mean is not None and mean <= trivial[0]
+                is_best = cell.text != MISSING and float(cell.text) == best
+                cells[index] = replace(cell, best=is_best, mark="‡" if is_beaten else cell.mark)
+            columns.append(cells)
     return [(row["label"], tuple(column[index] for column in columns)) for index, row in enumerate(comparison["rows"])]
 
 
@@ -286,4 +340,4 @@ def metric_cell(row: dict[str, Any], phase: str, scoring: str, metric: str) -> C
 
 
 def _is_gain(versus: dict[str, Any] | None) -> bool:
-    return versus is not None and is_significant_gain(versus["difference"], versus["p_value"])
+    return versus is not None and versus["is_gain"]

@@ -24,6 +24,9 @@ class DropoutNet(Method):
     their section 4.1), so that the model learns to score from content alone. A new item starts where it has none: at
     zero. Nothing is dropped anywhere else, and kept embeddings are not scaled up: it is an input that is missing, not a
     hidden unit that is averaged over.
+
+    Deviation: it learns from the labels, end to end; the paper's model is fitted to the scores of a pretrained latent
+    model, which there is none of here.
     """
 
     Config = DropoutNetConfig

@@ -37,6 +37,9 @@ class Map(DropoutNet):
     rate, no number of steps and no order of rows to choose, and a row depends on its item's clicks alone. It always
     takes the clicks of all finished phases. v_0 is zero: the ID is a residual that `pretrain` has learned to do without
     (`method.item_dropout`, as in DropoutNet).
+
+    Deviation from the maximum a posteriori of a whole model: no intercept common to the new items is fitted beside the
+    rows, so a level that all of them share is learned by each row on its own.
     """
 
     Config = MapConfig

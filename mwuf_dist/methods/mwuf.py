@@ -34,6 +34,10 @@ class Mwuf(Method):
     the common initialisation itself; without it the scale is h, as in the paper. `initialisation = "metaemb"` puts
     MetaEmb's generator in the place of the common initialisation (research question 4): it is trained first, then
     Algorithm 1 runs on rows that it made.
+
+    Deviation: U(v) holds the users of positive rows (`data.events`) with repeats, in meta training the user of the row
+    itself too; `meta_train.order` is shuffled by default, where Algorithm 1 goes by time, and `meta_train.epochs` is 1,
+    where it says "while not converge" (`epochs = "auto"`); a new item stands in histories as v, not as v_warm.
     """
 
     Config = MwufConfig

@@ -45,7 +45,8 @@ def served_scores(run: FinishedRun, index: int, users: torch.Tensor) -> list[tup
         change = Change(replace(state, log=log, rows=none), np.array([index]), nothing, 0, 0, 0, 0)
         made = WarmJob(run.config, run.model.runtime, run.prepared, change, run_log).rows(run)
         row = torch.from_numpy(made.served).to(device)
-        seen = torch.from_numpy(np.concatenate([run_log["user"], log["user"]]).astype(np.int64)).to(device)
+        users_of = [one["user"][run.prepared.is_event(one["label"], run.config.data.events)] for one in (run_log, log)]
+        seen = torch.from_numpy(np.concatenate(users_of).astype(np.int64)).to(device)
         mean = run.model.user_tables.rows_of("user_id", seen + 1).mean(0) if len(seen) else run.mean_user
         item = torch.full_like(users, index)
         warm = run.method.warm_rows(row, run.model.item_fields(item[:1]), mean[None])

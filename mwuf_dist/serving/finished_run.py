@@ -127,12 +127,17 @@ class FinishedRun:
 
     @cached_property
     def num_interactions(self) -> np.ndarray:
-        """Rows of each item that the model has seen [I], int64: `pretrain` for old items, the warm sets for new."""
-        counts = self._users.counts().copy()
-        num_rows = self.prepared.num_rows("pretrain")
-        for first in range(0, num_rows, _COUNTED_ROWS):
-            part = self.prepared.read_rows("pretrain", first, min(first + _COUNTED_ROWS, num_rows), ["item"])
-            counts[: self.num_old_items] += np.bincount(part["item"], minlength=self.num_old_items)
+        """Rows of each item that the model has seen [I], int64: `pretrain` for old items, the warm sets for new.
+
+        Drawn negatives do not count.
+        """
+        counts = np.zeros(self.num_items, dtype=np.int64)
+        for split in ("pretrain", *WARM_SETS, *self.served_splits):
+            num_rows = self.prepared.num_rows(split)
+            for first in range(0, num_rows, _COUNTED_ROWS):
+                part = self.prepared.read_rows(split, first, min(first + _COUNTED_ROWS, num_rows), ["item", "label"])
+                counted = part["item"][self.prepared.is_counted(part["label"])]
+                counts += np.bincount(counted, minlength=self.num_items)
         return counts
 
     def phase_codes(self, items: Indices) -> np.ndarray:
@@ -158,7 +163,7 @@ class FinishedRun:
 
     @cached_property
     def _users(self) -> ItemUsers:
-        return ItemUsers(self.prepared, (*WARM_SETS, *self.served_splits))
+        return ItemUsers(self.prepared, (*WARM_SETS, *self.served_splits), events=self.config.data.events)
 
     @torch.no_grad()
     def meta_inputs(self, items: Indices) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,12 +1,13 @@
 """The serving rule: an item's row from the item's own interactions, in order, and the frozen model; nothing else.
 
-The interactions of an item are cut into blocks that end after K, 2K, 3K, 6K, 12K, ... of them (K is `data.warm_rows`:
-the first three are the phases warm-a, warm-b and warm-c). A block starts where the block before it has ended, with a
-fresh Adam, and makes `warm_up.epochs` passes over its interactions in their order, in minibatches of 1, 1, 1, 3, 6,
-...: K steps a pass whatever the size of the block, so that an item with many clicks is no long chain of steps. With
-`warm_up.carry_over` a pass starts at the item's first interaction. The last block may be incomplete: its row is served,
-and is made again from the beginning of the block when more has come. That is all the state that there is, so going on
-is the same as doing everything anew. A method that `regenerates` rows (cvar) does so at the end of a block.
+The interactions of an item are cut into blocks that end after K, 2K, 3K, 6K, 12K, ... of them (K is `data.warm_rows`,
+with the negatives drawn for so many positives: the first three are the phases warm-a, warm-b and warm-c). A block
+starts where the block before it has ended, with a fresh Adam, and makes `warm_up.epochs` passes over its interactions
+in their order, in minibatches of 1, 1, 1, 3, 6, ...: K steps a pass whatever the size of the block, so that an item
+with many clicks is no long chain of steps. With `warm_up.carry_over` a pass starts at the item's first interaction.
+The last block may be incomplete: its row is served, and is made again from the beginning of the block when more has
+come. That is all the state that there is, so going on is the same as doing everything anew. A method that
+`regenerates` rows (cvar) does so at the end of a block.
 
 A method that `fits_items` (map) has no blocks: a row is fitted to all of the item's interactions, from its first row.
 
@@ -30,6 +31,7 @@ from torch import nn
 from mwuf_dist.backbones.frozen_head import FoldedHead
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.config.registry import find_class
+from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import Method
 
 _BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8
@@ -79,10 +81,10 @@ class WarmRule:
         return np.array(ends)[np.searchsorted(ends, counts, side="right") - 1]
 
 
-def rule_of(config: Config) -> WarmRule:
+def rule_of(config: Config, prepared: Prepared) -> WarmRule:
     """The rule with the settings of a run's `warm_up`."""
-    settings = config.warm_up
-    return WarmRule(config.data.warm_rows, settings.epochs, settings.learning_rate, settings.carry_over)
+    settings, block_rows = config.warm_up, prepared.rows_of(config.data.warm_rows)
+    return WarmRule(block_rows, settings.epochs, settings.learning_rate, settings.carry_over)
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def warm_rows(
     parts: Callable[[np.ndarray], torch.Tensor],
     labels: np.ndarray,
     finish: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    missing: np.ndarray | None = None,
 ) -> WarmedRows:
     """Applies the rule to S items, from a boundary of each to the last of its interactions.
 
@@ -122,8 +125,11 @@ def warm_rows(
         parts: frozen parts [m, P] in float64 of the interactions with these places [m] among the n.
         labels: of the interactions [n].
         finish: what the method makes of the rows [m, D] of some of the items [m] at the end of a block.
+        missing: interactions that an item's blocks count and that are not there [S]; below 0: there are more than they
+            count. Of a run's own items, where more or fewer negatives could be drawn than asked for.
     """
-    first = np.cumsum(counts) - counts
+    first, missing = np.cumsum(counts) - counts, np.zeros_like(counts) if missing is None else missing
+    counts = counts + missing
     label = torch.from_numpy(labels.astype(np.float64)).to(start.device)
     served, at_boundary, boundary = start.clone(), start.clone(), boundary.copy()
     block = 0
@@ -131,8 +137,8 @@ def warm_rows(
         begin, end = rule.block_end(block - 1), rule.block_end(block)
         tasks = np.flatnonzero((counts > begin) & (boundary <= begin))
         if len(tasks):
-            begins = first[tasks] + (0 if rule.carry_over else begin)
-            ends = first[tasks] + np.minimum(counts[tasks], end)
+            begins = first[tasks] + (0 if rule.carry_over else begin - missing[tasks])
+            ends = first[tasks] + np.minimum(counts[tasks], end) - missing[tasks]
             index = torch.from_numpy(tasks).to(start.device)
             rows = _fit(rule, slope, at_boundary[index], begins, ends, rule.minibatch(block), parts, label)
             if finish is not None:

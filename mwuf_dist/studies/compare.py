@@ -62,10 +62,17 @@ class Actions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a comparison has come to: the records of its cells, and by task what has failed."""
+    """What a comparison has come to.
+
+    Attributes:
+        records: of its cells.
+        failures: by task, what has failed.
+        finished: the cells of this folder, each with the folder of its run.
+    """
 
     records: Records
     failures: dict[str, Failure]
+    finished: Sequence[tuple[Cell, Path]] = ()
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
@@ -285,7 +292,7 @@ def compare(
     failures = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Failure)}
     records = merged(ours, others)
     records.cells.sort(key=lambda cell: rows.index(row_key(cell)))
-    return Outcome(records, failures)
+    return Outcome(records, failures, finished)
 
 
 def audit_row(

@@ -12,11 +12,13 @@ early stopping, a dozen settings do not need.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import tomli_w
@@ -25,6 +27,15 @@ from mwuf_dist.config import PHASES, Config, Count, UserError, build, merge
 from mwuf_dist.evaluation.comparison import row_label
 
 _LARGEST_LANE_COUNT = 64
+_FIRST_ROWS = "method.initialisation"
+_OWN_FIRST_ROWS = ("cvar", "gme", "melu", "metaemb")  # are an initialisation themselves
+# What decides how far a method's rows move in the warm-up, for every method alike. The first rows of MetaEmb go with
+# mwuf; for a base they are the method metaemb.
+STANDARD_GRID: dict[str, tuple[Any, ...]] = {
+    _FIRST_ROWS: ("default", "random", "mean", "metaemb"),
+    "warm_up.learning_rate": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    "warm_up.epochs": (1, 5),
+}
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
@@ -35,20 +46,50 @@ class Tune:
         folds: how many choices of the items that play new.
         settings: for each setting, the keys that differ from the rest of the file; the file itself is tried first.
         runs: for each run that is tuned, the keys that differ from the rest of the file, and under `settings` what is
-            tried for this run alone; empty: the file itself is the only run.
+            tried for this run alone; empty: the file itself is the only run, or, with a grid, those of [study].
+        grid: for dotted keys the values whose every combination is tried for every run; "standard" is `STANDARD_GRID`.
+            A method that makes first rows of its own leaves `method.initialisation` alone.
     """
 
     folds: Count = 2
     settings: tuple[dict[str, Any], ...] = ()
     runs: tuple[dict[str, Any], ...] = ()
+    grid: Literal["standard"] | dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
     def settings_of_runs(self) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """For each run its keys, and the settings to try: none, those of all runs, its own."""
         found = []
         for run in self.runs or ({},):
             keys = {key: value for key, value in run.items() if key != "settings"}
-            found.append((keys, [{}, *self.settings, *run.get("settings", ())]))
+            found.append((keys, [{}, *self.settings, *run.get("settings", ()), *self._combinations(keys)]))
         return found
+
+    def _combinations(self, keys: dict[str, Any]) -> list[dict[str, Any]]:
+        grid = STANDARD_GRID if self.grid == "standard" else self.grid
+        method = keys.get("method", {}).get("name", "")
+        combinations = []
+        for values in itertools.product(*grid.values()) if grid else ():
+            chosen = dict(zip(grid, values, strict=True))
+            if _is_possible(method, chosen.get(_FIRST_ROWS)):
+                combinations.append(functools.reduce(merge, (_nested(key, value) for key, value in chosen.items())))
+        return combinations
+
+
+def _is_possible(method: str, first_rows: str | None) -> bool:
+    """Whether a method can start new items so; of a grid each of its other values is tried once."""
+    if first_rows is None:
+        return True
+    if method in _OWN_FIRST_ROWS:
+        return first_rows == "default"
+    if first_rows == "default":
+        return method not in ("base", "mwuf")  # the same as another value
+    return first_rows != "metaemb" or method == "mwuf"
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +118,15 @@ def read_tune(values: dict[str, Any], where: str) -> Tune:
         own = run.get("settings", [])
         if not (isinstance(own, list) and all(isinstance(setting, dict) for setting in own)):
             raise UserError(f"{where}: `tune.runs.{number}.settings` must be a list of tables, not {own!r}")
+    if tune.grid and not tune.runs:
+        study = values.get("study")
+        rows = tuple(study.get("runs", ())) if isinstance(study, dict) else ()
+        tune = dataclasses.replace(tune, runs=rows)
     nums = [len(settings) for _, settings in tune.settings_of_runs()]
     if max(nums) == 1:
-        raise UserError(f"{where}: no [[tune.settings]] to try: see configs/movielens-1m-tune.toml")
-    if len(set(nums)) > 1:
+        raise UserError(f"{where}: no [[tune.settings]] to try, nor a `tune.grid`: see configs/movielens-1m-tune.toml")
+    own = [len(run.get("settings", ())) for run in tune.runs]
+    if len(set(own)) > 1:
         raise UserError(
             f"{where}: the runs of [tune] have {', '.join(map(str, nums))} settings: give each as many, or the one "
             "with more has the better chances"
@@ -161,7 +207,7 @@ def summarise(tried: Sequence[Try], cells: Sequence[dict[str, Any]], tune: Tune)
         "schema": 1,
         "dataset": cells[0]["dataset"],
         "folds": tune.folds,
-        "num_settings": len(tune.settings_of_runs()[0][1]),
+        "num_settings": max(len(settings) for _, settings in tune.settings_of_runs()),
         "split": cells[0]["split"],
         "rows": rows,
     }
@@ -182,15 +228,18 @@ def chosen_toml(summary: dict[str, Any], tune: Tune, source: Path, overridden: d
         overridden: keys that the command line set.
         folder: where the text will lie; it extends `source` from there.
     """
-    num = summary["num_settings"]
+    num, first = summary["num_settings"], 0
     runs, words = [], []
-    for number, (keys, _) in enumerate(tune.settings_of_runs()):
-        best = summary["rows"][number * num]
+    for keys, settings in tune.settings_of_runs():
+        best = summary["rows"][first]
+        first += len(settings)
         runs.append(merge(keys, best["setting"]))
         words.append(f"{best['run']}: {setting_words(best['setting'])}")
+    sizes = {len(settings) for _, settings in tune.settings_of_runs()}
+    up_to = "up to " if len(sizes) > 1 else ""
     folds = f"{summary['folds']} folds" if summary["folds"] > 1 else "one fold"
     note = (
-        f"Settings by mwuf tune on old items played as new, {folds}, {num} settings for each run; chosen: "
+        f"Settings by mwuf tune on old items played as new, {folds}, {up_to}{num} settings for each run; chosen: "
         f"{'; '.join(words)}."
     )
     extends = os.path.relpath(source.resolve(), folder.resolve())

@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from mwuf_dist.backbones import BatchSide, EmbeddedHistory, Shape, build_backbone
-from mwuf_dist.config import Config, EmbeddingConfig, UserError
+from mwuf_dist.config import Config, EmbeddingConfig, Events, UserError
 from mwuf_dist.data.batches.histories import Histories, History
 from mwuf_dist.data.batches.loader import Batch, Batches, Loader
 from mwuf_dist.data.batches.user_batches import UserLoader
@@ -48,6 +48,8 @@ class Model:
         torch.manual_seed(generator_seed(config.seed, 1))  # the same dense weights on every rank
         self.backbone = build_backbone(config.backbone, self.shape).to(runtime.device)
         self._history_length = self.backbone.history_length
+        self._events: Events = config.data.events
+        self._gap_s = self.backbone.recent_gap_s
         old_rows = self.num_old + self.backbone.uses_history
         self.user_tables = Tables("user", self.users.specs(self.dim), config.embedding, runtime)
         self.item_tables = Tables("item", self.items.specs(self.dim), config.embedding, runtime)
@@ -98,8 +100,8 @@ class Model:
             return None
         if self.backbone.history_scope == "all":
             # Of pretrain alone: nothing of a warm set comes in, so it does not matter what is finished.
-            return Histories(prepared, 0, 0, self.runtime.device, "all")
-        return Histories(prepared, num_finished, self._history_length, self.runtime.device)
+            return Histories(prepared, 0, 0, self.runtime.device, "all", self._events, self._gap_s)
+        return Histories(prepared, num_finished, self._history_length, self.runtime.device, "before", self._events)
 
     def pretrain_rows(self, prepared: Prepared, order: str, batch_size: int, seed: int) -> Batches:
         """Batches of the rows of `pretrain` in an order that the config names.
@@ -115,7 +117,7 @@ class Model:
                 "order = 'users' goes with a backbone that reads whole histories (backbone.name = 'encoder'): "
                 "take 'shuffled' or 'time'"
             )
-        return UserLoader(prepared, batch_size, seed, self.runtime)
+        return UserLoader(prepared, batch_size, seed, self.runtime, self._events, self._gap_s)
 
     def _old_rows(self, item: torch.Tensor, history: History) -> tuple[torch.Tensor, EmbeddedHistory]:
         """Rows of phi_old of old items [b, D] and of their history, of old items too, with gradients. A collective.

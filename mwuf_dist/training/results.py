@@ -65,7 +65,8 @@ def _clicks_curve(
     """
     assert logits is not None
     columns = prepared.columns(NEXT_SETS[phase], ("item", "label"))
-    num_clicks = phase * warm_rows + place_within_item(columns["item"])
+    counted = prepared.is_counted(columns["label"])
+    num_clicks = phase * warm_rows + counted_within_item(columns["item"], counted)
     buckets = _BUCKETS_PER_SET if phase < len(WARM_SETS) else 1
     edges = sorted({phase * warm_rows + part * warm_rows // buckets for part in range(buckets)})
     curve = auc_by_clicks(logits, columns["label"], num_clicks, edges)
@@ -74,12 +75,13 @@ def _clicks_curve(
     return [bucket | {"auc": None if math.isnan(bucket["auc"]) else bucket["auc"]} for bucket in curve]
 
 
-def place_within_item(item: np.ndarray) -> np.ndarray:
-    """How many rows of the same item stand before each row [n], in the order of the rows."""
+def counted_within_item(item: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """How many counted rows of the same item stand before each row [n], in the order of the rows."""
     order = np.argsort(item, kind="stable")
+    ordered, counts = item[order], counted[order].astype(np.int64)
+    before = np.cumsum(counts) - counts
     place = np.empty(len(item), dtype=np.int64)
-    ordered = item[order]
-    place[order] = np.arange(len(item)) - np.searchsorted(ordered, ordered)
+    place[order] = before - before[np.searchsorted(ordered, ordered)]
     return place
 
 

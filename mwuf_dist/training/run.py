@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -242,7 +243,8 @@ class Run:
         if not self.method.meta_trained:
             return
         settings = self.config.meta_train
-        users = ItemUsers(self.prepared, ["pretrain"], settings.users_per_item, self.config.seed)
+        events = self.config.data.events
+        users = ItemUsers(self.prepared, ["pretrain"], settings.users_per_item, self.config.seed, events)
         self._frozen.set_users(users, range(self.model.num_old))
         stage = MetaTrain(self.config, self.model, self._frozen, self.method)
         if self._checkpoint is not None and (self.cursor.epoch or self.cursor.step):
@@ -282,10 +284,12 @@ class Run:
         with contextlib.nullcontext() if profiler is None else profiler.whole("evaluate"):
             scores = self.scores(stage, phase)
         seconds = _since(clock)
+        scale = stage.mean_abs_scale()
         self.session.count("evaluate", sum(self.prepared.num_rows(split) for split in scores), seconds)
         if not self.runtime.is_main:
             return
         metrics = phase_metrics(self.prepared, phase, self.config.data.warm_rows, scores)
+        metrics |= {} if scale is None or not math.isfinite(scale) else {"mean_abs_scale": scale}
         write_scores(self.folder, phase, scores)
         self.session.meta.phases[PHASES[phase]] = metrics
         record: dict[str, object] = {"stage": "evaluate", "phase": PHASES[phase]}

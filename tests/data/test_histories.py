@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mwuf_dist.config import Events
 from mwuf_dist.data.batches.histories import Histories, History, Scope
 from mwuf_dist.data.batches.loader import Loader
 from mwuf_dist.data.prepare.pipeline import write_prepared
@@ -74,12 +75,13 @@ class Written:
         return len(self.split.item_order)
 
     num_stored_items = num_items
+    events: Events = "all"
 
     def whole(self, name: str) -> Path:
         return self.path / name
 
     def histories(self, num_finished: int, length: int = 0, scope: Scope = "before") -> Histories:
-        return Histories(self, num_finished, length, CPU, scope)  # type: ignore[arg-type]
+        return Histories(self, num_finished, length, CPU, scope, self.events)  # type: ignore[arg-type]
 
     def of_split(self, name: str, num_finished: int, length: int = 0) -> list[list[tuple[int, int]]]:
         """(item, label) of each event of the history of each row of a split."""
@@ -220,7 +222,7 @@ def test_an_event_takes_a_few_bytes_of_disk_however_long_a_history_is(tmp_path: 
     assert set(written.files) == {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.npy")}
     assert all((tmp_path / path).stat().st_size == entry["bytes"] for path, entry in written.files.items())
     headers = 128 * len(written.files) + 8 * (NUM_USERS + 1)
-    assert sum(entry["bytes"] for entry in written.files.values()) <= headers + (4 + 1 + 1 + 4) * len(rows.user)
+    assert sum(entry["bytes"] for entry in written.files.values()) <= headers + (4 + 1 + 1 + 8 + 4) * len(rows.user)
 
 
 @pytest.fixture(scope="module")
@@ -276,3 +278,37 @@ def test_a_folder_whose_histories_are_cut_off_is_not_taken_for_whole(tmp_path: P
     assert read_manifest(folder) is None
     prepare(config)
     assert read_manifest(folder) is not None
+
+
+@pytest.mark.parametrize("scope", ["before", "all"])
+def test_histories_of_positives_are_those_of_all_events_without_the_others(tmp_path: Path, scope: Scope) -> None:
+    """And a row of label 0, which is no event there, takes nothing out of its own history."""
+    rows = random_rows(3)
+    written = Written(rows, tmp_path)
+    for name in ("pretrain", "test"):
+        found = {}
+        for written.events in ("all", "positives"):
+            source = written.histories(1, scope=scope)
+            own = written.split.rows[name]
+            before = torch.from_numpy(source.before(name, 0, len(own))).long()
+            found[written.events] = lists(
+                source.of(torch.from_numpy(rows.user[own]).long(), before, name == "pretrain")
+            )
+        assert found["positives"] == [[event for event in seen if event[1]] for seen in found["all"]]
+        assert any(len(few) < len(many) for few, many in zip(found["positives"], found["all"], strict=True))
+
+
+def test_with_a_gap_earlier_counts_the_events_that_are_older_by_more_than_it(tmp_path: Path) -> None:
+    rows = random_rows(4, times=2)
+    written = Written(rows, tmp_path)
+    prepared = Prepared(tmp_path, json.loads((tmp_path / MANIFEST).read_text()))
+    for gap_s in (0, 2, 100):
+        source = Histories(prepared, 0, 0, CPU, "all", "all", gap_s)
+        own = written.split.rows["pretrain"]
+        before = torch.from_numpy(source.before("pretrain", 0, len(own)))
+        history = source.of(torch.from_numpy(rows.user[own]).long(), before, in_pretrain=True)
+        is_event = np.isin(np.arange(len(rows.user)), own)
+        expected = [
+            int((is_event & (rows.user == rows.user[row]) & (rows.time < rows.time[row] - gap_s)).sum()) for row in own
+        ]
+        assert history.earlier.tolist() == expected, gap_s

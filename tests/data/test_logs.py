@@ -17,7 +17,6 @@ from pyarrow import csv
 from mwuf_dist.config import DataConfig, SyntheticConfig
 from mwuf_dist.config.logs import LogsConfig, LogsField
 from mwuf_dist.data.prepare.prepare import prepare
-from mwuf_dist.data.readers.negatives import add_negatives
 from mwuf_dist.data.schema import RawDataset
 from mwuf_dist.data.sources import logs, movielens, synthetic
 from mwuf_dist.data.split import SPLITS
@@ -293,36 +292,3 @@ def test_items_without_a_field_share_one_at_the_index_of_an_item_never_seen(tmp_
     dataset = read(write(tmp_path, "log.csv", CLICKS))
     assert [(field.name, field.size) for field in dataset.fields if field.side == "item"] == [("any_item", 1)]
     assert set(dataset.items["any_item"].to_pylist()) == {0}
-
-
-# ---- positives only
-
-
-def test_negatives_follow_the_stated_rule(tmp_path: Path) -> None:
-    body = "".join(f"u{index % 7},i{index % 3 if index % 7 else 0},{index}\n" for index in range(84))
-    path = write(tmp_path, "log.csv", "user_id,item_id,timestamp\n" + body)
-    dataset = read(path, negatives_per_positive=2, negatives_seed=5)
-    found = rows(dataset)
-    liked = {(user, item) for user, item, _, label in found if label}
-    assert not liked & {(user, item) for user, item, _, label in found if not label}
-    source = 0
-    for user, item, time, label in found:
-        if label:
-            source, item_of_positive, time_of_positive = source + 1, item, time
-            assert f"{user},{item},{time}" == body.split("\n")[source - 1]
-        else:
-            assert (item, time) == (item_of_positive, time_of_positive)
-    assert read(path, negatives_per_positive=2, negatives_seed=5).interactions.equals(dataset.interactions)
-    assert not read(path, negatives_per_positive=2, negatives_seed=6).interactions.equals(dataset.interactions)
-
-
-def test_negatives_are_drawn_by_activity_and_left_out_where_everyone_likes_the_item() -> None:
-    user = np.array([0] * 2 + [1] * 30 + [2] * 10 + [3] * 3, dtype=np.int32)
-    item = np.array([0, 9] + [1] * 30 + [2] * 10 + [9] * 3, dtype=np.int32)
-    item[2], item[32] = 9, 9  # everyone likes item 9
-    source, drawn, label = add_negatives(user, item, 10, 500, 0)
-    assert not (label[item[source] == 9] == 0).any()
-    of_first = drawn[(source == 0) & (label == 0)]  # item 0 is liked by user 0 alone
-    shares = np.bincount(of_first, minlength=4) / len(of_first)
-    expected = np.array([0, 30, 10, 3]) / 43
-    assert (np.abs(shares - expected) <= 4 * np.sqrt(expected * (1 - expected) / len(of_first))).all()

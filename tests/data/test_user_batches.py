@@ -23,7 +23,7 @@ def prepared() -> Prepared:
 
 def batches(prepared: Prepared, rank: int = 0, world_size: int = 1, epoch: int = 0, start: int = 0) -> list[Batch]:
     runtime = Runtime(rank, world_size, torch.device("cpu"), show_progress=False)
-    return list(UserLoader(prepared, SIZE, 7, runtime).epoch(epoch, start))
+    return list(UserLoader(prepared, SIZE, 7, runtime, "all").epoch(epoch, start))
 
 
 def triples(batch: Batch) -> list[tuple[int, int, int]]:

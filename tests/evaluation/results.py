@@ -2,7 +2,7 @@
 
 from mwuf_dist.config import PHASES
 
-SPLIT = {"old_items": 5, "new_items": 4, "pretrain": 100, "warm_a": 8, "warm_b": 8, "warm_c": 8, "test": 30}
+SPLIT = {"old_items": 5, "new_items": 4, "pretrain": 9000, "warm_a": 800, "warm_b": 800, "warm_c": 800, "test": 3000}
 
 
 def make_result(backbone, method, seed, auc, variant="", dataset="synthetic", **more):

@@ -184,9 +184,10 @@ def test_every_form_tells_title_regime_note_command_audit_failures_clicks_and_bu
 
 def test_an_audit_that_passed_says_how_many_scores_it_compared():
     comparison = build_comparison(two_methods(), [audit_of("wide_deep / mwuf")], {"title": "x"})
-    (sentence,) = sentences(comparison)
+    sentence = sentences(comparison)[0]
     assert "passed, 10 scores of 1 rows" in sentence and sentence.endswith("Not audited: wide_deep / base.")
-    assert sentences(build_comparison(two_methods())) == [], "a single run has no audit to speak of"
+    told = " ".join(sentences(build_comparison(two_methods())))
+    assert "audit" not in told, "a single run has no audit to speak of"
 
 
 @pytest.mark.parametrize("many", [False, True])

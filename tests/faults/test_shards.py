@@ -38,7 +38,7 @@ def entities(prepared: Prepared) -> dict[str, np.ndarray]:
 
 
 def histories(prepared: Prepared) -> dict[str, np.ndarray]:
-    whole = Histories(prepared, 3, 0, torch.device("cpu")).whole(torch.arange(prepared.num_users))
+    whole = Histories(prepared, 3, 0, torch.device("cpu"), events="all").whole(torch.arange(prepared.num_users))
     return {"items": whole.items.numpy(), "labels": whole.labels.numpy()}
 
 

@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Positives:
     pq.write_table(logs, folder / "logs.parquet")
     own = {"interactions": str(folder / "logs.parquet"), "user": "who", "item": "what", "time": "when"}
     own |= {"negatives_per_positive": PER_POSITIVE, "negatives_seed": 3}
-    data = {"name": "logs", "old_above": 100, "warm_rows": 6, "prepared_dir": str(folder / "prepared"), "logs": own}
+    data = {"name": "logs", "old_above": 30, "warm_rows": 3, "prepared_dir": str(folder / "prepared"), "logs": own}
     pretrain = {"epochs": 1, "batch_size": 512}
     config = build(TINY | {"data": data, "pretrain": pretrain, "backbone": {"name": "fm"}})
     local.train(config, folder / "run")
@@ -126,14 +126,15 @@ def test_negatives_of_a_row_depend_on_no_other_row(run: Positives, tmp_path: Pat
     assert sorted(parts) == whole
 
 
-def test_users_are_drawn_in_proportion_to_their_positive_rows(run: Positives, tmp_path: Path) -> None:
+def test_users_are_drawn_in_proportion_to_their_positive_rows_with_new_items(run: Positives, tmp_path: Path) -> None:
     num = 20_000
     rows = pa.table({"who": ["stranger"] * num, "what": [NEVER_SEEN] * num, "when": np.arange(num)})
     log = negatives_of(run, rows, tmp_path / "rows.parquet")
     activity = np.zeros(run.prepared.num_users)
     for split in run.prepared.manifest["splits"]:
-        part = run.prepared.columns(split, ("user", "label"))
-        activity += np.bincount(part["user"][part["label"] == 1], minlength=len(activity))
+        part = run.prepared.columns(split, ("user", "item", "label"))
+        counted = (part["label"] == 1) & (part["item"] >= run.prepared.num_old_items)
+        activity += np.bincount(part["user"][counted], minlength=len(activity))
     share, draws = activity / activity.sum(), PER_POSITIVE * num
     found = np.bincount(log["user"], minlength=len(activity))
     chi_squared = float(((found - share * draws) ** 2 / (share * draws)).sum())

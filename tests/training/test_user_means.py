@@ -41,9 +41,10 @@ def test_user_means_are_the_mean_rows_of_the_users_of_finished_sets_in_every_pha
 def by_hand(job: Run, table: torch.Tensor, splits: list[str] | tuple[str, ...], items: np.ndarray) -> torch.Tensor:
     users: dict[int, list[int]] = {int(item): [] for item in items}
     for split in splits:
-        columns = job.prepared.columns(split, ("user", "item"))
-        for user, item in zip(columns["user"], columns["item"], strict=True):
-            users[int(item)].append(int(user))
+        columns = job.prepared.columns(split, ("user", "item", "label"))
+        for user, item, label in zip(*columns.values(), strict=True):
+            if label:
+                users[int(item)].append(int(user))
     mean_user = job._mean_user().double()
     return torch.stack([table[torch.tensor(of) + 1].mean(0) if of else mean_user for of in users.values()])
 
@@ -53,14 +54,14 @@ def test_users_per_item_keeps_a_random_part_of_each_items_own_users(tmp_path: Pa
     with start(config) as runtime:
         prepared = run_module._prepare(config, runtime)
     items = torch.arange(prepared.num_old_items)
-    all_users, all_offsets = ItemUsers(prepared, ["pretrain"]).of(items)
-    some_users, some_offsets = ItemUsers(prepared, ["pretrain"], users_per_item=10, seed=1).of(items)
+    all_users, all_offsets = ItemUsers(prepared, ["pretrain"], events="all").of(items)
+    some_users, some_offsets = ItemUsers(prepared, ["pretrain"], users_per_item=10, seed=1, events="all").of(items)
     assert some_offsets.diff().tolist() == [10] * len(items)  # an old item has more than old_above = 60 rows
     for item in items.tolist():
         few = some_users[some_offsets[item] : some_offsets[item + 1]].tolist()
         many = all_users[all_offsets[item] : all_offsets[item + 1]].tolist()
         assert all(few.count(user) <= many.count(user) for user in few)
-    other, _ = ItemUsers(prepared, ["pretrain"], users_per_item=10, seed=2).of(items)
+    other, _ = ItemUsers(prepared, ["pretrain"], users_per_item=10, seed=2, events="all").of(items)
     assert not torch.equal(some_users, other)
 
 

@@ -15,7 +15,7 @@ from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.evaluation.metrics import auc
 from mwuf_dist.evaluation.plots import _loss_curves
 from mwuf_dist.launch import local
-from mwuf_dist.training.results import NEXT_SETS, place_within_item
+from mwuf_dist.training.results import NEXT_SETS, counted_within_item
 from tests.tiny import tiny
 
 CONFIG = tiny(
@@ -79,6 +79,8 @@ def test_the_curve_by_clicks_is_the_auc_of_the_rows_at_each_place_of_their_items
             assert one["auc"] == pytest.approx(auc(scores[inside], columns["label"][inside]))
 
 
-def test_place_within_item_counts_earlier_rows() -> None:
-    assert place_within_item(np.array([5, 2, 5, 5, 2, 0])).tolist() == [0, 0, 1, 2, 1, 0]
-    assert place_within_item(np.array([], dtype=np.int32)).tolist() == []
+def test_counted_within_item_counts_earlier_rows_that_count() -> None:
+    item = np.array([5, 2, 5, 5, 2, 0])
+    assert counted_within_item(item, np.ones(6, dtype=bool)).tolist() == [0, 0, 1, 2, 1, 0]
+    assert counted_within_item(item, np.array([1, 0, 0, 1, 1, 1], dtype=bool)).tolist() == [0, 0, 1, 1, 0, 0]
+    assert counted_within_item(np.array([], dtype=np.int32), np.array([], dtype=bool)).tolist() == []

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mwuf_dist.config import Events
 from mwuf_dist.data.prepare.history_files import FOLDER
 from mwuf_dist.data.shards import Prepared
 
@@ -56,17 +57,32 @@ class Histories:
         device: where histories are gathered.
         scope: "before" looks at what is strictly earlier than a row; "all" at whatever may be seen but the row itself
             and rows of dropped items.
+        events: "positives" leaves rows of label 0 out. A drawn negative is in no folder's events.
+        gap_s: `History.earlier` counts events that are more than so many seconds older than a row; below 0, all that
+            stand before it.
     """
 
     def __init__(
-        self, prepared: Prepared, num_finished: int, length: int, device: torch.device, scope: Scope = "before"
+        self,
+        prepared: Prepared,
+        num_finished: int,
+        length: int,
+        device: torch.device,
+        scope: Scope = "before",
+        events: Events = "positives",
+        gap_s: float = -1.0,
     ) -> None:
         self._prepared = prepared
         self._length = length
         self._scope = scope
+        self._gap_s = gap_s
+        self.moment_type = np.int64 if gap_s >= 0 else np.int32
         kept = self.load("phases") <= num_finished
         if scope == "all":
             kept &= self.load("items") < prepared.num_stored_items
+        labels = self.load("labels")
+        if events == "positives":
+            kept &= labels != 0
         small = len(kept) < 2**31
         # Place of an event among those that may be seen.
         place = np.zeros(len(kept) + 1, np.int32 if small else np.int64)
@@ -77,34 +93,57 @@ class Histories:
         items = self.load("items")[kept]
         items[items == prepared.num_stored_items] = prepared.num_items
         self._items = torch.from_numpy(items).to(device)
-        self._labels = torch.from_numpy(self.load("labels")[kept]).to(device)
+        self._labels = torch.from_numpy(labels[kept]).to(device)
 
     def load(self, name: str) -> np.ndarray:
         """One of the arrays of the folder."""
         return np.load(self._prepared.whole(f"{FOLDER}/{name}.npy"), mmap_mode="r")
 
     def before(self, split: str, start: int, stop: int) -> np.ndarray:
-        """How many events of its user are strictly earlier than each of the rows [start, stop) of a split, int32."""
-        return np.array(self.load(f"before-{split}")[start:stop])
+        """The moment of each of the rows [start, stop) of a split: how many events of its user stand before it.
+
+        With a gap, 2^32 times the number of those that are older than it by more than the gap is added.
+        """
+        before = np.array(self.load(f"before-{split}")[start:stop])
+        return before if self._gap_s < 0 else before + (self._settled(split, start, stop, before) << 32)
+
+    def _settled(self, split: str, start: int, stop: int, before: np.ndarray) -> np.ndarray:
+        """How many events of its user are older than each row by more than the gap [n], int64: by halving."""
+        columns = self._prepared.read_rows(split, start, stop, ("user", "time"))
+        limit = columns["time"] - round(self._gap_s * self._prepared.ticks_per_s)
+        times, first = self.load("times"), self.load("offsets")[columns["user"]]
+        low, high = np.zeros(len(before), dtype=np.int64), before.astype(np.int64)
+        for _ in range(int(before.max(initial=0)).bit_length()):
+            middle = (low + high) // 2
+            is_open = low < high
+            is_older = is_open & (times[np.where(is_open, first + middle, 0)] < limit)
+            low, high = np.where(is_older, middle + 1, low), np.where(is_open & ~is_older, middle, high)
+        return low
 
     def of(self, users: torch.Tensor, before: torch.Tensor, in_pretrain: bool) -> History:
         """The histories of rows by users [b], each of which has `before` [b] earlier events.
 
         Args:
             users: of the rows.
-            before: how many events of its user are earlier than each row.
-            in_pretrain: the rows are of `pretrain`, so that each is an event itself.
+            before: the moment of each row, see `before`.
+            in_pretrain: the rows are of `pretrain`, so that each is an event itself (or the negative of one, which it
+                does not see either).
         """
-        first = self._offsets[users]
-        own = self._place[first + before]
+        first, settled = self._offsets[users], before >> 32
+        before = before & 0xFFFFFFFF
+        at = first + before
+        own = self._place[at]
         group = torch.arange(len(users), device=users.device)
         if self._scope == "before":
             return self._cut(self._place[first], own, group)
-        earlier = (own - self._place[first]).long()
+        place = (own - self._place[first]).long()
+        earlier = place if self._gap_s < 0 else (self._place[first + settled] - self._place[first]).long()
         if not in_pretrain:
             return replace(self.whole(users), earlier=earlier)
         history = self._cut(self._place[first], self._place[self._offsets[users + 1]], group)
-        return replace(_without(history, earlier), earlier=earlier)
+        # A row of label 0 is no event where only positives are.
+        is_event = self._place[(at + 1).clamp(max=len(self._place) - 1)] > own
+        return replace(_without(history, place, is_event), earlier=earlier)
 
     def whole(self, users: torch.Tensor) -> History:
         """The histories of users [b] as of now, all that may be seen, all earlier; rows of one user share one."""
@@ -122,9 +161,9 @@ class Histories:
         return History(self._items[events].long(), self._labels[events].float(), offsets, group, lengths[group])
 
 
-def _without(history: History, place: torch.Tensor) -> History:
-    """Histories without the event at a place [g] of each, counted from its first."""
+def _without(history: History, place: torch.Tensor, is_there: torch.Tensor) -> History:
+    """Histories without the event at a place [g] of each, counted from its first, where there is one."""
     kept = torch.ones_like(history.items, dtype=torch.bool)
-    kept[history.offsets[:-1] + place] = False
-    offsets = history.offsets - torch.arange(len(history.offsets), device=place.device)
+    kept[(history.offsets[:-1] + place)[is_there]] = False
+    offsets = history.offsets - F.pad(torch.cumsum(is_there, 0), (1, 0))
     return replace(history, items=history.items[kept], labels=history.labels[kept], offsets=offsets)

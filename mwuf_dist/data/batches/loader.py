@@ -103,7 +103,7 @@ class Loader:
         self._runtime = runtime
         self._shuffled = shuffled
         self._histories = histories
-        self._dtypes = _DTYPES | ({"before": np.int32} if histories else {})
+        self._dtypes = _DTYPES | ({"before": histories.moment_type} if histories else {})
         self._sizes = [prepared.num_rows(split) for split in self._splits]
         self._row_groups = tuple(rows for split in self._splits for rows in _row_groups(prepared, split))
         self._memory: dict[str, np.ndarray] | None = None

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from mwuf_dist.config import Events
 from mwuf_dist.data.batches.histories import History
 from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.data.shards import Prepared
@@ -35,14 +36,32 @@ class UserLoader:
         batch_size: rows of a global batch on average. Parts differ in size and are not torn, so batches differ too.
         seed: decides the order together with the epoch.
         runtime: which parts of a batch are ours.
+        events: see `Histories`; rows that are no events are learned from, and in no history.
+        gap_s: see `Histories`.
     """
 
-    def __init__(self, prepared: Prepared, batch_size: int, seed: int, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        batch_size: int,
+        seed: int,
+        runtime: Runtime,
+        events: Events = "positives",
+        gap_s: float = -1.0,
+    ) -> None:
         self.batch_size = batch_size
         self._seed = seed
         self._runtime = runtime
         columns = prepared.columns("pretrain", ("user", "item", "label"))
         self._user, self._item, self._label = (columns[name] for name in ("user", "item", "label"))
+        # The first row of `pretrain` that is not older than each row by more than the gap.
+        self._settled = np.arange(self.num_rows)
+        if gap_s >= 0:
+            time = prepared.columns("pretrain", ("time",))["time"]
+            self._settled = np.searchsorted(time, time - round(gap_s * prepared.ticks_per_s))
+        self._is_event = prepared.is_event(self._label, events)
+        # Of the rows that are looked at for a history, so many are events in it.
+        self._most_seen = round(_MOST_EVENTS / max(self._is_event.mean() if len(self._label) else 1, 0.01))
         self._counts = np.bincount(self._user, minlength=prepared.num_users)
         self._starts = np.cumsum(self._counts) - self._counts
         parts = np.maximum(np.minimum(self._counts, _FEWEST_PARTS), -(-self._counts // _MOST_ROWS))
@@ -85,15 +104,17 @@ class UserLoader:
         begin, end = self._begin[ours], self._end[ours]
         chosen = rows[np.repeat(first, end - begin) + _ranges(begin, end - begin)]
         # The history goes on where the part ends, and from the user's last row to the first.
-        events = np.minimum(num - (end - begin), _MOST_EVENTS)
-        place = _ranges(end, events) % np.repeat(num, events)
-        seen = rows[np.repeat(first, events) + place]
+        looked_at = np.minimum(num - (end - begin), self._most_seen)
+        place = _ranges(end, looked_at) % np.repeat(num, looked_at)
+        seen = rows[np.repeat(first, looked_at) + place]
+        part, is_event = np.repeat(np.arange(len(ours)), looked_at), self._is_event[seen]
+        seen, part = seen[is_event], part[is_event]
         # Rows are stored in order of time, so (part, row) as one number is sorted by part and time.
-        moment = np.sort(np.repeat(np.arange(len(ours)), events) * self.num_rows + seen)
+        moment = np.sort(part * self.num_rows + seen)
         seen = moment % self.num_rows
-        offsets = np.concatenate([[0], np.cumsum(events)])
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(part, minlength=len(ours)))])
         group = np.repeat(np.arange(len(ours)), end - begin)
-        earlier = np.searchsorted(moment, group * self.num_rows + chosen) - offsets[group]
+        earlier = np.searchsorted(moment, group * self.num_rows + self._settled[chosen]) - offsets[group]
         device, padding = self._runtime.device, most - len(chosen)
 
         def padded(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

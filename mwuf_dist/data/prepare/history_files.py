@@ -5,6 +5,7 @@
     histories/labels.npy        int8 [E]
     histories/phases.npy        int8 [E]; warm sets that must be finished before the event may be seen: 0 for rows of
                                 `pretrain` and of dropped items, 1, 2, 3 for rows of warm_a, warm_b, warm_c
+    histories/times.npy         int64 [E]; in the unit of the rows (`Prepared.ticks_per_s`)
     histories/before-SPLIT.npy  int32 [rows]; for each row of a split, how many events of its user are strictly earlier
 
 A row of `test` is no event, so it is in nobody's history; nor is any row that the split leaves out while old items play
@@ -43,7 +44,7 @@ def join(scratch: Path, folder: Path, groups: range, splits: dict[str, Any]) -> 
     np.save(path, np.concatenate([[0], np.cumsum(counts)]))
     files = {f"{FOLDER}/{path.name}": entry(path)}
     events = [scratch / f"events-{number}" for number in groups]
-    parts = {name: (events, name) for name in ("items", "labels", "phases")}
+    parts = {name: (events, name) for name in ("items", "labels", "phases", "times")}
     for split, about in splits.items():
         paths = [scratch / f"before-{split}-{part}" for part in range(len(about["files"]))]
         parts[f"before-{split}"] = paths, "before"

@@ -68,11 +68,12 @@ def write_prepared(
     step("users")
     left_out = _rows_by_user(scratch, chunks, roles, groups, pool)
     step("histories")
-    groups = _histories(scratch, chunks, users, pool)
+    groups = _histories(scratch, chunks, users, raw.negatives_per_positive > 0, pool)
     step("shards")
     splits = {name: _shards(scratch, folder, name, groups, pool) for name in SPLITS}
     facts = {
         **facts,
+        "negatives_per_positive": raw.negatives_per_positive,
         "positive_share": _positive_share(splits, left_out if rule.old_items_as_new else None),
         "histories": history_files.join(scratch, folder, groups, splits),
     }
@@ -85,7 +86,9 @@ def write_prepared(
 def _read(raw: RawPieces, scratch: Path, pool: Pool) -> list[Chunk]:
     chunks: list[Chunk] = []
     start = 0
-    pieces = ((raw.read, piece, scratch, number) for number, piece in enumerate(raw.pieces))
+    pieces = (
+        (raw.read, piece, scratch, number, raw.negatives_per_positive > 0) for number, piece in enumerate(raw.pieces)
+    )
     for names in pool.map(steps.read_piece, pieces):
         for name, num_rows in names:
             chunks.append(Chunk(name, start, num_rows))
@@ -158,9 +161,10 @@ def _rows_by_user(scratch: Path, chunks: Sequence[Chunk], roles: Roles, groups: 
     return int(left_out[0]), int(left_out[1])
 
 
-def _histories(scratch: Path, chunks: Sequence[Chunk], users: _Ids, pool: Pool) -> range:
+def _histories(scratch: Path, chunks: Sequence[Chunk], users: _Ids, only_positives: bool, pool: Pool) -> range:
     groups = _groups(users.rows)
-    _all(pool.map(steps.histories, ((scratch, chunks, number, *group) for number, group in enumerate(groups))))
+    work = ((scratch, chunks, number, *group, only_positives) for number, group in enumerate(groups))
+    _all(pool.map(steps.histories, work))
     _remove(scratch, "user-*")
     return range(len(groups))
 

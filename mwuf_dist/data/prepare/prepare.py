@@ -56,7 +56,7 @@ def describe(config: DataConfig) -> dict[str, Any]:
     """Everything that decides the content of the shards: the source's fingerprint, the rule, the layout."""
     return {
         "source": sources.find(config.name).fingerprint(config),
-        "rule": asdict(_rule(config)),
+        "rule": asdict(SplitRule.of(config)),
         "layout": shards.LAYOUT_VERSION,
     }
 
@@ -65,12 +65,6 @@ def prepared_folder(config: DataConfig, made_of: dict[str, Any]) -> Path:
     """Where the shards that are made of this lie."""
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
     return prepared_root(config.prepared_dir) / f"{config.name}-{key}"
-
-
-def _rule(config: DataConfig) -> SplitRule:
-    # Which fifth plays new decides nothing where none does: one folder serves every such seed.
-    seed = config.old_items_as_new_seed if config.old_items_as_new else 0
-    return SplitRule(config.old_above, config.warm_rows, config.old_items_as_new, seed)
 
 
 def _build(
@@ -88,7 +82,7 @@ def _build(
                 bar.update()
 
             raw = sources.find(config.name).pieces(config)
-            write_prepared(raw, _rule(config), temporary, facts, pool, step)
+            write_prepared(raw, SplitRule.of(config), temporary, facts, pool, step)
         if describe(config) != made_of:
             raise UserError(f"data set {config.name!r}: a file has changed while it was read; call it again")
         _install(temporary, folder)

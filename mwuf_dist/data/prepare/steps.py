@@ -23,7 +23,7 @@ import numpy as np
 from mwuf_dist.data import schema, shards
 from mwuf_dist.data.prepare import sorted_runs
 from mwuf_dist.data.prepare.sorted_runs import Columns, Range
-from mwuf_dist.data.schema import INTERACTION_TYPES
+from mwuf_dist.data.schema import INTERACTION_TYPES, SET
 from mwuf_dist.data.split import DROPPED, LEFT_OUT, SPLITS, SplitRule, order_by, splits_of_new_rows
 
 PRETRAIN, TEST = SPLITS.index("pretrain"), SPLITS.index("test")
@@ -53,9 +53,13 @@ class Chunk:
 
 
 def read_piece(
-    read: Callable[[Any], Iterator[Columns]], piece: Any, scratch: Path, number: int
+    read: Callable[[Any], Iterator[Columns]], piece: Any, scratch: Path, number: int, positives_count: bool
 ) -> list[tuple[str, int]]:
-    """Writes the rows of a piece of the raw data; (name, number of rows) of each chunk."""
+    """Writes the rows of a piece of the raw data, and how many of each item N and K count: all, or the positives.
+
+    Returns:
+        (name, number of rows) of each chunk.
+    """
     chunks: list[tuple[str, int]] = []
     blocks: list[Columns] = []
 
@@ -64,7 +68,10 @@ def read_piece(
         columns = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
         sorted_runs.write(scratch / f"chunk-{name}", columns)
         for side in ("user", "item"):
-            ids, num_rows = np.unique(columns[side], return_counts=True)
+            counted = columns[side]
+            if side == "item" and positives_count:
+                counted = counted[columns["label"] == 1]
+            ids, num_rows = np.unique(counted, return_counts=True)
             sorted_runs.write(scratch / f"{side}s-{name}", {"ids": ids.astype(np.int64), "rows": num_rows})
         chunks.append((name, len(columns["item"])))
         blocks.clear()
@@ -102,6 +109,8 @@ def new_item_rows(scratch: Path, chunk: Chunk, num_old_items: int) -> None:
     item, time = index[rows], columns["time"][rows]
     order = order_by(item, time)
     run = {"item": item[order], "time": time[order], "row": rows[order] + chunk.start}
+    if SET in columns:
+        run[SET] = columns[SET][rows][order]
     sorted_runs.write(scratch / f"new-{chunk.name}", run)
 
 
@@ -112,7 +121,8 @@ def split_new_items(
     rows = sorted_runs.take(
         sorted_runs.ranges_of([scratch / f"new-{chunk.name}" for chunk in chunks], "item", first, stop)
     )
-    split = splits_of_new_rows(rows["item"], rows["time"], rule)
+    # Where rows of label 0 are drawn, the source has said in which set they are.
+    split = rows[SET] if SET in rows else splits_of_new_rows(rows["item"], rows["time"], rule)
     order = order_by(rows["row"])
     sorted_runs.write(scratch / f"split-{number}", {"row": rows["row"][order], "split": split[order]})
 
@@ -143,8 +153,12 @@ def rows_by_user(scratch: Path, chunk: Chunk, num_old_items: int, num_items: int
     return int(really_new.sum()), int(columns["label"][really_new].sum(dtype=np.int64))
 
 
-def histories(scratch: Path, chunks: Sequence[Chunk], number: int, first: int, stop: int) -> None:
-    """Writes the events of users `first` to `stop`, and their rows of each split, by (time, row)."""
+def histories(scratch: Path, chunks: Sequence[Chunk], number: int, first: int, stop: int, only_positives: bool) -> None:
+    """Writes the events of users `first` to `stop`, and their rows of each split, by (time, row).
+
+    `only_positives`: rows of label 0 are drawn, and no events. As each stands before its positive, both have the same
+    events before them.
+    """
     columns = sorted_runs.take(
         sorted_runs.ranges_of([scratch / f"user-{chunk.name}" for chunk in chunks], "user", first, stop)
     )
@@ -152,11 +166,13 @@ def histories(scratch: Path, chunks: Sequence[Chunk], number: int, first: int, s
     columns = {name: column[order] for name, column in columns.items()}
     split, user = columns.pop("split"), columns["user"] - first
     is_event = split != TEST
+    if only_positives:
+        is_event &= columns["label"] == 1
     counts = np.bincount(user[is_event], minlength=stop - first)
     before = np.cumsum(is_event) - is_event - (np.cumsum(counts) - counts)[user]
     columns["before"] = before.astype(np.int32)
     phase = np.where(split == _EVENT_OF_DROPPED, np.int8(PRETRAIN), split)
-    events = {"items": columns["item"], "labels": columns["label"], "phases": phase}
+    events = {"items": columns["item"], "labels": columns["label"], "phases": phase, "times": columns["time"]}
     sorted_runs.write(scratch / f"events-{number}", {name: column[is_event] for name, column in events.items()})
     sorted_runs.write(scratch / f"counts-{number}", {"counts": counts})
     for index, name in enumerate(SPLITS):

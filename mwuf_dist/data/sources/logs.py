@@ -28,11 +28,13 @@ from mwuf_dist.data.readers import encode, gate, ids, log_files, log_tables
 from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.readers.negatives import add_negatives
-from mwuf_dist.data.schema import RAW_ID, SIDES, USER_ID, Field, RawDataset, RawPieces, Side
+from mwuf_dist.data.schema import RAW_ID, SET, SIDES, USER_ID, Field, RawDataset, RawPieces, Side
 from mwuf_dist.data.sources.content import content_of
+from mwuf_dist.data.split import SplitRule
 
 ANY_ITEM = "any_item"  # Of items without fields; index 0, like what an item never seen has.
 VERSION = 4  # Raise it when the same files would give other tables.
+NEGATIVES_VERSION = 2  # Raise it when other rows of label 0 would be drawn.
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
@@ -42,6 +44,8 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     files = {key: content_of(found) for key, found in _files(options).items()}
     how = {name: value for name, value in dataclasses.asdict(options).items() if name not in files}
     found = {"source": "logs", "version": VERSION, "files": files, **how}
+    if options.negatives_per_positive:
+        found["negatives_rule"] = NEGATIVES_VERSION
     has_item_field = any(field.side == "item" for field in options.fields)
     return found if has_item_field else found | {"item_field": ANY_ITEM}
 
@@ -51,8 +55,12 @@ def pieces(config: DataConfig) -> RawPieces:
     return load(config).in_pieces(config.name)
 
 
-def load(config: DataConfig) -> RawDataset:
+def load(config: DataConfig, draw: bool = True) -> RawDataset:
     """Reads, labels and joins the files.
+
+    Args:
+        config: section `data`.
+        draw: draw the negatives of a log of positives, for which N and K must give old and new items.
 
     Raises:
         UserError: something in the files or the options is wrong; it names the file, the column and, where there is
@@ -60,7 +68,7 @@ def load(config: DataConfig) -> RawDataset:
     """
     options = config.logs
     check_options(options)
-    return join(read(options), options)
+    return join(read(options), options, SplitRule.of(config) if draw else None)
 
 
 def read(options: LogsConfig) -> Rows:
@@ -68,19 +76,23 @@ def read(options: LogsConfig) -> Rows:
     return gate.read_rows(_files(options)["interactions"], options, more=_field_columns(options))
 
 
-def join(log: Rows, options: LogsConfig) -> RawDataset:
-    """Makes the data set of rows that have been read: without repeated ones, with fields and drawn negatives."""
+def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDataset:
+    """Makes the data set of rows that have been read: without repeated ones, with fields and drawn negatives.
+
+    Negatives are drawn by sets, which `rule` makes; None draws none.
+    """
     kept = log.kept[~repeated(log, options.repeated_rows)]
     sides = {side: _entity_table(side, log, kept, options) for side in SIDES}
-    rows, row_user, row_label = kept, log.user[kept], log.label[kept]
-    if options.negatives_per_positive:
-        source, row_user, row_label = add_negatives(
-            row_user, log.item[kept], len(log.item_ids), options.negatives_per_positive, options.negatives_seed
+    rows, row_item, row_label = kept, log.item[kept], log.label[kept]
+    num_drawn, more = options.negatives_per_positive, {}
+    if num_drawn and rule is not None:
+        source, row_item, row_label, more[SET] = add_negatives(
+            log.user[kept], row_item, log.time[kept], len(log.item_ids), rule, num_drawn, options.negatives_seed
         )
         rows = kept[source]
-    columns = {"user": row_user, "item": log.item[rows], "label": row_label, "time": log.time[rows]}
+    columns = {"user": log.user[rows], "item": row_item, "label": row_label, "time": log.time[rows], **more}
     (users, user_fields), (items, item_fields) = sides["user"], sides["item"]
-    return RawDataset(pa.table(columns), users, items, (*user_fields, *item_fields))
+    return RawDataset(pa.table(columns), users, items, (*user_fields, *item_fields), num_drawn if more else 0)
 
 
 def check_options(options: LogsConfig) -> None:

@@ -120,7 +120,7 @@ def warm(
     rows, run_log, num_drawn = _read_rows(interactions, options, data, run_ids, user_ids, is_logs)
     nothing = rows.item_ids[:0], unknown_fields(data, 0)
     listed = nothing if items is None else read_fields(items, options, data, is_logs)
-    change = change_by(before, rows, listed, run_ids, data, run_log, 3 * config.data.warm_rows)
+    change = change_by(before, rows, listed, run_ids, data, run_log, 3 * data.rows_of(config.data.warm_rows))
     change = replace(change, state=replace(change.state, made_from=_made_from(folder, change.state)))
     if output.exists():
         return _already_done(output, change, rows)

@@ -1,12 +1,16 @@
 """Rows of label 0 for new interactions that are positives only, as the run's own logs were.
 
-The rule follows that of `prepare` (`data/negatives.py`) and depends on a row and the run alone, so that the state does
-not depend on how rows were cut into files, on their order, or on the number of ranks: the j-th negative of a positive
-row (user, item, time) has the same item and time, and the user whom a hash of (user, item, time, seed, j) picks among
-the run's users in proportion to their positive rows in the run's sets. A user is picked again, up to 20 times, who is
-the row's own or has a positive row with the item in the run's sets. Unlike `prepare`, the rule does not know what
-comes later: who is drawn today may click tomorrow, and was a negative at the time all the same. Positive rows that the
-run has been trained on have their negatives there and get no others; those of old items move nothing and get none.
+The rule follows that of `prepare` (`data/readers/negatives.py`) as far as a row and the run alone can, so that the
+state does not depend on how rows were cut into files, on their order, or on the number of ranks. There, a new item
+meets for each of its positives n users of positive rows with other new items, at their times, who never like it. Here
+the j-th negative of a positive row (user, item, time) is the user whom a hash of (user, item, time, seed, j) picks
+among the run's users in proportion to their positive rows with new items in the run's sets: the same users in the same
+proportions; only their times are the row's own, as the job reads no time but for the order of an item's rows. A user
+is picked again, up to 20 times, who is the row's own or has a positive row with the item in the run's sets. Unlike
+`prepare`, the rule does not know what comes later: who is drawn today may click tomorrow, and was a negative at the
+time all the same. Positive rows that the run has been trained on have their negatives there and get no others; those
+of old items move nothing and get none. A drawn row is nobody's event: U(v) and the counts of interactions leave it
+out.
 """
 
 from __future__ import annotations
@@ -70,7 +74,7 @@ def add_negatives(
 
 
 def _of_run(prepared: Prepared, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(positive rows of each user of the run [U], pairs item * U + user of positive rows of these items)."""
+    """(positive rows with new items of each user of the run [U], pairs item * U + user of positives of these items)."""
     wanted = np.zeros(prepared.num_items + 1, dtype=bool)
     wanted[items] = True  # -1 is the last
     activity, pairs = np.zeros(prepared.num_users, dtype=np.int64), [np.empty(0, dtype=np.int64)]
@@ -79,7 +83,8 @@ def _of_run(prepared: Prepared, items: np.ndarray) -> tuple[np.ndarray, np.ndarr
         for first in range(0, num_rows, _READ_ROWS):
             part = prepared.read_rows(split, first, min(first + _READ_ROWS, num_rows), ("user", "item", "label"))
             part = taken(part, part["label"] == 1)
-            activity += np.bincount(part["user"], minlength=len(activity))
+            of_new = part["user"][part["item"] >= prepared.num_old_items]
+            activity += np.bincount(of_new, minlength=len(activity))
             part = taken(part, wanted[part["item"]])
             pairs.append(part["item"].astype(np.int64) * len(activity) + part["user"])
     return activity, np.concatenate(pairs)

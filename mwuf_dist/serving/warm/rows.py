@@ -82,7 +82,7 @@ class WarmJob:
         # A fit starts at an item's first row whatever the run has made of it.
         goes_on = (touched < state.num_run_items) & (not self.method.fits_items)
         start = np.empty((len(touched), run.model.dim), dtype=np.float32)
-        boundary = np.where(goes_on, 3 * self.config.data.warm_rows, 0)
+        boundary = np.where(goes_on, 3 * self.prepared.rows_of(self.config.data.warm_rows), 0)
         anew = at < 0
         start[~anew], boundary[~anew] = old.at_boundary[at[~anew]], old.boundary[at[~anew]]
         theirs = torch.from_numpy(touched[anew & goes_on])
@@ -110,19 +110,20 @@ class WarmJob:
         self, run: FinishedRun, touched: np.ndarray, start: np.ndarray, boundary: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(items, rows, rows at their boundary, boundary) by the rule, gathered on the main rank."""
-        rule, runtime = rule_of(self.config), self.runtime
+        rule, runtime = rule_of(self.config, self.prepared), self.runtime
         # The run's rows of an item, then those that came since: both are sorted by item.
         log = together([self.run_log, self.change.state.log])
         log = taken(log, np.isin(log["item"], touched))
         log = taken(log, np.argsort(log["item"], kind="stable"))
         counts = np.diff(np.searchsorted(log["item"], np.append(touched, np.iinfo(np.int32).max)))
-        ends = np.cumsum(counts)
+        ends, missing = np.cumsum(counts), self._missing(rule, touched)
         out = []
         for group in item_groups(counts, _GROUP_ROWS if run.histories is None else _GROUP_ROWS_WITH_HISTORIES):
             rows = taken(log, np.arange(int(ends[group[0]] - counts[group[0]]), int(ends[group[-1]])))
-            frozen = self._parts(run, rule, touched[group], counts[group], boundary[group], rows)
+            frozen = self._parts(run, rule, touched[group], counts[group], boundary[group] - missing[group], rows)
             ours = np.arange(runtime.rank, len(group), runtime.world_size)
-            made = self._made(rule, frozen, ours, start[group], boundary[group], counts[group], rows["label"])
+            sizes = counts[group], missing[group]
+            made = self._made(rule, frozen, ours, start[group], boundary[group], *sizes, rows["label"])
             items = touched[group[ours]]
             out.append((items, made.rows.cpu().numpy(), made.at_boundary.cpu().numpy(), made.boundary))
         dim = start.shape[1]
@@ -134,6 +135,12 @@ class WarmJob:
         )
         return items, rows, at_boundary, boundary
 
+    def _missing(self, rule: WarmRule, items: np.ndarray) -> np.ndarray:
+        """Rows of items [T] that the blocks of the phases count and the run has not: see `rule.warm_rows`."""
+        is_own = items < self.change.state.num_run_items
+        of_run = np.bincount(self.run_log["item"], minlength=self.change.state.num_items)
+        return np.where(is_own, 3 * rule.block_rows - of_run[items], 0)
+
     def _made(
         self,
         rule: WarmRule,
@@ -142,6 +149,7 @@ class WarmJob:
         start: np.ndarray,
         boundary: np.ndarray,
         counts: np.ndarray,
+        missing: np.ndarray,
         labels: np.ndarray,
     ) -> WarmedRows:
         """The rule on `ours` of a group's items: no lookup, so that ranks need not keep step."""
@@ -159,7 +167,8 @@ class WarmJob:
             return regenerated_rows(self.method, rows, fields[index])
 
         regenerate = finish if self.method.regenerates else None
-        return warm_rows(rule, self.slope, rows, boundary[ours], counts[ours], parts, labels[place], regenerate)
+        sizes = boundary[ours], counts[ours]
+        return warm_rows(rule, self.slope, rows, *sizes, parts, labels[place], regenerate, missing[ours])
 
     def _parts(
         self, run: FinishedRun, rule: WarmRule, items: np.ndarray, counts: np.ndarray, boundary: np.ndarray, rows: Log

@@ -44,6 +44,7 @@ class EpisodeTrain:
         """Trains from `start` to the end; `tensors` gives the whole state to save."""
         settings, seed = self.config.meta_train, self.config.seed
         histories = self.frozen.model.histories(prepared, 0)
+        self._half = prepared.rows_of(self.config.data.warm_rows)
         loaders: list[EpisodeLoader] = []
         if settings.epochs == "auto":
             held_out = held_out_items(seed, prepared.num_old_items).numpy()

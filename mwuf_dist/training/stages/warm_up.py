@@ -27,6 +27,7 @@ from mwuf_dist.training.stages.meta_train import initialise_new_ids
 
 # Rows scored at once by a rank.
 _SCORE_ROWS = 1 << 15
+_SCALED_ITEMS = 1 << 16
 
 
 @dataclass
@@ -133,7 +134,7 @@ class WarmUp:
 
         With that, and phi_new as it is now, new items are ready to be scored.
         """
-        users = ItemUsers(prepared, WARM_SETS[:phase])
+        users = ItemUsers(prepared, WARM_SETS[:phase], events=self.config.data.events)
         self.frozen.set_users(users, range(self.model.num_old, self.model.num_items))
         self.histories = self.model.histories(prepared, phase)
         if self.frozen.head is not None:
@@ -142,6 +143,20 @@ class WarmUp:
     def _scored_rows(self, items: torch.Tensor) -> torch.Tensor:
         """The embeddings [n, D] that items [n] are scored with, as they are now."""
         return self.method.warm_rows(self.model.new_ids.rows(items), *self.frozen.inputs(items))
+
+    @torch.no_grad()
+    def mean_abs_scale(self) -> float | None:
+        """Mean |scale| over (the first 65,536) new items: a step in a row moves what is scored by so much more.
+
+        None for a method without a scale. A collective.
+        """
+        if not self.method.meta_trained:
+            return None
+        first = self.model.num_old
+        last = min(self.model.num_items, first + _SCALED_ITEMS)
+        items = torch.arange(first, last, device=self.model.runtime.device)
+        pair = self.method.scale_and_shift(*self.frozen.inputs(items))
+        return None if pair is None else float(pair[0].abs().mean())
 
     @torch.no_grad()
     def score(self, prepared: Prepared, split: str) -> np.ndarray | None:

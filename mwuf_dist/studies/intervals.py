@@ -1,0 +1,57 @@
+"""Intervals of the differences of a comparison, from the scores that its runs have left."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mwuf_dist.config import PHASES
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.evaluation.comparison import SCORINGS, VERSUS, conclude, row_label
+from mwuf_dist.evaluation.significance import bootstrap_difference, placements
+from mwuf_dist.studies.records import Cell
+from mwuf_dist.training.results import NEXT_SETS
+
+
+def add_intervals(comparison: dict[str, Any], finished: Sequence[tuple[Cell, Path]], prepared: Prepared) -> None:
+    """Puts the bootstrap over items and seeds in the place of the t-test, where both rows' scores are here.
+
+    Args:
+        comparison: of `build_comparison`.
+        finished: cells, each with the folder of its run.
+        prepared: their data.
+    """
+    folders: dict[str, dict[int, Path]] = {}
+    for cell, folder in finished:
+        label = row_label(cell["backbone"], cell["method"], cell.get("variant", ""))
+        if (folder / "scores").is_dir():
+            folders.setdefault(label, {})[cell["seed"]] = folder
+    columns = {split: prepared.columns(split, ("item", "label")) for split in NEXT_SETS}
+
+    @functools.cache
+    def placed(folder: Path, phase: str, split: str) -> np.ndarray:
+        return placements(np.load(folder / "scores" / f"{phase}-{split}.npy"), columns[split]["label"])
+
+    @functools.cache
+    def test(label: str, other: str, phase: str, split: str) -> dict[str, Any] | None:
+        common = sorted(folders.get(label, {}).keys() & folders.get(other, {}).keys())
+        labels, items = columns[split]["label"], columns[split]["item"]
+        if not common or len(np.unique(labels)) < 2:
+            return None
+        ours, theirs = ([placed(folders[row][seed], phase, split) for seed in common] for row in (label, other))
+        found = bootstrap_difference(ours, theirs, labels, items)
+        return {"p_value": found["p_value"], "interval": [found["low"], found["high"]], "num_seeds": len(common)}
+
+    for row in comparison["rows"]:
+        for number, phase in enumerate(PHASES):
+            for scoring in SCORINGS:
+                split = NEXT_SETS[number] if scoring == "next" else "test"
+                for kind in VERSUS:
+                    versus = row["phases"][phase][f"versus_{kind}_{scoring}"]
+                    if versus is not None:
+                        versus |= test(row["label"], versus["row"], phase, split) or {}
+    conclude(comparison)
