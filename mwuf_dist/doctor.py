@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from mwuf_dist.data.locations import cache_dir, data_dir
+from mwuf_dist.runtime.threads import default_threads, usable_cores
 from mwuf_dist.runtime.versions import FBGEMM_DISTRIBUTIONS, REINSTALL, check_versions, installed, version_problem
 
 __all__ = ["Check", "check_versions", "diagnose", "main"]
@@ -101,22 +102,18 @@ def _platform() -> Check:
     return Check("platform", value, "wrong", "fbgemm has builds for Linux on x86-64 and ARM64 only: use a container")
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _cores() -> Check:
-    return Check("cores", f"{_num_cores()} usable")
+    return Check("cores", f"{usable_cores()} usable")
 
 
 def _threads() -> Check:
     setting = os.environ.get("OMP_NUM_THREADS")
     if setting is None:
-        return Check("threads", "OMP_NUM_THREADS is not set: a run takes one thread per rank")
+        return Check("threads", f"a run of one rank takes {default_threads(1)}")
     if not setting.isdecimal() or int(setting) == 0:
         return Check("threads", f"OMP_NUM_THREADS={setting}", "wrong", "set it to a positive number, or unset it")
-    if int(setting) > _num_cores():
-        remedy = "more threads than cores make single steps many times slower: lower it, or unset it"
+    if int(setting) > usable_cores():
+        remedy = "more threads of torch's than cores make single steps many times slower: lower it, or unset it"
         return Check("threads", f"OMP_NUM_THREADS={setting}", "wrong", remedy)
     return Check("threads", f"OMP_NUM_THREADS={setting}")
 

@@ -1,5 +1,6 @@
 """Fused operations of MWUF: torch and Triton only, with a CPU path of their own (see kernels/README.md)."""
 
+from mwuf_kernels.adam import AdamSettings, adam_step_
 from mwuf_kernels.bulk_warm import bulk_warm, bulk_warm_reference
 from mwuf_kernels.frozen_rows import FrozenRows, PartRows, has_frozen_rows
 from mwuf_kernels.meta_networks import (
@@ -9,7 +10,7 @@ from mwuf_kernels.meta_networks import (
     meta_networks_by_hand,
     meta_networks_reference,
 )
-from mwuf_kernels.native import without_library
+from mwuf_kernels.native import set_num_threads, without_library
 from mwuf_kernels.segments import segment_sums, segments
 from mwuf_kernels.table_rows import EntityFields, add_table_rows_, distinct_ids, has_table_rows, table_rows
 from mwuf_kernels.trained_rows import TrainedLayer, TrainedNorm, TrainedRows, TrainedSide, has_trained_rows
@@ -23,6 +24,7 @@ from mwuf_kernels.user_mean import (
 from mwuf_kernels.warm_embedding import warm_embedding, warm_embedding_backward, warm_embedding_reference
 
 __all__ = [
+    "AdamSettings",
     "EntityFields",
     "FrozenRows",
     "Network",
@@ -31,6 +33,7 @@ __all__ = [
     "TrainedNorm",
     "TrainedRows",
     "TrainedSide",
+    "adam_step_",
     "add_table_rows_",
     "add_users_",
     "add_users_reference_",
@@ -47,6 +50,7 @@ __all__ = [
     "meta_networks_reference",
     "segment_sums",
     "segments",
+    "set_num_threads",
     "table_rows",
     "user_mean",
     "user_mean_reference",

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from mwuf_kernels.native import address, has_library, library
+from mwuf_kernels.native import address, has_library, library, structure
 
 _PADDED = 16  # Widths are padded to multiples of it: of every register's width.
 
 
-class _Head(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_long) for name in ("dim", "padded_dim", "hidden", "interactions", "depth")),
-        *((name, ctypes.c_void_p) for name in ("widths", "weights", "transposed", "biases", "out", "linear")),
-    )
+_Head = structure(
+    "head",
+    longs="dim padded_dim hidden interactions depth",
+    pointers="widths weights transposed biases out linear",
+)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class FrozenRows:
 
 
 def has_frozen_rows() -> bool:
-    """Whether `FrozenRows` can be made here, and is the faster way: it uses one thread."""
+    """Whether `FrozenRows` can be made here."""
     return has_library()
 
 

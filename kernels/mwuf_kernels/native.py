@@ -24,9 +24,11 @@ import torch
 _CPU = Path(__file__).parent / "cpu"
 _SOURCES = sorted(_CPU.glob("*.cpp"))
 _HEADERS = sorted(_CPU.glob("*.h"))
-FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared")
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared", "-pthread")
 
 _is_out_of_use = False
+_num_threads = 1
+_structures: dict[str, type[ctypes.Structure]] = {}
 
 
 def compiler() -> str | None:
@@ -41,11 +43,14 @@ def library() -> ctypes.CDLL | None:
     if found is None or os.environ.get("MWUF_NATIVE") == "0":
         return None
     try:
-        return ctypes.CDLL(str(_compiled(found)))
+        loaded = ctypes.CDLL(str(_compiled(found)))
+        loaded.mwuf_set_threads(ctypes.c_long(_num_threads))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         warnings.warn(f"{found} cannot compile mwuf_kernels, so training is slower: {said}", stacklevel=2)
         return None
+    _check_structures(loaded)
+    return loaded
 
 
 def address(tensor: torch.Tensor | None) -> int | None:
@@ -57,9 +62,42 @@ def address(tensor: torch.Tensor | None) -> int | None:
 
 
 def has_library(*tensors: torch.Tensor) -> bool:
-    """Whether the library can be used for these tensors: float32, on the CPU, where torch has one thread as it has."""
+    """Whether the library can be used for these tensors: float32, on the CPU."""
     fits = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-    return fits and not _is_out_of_use and torch.get_num_threads() == 1 and library() is not None
+    return fits and not _is_out_of_use and library() is not None
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Lets a loop of the library use so many threads, the caller's own among them.
+
+    Results do not depend on it: rows are cut into the same blocks, and sums are made in the same order.
+    """
+    global _num_threads
+    _num_threads = num_threads
+    if library.cache_info().currsize and (found := library()) is not None:
+        found.mwuf_set_threads(ctypes.c_long(num_threads))
+
+
+def structure(name: str, **fields: str) -> type[ctypes.Structure]:
+    """Makes a structure of the library, whose size is checked when that is loaded.
+
+    Args:
+        name: what `mwuf_size_of_NAME` of the library gives the size of.
+        fields: names of its fields by their type, in order: `longs`, `floats` and `pointers`.
+    """
+    kinds = {"longs": ctypes.c_long, "floats": ctypes.c_float, "pointers": ctypes.c_void_p}
+    pairs = [(one, kinds[kind]) for kind, names in fields.items() for one in names.split()]
+    made = type(name, (ctypes.Structure,), {"_fields_": pairs})
+    _structures[name] = made
+    return made
+
+
+def _check_structures(found: ctypes.CDLL) -> None:
+    for name, made in _structures.items():
+        size_of = getattr(found, f"mwuf_size_of_{name}")
+        size_of.restype = ctypes.c_long
+        size, expected = ctypes.sizeof(made), size_of()
+        assert size == expected, f"structure {name} has {size} bytes here and {expected} in the library"
 
 
 @contextlib.contextmanager

@@ -11,24 +11,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mwuf_kernels.native import address, has_library, library
+from mwuf_kernels.native import address, has_library, library, structure
 
 
-def _structure(name: str, **fields: str) -> type[ctypes.Structure]:
-    """A C structure: names of its fields by their type, in order."""
-    kinds = {"longs": ctypes.c_long, "floats": ctypes.c_float, "pointers": ctypes.c_void_p}
-    pairs = [(one, kinds[kind.rstrip("0123456789")]) for kind, names in fields.items() for one in names.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": pairs})
-
-
-_Side = _structure("_Side", longs="rows width column", pointers="x index d_x")
-_Layer = _structure(
-    "_Layer",
+_Side = structure("side", longs="rows width column", pointers="x index d_x")
+_Layer = structure(
+    "layer",
     longs="num_in num_out",
     pointers="weight bias gamma beta running_mean running_var noise z a mean scale d_weight d_bias d_gamma d_beta",
 )
-_Trained = _structure(
-    "_Trained",
+_Trained = structure(
+    "trained",
     longs="n dim interactions depth num_sides",
     floats="momentum eps",
     pointers="linear linear_bias out out_bias total d_linear d_out d_bias",
@@ -183,5 +176,5 @@ class TrainedRows:
 
 
 def has_trained_rows() -> bool:
-    """Whether `TrainedRows` can be used here. It uses one thread, so torch is left to it where it has more."""
+    """Whether `TrainedRows` can be used here."""
     return has_library()

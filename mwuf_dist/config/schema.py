@@ -152,7 +152,7 @@ class RuntimeConfig:
     """Where and how it runs. Nothing here changes what is computed beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one.
-    threads: CountOrZero = 0  # CPU threads of a rank; 0: OMP_NUM_THREADS or 1.
+    threads: CountOrZero = 0  # CPU threads of a rank; 0: the host's usable cores by its ranks, at most OMP_NUM_THREADS.
     deterministic: bool = True  # Only deterministic algorithms.
     timeout_s: Count = 600  # A collective that takes longer is a failed rank.
     progress: Literal["auto", "on", "off"] = "auto"  # Progress bar on rank 0; auto: on a terminal.

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from mwuf_dist.config import Config, RuntimeConfig, UserError
 from mwuf_dist.runtime.heartbeat import Peers
 from mwuf_dist.runtime.shutdown import RankLostError
+from mwuf_dist.runtime.threads import default_threads
 
 # Possible ids for each that is given: with more, looking at all of them takes longer than sorting those that are there.
 _FEW = 16
@@ -31,7 +32,8 @@ _FEW = 16
 class Runtime:
     """This process among its peers, and the few collectives that the package needs outside TorchRec.
 
-    `lane_coordinator` names the Ray actor that leases lanes to the ranks; empty where there is none.
+    `lane_coordinator` names the Ray actor that leases lanes to the ranks; empty where there is none. `threads` is how
+    many this rank may use.
     """
 
     rank: int
@@ -42,6 +44,7 @@ class Runtime:
     peers: Peers | None = None  # None for a rank that is alone
     lane_coordinator: str = ""
     group: dist.ProcessGroup | None = None  # of `share`, `gather` and `on_main`; None: that of all collectives
+    threads: int = 1
 
     def beside(self) -> Runtime:
         """The same ranks with a way of their own to talk, for a thread beside training. A collective."""
@@ -185,7 +188,8 @@ def start(config: Config) -> Iterator[Runtime]:
     settings = config.runtime
     rank, world_size, local_rank, ranks_per_host = _place()
     device = _device(settings, local_rank)
-    torch.set_num_threads(settings.threads or int(os.environ.get("OMP_NUM_THREADS", "1")))
+    threads = settings.threads or default_threads(ranks_per_host)
+    _share_out(threads, device)
     torch.manual_seed(generator_seed(config.seed, 0))
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -207,9 +211,22 @@ def start(config: Config) -> Iterator[Runtime]:
     progress = settings.progress == "on" or (settings.progress == "auto" and os.isatty(2))
     try:
         with _naming_the_lost_rank(rank, peers):
-            yield Runtime(rank, world_size, device, progress and rank == 0, ranks_per_host, peers, coordinator)
+            show = progress and rank == 0
+            yield Runtime(rank, world_size, device, show, ranks_per_host, peers, coordinator, threads=threads)
     finally:
         dist.destroy_process_group()
+
+
+def _share_out(threads: int, device: torch.device) -> None:
+    """Gives the compiled loops of a CPU so many threads, and torch one where there are loops.
+
+    OpenMP's threads spin between two operators, on the core that the loops' threads would have, and a sum of torch's on
+    several threads has other bits than on one.
+    """
+    from mwuf_kernels import native  # late: `prepare` has no use for it
+
+    native.set_num_threads(threads)
+    torch.set_num_threads(1 if device.type == "cpu" and native.has_library() else threads)
 
 
 @contextlib.contextmanager

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from mwuf_kernels import AdamSettings, adam_step_
 from torch import nn
 
 from mwuf_dist.embeddings.tables import Tables
-
-_BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8
 
 
 @dataclass
@@ -55,10 +54,10 @@ class _Moments:
 
 
 class Adam:
-    """AdamW (Loshchilov and Hutter 2019) over several groups, one call of torch's fused kernel each.
+    """AdamW (Loshchilov and Hutter 2019) over several groups, one fused call each.
 
-    The layers above that kernel sort parameters by device and check them anew in every step, which took longer than
-    the kernel itself. The tables of a TorchRec kernel are one parameter.
+    torch's layers above its fused kernel sort parameters by device and check them anew in every step, which took longer
+    than the kernel itself. The tables of a TorchRec kernel are one parameter.
     Tables that train in their own backward (fused row-wise Adagrad) are left out: there is nothing to do for them here.
 
     Args:
@@ -99,21 +98,10 @@ class Adam:
             if not ready:  # Of tables that other ranks hold.
                 continue
             parameters = [group.parameters[index] for index in ready]
-            torch._fused_adamw_(
-                parameters,
-                [parameter.grad for parameter in parameters if parameter.grad is not None],
-                [group.exp_avg[index] for index in ready],
-                [group.exp_avg_sq[index] for index in ready],
-                [],
-                [group.num_steps] * len(ready),
-                lr=group.learning_rate * rate,
-                beta1=_BETA_1,
-                beta2=_BETA_2,
-                weight_decay=group.weight_decay,
-                eps=_EPS,
-                amsgrad=False,
-                maximize=False,
-            )
+            moments = ([group.exp_avg[index] for index in ready], [group.exp_avg_sq[index] for index in ready])
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            settings = AdamSettings(group.learning_rate * rate, group.weight_decay)
+            adam_step_(parameters, gradients, moments, group.num_steps, settings)
             for parameter in parameters:
                 parameter.grad = None
 

@@ -23,70 +23,72 @@ struct Layer {
 
 namespace {
 
-inline long least(long a, long b) { return a < b ? a : b; }
+// Sums over the rows of a batch in float64, of what each span has summed; a span adds up a block of rows in float32.
+class Moments {
+   public:
+    Moments(long spans, long columns) : columns_(columns), spans_(spans * columns, 0.0) {}
 
-// Mean and 1 / deviation of a layer's product over the batch, and what that makes of the running moments.
-inline void moments(const Layer& layer, long n, float momentum, float eps) {
-    std::vector<double> sum(layer.out, 0.0);
-    std::vector<float> of_block(layer.out);
-    for (int moment = 1; moment <= 2; moment++) {
-        std::fill(sum.begin(), sum.end(), 0.0);
-        for (long start = 0; start < n; start += BLOCK) {
-            std::fill(of_block.begin(), of_block.end(), 0.0f);
-            for (long r = start; r < least(start + BLOCK, n); r++) {
-                const float* z = layer.z + r * layer.out;
-                float* out = of_block.data();
-                if (moment == 1) {
-                    add_to(out, z, layer.out);
-                    continue;
-                }
-                for (long i = 0; i < layer.out; i++) out[i] += (z[i] - layer.mean[i]) * (z[i] - layer.mean[i]);
-            }
-            for (long i = 0; i < layer.out; i++) sum[i] += of_block[i];
-        }
-        for (long i = 0; i < layer.out; i++) {
-            const double mean = sum[i] / double(n);
-            if (moment == 1) {
-                layer.mean[i] = float(mean);
-                layer.running_mean[i] += momentum * (layer.mean[i] - layer.running_mean[i]);
-                continue;
-            }
-            layer.scale[i] = float(1 / std::sqrt(mean + eps));
-            const float unbiased = float(mean * double(n) / double(n > 1 ? n - 1 : 1));
-            layer.running_var[i] += momentum * (unbiased - layer.running_var[i]);
-        }
+    // add(row, sums) for rows [start, start + rows) of a span.
+    template <typename Add>
+    void add_block(long span, long start, long rows, Add&& add) {
+        float* sums = workspace<Kept::ForMoments>(columns_);
+        std::memset(sums, 0, columns_ * sizeof(float));
+        for (long row = start; row < start + rows; row++) add(row, sums);
+        for (long i = 0; i < columns_; i++) spans_[span * columns_ + i] += double(sums[i]);
     }
-}
 
-// d [n, out] of what a norm gives becomes that of what it was given.
-inline void norm_back(const Layer& layer, long n, float* d) {
-    std::vector<double> sums(2 * layer.out, 0.0);
-    std::vector<float> of_block(2 * layer.out);
-    for (long start = 0; start < n; start += BLOCK) {
-        std::fill(of_block.begin(), of_block.end(), 0.0f);
-        float *plain = of_block.data(), *scaled = plain + layer.out;
-        for (long r = start; r < least(start + BLOCK, n); r++) {
-            const float *z = layer.z + r * layer.out, *of_row = d + r * layer.out;
-            for (long i = 0; i < layer.out; i++) plain[i] += of_row[i];
-            for (long i = 0; i < layer.out; i++) scaled[i] += of_row[i] * (z[i] - layer.mean[i]) * layer.scale[i];
-        }
-        for (long i = 0; i < 2 * layer.out; i++) sums[i] += of_block[i];
+    std::vector<double> total() const {
+        std::vector<double> sums(columns_, 0.0);
+        for (size_t i = 0; i < spans_.size(); i++) sums[i % columns_] += spans_[i];
+        return sums;
     }
-    // d = factor * (d - mean of d - normalised z * mean of d times normalised z)
-    std::vector<float> factor(layer.out), shift(layer.out), slope(layer.out);
+
+   private:
+    long columns_;
+    std::vector<double> spans_;
+};
+
+// The mean of a layer's product over the batch, and what that makes of the running mean.
+inline void set_mean(const Layer& layer, const Moments& moments, long n, float momentum) {
+    const std::vector<double> sum = moments.total();
     for (long i = 0; i < layer.out; i++) {
-        layer.d_beta[i] = float(sums[i]);
-        layer.d_gamma[i] = float(sums[layer.out + i]);
-        factor[i] = layer.gamma[i] * layer.scale[i];
-        slope[i] = float(sums[layer.out + i] / double(n)) * layer.scale[i];
-        shift[i] = float(sums[i] / double(n)) - layer.mean[i] * slope[i];
-    }
-    const float *by = factor.data(), *less = shift.data(), *tilt = slope.data();
-    for (long r = 0; r < n; r++) {
-        const float* z = layer.z + r * layer.out;
-        float* of_row = d + r * layer.out;
-        for (long i = 0; i < layer.out; i++) of_row[i] = by[i] * (of_row[i] - less[i] - tilt[i] * z[i]);
+        layer.mean[i] = float(sum[i] / double(n));
+        layer.running_mean[i] += momentum * (layer.mean[i] - layer.running_mean[i]);
     }
 }
+
+// 1 / deviation likewise, from sums of squared distances to the mean.
+inline void set_scale(const Layer& layer, const Moments& moments, long n, float momentum, float eps) {
+    const std::vector<double> sum = moments.total();
+    for (long i = 0; i < layer.out; i++) {
+        layer.scale[i] = float(1 / std::sqrt(sum[i] / double(n) + double(eps)));
+        const float unbiased = float(sum[i] / double(n > 1 ? n - 1 : 1));
+        layer.running_var[i] += momentum * (unbiased - layer.running_var[i]);
+    }
+}
+
+// d of what a norm gives becomes that of what it was given:
+// factor * (d - mean of d - normalised z * mean of d times normalised z) = factor * (d - shift - slope * z)
+struct NormBack {
+    std::vector<float> factor, shift, slope;
+
+    // From the sums of d [out] and of d times normalised z [out].
+    NormBack(const Layer& layer, const Moments& moments, long n)
+        : factor(layer.out), shift(layer.out), slope(layer.out) {
+        const std::vector<double> sums = moments.total();
+        for (long i = 0; i < layer.out; i++) {
+            layer.d_beta[i] = float(sums[i]);
+            layer.d_gamma[i] = float(sums[layer.out + i]);
+            factor[i] = layer.gamma[i] * layer.scale[i];
+            slope[i] = float(sums[layer.out + i] / double(n)) * layer.scale[i];
+            shift[i] = float(sums[i] / double(n)) - layer.mean[i] * slope[i];
+        }
+    }
+
+    void operator()(const float* z, float* d) const {
+        const float *by = factor.data(), *less = shift.data(), *tilt = slope.data();
+        for (size_t i = 0; i < factor.size(); i++) d[i] = by[i] * (d[i] - less[i] - tilt[i] * z[i]);
+    }
+};
 
 }  // namespace

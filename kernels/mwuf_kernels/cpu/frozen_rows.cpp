@@ -1,6 +1,23 @@
 // Rows of a batch through a frozen head: see frozen_rows.py.
 
+#include "pool.h"
 #include "rows.h"
+#include "segments.h"
+
+extern "C" {
+
+// A frozen head: see mwuf_kernels/frozen_rows.py. Widths are padded with zeros to multiples of 16.
+struct Head {
+    long dim, padded_dim, hidden, interactions, depth;  // depth: hidden layers
+    const long* widths;                                 // [depth], padded
+    const float* const* weights;                        // [depth]: [in, out] of each hidden layer; of the first, the item's rows
+    const float* const* transposed;                     // the same [out, in]
+    const float* const* biases;                         // [depth]; of the first: null, it is in the parts
+    const float* out;                                   // [last width]
+    const float* linear;                                // [padded_dim]
+};
+
+}  // extern "C"
 
 namespace {
 
@@ -40,53 +57,56 @@ inline Vec losses_of(Vec logit, Vec label, Vec* slope) {
     return (logit > 0 ? logit : Vec{}) - logit * label + 2 * z * sum;
 }
 
-}  // namespace
 
-extern "C" {
+// Rows of a batch, a block of them at a time.
+struct Rows {
+    const Head* head;
+    long n;
+    const float* parts;
+    long parts_step;
+    const int64_t *first, *second;
+    long passes;
+    const float* items;
+    long item_rows;
+    const int64_t* index;
+    const float *labels, *weights;
+    float scale;
+    float* logits;
 
-// A frozen head: see mwuf_kernels/frozen_rows.py:FrozenHead. Widths are padded with zeros to multiples of 16.
-struct Head {
-    long dim, padded_dim, hidden, interactions, depth;  // depth: hidden layers
-    const long* widths;                                 // [depth], padded
-    const float* const* weights;                        // [depth]: [in, out] of each hidden layer; of the first, the item's rows
-    const float* const* transposed;                     // the same [out, in]
-    const float* const* biases;                         // [depth]; of the first: null, it is in the parts
-    const float* out;                                   // [last width]
-    const float* linear;                                // [padded_dim]
-};
-
-// Logits of rows, and with labels the loss and its gradient in the item embeddings.
-//   parts [., parts_step]: row i has the sum of rows first[i] and second[i] (null: row i, and nothing).
-//   items [passes, ., dim]: row i has row index[i] in each pass; a pass is item_rows rows long. Null: parts are all.
-//   loss [passes] sums weight * cross entropy; d_items, laid out as items, has scale * its gradient added to it.
-//   logits [passes, n] are written where they are asked for.
-void mwuf_head(const Head* head, long n, const float* parts, long parts_step, const int64_t* first,
-               const int64_t* second, long passes, const float* items, long item_rows, const int64_t* index,
-               const float* labels, const float* weights, float scale, double* loss, float* d_items, float* logits) {
-    const long dim = head->dim, wide = head->padded_dim, hidden = head->hidden, depth = head->depth;
-    const long constant = hidden + (head->interactions ? dim : 0);
-    long widest = 16, all = 0;
-    for (long l = 0; l < depth; l++) {
-        all += head->widths[l];
-        widest = head->widths[l] > widest ? head->widths[l] : widest;
+    // About the nanoseconds of all rows, on one core.
+    double ns() const {
+        double cells = 4.0 * head->dim;
+        for (long l = 0; l < head->depth; l++) cells += double(head->widths[l]) * (l ? head->widths[l - 1] : head->dim);
+        return double(n) * double(passes) * (20 + cells * (labels ? 2 : 1) / (2 * V));
     }
-    const long first_width = depth ? head->widths[0] : 0;
-    std::vector<float> memory(BLOCK * (first_width + 3 * wide + all + 2 * widest) + 5 * BLOCK, 0.0f);
-    float* base = memory.data();              // the parts' share of the first layer [BLOCK, first_width]
-    float* total = base + BLOCK * first_width;  // the sum of the other fields' embeddings [BLOCK, wide]
-    float* item = total + BLOCK * wide;
-    float* d_item = item + BLOCK * wide;
-    float* states = d_item + BLOCK * wide;
-    float* d = states + BLOCK * all;
-    float* d_next = d + BLOCK * widest;
-    float* plain = d_next + BLOCK * widest;  // what of a logit is of the parts alone
-    float* logit = plain + BLOCK;
-    float* slope = logit + BLOCK;
-    float* label = slope + BLOCK;
-    float* weight = label + BLOCK;
 
-    for (long start = 0; start < n; start += BLOCK) {
-        const long rows = n - start < BLOCK ? n - start : BLOCK;
+    // Rows from block * BLOCK on: their weighted cross entropies are added to loss [passes], where there are labels, and
+    // the gradients in their item embeddings go to d_rows [passes, n, dim].
+    void block(long number, double* loss, float* d_rows) const {
+        const long dim = head->dim, wide = head->padded_dim, hidden = head->hidden, depth = head->depth;
+        const long constant = hidden + (head->interactions ? dim : 0);
+        const long start = number * BLOCK, rows = least(BLOCK, n - start);
+        long widest = 16, all = 0;
+        for (long l = 0; l < depth; l++) {
+            all += head->widths[l];
+            widest = head->widths[l] > widest ? head->widths[l] : widest;
+        }
+        const long first_width = depth ? head->widths[0] : 0;
+        const long size = BLOCK * (first_width + 3 * wide + all + 2 * widest) + 5 * BLOCK;
+        float* base = workspace<Kept::ForTheTask>(size);  // the parts' share of the first layer [BLOCK, first_width]
+        // What is behind the last row, and behind the last column, is zero.
+        if (rows < BLOCK || wide > dim || first_width > hidden) std::memset(base, 0, size * sizeof(float));
+        float* total = base + BLOCK * first_width;  // the sum of the other fields' embeddings [BLOCK, wide]
+        float* item = total + BLOCK * wide;
+        float* d_item = item + BLOCK * wide;
+        float* states = d_item + BLOCK * wide;
+        float* d = states + BLOCK * all;
+        float* d_next = d + BLOCK * widest;
+        float* plain = d_next + BLOCK * widest;  // what of a logit is of the parts alone
+        float* logit = plain + BLOCK;
+        float* slope = logit + BLOCK;
+        float* label = slope + BLOCK;
+        float* weight = label + BLOCK;
         for (long r = 0; r < rows; r++) {
             const float* a = parts + (first ? first[start + r] : start + r) * parts_step;
             float* of_layer = base + r * first_width;
@@ -140,9 +160,9 @@ void mwuf_head(const Head* head, long n, const float* parts, long parts_step, co
                 Vec tilt;
                 const Vec found = load(weight + r) * losses_of(load(logit + r), load(label + r), &tilt);
                 store(slope + r, load(weight + r) * scale * tilt);
-                for (long lane = 0; lane < V; lane++) loss[pass] += found[lane];
+                for (long lane = 0; lane < V; lane++) loss[pass] += double(found[lane]);
             }
-            if (!d_items) continue;
+            if (!d_rows) continue;
             for (long r = 0; r < BLOCK; r++) {
                 slope_back(d + r * last, slope[r], head->out, x + r * last, last);
                 times(d_item + r * wide, slope[r], total + r * wide, wide);
@@ -157,12 +177,51 @@ void mwuf_head(const Head* head, long n, const float* parts, long parts_step, co
             if (depth)
                 product<Then::Nothing>(BLOCK, wide, first_width, {d, first_width, 1}, {head->transposed[0], wide, 1},
                                        {d_item, wide, 1}, NONE, d_item, wide);
-            for (long r = 0; r < rows; r++) {
-                float* of_row = d_items + (pass * item_rows + index[start + r]) * dim;
-                add_to(of_row, d_item + r * wide, dim);
-            }
+            for (long r = 0; r < rows; r++) copy_of(d_rows + (pass * n + start + r) * dim, d_item + r * wide, dim);
         }
     }
+};
+
+}  // namespace
+
+extern "C" {
+
+long mwuf_size_of_head() { return sizeof(Head); }
+
+// Logits of rows, and with labels the loss and its gradient in the item embeddings.
+//   parts [., parts_step]: row i has the sum of rows first[i] and second[i] (null: row i, and nothing).
+//   items [passes, ., dim]: row i has row index[i] in each pass; a pass is item_rows rows long. Null: parts are all.
+//   loss [passes] sums weight * cross entropy; d_items, laid out as items, has scale * its gradient added to it.
+//   logits [passes, n] are written where they are asked for.
+void mwuf_head(const Head* head, long n, const float* parts, long parts_step, const int64_t* first,
+               const int64_t* second, long passes, const float* items, long item_rows, const int64_t* index,
+               const float* labels, const float* weights, float scale, double* loss, float* d_items, float* logits) {
+    const Rows rows{head, n, parts, parts_step, first, second, passes, items, item_rows, index, labels, weights, scale, logits};
+    const long blocks = (n + BLOCK - 1) / BLOCK, dim = head->dim;
+    const double ns = rows.ns();
+    if (!labels) return in_parallel(blocks, ns, [&](long block) { rows.block(block, nullptr, nullptr); });
+    std::vector<double> losses(blocks * passes, 0.0);
+    float* d_rows = workspace<Kept::ForTheCall>(d_items ? passes * n * dim : 0);
+    Segments segments;
+    // The sort is a task of its own, and the first to be claimed.
+    in_parallel(blocks + 1, ns, [&](long task) {
+        if (task)
+            rows.block(task - 1, losses.data() + (task - 1) * passes, d_items ? d_rows : nullptr);
+        else if (d_items)
+            segments.sort(index, n, item_rows);
+    });
+    for (long block = 0; block < blocks; block++)
+        for (long pass = 0; pass < passes; pass++) loss[pass] += losses[block * passes + pass];
+    if (!d_items) return;
+    // Of each item, its rows one after another.
+    const long spans = spans_of(item_rows), each = span_rows(item_rows);
+    in_parallel(spans * passes, double(passes * n) * (5 + 2.0 * dim / V), [&](long task) {
+        const long pass = task / spans, begin = task % spans * each;
+        for (long item = begin; item < least(begin + each, item_rows); item++)
+            segments.for_each(item, [&](long row) {
+                add_to(d_items + (pass * item_rows + item) * dim, d_rows + (pass * n + row) * dim, dim);
+            });
+    });
 }
 
 }  // extern "C"

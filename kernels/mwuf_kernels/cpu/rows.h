@@ -23,6 +23,27 @@ constexpr long V = 4, ROWS = 6;
 #endif
 constexpr long BLOCK = 48;  // Rows at once: a multiple of both; 48 x 64 floats are 12 KB.
 
+inline long least(long a, long b) { return a < b ? a : b; }
+
+// Rows are cut into spans where each span keeps sums of its own, of SPAN rows and at most MOST_SPANS: a function of n
+// alone, so that sums do not depend on the threads.
+constexpr long SPAN = 3 * BLOCK, MOST_SPANS = 128;
+inline long span_rows(long n) {
+    const long even = (n + MOST_SPANS - 1) / MOST_SPANS;
+    return even <= SPAN ? SPAN : (even + BLOCK - 1) / BLOCK * BLOCK;
+}
+inline long spans_of(long n) { return (n + span_rows(n) - 1) / span_rows(n); }
+
+// Memory of this thread that is kept between calls: what is asked for anew comes in pages that are filled with zeros
+// first. Each for what is needed at the same time.
+enum class Kept { ForTheCall, ForTheTask, ForMoments };
+template <Kept kept>
+float* workspace(long n) {
+    thread_local std::vector<float> memory;
+    if (long(memory.size()) < n) memory.resize(n);
+    return memory.data();
+}
+
 #define UNROLLED _Pragma("GCC unroll 16")
 
 typedef float Vec __attribute__((vector_size(V * sizeof(float))));

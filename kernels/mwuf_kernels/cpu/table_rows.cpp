@@ -1,13 +1,62 @@
 // Rows of tables for the entities of a batch, and their gradients back: see table_rows.py.
 
+#include "pool.h"
 #include "rows.h"
 
 namespace {
 
-// How many values field f of an entity has.
-long bag(const int64_t* lengths, long entity, long num_fields, long f) {
-    return lengths ? lengths[entity * num_fields + f] : 1;
-}
+// Which rows of a table the fields of each entity have, as table_rows.py says.
+struct Fields {
+    long num_fields, step;
+    bool mean;
+    const int64_t *ids, *lengths, *starts, *entities;
+
+    // body(field, its rows, how many they are) for the fields of entity number i.
+    template <typename Body>
+    void each(long i, Body&& body) const {
+        const int64_t entity = entities[i];
+        const int64_t* value = ids ? ids + (starts ? starts[entity] : entity * step) : entities + i;
+        for (long f = 0; f < num_fields; f++) {
+            const long length = lengths ? lengths[entity * num_fields + f] : 1;
+            body(f, value, length);
+            value += length;
+        }
+    }
+
+    // What of its gradient each of so many rows gets.
+    float share(long length) const { return mean && length > 1 ? 1 / float(length) : 1.0f; }
+};
+
+constexpr long ENTITIES = 256;  // of a task
+constexpr long BINS = 64;       // of the table's rows, by their number
+
+struct Addition {
+    int64_t row, place;  // place: which entity's which field
+    float share;
+};
+
+// The additions of some entities, bin by bin; in a bin in the order of the entities.
+struct Sorted {
+    std::vector<Addition> additions;
+    long begin[BINS + 1] = {};
+
+    Sorted() = default;
+    void sort(const Fields& fields, long first, long last) {
+        for (long i = first; i < last; i++)
+            fields.each(i, [&](long, const int64_t* rows, long length) {
+                for (long k = 0; k < length; k++) begin[rows[k] % BINS + 1]++;
+            });
+        for (long bin = 0; bin < BINS; bin++) begin[bin + 1] += begin[bin];
+        additions.resize(begin[BINS]);
+        long next[BINS];
+        std::memcpy(next, begin, sizeof(next));
+        for (long i = first; i < last; i++)
+            fields.each(i, [&](long f, const int64_t* rows, long length) {
+                for (long k = 0; k < length; k++)
+                    additions[next[rows[k] % BINS]++] = {rows[k], i * fields.num_fields + f, fields.share(length)};
+            });
+    }
+};
 
 }  // namespace
 
@@ -17,36 +66,46 @@ extern "C" {
 // each, from entity * step on; without ids the entity itself. A bag of several is their sum or, with mean, mean.
 void mwuf_table_rows(long n, long dim, long num_fields, long step, long mean, const float* table, const int64_t* ids,
                      const int64_t* lengths, const int64_t* starts, const int64_t* entities, float* out) {
-    for (long i = 0; i < n; i++) {
-        const int64_t entity = entities[i];
-        const int64_t* value = ids ? ids + (starts ? starts[entity] : entity * step) : entities + i;
-        for (long f = 0; f < num_fields; f++, out += dim) {
-            const long length = bag(lengths, entity, num_fields, f);
-            if (length == 0) std::memset(out, 0, dim * sizeof(float));
-            for (long k = 0; k < length; k++, value++) {
-                if (k == 0)
-                    copy_of(out, table + *value * dim, dim);
-                else
-                    add_to(out, table + *value * dim, dim);
-            }
-            if (mean && length > 1)
-                for (long c = 0; c < dim; c++) out[c] /= float(length);
-        }
-    }
+    const Fields fields{num_fields, step, mean != 0, ids, lengths, starts, entities};
+    const double ns = double(n * num_fields) * (3 + 2.0 * double(dim) / V);
+    in_parallel((n + ENTITIES - 1) / ENTITIES, ns, [&](long task) {
+        for (long i = task * ENTITIES; i < least((task + 1) * ENTITIES, n); i++)
+            fields.each(i, [&](long f, const int64_t* rows, long length) {
+                float* to = out + (i * num_fields + f) * dim;
+                if (length == 0) std::memset(to, 0, dim * sizeof(float));
+                for (long k = 0; k < length; k++)
+                    k ? add_to(to, table + rows[k] * dim, dim) : copy_of(to, table + rows[k] * dim, dim);
+                if (mean && length > 1)
+                    for (long c = 0; c < dim; c++) to[c] /= float(length);
+            });
+    });
 }
 
-// Adds the gradient of those rows to that of the table.
+// Adds the gradient of those rows to that of the table: to each row in the order of the entities.
 void mwuf_add_table_rows(long n, long dim, long num_fields, long step, long mean, float* gradient, const int64_t* ids,
                          const int64_t* lengths, const int64_t* starts, const int64_t* entities, const float* d_out) {
-    for (long i = 0; i < n; i++) {
-        const int64_t entity = entities[i];
-        const int64_t* value = ids ? ids + (starts ? starts[entity] : entity * step) : entities + i;
-        for (long f = 0; f < num_fields; f++, d_out += dim) {
-            const long length = bag(lengths, entity, num_fields, f);
-            const float share = mean && length > 1 ? 1 / float(length) : 1.0f;
-            for (long k = 0; k < length; k++, value++) add_times(gradient + *value * dim, share, d_out, dim);
-        }
+    const Fields fields{num_fields, step, mean != 0, ids, lengths, starts, entities};
+    const double ns = double(n * num_fields) * (5 + 2.0 * double(dim) / V);
+    if (!worth_threads(ns)) {
+        for (long i = 0; i < n; i++)
+            fields.each(i, [&](long f, const int64_t* rows, long length) {
+                for (long k = 0; k < length; k++)
+                    add_times(gradient + rows[k] * dim, fields.share(length), d_out + (i * num_fields + f) * dim, dim);
+            });
+        return;
     }
+    // Two entities may share a row, so rows are the tasks: a bin of them, with all that is added to it.
+    std::vector<Sorted> sorted((n + ENTITIES - 1) / ENTITIES);
+    in_parallel(long(sorted.size()), ns, [&](long task) {
+        sorted[task].sort(fields, task * ENTITIES, least((task + 1) * ENTITIES, n));
+    });
+    in_parallel(BINS, ns, [&](long bin) {
+        for (const Sorted& part : sorted)
+            for (long i = part.begin[bin]; i < part.begin[bin + 1]; i++) {
+                const Addition& one = part.additions[i];
+                add_times(gradient + one.row * dim, one.share, d_out + one.place * dim, dim);
+            }
+    });
 }
 
 // Adds the rows of users [n] to the sums of items [n], and 1 to the items' counts, one after another.

@@ -1,0 +1,291 @@
+// The forward pass of rows of a batch through a head in training: see trained_rows.py.
+
+#pragma once
+
+#include "batch_norm.h"
+#include "partial_sums.h"
+#include "pool.h"
+
+extern "C" {
+
+struct Side {
+    long rows, width, column;  // column: where its fields begin in the first layer's input
+    const float* x;            // [rows, width]
+    const int64_t* index;      // which of the rows each row of the batch has [n]; null: its own
+    float* d_x;                // [rows, width]
+};
+
+struct Trained {
+    long n, dim, interactions, depth, num_sides;
+    float momentum, eps;
+    const float *linear, *linear_bias, *out, *out_bias;  // [fields * dim], [1], [last width], [1]
+    float* total;                                        // sums of the field embeddings [n, dim]
+    float *d_linear, *d_out, *d_bias;                    // d_bias: of both biases [1]
+};
+
+}  // extern "C"
+
+namespace {
+
+struct Pass {
+    const Trained& net;
+    const Side* sides;
+    const Layer* layers;
+    long hidden = net.depth ? layers[0].out : 0;
+    bool has_norm = net.depth && layers[0].gamma;
+
+    // What rows [start, start + rows) of a side add to the linear part, and to the sums of fields [rows, dim].
+    void field_sums(const Side& side, long start, long rows, float* constant, float* total) const {
+        const long dim = net.dim;
+        const float half = net.interactions ? 0.5f : 0.0f;
+        for (long r = 0; r < rows; r++) {
+            const float *x = side.x + (start + r) * side.width, *weight = net.linear + side.column;
+            float* sums = total + r * dim;
+            Vec own{};
+            float rest = 0;
+            for (long f = 0; f < side.width; f += dim, x += dim, weight += dim)
+                along(
+                    dim,
+                    [&](long i) {
+                        own += load(x + i) * (load(weight + i) - half * load(x + i));
+                        if (half) store(sums + i, load(sums + i) + load(x + i));
+                    },
+                    [&](long i) {
+                        rest += x[i] * (weight[i] - half * x[i]);
+                        if (half) sums[i] += x[i];
+                    });
+            constant[r] += sum_of_lanes(own) + rest;
+        }
+    }
+
+    // The same backwards, into d_x, beside what the first layer sends back: d_layer [rows, hidden] of it. Sums over rows
+    // are added to d_weight [hidden, width] and d_linear [width].
+    void side_back(const Side& side, long start, long rows, const float* d_layer, const float* d_constant,
+                   const float* d_total, float* d_weight, float* d_linear) const {
+        const long dim = net.dim;
+        const float one = net.interactions ? 1.0f : 0.0f;
+        for (long r = 0; r < rows; r++) {
+            const float *x = side.x + (start + r) * side.width, *weight = net.linear + side.column;
+            const float *of_total = d_total + r * dim, d = d_constant[r];
+            float *d_x = side.d_x + (start + r) * side.width, *of_linear = d_linear;
+            for (long f = 0; f < side.width; f += dim, x += dim, weight += dim, d_x += dim, of_linear += dim)
+                along(
+                    dim,
+                    [&](long i) {
+                        store(of_linear + i, load(of_linear + i) + d * load(x + i));
+                        store(d_x + i, d * (load(weight + i) - one * load(x + i)) + one * load(of_total + i));
+                    },
+                    [&](long i) {
+                        of_linear[i] += d * x[i];
+                        d_x[i] = d * (weight[i] - one * x[i]) + one * of_total[i];
+                    });
+        }
+        if (!net.depth) return;
+        float* d_x = side.d_x + start * side.width;
+        product<Then::Nothing>(rows, side.width, hidden, {d_layer, hidden, 1},
+                               {layers[0].weight + side.column, layers[0].in, 1}, {d_x, side.width, 1}, NONE, d_x,
+                               side.width);
+        product<Then::Nothing>(hidden, side.width, rows, {d_layer, 1, hidden},
+                               {side.x + start * side.width, side.width, 1}, {d_weight, side.width, 1}, NONE, d_weight,
+                               side.width);
+    }
+
+    // a [rows, out] of a layer from its product z, in place where there is no norm.
+    void activate(const Layer& layer, long start, long rows, const float* factor, const float* offset) const {
+        for (long r = start; r < start + rows; r++) {
+            const float* z = (layer.gamma ? layer.z : layer.a) + r * layer.out;
+            float* a = layer.a + r * layer.out;
+            if (layer.gamma)
+                for (long i = 0; i < layer.out; i++) a[i] = z[i] * factor[i] + offset[i];
+            for (long i = 0; i < layer.out; i++) a[i] = a[i] < 0 ? 0 : a[i];
+            if (!layer.noise) continue;
+            const float* noise = layer.noise + r * layer.out;
+            for (long i = 0; i < layer.out; i++) a[i] *= noise[i];
+        }
+    }
+
+    // The same backwards, in place. An output of zero lets nothing through: the ReLU's, or what dropout took.
+    void activation_back(const Layer& layer, long start, long rows, float* d) const {
+        for (long r = 0; r < rows; r++, d += layer.out) {
+            const float* a = layer.a + (start + r) * layer.out;
+            for (long i = 0; i < layer.out; i++) d[i] = a[i] <= 0 ? 0 : d[i];
+            if (!layer.noise) continue;
+            const float* noise = layer.noise + (start + r) * layer.out;
+            for (long i = 0; i < layer.out; i++) d[i] *= noise[i];
+        }
+    }
+
+    // About the nanoseconds of the layers on `rows` rows, once through.
+    double ns(double rows) const {
+        double cells = 4.0 * net.dim;
+        for (long l = 0; l < net.depth; l++) cells += double(layers[l].in * layers[l].out);
+        return rows * (20 + cells / (2 * V));
+    }
+
+    // body(block's first row, its rows) for the blocks of rows [start, stop).
+    template <typename Body>
+    static void by_blocks(long start, long stop, Body&& body) {
+        for (; start < stop; start += BLOCK) body(start, least(BLOCK, stop - start));
+    }
+
+    // body(span, block's first row, its rows) for all blocks of the batch, in parallel; a span's one after another.
+    template <typename Body>
+    void by_spans(double ns, Body&& body) const {
+        const long each = span_rows(net.n);
+        in_parallel(spans_of(net.n), ns, [&](long span) {
+            by_blocks(span * each, least(span * each + each, net.n),
+                      [&](long start, long rows) { body(span, start, rows); });
+        });
+    }
+
+    void forward(float* logit) const {
+        long size = 0;
+        for (long l = 0; l < net.depth; l++) size += layers[l].in * layers[l].out;
+        for (long s = 0; s < net.num_sides; s++)
+            if (sides[s].index) size += sides[s].rows * (hidden + net.dim + 1);
+        float* free = workspace<Kept::ForTheCall>(size);
+        std::vector<float*> transposed(net.depth), parts(net.num_sides, nullptr);
+        for (long l = 0; l < net.depth; l++) {
+            transposed[l] = free;
+            free += layers[l].in * layers[l].out;
+        }
+        transpose(transposed);
+        // A side whose rows repeat in the batch is done once for each of its own.
+        Lists blocks;
+        double cells = 0;
+        for (long s = 0; s < net.num_sides; s++) {
+            const Side& side = sides[s];
+            blocks.add(side.index ? (side.rows + BLOCK - 1) / BLOCK : 0);
+            if (!side.index) continue;
+            parts[s] = free;
+            free += side.rows * (hidden + net.dim + 1);
+            cells += double(side.rows) * double(side.width) * double(hidden + 4);
+        }
+        in_parallel(blocks.size(), cells / (2 * V), [&](long task) {
+            const auto [s, block] = blocks.of(task);
+            side_parts(sides[s], block * BLOCK, least(BLOCK, sides[s].rows - block * BLOCK), transposed, parts[s]);
+        });
+        if (!has_norm) {  // Nothing needs the whole batch: a block goes through all layers at once.
+            by_spans(ns(double(net.n)), [&](long, long start, long rows) {
+                first_layer(start, rows, transposed, parts, logit + start);
+                for (long l = 0; l < net.depth; l++) {
+                    if (l) linear(l, start, rows, transposed[l]);
+                    activate(layers[l], start, rows, nullptr, nullptr);
+                }
+                output(start, rows, logit + start);
+            });
+            return;
+        }
+        for (long l = 0; l < net.depth; l++) {
+            const Layer& layer = layers[l];
+            const double cost = double(net.n) * (10 + double(layer.in * layer.out) / (2 * V));
+            Moments mean(spans_of(net.n), layer.out), squares(spans_of(net.n), layer.out);
+            by_spans(cost, [&](long span, long start, long rows) {
+                l ? linear(l, start, rows, transposed[l]) : first_layer(start, rows, transposed, parts, logit + start);
+                mean.add_block(span, start, rows,
+                               [&](long row, float* sums) { add_to(sums, layer.z + row * layer.out, layer.out); });
+            });
+            set_mean(layer, mean, net.n, net.momentum);
+            by_spans(double(net.n * layer.out) / V, [&](long span, long start, long rows) {
+                squares.add_block(span, start, rows, [&](long row, float* sums) {
+                    const float* z = layer.z + row * layer.out;
+                    for (long i = 0; i < layer.out; i++) sums[i] += (z[i] - layer.mean[i]) * (z[i] - layer.mean[i]);
+                });
+            });
+            set_scale(layer, squares, net.n, net.momentum, net.eps);
+            std::vector<float> factor(layer.out), offset(layer.out);
+            for (long i = 0; i < layer.out; i++) {
+                factor[i] = layer.gamma[i] * layer.scale[i];
+                offset[i] = layer.beta[i] - layer.mean[i] * factor[i];
+            }
+            by_spans(double(net.n * layer.out) / V, [&](long, long start, long rows) {
+                activate(layer, start, rows, factor.data(), offset.data());
+                if (l == net.depth - 1) output(start, rows, logit + start);
+            });
+        }
+    }
+
+    // The weights of all layers [in, out].
+    void transpose(const std::vector<float*>& transposed) const {
+        Lists strips;
+        double cells = 0;
+        for (long l = 0; l < net.depth; l++) {
+            strips.add((layers[l].in + V - 1) / V);
+            cells += double(layers[l].in * layers[l].out);
+        }
+        in_parallel(strips.size(), cells, [&](long task) {
+            const auto [l, strip] = strips.of(task);
+            const Layer& layer = layers[l];
+            for (long o = 0; o < layer.out; o++)
+                for (long i = strip * V; i < least(strip * V + V, layer.in); i++)
+                    transposed[l][i * layer.out + o] = layer.weight[o * layer.in + i];
+        });
+    }
+
+    // What rows of a side with an index add to the first layer, to the sums of fields, and to the linear part.
+    void side_parts(const Side& side, long start, long rows, const std::vector<float*>& transposed, float* parts) const {
+        float *total = parts + side.rows * hidden + start * net.dim, *constant = parts + side.rows * (hidden + net.dim) + start;
+        std::memset(total, 0, rows * net.dim * sizeof(float));
+        std::memset(constant, 0, rows * sizeof(float));
+        field_sums(side, start, rows, constant, total);
+        if (net.depth)
+            product<Then::Nothing>(rows, hidden, side.width, {side.x + start * side.width, side.width, 1},
+                                   {transposed[0] + side.column * hidden, hidden, 1}, NONE, NONE, parts + start * hidden,
+                                   hidden);
+    }
+
+    void first_layer(long start, long rows, const std::vector<float*>& transposed, const std::vector<float*>& parts,
+                     float* logit) const {
+        float* total = net.total + start * net.dim;
+        if (net.interactions) std::memset(total, 0, rows * net.dim * sizeof(float));
+        float* z = net.depth ? (has_norm ? layers[0].z : layers[0].a) + start * hidden : nullptr;
+        for (long r = 0; r < rows; r++) {
+            logit[r] = *net.linear_bias + (net.depth ? *net.out_bias : 0);
+            if (!net.depth) continue;
+            if (layers[0].bias)
+                copy_of(z + r * hidden, layers[0].bias, hidden);
+            else
+                std::memset(z + r * hidden, 0, hidden * sizeof(float));
+        }
+        for (long s = 0; s < net.num_sides; s++) {
+            const Side& side = sides[s];
+            if (!side.index) {
+                field_sums(side, start, rows, logit, total);
+                if (net.depth)
+                    product<Then::Nothing>(rows, hidden, side.width, {side.x + start * side.width, side.width, 1},
+                                           {transposed[0] + side.column * hidden, hidden, 1}, {z, hidden, 1}, NONE, z,
+                                           hidden);
+                continue;
+            }
+            const float *of_layer = parts[s], *totals = of_layer + side.rows * hidden;
+            const float* constants = totals + side.rows * net.dim;
+            for (long r = 0; r < rows; r++) {
+                const int64_t row = side.index[start + r];
+                logit[r] += constants[row];
+                if (net.depth) add_to(z + r * hidden, of_layer + row * hidden, hidden);
+                if (net.interactions) add_to(total + r * net.dim, totals + row * net.dim, net.dim);
+            }
+        }
+    }
+
+    void linear(long l, long start, long rows, const float* transposed) const {
+        const Layer& layer = layers[l];
+        float* z = (layer.gamma ? layer.z : layer.a) + start * layer.out;
+        const Matrix bias{layer.bias, 0, 1};
+        product<Then::Nothing>(rows, layer.out, layer.in, {layers[l - 1].a + start * layer.in, layer.in, 1},
+                               {transposed, layer.out, 1}, bias, NONE, z, layer.out);
+    }
+
+    void output(long start, long rows, float* logit) const {
+        for (long r = 0; r < rows; r++) {
+            const float* total = net.total + (start + r) * net.dim;
+            if (net.interactions) logit[r] += 0.5f * dot(total, total, net.dim);
+            if (!net.depth) continue;
+            const Layer& last = layers[net.depth - 1];
+            logit[r] += dot(last.a + (start + r) * last.out, net.out, last.out);
+        }
+    }
+
+};
+
+}  // namespace

@@ -1,0 +1,186 @@
+"""Every loop gives the same bits on any number of threads, and its threads survive a fork and end with the process."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from mwuf_kernels import (
+    AdamSettings,
+    EntityFields,
+    FrozenRows,
+    PartRows,
+    TrainedLayer,
+    TrainedNorm,
+    TrainedRows,
+    TrainedSide,
+    adam_step_,
+    add_table_rows_,
+    meta_networks_by_hand,
+    native,
+    set_num_threads,
+    table_rows,
+)
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+ROWS, ITEMS, DIM = 3000, 700, 16
+Tensors = list[torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_afterwards() -> Iterator[None]:
+    yield
+    set_num_threads(1)
+
+
+def draws(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def places(num: int, of: int) -> torch.Tensor:
+    # Squared: a few are named many times, some never.
+    return (torch.rand(num, generator=torch.Generator().manual_seed(num)).square() * of).long()
+
+
+def frozen_rows() -> Tensors:
+    head = FrozenRows(draws(DIM, 64), [(draws(64, 64) / 8, draws(64)), (draws(1, 64), draws(1))], draws(DIM), True)
+    rows = PartRows(draws(900, 64 + DIM + 1) / 4, places(ROWS, 900), places(ROWS + 1, 900)[1:])
+    d_items = torch.zeros(2, ITEMS, DIM)
+    labels = (draws(ROWS) > 0).float()
+    loss = head.loss_and_gradient(rows, draws(2, ITEMS, DIM), places(ROWS, ITEMS), labels, None, 0.1, d_items)
+    return [loss, d_items, head.logits(rows)]
+
+
+def trained_rows(batch_norm: bool, hidden: tuple[int, ...] = (64, 32)) -> Tensors:
+    layers, width, moments = [], 5 * DIM, []
+    for out in hidden:
+        norm = TrainedNorm(draws(out), draws(out), torch.zeros(out), torch.ones(out), 0.1, 1e-5) if batch_norm else None
+        moments += [norm.running_mean, norm.running_var] if norm else []
+        noise = (draws(ROWS, out) > -1).float()
+        layers.append(TrainedLayer(draws(out, width) / width**0.5, None if norm else draws(out), norm, noise))
+        width = out
+    sides = [
+        TrainedSide(draws(ITEMS, 3 * DIM), places(ROWS, ITEMS), 0),
+        TrainedSide(draws(ROWS, DIM), None, 3 * DIM),
+        TrainedSide(draws(90, DIM), places(ROWS, 90), 4 * DIM),
+    ]
+    out = (draws(width), draws(1)) if hidden else None
+    rows = TrainedRows(sides, layers, (draws(5 * DIM), draws(1)), out, DIM, True)
+    logit = rows.forward()
+    found = rows.backward(logit.sin())
+    per_layer = [gradient for layer in found.layers for gradient in vars(layer).values() if gradient is not None]
+    return [logit, *moments, *found.sides, *per_layer, found.linear, found.bias, *([found.out] if hidden else [])]
+
+
+def fields_of_entities() -> Tensors:
+    lengths = torch.randint(4, (ITEMS, 3), generator=torch.Generator().manual_seed(0))
+    ends = lengths.sum(1).cumsum(0)
+    fields = EntityFields(places(int(ends[-1]), 200), lengths, ends - lengths.sum(1), 3, True)
+    entities, gradient = places(ROWS, ITEMS), draws(200, DIM)
+    found = table_rows(draws(200, DIM), fields, entities)
+    add_table_rows_(gradient, fields, entities, found.sin())
+    return [found, gradient]
+
+
+def networks() -> Tensors:
+    h, g = ((draws(32, width), draws(32), draws(DIM, 32), draws(DIM)) for width in (80, DIM))
+    scale, shift, backward = meta_networks_by_hand(draws(ROWS, 80), draws(ROWS, DIM), h, g, residual=True)
+    return [scale, shift, *(d for d in backward(scale.sin(), shift.sin()) if d is not None)]
+
+
+def adam() -> Tensors:
+    parameters, gradients = [draws(3001, 33), draws(5)], [draws(3001, 33).sin(), draws(5).sin()]
+    moments = ([torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters])
+    for step in (1, 2):
+        adam_step_(parameters, gradients, moments, torch.tensor(float(step)), AdamSettings(0.01, 0.1))
+    return [*parameters, *moments[0], *moments[1]]
+
+
+OPS: dict[str, Callable[[], Tensors]] = {
+    "frozen rows": frozen_rows,
+    "trained rows": lambda: trained_rows(False),
+    "trained rows with BatchNorm": lambda: trained_rows(True),
+    "trained rows without layers": lambda: trained_rows(False, ()),
+    "fields of entities": fields_of_entities,
+    "networks": networks,
+    "Adam": adam,
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_bits_do_not_depend_on_the_number_of_threads(op: str) -> None:
+    set_num_threads(1)
+    expected = OPS[op]()
+    for num_threads in (2, 3, 8, 2):
+        set_num_threads(num_threads)
+        for found, value in zip(OPS[op](), expected, strict=True):
+            assert torch.equal(found, value) and value.isfinite().all()
+
+
+def test_as_many_threads_work_as_are_wanted_and_leave_when_they_are_not() -> None:
+    def num_of_process() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    set_num_threads(2)
+    frozen_rows()
+    before = num_of_process()
+    set_num_threads(6)
+    frozen_rows()
+    assert num_of_process() == before + 4
+
+
+def test_calls_from_several_threads_at_once_do_not_meet() -> None:
+    set_num_threads(3)
+    expected, found = trained_rows(True), {}
+    workers = [threading.Thread(target=lambda k=k: found.update({k: trained_rows(True)})) for k in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 4
+    for one in found.values():
+        assert all(torch.equal(a, b) for a, b in zip(one, expected, strict=True))
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    set_num_threads(3)
+    expected = frozen_rows()
+    child = os.fork()
+    if child == 0:
+        same = all(torch.equal(a, b) for a, b in zip(frozen_rows(), expected, strict=True))
+        os._exit(0 if same and len(os.listdir("/proc/self/task")) == 3 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_process_ends_while_its_threads_sleep_or_work() -> None:
+    """Also while another thread of Python's is in the middle of a loop."""
+    script = (
+        "import threading; from tests.kernels.test_threads import frozen_rows, set_num_threads\n"
+        "set_num_threads(4); frozen_rows()\n"
+        "def work():\n  while True: frozen_rows()\n"
+        "threading.Thread(target=work, daemon=True).start(); frozen_rows()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_adam_is_that_of_torch() -> None:
+    ours = adam()
+    with native.without_library():
+        theirs = adam()
+    for found, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_structure_of_another_size_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = native.library()
+    assert found is not None
+    native._check_structures(found)
+    wrong = type("_Head", (ctypes.Structure,), {"_fields_": [("dim", ctypes.c_long), ("widths", ctypes.c_void_p)]})
+    monkeypatch.setitem(native._structures, "head", wrong)
+    with pytest.raises(AssertionError, match="structure head has 16 bytes here and 88 in the library"):
+        native._check_structures(found)
