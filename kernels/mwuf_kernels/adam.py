@@ -29,8 +29,7 @@ def adam_step_(
 ) -> None:
     """Changes parameters and moments in place (Loshchilov and Hutter 2019).
 
-    torch's kernel shares its work out to OpenMP's threads, which the loops of this package do without. On one thread the
-    two take equally long.
+    torch's kernel knows OpenMP's threads only, which the loops of this package do without.
 
     Args:
         parameters: contiguous tensors of any shapes.

@@ -13,7 +13,6 @@ import torch
 
 from mwuf_kernels.native import address, has_library, library, structure
 
-
 _Side = structure("side", longs="rows width column", pointers="x index d_x")
 _Layer = structure(
     "layer",

@@ -34,7 +34,7 @@ def _quotas(mine: Path, cgroups: Path) -> Iterator[float]:
     """Cores that each cgroup around the process allows it, where one has a limit.
 
     Args:
-        mine: lists its cgroups, as `/proc/self/cgroup` does: `0::/path` of version 2, `4:cpu,cpuacct:/path` of version 1.
+        mine: lists its cgroups: `0::/path` of version 2, `4:cpu,cpuacct:/path` of version 1.
         cgroups: where they are mounted.
     """
     try:

@@ -25,7 +25,7 @@ _BUCKETS_PER_SET = 4
 
 
 def phase_metrics(
-    prepared: Prepared, phase: int, warm_rows: int, scores: Mapping[str, np.ndarray | None]
+    prepared: Prepared, phase: int, warm_rows: int, scores: Mapping[str, np.ndarray | None], threads: int = 1
 ) -> dict[str, Any]:
     """Metrics of one phase under both scorings.
 
@@ -34,6 +34,7 @@ def phase_metrics(
         phase: 0 to 3.
         warm_rows: K.
         scores: logits by split, in stored order.
+        threads: that sort them.
 
     Returns:
         `auc_next`, `auc_test`, `logloss_*`, `calibration_*`, `auc_by_clicks` (the phase's part of the curve) and, where
@@ -46,11 +47,11 @@ def phase_metrics(
         assert logits is not None
         known = "bayes_logit" in prepared.manifest["columns"]
         columns = prepared.columns(split, ("label", "bayes_logit") if known else ("label",))
-        metrics[f"auc_{scoring}"] = auc(logits, columns["label"])
+        metrics[f"auc_{scoring}"] = auc(logits, columns["label"], threads)
         metrics[f"logloss_{scoring}"] = log_loss(logits, columns["label"])
         metrics[f"calibration_{scoring}"] = calibration(logits, columns["label"])
         if known:
-            metrics[f"ceiling_{scoring}"] = auc(columns["bayes_logit"], columns["label"])
+            metrics[f"ceiling_{scoring}"] = auc(columns["bayes_logit"], columns["label"], threads)
     metrics["auc_by_clicks"] = _clicks_curve(prepared, phase, warm_rows, scores[next_set])
     return metrics
 

@@ -288,7 +288,7 @@ class Run:
         self.session.count("evaluate", sum(self.prepared.num_rows(split) for split in scores), seconds)
         if not self.runtime.is_main:
             return
-        metrics = phase_metrics(self.prepared, phase, self.config.data.warm_rows, scores)
+        metrics = phase_metrics(self.prepared, phase, self.config.data.warm_rows, scores, self.runtime.threads)
         metrics |= {} if scale is None or not math.isfinite(scale) else {"mean_abs_scale": scale}
         write_scores(self.folder, phase, scores)
         self.session.meta.phases[PHASES[phase]] = metrics

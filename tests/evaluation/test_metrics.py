@@ -126,3 +126,15 @@ def test_auc_by_clicks_is_the_auc_within_each_bucket():
 def test_auc_by_clicks_keeps_an_empty_bucket():
     empty = auc_by_clicks([0.0, 1.0], [0, 1], [0, 0], [0, 5])[1]
     assert empty["rows"] == 0 and np.isnan(empty["auc"])
+
+
+def test_the_auc_of_many_scores_is_the_same_number_on_any_number_of_threads():
+    draws = np.random.default_rng(0)
+    labels = (draws.random(200_000) < 0.3).astype(np.int64)
+    scores = np.round(draws.normal(labels * 0.3, 1), 3)  # with ties
+    below, equal = np.unique(scores[labels == 0], return_counts=True)
+    place = np.searchsorted(below, scores[labels == 1])
+    smaller = np.concatenate([[0], np.cumsum(equal)])
+    tied = np.where(np.isin(scores[labels == 1], below), equal[np.minimum(place, len(below) - 1)], 0)
+    expected = (smaller[place] + tied / 2).sum() / (labels.sum() * (1 - labels).sum())
+    assert {auc(scores, labels, threads) for threads in (1, 2, 3, 8)} == {expected}
