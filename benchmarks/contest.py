@@ -227,10 +227,17 @@ class Plain:
     """The plain program's stages, likewise; with weights of its own but for what is copied into them."""
 
     def __init__(
-        self, config: Config, model: plain.PlainModel, num_items: int, next_batch: Callable[[], plain.Batch]
+        self,
+        config: Config,
+        model: plain.PlainModel,
+        num_items: int,
+        next_batch: Callable[[], plain.Batch],
+        compiles: bool = False,
     ) -> None:
-        self._config, self._num_items, self._next = config, num_items, next_batch
+        self._config, self._num_items, self._next, self._compiles = config, num_items, next_batch, compiles
         self.model = model
+        if compiles:
+            plain.compiled(model)
 
     def pretrain(self) -> Step:
         """A step of `pretrain`."""
@@ -243,6 +250,8 @@ class Plain:
         self.phi_new = plain.common_initialisation(frozen, self._num_items)
         assert isinstance(config.method, MwufConfig)
         self.meta = plain.MetaNetworks(frozen.items.out_dim, config.embedding.dim, config.method.hidden, True)
+        if self._compiles:
+            plain.compiled(self.meta)
         self.user_mean = self.phi_new.weight.detach().clone()
         cold = plain.adam(self.phi_new, config.meta_train.learning_rate_cold)
         warm = plain.adam(self.meta, config.meta_train.learning_rate_warm)
@@ -292,11 +301,20 @@ class Contestants:
 
     def evaluate(self) -> tuple[Step, Step]:
         """(plain, ours) scoring of one batch with warm embeddings."""
-        theirs = self.plain
-        items = plain.warm_embeddings(theirs.model, theirs.phi_new, theirs.meta, theirs.user_mean)
         ours = self.ours.evaluate()
+        return self._scoring(self.plain), ours
+
+    def compiled(self, stage: str) -> Step:
+        """The plain program's step of a stage by `torch.compile`, after the stage's own method was called."""
+        if stage in ("pretrain", "meta_train"):
+            copy = plain_copy(self.model, self.config, self.job.prepared)
+            self._compiled = Plain(self.config, copy, self.model.num_items, self.feed.plain, compiles=True)
+        return self._scoring(self._compiled) if stage == "evaluate" else getattr(self._compiled, stage)()
+
+    def _scoring(self, theirs: Plain) -> Step:
+        items = plain.warm_embeddings(theirs.model, theirs.phi_new, theirs.meta, theirs.user_mean)
         if self.ours.frozen.head is None:
-            return lambda: plain.score(theirs.model, items, self.feed.plain()), ours
+            return lambda: plain.score(theirs.model, items, self.feed.plain())
         widened = [column.long() for column in scored_columns(self.job.prepared, self.batch_size)]
         turns = slices(len(widened[0]), self.batch_size)
 
@@ -305,7 +323,7 @@ class Contestants:
             user, item = (column[rows] for column in widened)
             return plain.score(theirs.model, items, plain.Batch(user, item, user))
 
-        return scored, ours
+        return scored
 
 
 def scored_columns(prepared: Prepared, num_rows: int) -> list[torch.Tensor]:

@@ -141,6 +141,10 @@ class PlainModel(nn.Module):
         with self._products():
             return self.head(torch.cat([v, items, users], 1), past).squeeze(1).to(v)
 
+    def logits(self, batch: Batch, item_ids: Tensor) -> Tensor:
+        """Logits `[B]` of rows with the item ID embeddings `[num_items, D]`: lookups and forward."""
+        return self(self.users(batch.user), F.embedding(batch.item, item_ids), self.items(batch.item), self.past(batch))
+
     def _products(self) -> AbstractContextManager[object]:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast("cpu", self.dtype)
 
@@ -164,6 +168,15 @@ class MetaNetworks(nn.Module):
         """v_warm `[B, D]` of ID embeddings `[B, D]`, item fields `[B, F_i * D]` and the mean of U(v) `[B, D]`."""
         scale = self.h(items)
         return v * (1 + scale if self.residual else scale) + self.g(user_mean)
+
+
+def compiled(module: nn.Module) -> None:
+    """Lets `torch.compile` make the module's whole forward, lookups included, at its first call."""
+    if isinstance(module, PlainModel):
+        setattr(module, "logits", torch.compile(module.logits))  # noqa: B010
+        module.users.compile()
+        module.items.compile()
+    module.compile()
 
 
 def adam(module: nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.Adam:
@@ -201,7 +214,7 @@ def mean_user_embedding(user_ids: Tensor, user: Tensor, item: Tensor, num_items:
 def pretrain_step(model: PlainModel, optimizer: torch.optim.Optimizer, batch: Batch) -> Tensor:
     """One step on theta, the feature tables and phi_old; returns the loss."""
     optimizer.zero_grad()
-    logits = model(model.users(batch.user), model.phi_old(batch.item), model.items(batch.item), model.past(batch))
+    logits = model.logits(batch, model.phi_old.weight)
     loss = F.binary_cross_entropy_with_logits(logits, batch.label)
     loss.backward()
     optimizer.step()
@@ -250,7 +263,7 @@ def warm_up_step(
 ) -> Tensor:
     """One step of L_cold on the new items' rows of phi_new, everything else frozen; returns the loss."""
     phi_new_optimizer.zero_grad()
-    logits = model(model.users(batch.user), phi_new(batch.item), model.items(batch.item), model.past(batch))
+    logits = model.logits(batch, phi_new.weight)
     loss = F.binary_cross_entropy_with_logits(logits, batch.label)
     loss.backward()
     phi_new_optimizer.step()
@@ -267,7 +280,7 @@ def warm_embeddings(model: PlainModel, phi_new: nn.Embedding, meta: MetaNetworks
 @torch.no_grad()
 def score(model: PlainModel, item_ids: Tensor, batch: Batch) -> Tensor:
     """Logits `[B]` with the item ID embeddings `[num_items, D]`: phi_new itself (base) or v_warm (MWUF)."""
-    return model(model.users(batch.user), item_ids[batch.item], model.items(batch.item), model.past(batch))
+    return model.logits(batch, item_ids)
 
 
 def auc(logits: Tensor, label: Tensor) -> float:

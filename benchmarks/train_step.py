@@ -5,7 +5,9 @@
 
 With bfloat16 the plain program is under autocast, and the limit multiplies in it too.
 
-Everything is timed in one process, interleaved (plain, ours, limit, plain, ours, limit, ...), and medians are shown.
+Everything is timed in one process, interleaved (plain, compiled, ours, limit, plain, ...), and medians are shown. The
+plain program runs eagerly and with `torch.compile` around its whole forward, lookups included: a stage's alternative is
+the better of the two, and `more` of its row in the record has both.
 Both programs do the same work on the same rows: equal model, weights, optimizer and batches, and their losses of the
 first steps are compared before anything is timed. The limit is the rate at which the backbone's matrix products alone
 would run, forward and backward as far as the stage needs them. Then both programs do a whole run, from prepared shards
@@ -49,13 +51,20 @@ def measure(job: Run, num_steps: int, rounds: int) -> list[Row]:
             for _ in range(_WARM_STEPS):
                 expected, found = float(theirs()), float(ours())
                 assert abs(found - expected) <= tolerance * expected, f"{stage}: losses {found} and {expected}"
-        steps = {"plain PyTorch": theirs, "ours": ours, "products alone": contestants.limit[stage]}
+        steps = {
+            "plain PyTorch": theirs,
+            "torch.compile": contestants.compiled(stage),
+            "ours": ours,
+            "products alone": contestants.limit[stage],
+        }
         interleaved(steps, 3, 1, clock)  # warm
         seconds = interleaved(steps, num_steps, rounds, clock)
-        plain, mine, limit = (
+        eager, compiled, mine, limit = (
             Figure.of(name, [contestants.batch_size / value for value in values]) for name, values in seconds.items()
         )
-        rows.append(Row(stage, f"samples/{unit}", True, mine, plain, limit))
+        better = max(eager, compiled, key=lambda figure: figure.p50)
+        both = {"eager_samples_per_s": eager.p50, "compiled_samples_per_s": compiled.p50}
+        rows.append(Row(stage, f"samples/{unit}", True, mine, better, limit, more=both))
     return rows
 
 

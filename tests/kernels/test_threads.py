@@ -73,7 +73,8 @@ def trained_rows(batch_norm: bool, hidden: tuple[int, ...] = (64, 32)) -> Tensor
     logit = rows.forward()
     found = rows.backward(logit.sin())
     per_layer = [gradient for layer in found.layers for gradient in vars(layer).values() if gradient is not None]
-    return [logit, *moments, *found.sides, *per_layer, found.linear, found.bias, *([found.out] if hidden else [])]
+    of_out = [] if found.out is None else [found.out]
+    return [logit, *moments, *found.sides, *per_layer, found.linear, found.bias, *of_out]
 
 
 def fields_of_entities() -> Tensors:
