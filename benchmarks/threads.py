@@ -105,8 +105,8 @@ def _bandwidth() -> float:
 
 def _bytes_per_step(stage: str, model: Model, size: int) -> float:
     """Bytes that a step reads and writes: of rows, and of parameters with their gradients and moments."""
-    dim, hidden = model.dim, sum(model.backbone.config.hidden)
-    part = model.backbone.config.hidden[0] + dim + 1 if model.backbone.config.hidden else dim + 1
+    dim, widths = model.dim, getattr(model.backbone.config, "hidden", [])
+    hidden, part = sum(widths), sum(widths[:1]) + dim + 1
     trained = [model.new_ids] if stage != "pretrain" else [*model.pretrained_tables]
     floats = sum(tables.bytes_per_rank() for tables in trained) / 4
     # Of a parameter: its gradient is cleared, added to and read, both moments and itself are read and written.
