@@ -184,9 +184,14 @@ class LinearFirstLayer(Backbone):
             logit = logit + self.mlp(x, row_weight)
         return logit
 
-    def fold(self) -> FoldedHead:
-        """See `FoldedHead`."""
-        return FoldedHead(self)
+    @property
+    def _is_own_formula(self) -> bool:
+        """Whether a row's logit is the formula above, and not what a subclass makes of it in a `forward` of its own."""
+        return type(self).forward is LinearFirstLayer.forward
+
+    def fold(self) -> FoldedHead | None:
+        """See `FoldedHead`; None for a subclass with a `forward` of its own, which every stage then calls."""
+        return FoldedHead(self) if self._is_own_formula else None
 
     def trains_by_sides(self, batch_is_ours: bool) -> bool:
         """See `Backbone.trains_by_sides`. Moments over a batch that others have a part of need its forward.
@@ -197,8 +202,7 @@ class LinearFirstLayer(Backbone):
         if self.config.precision != "float32" or weight.dtype != torch.float32 or weight.device.type != "cpu":
             return False
         has_batch_norm = self.mlp is not None and self.mlp.norms is not None
-        is_own = type(self).forward is LinearFirstLayer.forward
-        return is_own and self.training and (batch_is_ours or not has_batch_norm) and has_trained_rows()
+        return self._is_own_formula and self.training and (batch_is_ours or not has_batch_norm) and has_trained_rows()
 
     def logit_of_sides(self, sides: Sequence[BatchSide]) -> torch.Tensor:
         """See `trained.py`; `forward` is its reference."""

@@ -11,6 +11,7 @@ import torch
 from mwuf_kernels import native
 
 from mwuf_dist.backbones import BatchSide, Shape, build_backbone
+from mwuf_dist.backbones.deepfm import DeepFM
 from mwuf_dist.config import Config
 from mwuf_dist.config.registry import backbone_config
 from mwuf_dist.runtime import start
@@ -115,3 +116,14 @@ def test_moments_over_a_batch_that_other_ranks_share_and_other_types_are_left_to
     assert not made("deepfm", False, 0.0).double().trains_by_sides(batch_is_ours=True)
     monkeypatch.setattr("mwuf_dist.backbones.base.has_trained_rows", lambda: False)
     assert not made("deepfm", False, 0.0).trains_by_sides(batch_is_ours=True)
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_computed_by_that_alone() -> None:
+    class Doubled(DeepFM):
+        def forward(self, item: torch.Tensor, context: torch.Tensor, row_weight: Any = None) -> torch.Tensor:
+            return 2 * super().forward(item, context, row_weight)
+
+    backbone = made("deepfm", False, 0.0)
+    assert backbone.fold() is not None
+    doubled = Doubled(backbone.config, backbone.shape).train()
+    assert doubled.fold() is None and not doubled.trains_by_sides(batch_is_ours=True)
