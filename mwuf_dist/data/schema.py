@@ -102,6 +102,7 @@ class RawPieces:
         negatives_per_positive: rows of label 0 that are drawn for each positive and stand before it, of the same user
             and time: they are nobody's events, and N and K do not count them; the rows have a column `SET` too. 0: rows
             of label 0 are as they come.
+        form: how own logs write IDs and times (`gate.DataForm.to_dict`), kept for later files; None for other data.
     """
 
     pieces: tuple[Any, ...]
@@ -110,6 +111,7 @@ class RawPieces:
     ids_are_rows: bool = False
     is_in_memory: bool = False
     negatives_per_positive: int = 0
+    form: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class RawDataset:
             where the true probabilities are known, `bayes_logit` float32. Row r is the r-th line of the raw file.
         users, items, fields: see `Entities`.
         negatives_per_positive: see `RawPieces`.
+        form: see `RawPieces`.
     """
 
     interactions: pa.Table
@@ -128,6 +131,7 @@ class RawDataset:
     items: pa.Table
     fields: tuple[Field, ...]
     negatives_per_positive: int = 0
+    form: dict[str, Any] | None = None
 
     @property
     def entities(self) -> Entities:
@@ -174,6 +178,7 @@ class RawDataset:
             ids_are_rows=True,
             is_in_memory=True,
             negatives_per_positive=self.negatives_per_positive,
+            form=self.form,
         )
 
 

@@ -8,7 +8,6 @@ import torch
 
 from mwuf_dist.config import MethodConfig, Share, section
 from mwuf_dist.methods.interface import Method
-from mwuf_dist.runtime.draws import row_uniform
 
 
 @section
@@ -41,5 +40,5 @@ class DropoutNet(Method):
 
     def pretrain_item(self, item: torch.Tensor) -> torch.Tensor:
         """See `Method.pretrain_item`."""
-        kept = row_uniform(len(item), 1, item.device) >= self.share
+        kept = torch.rand(len(item), 1, device=item.device) >= self.share
         return item * kept

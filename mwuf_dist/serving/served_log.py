@@ -30,16 +30,26 @@ class NewRows:
         item_ids: distinct raw IDs, ascending [I'].
         log: columns `LOG_COLUMNS`; `item` is a place in `item_ids`, `user` the index of a user, -1 of one never seen.
         num_unseen_users: number of distinct users whom the run has never seen.
+        num_read: rows of the files, those that are left out too.
+        notes: what was not used, and what may surprise, a sentence each.
+        has_drawn: rows of label 0 are drawn ones, which were not in the files and are counted nowhere.
     """
 
     item_ids: pa.Array
     log: Log
     num_unseen_users: int
+    num_read: int = 0
+    notes: tuple[str, ...] = ()
+    has_drawn: bool = False
 
     @property
     def num_rows(self) -> int:
-        """Rows of the files."""
+        """Rows that count, drawn ones too."""
         return len(self.log["item"])
+
+    def num_counted(self, log: Log) -> int:
+        """How many rows of a part of the log stood in the files."""
+        return int(log["label"].sum(dtype=np.int64)) if self.has_drawn else len(log["item"])
 
 
 def find(ids: pa.Array, known: pa.Array) -> np.ndarray:

@@ -65,6 +65,7 @@ class WarmState:
         log: interactions, in order.
         rows: that have moved.
         made_from: digests of the state before and of the input that led here.
+        days: of each job that led here, the fractions of its rows (`Change.fractions`), for comparison.
     """
 
     num_run_items: int
@@ -74,6 +75,7 @@ class WarmState:
     log: Log
     rows: Rows
     made_from: dict[str, str]
+    days: tuple[dict[str, float], ...] = ()
 
     @property
     def num_items(self) -> int:
@@ -119,6 +121,7 @@ def save(state: WarmState, run: Path) -> str:
         pq.write_table(table, folder / name, compression="none", use_dictionary=False, write_statistics=False)
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _FILES}
     about = {"schema": SCHEMA, "num_run_items": state.num_run_items, "made_from": state.made_from, "files": files}
+    about["days"] = list(state.days)
     (folder / "state.json").write_text(json.dumps(about, indent=1) + "\n")
     return digest_of(run)
 
@@ -172,6 +175,7 @@ def load(run: Path) -> WarmState | None:
         log={name: log[name].to_numpy() for name in LOG_COLUMNS},
         rows=Rows(rows["item"].to_numpy().copy(), served, at_boundary, rows["boundary"].to_numpy()),
         made_from=about["made_from"],
+        days=tuple(about.get("days", ())),
     )
 
 

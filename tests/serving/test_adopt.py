@@ -152,3 +152,42 @@ def test_one_backward_trains_rows_by_the_cold_loss_and_networks_by_the_warm_one(
 def test_the_loop_of_the_example_trains_the_networks_and_not_the_model() -> None:
     warm_up = own_loop.main()
     assert float(warm_up.scaling[2].weight.detach().abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: {f"module.{name}": value for name, value in weights.items()},
+        lambda weights: {f"_orig_mod.module.{name}": value for name, value in weights.items()},
+        lambda weights: {"state_dict": weights, "epoch": 3, "optimizer": {"state": {"0": torch.zeros(2)}}},
+        lambda weights: {f"_fsdp_wrapped_module.{name}": value for name, value in weights.items()},
+    ],
+    ids=["DDP", "compiled DDP", "a training script's", "FSDP"],
+)
+def test_weights_are_found_under_the_models_own_names_whatever_it_was_wrapped_in(
+    wrap: Any, folder: Path, tmp_path: Path
+) -> None:
+    expected = load_weights(folder / "dlrm.pt")
+    torch.save(wrap(expected), tmp_path / "wrapped.pt")
+    found = load_weights(tmp_path / "wrapped.pt")
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_what_would_make_every_embedding_wrong_is_refused(folder: Path) -> None:
+    weights = load_weights(folder / "dlrm.pt")
+    model, table = adopt_torchrec.make_model(weights), find_table(weights, "item_id")
+    logs = pq.read_table(folder / "logs.parquet")
+    label = logs.column_names.index("label")
+    values = logs["label"].to_pylist()
+    bad_row = table.clone()
+    bad_row[3, 1] = torch.nan
+    for wrong, message in (
+        (logs.set_column(label, "label", pa.array([None, *values[1:]])), "label is missing in 1 of"),
+        (logs.set_column(label, "label", pa.array([5, *values[1:]])), "label is 5.0 .*neither 0 nor 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            adopt(model, table, wrong)
+    with pytest.raises(UserError, match="row 3 of the item table"):
+        adopt(model, bad_row, logs)
+    with pytest.raises(UserError, match=r"row 3 \(counted from 0\) and 0 others"):
+        find_table({"t.item_id": bad_row}, "item_id")

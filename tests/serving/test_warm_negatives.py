@@ -81,7 +81,7 @@ def negatives_of(run: Positives, table: pa.Table, path: Path) -> Log:
     pq.write_table(table, path)
     options = log_options(run.config, Columns())
     run_ids, user_ids = (run.prepared.raw_ids(side) for side in ("item", "user"))
-    rows = read_interactions(path, options, user_ids, is_logs=True)
+    rows = read_interactions(path, options, run.prepared, is_logs=True)
     assert (rows.log["label"] == 1).all()
     items = find(rows.item_ids, run_ids)
     run_log = seen_by_run(run.prepared, items, user_ids)

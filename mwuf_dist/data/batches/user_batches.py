@@ -136,7 +136,6 @@ class UserLoader:
             int(sizes.sum()) == most * world_size,
             epoch,
             step,
-            int(sizes[: bounds[rank]].sum()),
             history,
         )
 

@@ -74,6 +74,7 @@ def write_prepared(
     facts = {
         **facts,
         "negatives_per_positive": raw.negatives_per_positive,
+        **({} if raw.form is None else {"form": raw.form}),
         "positive_share": _positive_share(splits, left_out if rule.old_items_as_new else None),
         "histories": history_files.join(scratch, folder, groups, splits),
     }

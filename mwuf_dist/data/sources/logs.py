@@ -92,7 +92,8 @@ def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDa
         rows = kept[source]
     columns = {"user": log.user[rows], "item": row_item, "label": row_label, "time": log.time[rows], **more}
     (users, user_fields), (items, item_fields) = sides["user"], sides["item"]
-    return RawDataset(pa.table(columns), users, items, (*user_fields, *item_fields), num_drawn if more else 0)
+    fields, form = (*user_fields, *item_fields), log.form.to_dict()
+    return RawDataset(pa.table(columns), users, items, fields, num_drawn if more else 0, form)
 
 
 def check_options(options: LogsConfig) -> None:

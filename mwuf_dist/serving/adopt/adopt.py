@@ -24,8 +24,9 @@ from torch import nn
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
+from mwuf_dist.data.readers import gate, log_files, log_tables
 from mwuf_dist.data.readers import ids as raw_ids
-from mwuf_dist.data.readers import log_files, log_tables
+from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.methods.meta_warm_up import MetaWarmUp
 from mwuf_dist.serving.adopt.files import find_table, import_factory, load_weights
 from mwuf_dist.serving.rule import WarmRule, item_groups, module_slope, warm_rows
@@ -152,6 +153,7 @@ def adopt(
         UserError: the logs have no known item, or no new one.
     """
     settings = settings or AdoptSettings()
+    _check(logs, item_table, settings)
     model.eval()
     item, ids, _ = raw_ids.encode_ids(logs[settings.item])
     if (item < 0).any():
@@ -170,6 +172,23 @@ def adopt(
     rows = _warmed(model, new, common, settings)
     vectors = meta.embeddings(rows, new.item_fields, new.user_mean)
     return Adopted(new.ids, vectors, rows, new.counts, meta)
+
+
+def _check(logs: pa.Table, item_table: torch.Tensor, settings: AdoptSettings) -> None:
+    """Refuses what would make every embedding wrong: missing values, labels that are no labels, times as text."""
+    for name in (settings.user, settings.item, settings.label, settings.time):
+        if logs[name].null_count:
+            raise UserError(f"{name} is missing in {logs[name].null_count} of {logs.num_rows} rows; remove these rows")
+    kind = logs[settings.time].type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind)):
+        raise UserError(f"{settings.time} has type {kind}, which has no order in time; give numbers or timestamps")
+    label = logs[settings.label].cast(pa.float64()).to_numpy()
+    if not np.isin(label, (0, 1)).all():
+        wrong = label[~np.isin(label, (0, 1))][0]
+        raise UserError(f"{settings.label} is {wrong} in some row, neither 0 nor 1: make labels of it first")
+    bad = np.flatnonzero(~np.isfinite(item_table.detach().float().cpu().numpy()).all(axis=1))
+    if len(bad):
+        raise UserError(f"row {bad[0]} of the item table (and {len(bad) - 1} others) holds NaN or infinity")
 
 
 def _is_known(ids: pa.Array, num_rows: int, item_ids: pa.ChunkedArray | None) -> np.ndarray:
@@ -312,14 +331,14 @@ def adopt_files(
     if missing:
         raise UserError(f"--model {model!r}: what it makes has no {', '.join(missing)}: see adopt in docs/serving.md")
     files = log_files.find_files(str(logs), "--logs")
-    needed = [settings.user, settings.item, settings.label, settings.time]
-    names = list(dict.fromkeys([*needed, *log_tables.column_names(files[0], LogsConfig())]))
-    read = log_tables.read(files, names, LogsConfig(), "logs")
+    options = LogsConfig(user=settings.user, item=settings.item, label=settings.label, time=settings.time)
+    # All columns, of which the model knows what to make; user, item, time and label by the gate of all commands.
+    rows = gate.read_rows(files, options, "logs", more=log_tables.column_names(files[0], options))
     listed = None
     if item_ids is not None:
         found_files = log_files.find_files(str(item_ids), "--item-ids")
         listed = log_tables.read(found_files, [settings.item], LogsConfig(), "items").columns[settings.item]
-    adopted = adopt(ranking, item_table, _plain(read.columns), settings, listed)
+    adopted = adopt(ranking, item_table, _in_normal_form(rows, settings), settings, listed)
     about: dict[str, object] = {
         "weights": str(weights),
         "item_table": table,
@@ -328,6 +347,15 @@ def adopt_files(
     }
     adopted.save(output, about | asdict(settings))
     return adopted
+
+
+def _in_normal_form(rows: Rows, settings: AdoptSettings) -> pa.Table:
+    """The rows that count, with labels 0 and 1, and times in microseconds."""
+    columns = rows.table.columns.take(pa.array(rows.kept))
+    made = {settings.label: rows.label[rows.kept], settings.time: rows.time[rows.kept]}
+    for name, values in made.items():
+        columns = columns.set_column(columns.schema.get_field_index(name), name, pa.array(values))
+    return _plain(columns)
 
 
 def _plain(columns: pa.Table) -> pa.Table:

@@ -24,14 +24,42 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         if path.is_dir():
-            return stored_tensors(path)
+            return without_wrappers(stored_tensors(path))
         # Tensors and plain containers only, as there: a pickle could run anything.
-        return _flat(torch.load(path, map_location="cpu", weights_only=True))
+        return without_wrappers(_flat(_weights_in(torch.load(path, map_location="cpu", weights_only=True))))
     except Exception as error:
         raise UserError(
             f"{path}: neither a folder of torch.distributed.checkpoint nor a state dict file of tensors alone "
             f"({str(error)[:200]}); write one with torch.save(model.state_dict(), FILE)"
         ) from None
+
+
+# Parts of names that wrappers of a model add: torch.compile, FSDP and TorchRec's DistributedModelParallel anywhere, DDP
+# (and DataParallel) in front, where a model's own module may have that name too.
+_ANYWHERE = {"_orig_mod", "_fsdp_wrapped_module", "_dmp_wrapped_module", "_checkpoint_wrapped_module"}
+_IN_FRONT = ("module", "state_dict", "model_state_dict")
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
+
+
+def without_wrappers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights under the names that the model itself gives them, whatever it was wrapped in when they were saved."""
+    names = {name: [part for part in name.split(".") if part not in _ANYWHERE] for name in weights}
+    while names and all(len(parts) > 1 for parts in names.values()):
+        first = {parts[0] for parts in names.values()}
+        if len(first) > 1 or not first & set(_IN_FRONT):
+            break
+        names = {name: parts[1:] for name, parts in names.items()}
+    out = {".".join(parts): weights[name] for name, parts in names.items()}
+    return out if len(out) == len(weights) else weights
+
+
+def _weights_in(values: object) -> dict[str, Any]:
+    """The weights within what training scripts save beside them: an epoch, the state of an optimizer."""
+    if not isinstance(values, dict):
+        raise TypeError(f"it holds a {type(values).__name__}")
+    inner = [values[name] for name in _CONTAINERS if isinstance(values.get(name), dict)]
+    is_plain = any(isinstance(value, torch.Tensor) for value in values.values())
+    return inner[0] if len(inner) == 1 and not is_plain else values
 
 
 def _flat(values: dict[str, object], prefix: str = "") -> dict[str, torch.Tensor]:
@@ -58,7 +86,14 @@ def find_table(weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
             f"--item-table {name!r}: {'several tables have' if found else 'no table has'} this name; did you mean "
             f"{' or '.join(repr(one) for one in near)}?"
         )
-    return matrices[found[0]].float()
+    table = matrices[found[0]].float()
+    bad = (~table.isfinite()).any(dim=1).nonzero()
+    if len(bad):
+        raise UserError(
+            f"--item-table {found[0]!r}: row {int(bad[0])} (counted from 0) and {len(bad) - 1} others of {len(table)} "
+            "hold NaN or infinity: the training has gone wrong there; take an earlier checkpoint"
+        )
+    return table
 
 
 def import_factory(path: str) -> Callable[[dict[str, torch.Tensor]], nn.Module]:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ class Change:
         num_known: that had been seen before, or stood in the input twice.
         num_of_old_items: of old items, whose rows are frozen.
         num_new_items: items never seen before.
+        fractions: of the rows that count, how many are of each kind that should change slowly from day to day.
     """
 
     state: WarmState
@@ -38,6 +39,7 @@ class Change:
     num_known: int
     num_of_old_items: int
     num_new_items: int
+    fractions: dict[str, float] = field(default_factory=dict)
 
 
 def change_by(
@@ -65,7 +67,11 @@ def change_by(
     log = state.log | {"item": _moved(state.log["item"], moved, state.num_run_items).astype(np.int32)}
     ids = pa.concat_arrays([run_ids, grown.ids])
     new = rows.log | {"item": find(rows.item_ids, ids)[rows.log["item"]]}
+    assert not len(new["item"]) or new["item"].min() >= 0, "an item is neither the run's nor added"
     is_old = new["item"] < prepared.num_old_items
+    num_of_old_items, num_counted = rows.num_counted(taken(new, is_old)), rows.num_counted(new)
+    num_of_new_items_rows = rows.num_counted(taken(new, new["item"] >= state.num_run_items))
+    num_of_unseen_users = rows.num_counted(taken(new, new["user"] < 0))
     new = taken(new, ~is_old)
     new = taken(new, in_order(new))
     new = taken(new, ~is_known(new, together([log, run_log])))
@@ -85,10 +91,15 @@ def change_by(
         state=dataclasses.replace(grown, log=taken(both, order), rows=old_rows),
         anew=anew,
         going_on=np.setdiff1d(touched, anew),
-        num_new=len(new["item"]),
-        num_known=rows.num_rows - int(is_old.sum()) - len(new["item"]),
-        num_of_old_items=int(is_old.sum()),
+        num_new=rows.num_counted(new),
+        num_known=num_counted - num_of_old_items - rows.num_counted(new),
+        num_of_old_items=num_of_old_items,
         num_new_items=len(grown.ids) - len(state.ids),
+        fractions={
+            "of old items": num_of_old_items / max(1, num_counted),
+            "of items that the run has not been trained on": num_of_new_items_rows / max(1, num_counted),
+            "of users never seen": num_of_unseen_users / max(1, num_counted),
+        },
     )
 
 

@@ -1,19 +1,25 @@
 """What the daily job reads: new interactions in any order and any number of files."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.data.readers import ids as raw_ids
-from mwuf_dist.data.readers import labels, log_files, log_tables, times
-from mwuf_dist.serving.served_log import LOG_COLUMNS, NewRows, find, id_keys
+from mwuf_dist.data.readers import gate, ids, log_files, times
+from mwuf_dist.data.readers.gate import DataForm
+from mwuf_dist.data.schema import Side
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.serving.served_log import LOG_COLUMNS, NewRows, id_keys
+
+_INTEGER = r"^-?[0-9]{1,19}$"
 
 
 @dataclass(frozen=True)
@@ -42,47 +48,65 @@ def log_options(config: Config, columns: Columns) -> LogsConfig:
     return options
 
 
-def read_interactions(path: Path, options: LogsConfig, user_ids: pa.Array, is_logs: bool) -> NewRows:
-    """Reads the interactions of a file or folder.
+def form_of_run(prepared: Prepared, is_logs: bool) -> DataForm | None:
+    """How the run's data write IDs and times; None for own logs prepared before that was written down."""
+    if is_logs:
+        kept = prepared.manifest.get("form")
+        return None if kept is None else DataForm.from_dict(kept)
+    user, item = (ids.form_of(prepared.raw_ids(side)) for side in ("user", "item"))
+    return DataForm(user, item, times.WHOLE)
+
+
+def read_interactions(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bool) -> NewRows:
+    """Reads the interactions of a file or folder, by the form of the run's own data.
 
     Args:
         path: of Parquet or CSV.
         options: of `log_options`.
-        user_ids: raw IDs of the run's users [U].
+        prepared: of the run.
         is_logs: whether the run is of own logs, so that times are read as there; else they are whole numbers.
 
     Raises:
         UserError: a column is absent, a value cannot be read (with its place), or a row is not complete.
     """
-    label_column = options.label or options.label_from  # empty: positives only
-    wanted = list(dict.fromkeys(filter(None, [options.user, options.item, options.time, label_column])))
-    table = log_tables.read(
-        log_files.find_files(str(path), "--interactions"), wanted, options, "interactions", [options.time]
-    )
-    item, item_ids, _ = raw_ids.encode_ids(table.columns[options.item])
-    raw_user, own_ids, _ = raw_ids.encode_ids(table.columns[options.user])
-    label = labels.read_labels(table, options, whole=False)
-    read = times.read_times(table, options, None if is_logs else times.WHOLE)
-    time, has_time = read.values, read.has
-    for name, bad in {
-        options.user: raw_user < 0,
-        options.item: item < 0,
-        options.time: ~has_time,
-        label_column: label == labels.MISSING,
-    }.items():
-        if bad.any() and not options.drop_incomplete:
-            raise UserError(
-                f"{table.place(int(np.argmax(bad)))}: {name} is missing ({int(bad.sum())} of {len(bad)} rows); fill it "
-                "in or remove the rows"
-            )
-    kept = (raw_user >= 0) & (item >= 0) & has_time & (label != labels.MISSING)
-    known = find(own_ids, user_ids)
+    files, form = log_files.find_files(str(path), "--interactions"), form_of_run(prepared, is_logs)
+    user_ids, item_ids = prepared.raw_ids("user"), prepared.raw_ids("item")
+    if form is None:
+        first = gate.read_rows(files, options, whole=False)
+        scaled = times.as_first_prepared(first.form.time)
+        form = DataForm(ids.form_of(user_ids), ids.form_of(item_ids), scaled)
+        rows = gate.rows_of(first.table, options, form, whole=False)
+    else:
+        rows = gate.read_rows(files, options, form=form, whole=False)
+    kept = rows.kept
+    known = ids.find(rows.user_ids, user_ids, form.user)
+    user, item = rows.user[kept], rows.item[kept]
     log = {
-        "item": item[kept],
-        "user": known[raw_user[kept]],
-        "user_key": id_keys(own_ids)[raw_user[kept]],
-        "time": time[kept],
-        "label": label[kept],
+        "item": item,
+        "user": known[user],
+        "user_key": id_keys(rows.user_ids)[user],
+        "time": rows.time[kept],
+        "label": rows.label[kept],
     }
     columns = {name: log[name].astype(kind, copy=False) for name, kind in LOG_COLUMNS.items()}
-    return NewRows(item_ids, columns, int((known < 0).sum()))
+    return NewRows(
+        item_ids=rows.item_ids,
+        log=columns,
+        num_unseen_users=int((known < 0).sum()),
+        num_read=rows.table.num_rows,
+        notes=(*rows.notes(), *_unlike(rows.user_ids, user_ids, "user"), *_unlike(rows.item_ids, item_ids, "item")),
+    )
+
+
+def _unlike(found: pa.Array, known: pa.Array, side: Side) -> list[str]:
+    """Says how many IDs are written as none of the run's can be."""
+    if found.type == known.type or not len(known):
+        return []
+    text = found.cast(pa.string())
+    odd = text.filter(pc.invert(pc.match_substring_regex(text, _INTEGER))) if pa.types.is_integer(known.type) else text
+    if not len(odd):
+        return []
+    return [
+        f"{len(odd):,} of {len(found):,} {side} IDs are written as none of the run's is (like {odd[0].as_py()!r}, "
+        f"where the run has {known[0].as_py()!r})"
+    ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +35,10 @@ from mwuf_dist.serving.warm.item_fields import read_fields
 from mwuf_dist.serving.warm.negatives import add_negatives
 from mwuf_dist.serving.warm.rows import WarmJob
 
+# Jobs whose rows are compared with those of the next.
+_DAYS = 14
+# A fraction of the rows that differs by more from the days before is no chance.
+_ALARM = 0.3
 # Pairs of a user and an old item that are scored before and after.
 _NUM_PROOFS = 1 << 14
 
@@ -49,7 +54,10 @@ class WarmReport:
         num_unseen_users: users of the input whom the run has never seen.
         num_proofs: scores of old items that are the same before and after, to the bit.
         digest: of the state; equal states have equal digests.
-        num_drawn: negatives drawn for input of positives only, known ones too; they count as interactions.
+        num_drawn: negatives drawn for input of positives only, known ones too; they move rows, and are counted nowhere
+            else.
+        num_read: rows of the input.
+        notes: what of the input was not used, and what may surprise, a sentence each.
         already_done: the output was there, made from the same run and the same input.
     """
 
@@ -60,6 +68,8 @@ class WarmReport:
     num_proofs: int
     digest: str
     num_drawn: int = 0
+    num_read: int = 0
+    notes: tuple[str, ...] = ()
     already_done: bool = False
 
     def text(self) -> str:
@@ -75,7 +85,11 @@ class WarmReport:
             f"run: {output}   state: {self.digest}   changed rows: {output / 'export'}",
         ]
         if self.num_drawn:
-            lines.insert(1, f"the rows are positives only: {self.num_drawn:,} of label 0 were drawn and are counted")
+            lines.insert(
+                1, f"the rows are positives only: {self.num_drawn:,} of label 0 were drawn and are not counted"
+            )
+        lines.append(f"{self.num_read:,} rows read")
+        lines += [f"note: {note}" for note in self.notes]
         if not self.num_changed:
             lines.insert(0, "nothing new: all of it was known, and nothing has changed")
         return "\n".join(lines)
@@ -122,6 +136,8 @@ def warm(
     listed = nothing if items is None else read_fields(items, options, data, is_logs)
     change = change_by(before, rows, listed, run_ids, data, run_log, 3 * data.rows_of(config.data.warm_rows))
     change = replace(change, state=replace(change.state, made_from=_made_from(folder, change.state)))
+    notes = (*rows.notes, *alarms(change.fractions, before.days))
+    change = replace(change, state=replace(change.state, days=(*before.days, change.fractions)[-_DAYS:]))
     if output.exists():
         return _already_done(output, change, rows)
     beside = output.parent / f".{output.name}.partial"
@@ -142,14 +158,29 @@ def warm(
     finally:
         runtime.on_main(lambda: shutil.rmtree(beside, ignore_errors=True))
     digest = served_state.digest_of(output)
-    return WarmReport(output, change, len(changed), rows.num_unseen_users, len(scores), digest, num_drawn)
+    return WarmReport(
+        output, change, len(changed), rows.num_unseen_users, len(scores), digest, num_drawn, rows.num_read, notes
+    )
+
+
+def alarms(fractions: dict[str, float], days: Sequence[dict[str, float]]) -> list[str]:
+    """Says which kinds of rows are much more, or much fewer, than on the days before (or, at first, than is likely)."""
+    found = []
+    for kind, now in fractions.items():
+        before = [day[kind] for day in days if kind in day]
+        usual = float(np.mean(before)) if before else 0.0
+        if before and abs(now - usual) > _ALARM:
+            found.append(f"ALARM: {now:.0%} of the rows are {kind}, {usual:.0%} on the days before")
+        elif not before and kind == "of users never seen" and now > 0.5:
+            found.append(f"ALARM: {now:.0%} of the rows are {kind}: are IDs written as in the run's own logs?")
+    return found
 
 
 def _read_rows(
     path: Path, options: LogsConfig, prepared: Prepared, run_ids: pa.Array, user_ids: pa.Array, is_logs: bool
 ) -> tuple[NewRows, Log, int]:
     """(The new rows, with drawn negatives for positives only; what the run has seen of their items; rows drawn)."""
-    rows = read_interactions(path, options, user_ids, is_logs)
+    rows = read_interactions(path, options, prepared, is_logs)
     items = find(rows.item_ids, run_ids)
     run_log, num_positives = seen_by_run(prepared, items, user_ids), rows.num_rows
     if options.negatives_per_positive:

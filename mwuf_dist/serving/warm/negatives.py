@@ -70,7 +70,7 @@ def add_negatives(
         "user_key": user_keys[drawn[kept]],
         "label": np.zeros(int(kept.sum()), dtype=np.int8),
     }
-    return dataclasses.replace(rows, log=together([rows.log, negatives]))
+    return dataclasses.replace(rows, log=together([rows.log, negatives]), has_drawn=True)
 
 
 def _of_run(prepared: Prepared, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
