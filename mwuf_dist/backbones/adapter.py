@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, Shape
+from mwuf_dist.backbones.layers import RowDropout
 from mwuf_dist.config import BackboneConfig, UserError
 
 
@@ -18,6 +19,7 @@ def as_backbone(cls: type[nn.Module], config: BackboneConfig, shape: Shape) -> B
         UserError: a `Backbone` whose forward does not take what every backbone's takes.
     """
     module = cls(config, shape)
+    _drop_by_place(module)
     parameters = inspect.signature(module.forward).parameters
     if isinstance(module, Backbone):
         if "row_weight" not in parameters:
@@ -27,6 +29,14 @@ def as_backbone(cls: type[nn.Module], config: BackboneConfig, shape: Shape) -> B
             )
         return module
     return Adapter(module, "row_weight" in parameters, config, shape)
+
+
+def _drop_by_place(module: nn.Module) -> None:
+    """Puts `RowDropout` in the place of each `torch.nn.Dropout`, whose masks would change with the number of ranks."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, RowDropout(child.p))
 
 
 class Adapter(Backbone):

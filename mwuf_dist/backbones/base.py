@@ -65,6 +65,11 @@ class EmbeddedHistory(History):
         """Item ID embedding of each event [h, D]."""
         return self.rows.index_select(0, self.index)
 
+    @property
+    def ids(self) -> torch.Tensor:
+        """Item of each of the n rows, int64 [n]; 0 for a row that no event has."""
+        return self.items.new_zeros(len(self.rows)).index_put((self.index,), self.items)
+
     def padded(self, length: int) -> torch.Tensor:
         """The embeddings of each history [g, length, D], oldest first, with zeros behind."""
         num, dim = len(self.offsets) - 1, self.rows.shape[1]

@@ -17,7 +17,8 @@ from mwuf_kernels import TrainedLayer, TrainedNorm, TrainedRows, TrainedSide
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from mwuf_dist.backbones.layers import GlobalBatchNorm, dropout_noise
+from mwuf_dist.backbones.layers import GlobalBatchNorm
+from mwuf_dist.runtime.draws import row_noise
 
 if TYPE_CHECKING:
     from mwuf_dist.backbones.base import LinearFirstLayer
@@ -76,7 +77,7 @@ class TrainedHead:
         assert isinstance(linear, nn.Linear) and (norm is None or isinstance(norm, GlobalBatchNorm))
         noise = None
         if mlp.dropout:
-            noise = dropout_noise(linear.weight.new_empty(num_rows, linear.out_features), mlp.dropout)
+            noise = row_noise(linear.weight.new_empty(num_rows, linear.out_features), mlp.dropout)
         moments = None
         if norm is not None:
             tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)

@@ -11,7 +11,9 @@ from annotated_types import Ge, MinLen
 from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
+from mwuf_dist.backbones.layers import RowDropout
 from mwuf_dist.config import BackboneConfig, Count, Share, UserError, section
+from mwuf_dist.runtime.draws import id_uniform, row_uniform
 
 # Columns of a user's vector that are not learned: one constant, so that an item embedding has an intercept. Its square
 # is the ratio of a coordinate's prior precision to the intercept's (chosen on old items played as new).
@@ -89,15 +91,17 @@ class Encoder(Backbone):
         self.taste = nn.Linear(width, dim - 1)
 
     def _mlp(self, inputs: int, hidden: int, outputs: int = 0) -> nn.Sequential:
-        dropout = nn.Dropout(self.config.dropout)
+        dropout = RowDropout(self.config.dropout)
         return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), dropout, nn.Linear(hidden, outputs or hidden))
 
     def encode(self, history: EmbeddedHistory, context: torch.Tensor) -> torch.Tensor:
         """See `Backbone.encode`: [f, x_u], [B, 1 + D]."""
         assert history.fields is not None
         dim, num_item_columns = self.shape.dim, self.shape.num_item_fields * self.shape.dim
-        query = self.query(self._some_fields(context[:, :num_item_columns]))  # [B, W]
-        pairs = self.event_fields(self._some_fields(history.fields)) + self.event_id(history.rows)  # [n, W]
+        draws = row_uniform(len(context), self.shape.num_item_fields, context.device) if self.training else None
+        query = self.query(self._some_fields(context[:, :num_item_columns], draws))  # [B, W]
+        draws = id_uniform(history.ids, self.shape.num_item_fields) if self.training else None
+        pairs = self.event_fields(self._some_fields(history.fields, draws)) + self.event_id(history.rows)  # [n, W]
         pairs = torch.relu(pairs[:, None] + self.event_label.weight)  # [n, 2, W]
         pairs = torch.relu(self.event_out(pairs)).flatten(0, 1)  # [2n, W]
         event = history.index * 2 + history.labels.long()  # [h]
@@ -122,16 +126,16 @@ class Encoder(Backbone):
         cold, taste = context[:, -self.history_width :].split([1, self.shape.dim], dim=1)
         return cold.squeeze(1) + (item * taste).sum(1)
 
-    def _some_fields(self, fields: torch.Tensor) -> torch.Tensor:
-        """Item fields [n, Fi*D], in training each left out (zero) with the probability that the config gives it.
+    def _some_fields(self, fields: torch.Tensor, draws: torch.Tensor | None) -> torch.Tensor:
+        """Item fields [n, Fi*D], each left out (zero) where its draw [n, Fi] is below what the config gives it.
 
         Against content that memorises old items: what it knows of one of them is not to hang on a single field.
         """
-        if not self.training:
+        if draws is None:
             return fields
         share = torch.tensor(self._field_dropout, device=fields.device)
-        kept = torch.rand(len(fields), len(share), device=fields.device) >= share
-        return (fields.unflatten(1, (-1, self.shape.dim)) * kept[:, :, None]).flatten(1)
+        kept = (draws >= share)[:, :, None]
+        return (fields.unflatten(1, (-1, self.shape.dim)) * kept).flatten(1)
 
     def _attend(
         self, query: torch.Tensor, pairs: torch.Tensor, event: torch.Tensor, history: EmbeddedHistory

@@ -8,6 +8,7 @@ import torch
 
 from mwuf_dist.config import MethodConfig, Share, section
 from mwuf_dist.methods.interface import Method
+from mwuf_dist.runtime.draws import row_uniform
 
 
 @section
@@ -40,5 +41,5 @@ class DropoutNet(Method):
 
     def pretrain_item(self, item: torch.Tensor) -> torch.Tensor:
         """See `Method.pretrain_item`."""
-        kept = torch.rand(len(item), 1, device=item.device) >= self.share
+        kept = row_uniform(len(item), 1, item.device) >= self.share
         return item * kept

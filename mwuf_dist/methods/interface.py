@@ -101,8 +101,9 @@ class Method(nn.Module):
     def pretrain_item(self, item: torch.Tensor) -> torch.Tensor:
         """The item embeddings [b, D] that the backbone sees in `pretrain`, from those of phi_old [b, D].
 
-        A method that leaves it alone has a faster `pretrain`. Random numbers are a function of the step: the generator
-        has been seeded.
+        A method that leaves it alone has a faster `pretrain`. Random numbers of `runtime.draws` are a function of step
+        and place in the global batch. torch's generator has been seeded too, by step and rank: with it, another number
+        of ranks is another run.
         """
         return item
 

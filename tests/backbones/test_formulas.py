@@ -108,9 +108,25 @@ def afn(backbone: Any, row: list[list[float]]) -> float:
     return mlp(backbone.mlp, crossed)
 
 
+def fm(backbone: Any, row: list[list[float]]) -> float:
+    pairs = sum(dot(row[i], row[j]) for i in range(len(row)) for j in range(i + 1, len(row)))
+    return affine(backbone.linear.weight, backbone.linear.bias, flat(row))[0] + pairs
+
+
+def wide_deep(backbone: Any, row: list[list[float]]) -> float:
+    return affine(backbone.linear.weight, backbone.linear.bias, flat(row))[0] + mlp(backbone.mlp, flat(row))
+
+
+def deepfm(backbone: Any, row: list[list[float]]) -> float:
+    return fm(backbone, row) + mlp(backbone.mlp, flat(row))
+
+
 @pytest.mark.parametrize(
     ("formula", "keys"),
     [
+        (fm, {"name": "fm"}),
+        (wide_deep, {"name": "wide_deep"}),
+        (deepfm, {"name": "deepfm"}),
         (pnn, {"name": "pnn", "product": "inner"}),
         (pnn, {"name": "pnn", "product": "outer"}),
         (pnn, {"name": "pnn", "product": "both"}),

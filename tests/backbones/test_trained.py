@@ -14,7 +14,7 @@ from mwuf_dist.backbones import BatchSide, Shape, build_backbone
 from mwuf_dist.backbones.deepfm import DeepFM
 from mwuf_dist.config import Config
 from mwuf_dist.config.registry import backbone_config
-from mwuf_dist.runtime import start
+from mwuf_dist.runtime import draws, start
 from tests.bounds import assert_float32_close
 
 ROWS, ITEMS, PROFILES = 150, 7, 5
@@ -55,21 +55,21 @@ needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ com
 def test_logits_gradients_and_moments_are_those_of_the_backbone_in_float64(
     name: str, batch_norm: bool, dropout: float, dim: int, hidden: tuple[int, ...]
 ) -> None:
-    draws = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
 
     def leaf(rows: int, width: int) -> torch.Tensor:
-        return (torch.randn(rows, width, generator=draws) / 2).requires_grad_()
+        return (torch.randn(rows, width, generator=generator) / 2).requires_grad_()
 
     # The item, a user's own field, and fields that users share: a side without an index need not be the first.
     item, user, profile = leaf(ITEMS, 3 * dim), leaf(ROWS, dim), leaf(PROFILES, 2 * dim)
-    of_item, of_profile = (torch.randint(0, n, (ROWS,), generator=draws) for n in (ITEMS, PROFILES))
+    of_item, of_profile = (torch.randint(0, n, (ROWS,), generator=generator) for n in (ITEMS, PROFILES))
 
     backbone = made(name, batch_norm, dropout, dim, hidden)
     assert backbone.trains_by_sides(batch_is_ours=True)
     runs = []
     for _ in range(3):
         backbone = made(name, batch_norm, dropout, dim, hidden)
-        torch.manual_seed(2)
+        draws.begin(2, first_row=ROWS)
         sides = [
             BatchSide(item, of_item, 0),
             BatchSide(user, None, 3 * dim),
@@ -81,7 +81,7 @@ def test_logits_gradients_and_moments_are_those_of_the_backbone_in_float64(
         assert torch.equal(value, runs[1][key]) and torch.equal(value, runs[2][key]), f"{key} has other bits"
 
     backbone = made(name, batch_norm, dropout, dim, hidden).double()
-    torch.manual_seed(2)
+    draws.begin(2, first_row=ROWS)
     inputs = [x.detach().double().requires_grad_() for x in (item, user, profile)]
     item_rows = inputs[0][of_item]
     context = torch.cat([item_rows[:, dim:], inputs[1], inputs[2][of_profile]], dim=1)

@@ -25,7 +25,7 @@ from tests.bounds import SAME_AUC, SAME_TABLES, assert_float32_close
 from tests.tiny import TINY
 from tests.training import test_ranks, test_resume
 
-KEYS = {"hidden": [8], "history_length": 6, "batch_norm": False, "field_dropout": 0.0}
+KEYS = {"hidden": [8], "history_length": 6, "batch_norm": False, "dropout": 0.2}
 NAMES = [name for name, cls in BACKBONES.items() if cls.uses_history and cls.history_scope == "before"]
 FEW_STEPS: dict[str, Any] = {
     "pretrain": {"epochs": 1, "batch_size": 1024},
@@ -213,7 +213,7 @@ def test_two_ranks_give_the_auc_and_the_tables_of_one_rank(name: str, method: st
         merge(TINY, FEW_STEPS),
         {
             "backbone": {"name": name} | fitting("backbone", KEYS, name),
-            "method": {"name": method} | ({"item_dropout": 0.0} if method == "map" else {}),
+            "method": {"name": method},
             "pretrain": {"learning_rate": 5e-3, "order": "users" if name == "encoder" else "shuffled"},
         },
     )

@@ -123,6 +123,7 @@ class EpisodeLoader:
             num_rows == size * self._rows and size % self._runtime.world_size == 0,
             epoch,
             step,
+            self._ours.start * self._rows,
             history,
         )
 

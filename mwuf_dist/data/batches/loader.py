@@ -36,6 +36,7 @@ class Batch:
         num_rows: rows of the global batch that are not padding: what the loss is divided by.
         is_full: no rank's part has padding.
         epoch, step: the cursor: after this batch, training goes on at (epoch, step + 1).
+        first_row: place of the first row in the global batch; the others follow, padding too.
         history: what the rows look back at, for a backbone that `uses_history`; padding has none.
     """
 
@@ -47,6 +48,7 @@ class Batch:
     is_full: bool
     epoch: int
     step: int
+    first_row: int = 0
     history: History | None = None
 
 
@@ -136,13 +138,19 @@ class Loader:
                 if self._shuffled
                 else self._rows(order, lanes, first, steps)
             )
-            yield from self._batches(order, rows, weight, first, max(first, start_step))
+            yield from self._batches(order, lanes, rows, weight, first, max(first, start_step))
 
     def _order(self, epoch: int) -> EpochOrder:
         return EpochOrder(self._row_groups, self.batch_size, self._seed, epoch, self._shuffled)
 
     def _batches(
-        self, order: EpochOrder, rows: dict[str, np.ndarray], weight: np.ndarray | None, first: int, start: int
+        self,
+        order: EpochOrder,
+        lanes: range,
+        rows: dict[str, np.ndarray],
+        weight: np.ndarray | None,
+        first: int,
+        start: int,
     ) -> Iterator[Batch]:
         # A window goes to the device as it is stored; few batches at a time are widened, to stay in the cache.
         device = self._runtime.device
@@ -170,6 +178,7 @@ class Loader:
                     even and num_rows == self.batch_size,
                     order.epoch,
                     step,
+                    lanes.start * order.rows_per_lane,
                     history,
                 )
 

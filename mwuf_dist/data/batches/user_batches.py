@@ -136,6 +136,7 @@ class UserLoader:
             int(sizes.sum()) == most * world_size,
             epoch,
             step,
+            int(sizes[: bounds[rank]].sum()),
             history,
         )
 

@@ -13,7 +13,7 @@ from mwuf_dist.config import Config
 from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import Method
-from mwuf_dist.runtime import generator_seed
+from mwuf_dist.runtime import draws, generator_seed
 from mwuf_dist.training.checkpoint.files import Cursor
 from mwuf_dist.training.checkpoint.save import module_state, table_state
 from mwuf_dist.training.loop import Session, train
@@ -62,9 +62,11 @@ class Pretrain:
 
     def step(self, batch: Batch) -> torch.Tensor:
         """One step; returns this rank's part of the mean loss."""
-        # Masks are a function of the cursor, so that a resumed run draws the same ones.
-        runtime = self.model.runtime
-        runtime.seed(generator_seed(self.config.seed, 2, batch.epoch, batch.step, runtime.rank))
+        # Masks are a function of the cursor, so that a resumed run draws the same ones; torch's generator is for code
+        # that is not the package's own.
+        runtime, key = self.model.runtime, (self.config.seed, 2, batch.epoch, batch.step)
+        draws.begin(*key, first_row=batch.first_row)
+        runtime.seed(generator_seed(*key, runtime.rank))
         weight = None if self._item_weight is None else self._item_weight[batch.item]
         loss = loss_sum(self.model.logit(batch, self._change), batch, weight)
         loss.backward()

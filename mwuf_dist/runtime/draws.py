@@ -1,0 +1,108 @@
+"""Random numbers of training by place: a function of (seed, stage, epoch, step, place in the global batch).
+
+So neither the number of ranks nor a restart changes a mask. A stage calls `begin` before a step. Who draws then gets
+the numbers of this rank's rows, which are neighbours in the global batch, or those of ids, wherever they stand. Calls
+are told apart by their order, so every rank makes the same ones.
+
+A row's numbers come from one stream per call that a rank enters at its first row: PCG64-DXSM can skip any distance at
+once. With 16 bits a unit, 2048 x 64 units take 0.13 ms; SFC64, which cannot skip, 0.12, and torch's `bernoulli_` 1.2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+_CALL_BITS = 48  # The stream of a call has room for 2^48 draws of 64 bits.
+_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of SplitMix64
+
+
+class _Step:
+    """The draws of one step, in the order of the calls."""
+
+    def __init__(self, key: tuple[int, ...], first_row: int) -> None:
+        self.key = key
+        self.first_row = first_row
+        self.calls = 0
+        self._bits: np.random.PCG64DXSM | None = None
+        self._position = 0
+
+    def raw(self, begin: int, number: int) -> np.ndarray:
+        """Draws [begin, begin + number) of the next call's stream, uint64."""
+        if self._bits is None:
+            self._bits = np.random.PCG64DXSM(np.random.SeedSequence(self.key))
+        begin += self.calls << _CALL_BITS
+        self.calls += 1
+        self._bits.advance(begin - self._position)
+        self._position = begin + number
+        return self._bits.random_raw(number)
+
+    def salt(self) -> int:
+        """A number of 64 bits of its own for the next call."""
+        self.calls += 1
+        return int(np.random.SeedSequence([*self.key, self.calls]).generate_state(1, np.uint64)[0])
+
+
+_step = _Step((0,), 0)
+
+
+def begin(*key: int, first_row: int) -> None:
+    """Begins a step's draws.
+
+    Args:
+        key: seed, number of the stage, epoch and step.
+        first_row: place of this rank's first row in the global batch; its others follow.
+    """
+    global _step
+    _step = _Step(key, first_row)
+
+
+def row_uniform(num_rows: int, width: int, device: torch.device) -> torch.Tensor:
+    """Uniform numbers in [0, 1) of this rank's rows, the first of its batch [num_rows, width] float32."""
+    if device.type != "cpu":
+        rows = torch.arange(_step.first_row, _step.first_row + num_rows, device=device)
+        return id_uniform(rows, width)
+    raw = _step.raw(_step.first_row * width, num_rows * width) >> np.uint64(40)
+    return torch.from_numpy(raw.astype(np.float32) * np.float32(2**-24)).view(num_rows, width)
+
+
+def id_uniform(ids: torch.Tensor, width: int) -> torch.Tensor:
+    """Uniform numbers in [0, 1) of ids [n] int64, wherever they stand: [n, width] float32. Equal ids get equal ones."""
+    columns = torch.arange(width, device=ids.device)
+    z = (ids[:, None] * width + columns) * _signed(_GOLDEN) + _signed(_step.salt())
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+        z = (z ^ _shifted(z, shift)) * _signed(factor)
+    return _shifted(z ^ _shifted(z, 31), 40) * 2.0**-24
+
+
+def row_noise(x: torch.Tensor, dropout: float) -> torch.Tensor:
+    """What dropout multiplies the rows of this rank x [b, ...] by: 0 for a fraction, and what keeps the mean.
+
+    On CPU the fraction is right to 2^-16.
+    """
+    num_rows = len(x)
+    width = x.numel() // max(1, num_rows)
+    scale = 0.0 if dropout == 1 else 1 / (1 - dropout)
+    if x.device.type != "cpu":
+        kept = row_uniform(num_rows, width, x.device) >= dropout
+        return kept.view(x.shape).to(x.dtype).mul_(scale)
+    begin = _step.first_row * width
+    skipped = begin % 4  # A draw is four units.
+    raw = _step.raw(begin // 4, -(-(skipped + x.numel()) // 4))
+    units = raw.view(np.int16)[skipped : skipped + x.numel()].reshape(x.shape)
+    kept = round((1 - dropout) * (1 << 16))  # of 65536
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    noise = torch.empty(x.shape, dtype=dtype)
+    out = noise.numpy()
+    np.multiply(units < kept - (1 << 15), out.dtype.type(scale), out=out)
+    return noise.to(x.dtype)
+
+
+def _signed(value: int) -> int:
+    """The int64 of the same 64 bits."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shifted(z: torch.Tensor, bits: int) -> torch.Tensor:
+    """Bits of int64 shifted to the right, zeros coming in; torch's shift brings the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
