@@ -12,7 +12,7 @@ import pytest
 
 from mwuf_dist import cli
 from mwuf_dist.config import SyntheticConfig, UserError, load_config
-from mwuf_dist.data.init_config.propose import Proposal, propose
+from mwuf_dist.data.init_config.propose import Asked, Proposal, propose
 from mwuf_dist.data.init_config.write_config import choose
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.sources import synthetic
@@ -109,9 +109,9 @@ def test_columns_are_fields_of_those_for_whom_they_are_constant(tmp_path: Path) 
 def test_a_log_whose_item_has_no_telling_name_asks_for_it(tmp_path: Path) -> None:
     columns = base()
     columns["thing"] = columns.pop("productId")
-    with pytest.raises(UserError, match="no column looks like the item; name it: --item one of uid, created_at, thing"):
+    with pytest.raises(UserError, match="no column looks like the item; name it: --item one of created_at, thing"):
         proposal(tmp_path, **columns)
-    assert propose(str(tmp_path / "log.parquet"), item="thing").options.item == "thing"
+    assert propose(str(tmp_path / "log.parquet"), asked=Asked(item="thing")).options.item == "thing"
 
 
 def test_the_choice_of_n_and_k_has_old_and_new_items_or_says_why_not() -> None:

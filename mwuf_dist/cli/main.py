@@ -51,8 +51,16 @@ class _InitOptions:
     items: str = ""  # Table of the items, to join.
     user: str = ""  # Column of the user; empty: look for it.
     item: str = ""  # Column of the item.
-    time: str = ""  # Column of the time.
-    label: str = ""  # Column of the label.
+    time: str = ""  # Column of the time; none: the order of the rows counts.
+    label: str = ""  # Column of the label; none: every row is a positive.
+    label_is: tuple[str, ...] = ()  # Values of the label's column that are positive.
+    label_at_least: float | None = None  # Numbers of the label's column from this on are positive.
+    header: str = ""  # Names of the columns, with commas between them, of files that have no line of names.
+    delimiter: str = ""  # What stands between two columns; empty: look.
+    quote: str | None = None  # What stands around values that hold the delimiter; none: nothing does.
+    encoding: str = ""  # How letters are written; empty: utf-8.
+    time_format: str = ""  # How dates are written, as strptime has it; empty: look.
+    constant_share: float = 0.99  # A column is of the users (or items) if so many of them have one value of it.
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -139,13 +147,16 @@ def _plan(arguments: list[str]) -> int:
 
 def _init(arguments: list[str]) -> int:
     options = tyro.cli(_InitOptions, args=arguments, prog="mwuf init", description=EXAMPLES["init"])
-    from mwuf_dist.data.init_config.propose import propose
+    from mwuf_dist.data.init_config.propose import Asked, propose
     from mwuf_dist.data.init_config.write_config import write_config
 
     if options.output.exists():
         raise UserError(f"{options.output}: exists already; name another file with --output")
-    columns = {"user": options.user, "item": options.item, "time": options.time, "label": options.label}
-    text = write_config(propose(str(options.logs), options.users, options.items, **columns))
+    same = {one.name for one in dataclasses.fields(Asked)} & {one.name for one in dataclasses.fields(options)}
+    given = {name: getattr(options, name) for name in same}
+    given["header"] = tuple(name.strip() for name in options.header.split(",") if name.strip())
+    asked = Asked(**given, progress=os.isatty(2))
+    text = write_config(propose(str(options.logs), options.users, options.items, asked))
     try:
         options.output.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -189,7 +189,7 @@ def _explain(arguments: list[str]) -> int:
     print(found.text(options.all))
     # An ID may hold anything, a slash too.
     name = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in str(found.item_id))
-    path = options.output or options.run / f"explain-{name}.png"
+    path = options.output or options.run / f"explain-{name[:100]}.png"
     history = [(point.phase, point.score) for point in found.history]
     nearest = [(str(item_id), cosine) for item_id, cosine in found.nearest]
     plot_item(f"item {found.item_id}   ·   {found.phase}", history, found.scale, found.shift, nearest, path)

@@ -145,7 +145,7 @@ def read_toml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in children:
         raise UserError(f"{children[-1]}: `extends` leads back to {path}: remove one of them")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name an existing config file") from None
     except tomllib.TOMLDecodeError as error:

@@ -1,57 +1,67 @@
-"""Looks at someone's logs and proposes section `data.logs`: which column is what, by its name and by its content."""
+"""Looks at someone's logs and proposes section `data.logs`: which column is what, by its name and by its content.
+
+Nothing is guessed in silence: each choice has a note that says what spoke for it and against it, and what could be
+meant in several ways is an error that names the option which decides.
+"""
 
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
 from mwuf_dist.config import UserError
-from mwuf_dist.config.logs import LogsConfig, LogsField
-from mwuf_dist.data.readers import encode, log_files, log_tables, times
-from mwuf_dist.data.readers.arrow_types import text_of
+from mwuf_dist.config.logs import LogsConfig
+from mwuf_dist.data.init_config import fields, names
+from mwuf_dist.data.init_config.label_guess import guess_label
+from mwuf_dist.data.init_config.written import how_written, looks_like_data
+from mwuf_dist.data.readers import gate, log_files, log_tables, times
+from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.readers.ids import codes
 from mwuf_dist.data.readers.log_tables import LogTable
-from mwuf_dist.data.schema import RAW_ID, USER_ID, Side
+from mwuf_dist.data.sources import logs
 
-USER_NAMES = ("user_id", "userid", "user", "uid", "customer", "member", "visitor", "account", "listener", "reader")
-ITEM_NAMES = (
-    "item_id",
-    "itemid",
-    "item",
-    "iid",
-    "movie",
-    "film",
-    "product",
-    "article",
-    "adgroup",
-    "ad",
-    "track",
-    "song",
-)
-ITEM_NAMES += ("video", "book", "recipe", "news", "sku", "asin", "game", "business", "place", "podcast", "show")
-TIME_NAMES = ("timestamp", "time_stamp", "event_time", "time", "ts", "datetime", "date", "created", "played", "day")
-TIME_NAMES += ("when",)
-LABEL_NAMES = ("label", "clicked", "is_click", "click", "clk", "target", "liked", "like", "purchased", "bought")
-RATING_NAMES = ("rating", "stars", "score", "overall", "grade")
-ACTION_NAMES = ("event_type", "event", "behavior_type", "behavior", "behaviour", "action", "btag")
-# From the rarest and most telling on: the first that is there is what counts as positive.
-POSITIVE_ACTIONS = ("buy", "purchase", "transaction", "order", "cart", "like", "fav", "click")
 TIME_FORMATS = ("%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%m/%d/%Y")
 TIME_FORMATS += ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y")
-SEPARATORS = ("|", ";", ",", " ")
-NEGATIVES = 4
-NUMERIC_FROM = 30  # A column of numbers with at least so many distinct values is numeric.
+TIME_FORMATS += ("%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d-%m-%Y", "%m/%d/%y %H:%M", "%d/%m/%y %H:%M")
+TIME_FORMATS += ("%d-%b-%Y %H:%M:%S", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p", "%a %b %d %H:%M:%S %z %Y")
+TIME_FORMATS += ("%d/%b/%Y:%H:%M:%S %z", "%b %d, %Y")
 CONSTANT_SHARE = 0.99  # So many of the users (or items) have one value of the column: it is theirs.
+_ONE_USER_SHARE = 0.2  # A user with so many of the rows is probably "nobody".
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the person says; empty where it is to be found out.
+
+    Attributes:
+        user, item, time, label: columns.
+        label_is, label_at_least: the label's rule.
+        header, delimiter, quote, encoding, time_format: how the files are written.
+        constant_share: so many of the users (or items) must have one value of a column for it to be theirs.
+        progress: show a bar while many files are read.
+    """
+
+    user: str = ""
+    item: str = ""
+    time: str = ""
+    label: str = ""
+    label_is: tuple[str, ...] = ()
+    label_at_least: float | None = None
+    header: tuple[str, ...] = ()
+    delimiter: str = ""
+    quote: str | None = None
+    encoding: str = ""
+    time_format: str = ""
+    constant_share: float = CONSTANT_SHARE
+    progress: bool = False
 
 
 @dataclass
@@ -62,250 +72,205 @@ class Proposal:
         options: section `data.logs`.
         notes: per key or field name, what a person should know of the choice.
         left_out: column -> why it is no field.
+        remarks: what was not used, and what is odd.
+        rows: the rows by these options.
     """
 
     options: LogsConfig
     notes: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    rows: Rows | None = None
 
 
-def propose(interactions: str, users: str = "", items: str = "", **named: str) -> Proposal:
+def propose(interactions: str, users: str = "", items: str = "", asked: Asked | None = None) -> Proposal:
     """Proposes a section for logs.
 
     Args:
         interactions: file or folder.
         users: side table, or empty.
         items: the same for items.
-        named: columns that the user names: `user`, `item`, `time`, `label`; empty ones are looked for.
+        asked: what the person has said.
 
     Raises:
-        UserError: the files cannot be read, or no column looks like the user or the item.
+        UserError: the files cannot be read, or something could be meant in several ways; the message names the option.
     """
+    asked = asked or Asked()
     options = LogsConfig(interactions=interactions, users=users, items=items)
-    files = log_files.find_files(interactions, "LOGS")
+    there = log_files.find(interactions, "LOGS")
     beside = {path for key in (users, items) if key for path in log_files.find_files(key, "--users or --items")}
-    files = tuple(path for path in files if path not in beside)
-    options = dataclasses.replace(options, delimiter=_delimiter(files[0]))
-    names = log_tables.column_names(files[0], options)
-    log = log_tables.read(files, names, options, "interactions")
-    found = Proposal(options)
-    user = named.get("user") or _by_name(names, USER_NAMES)
-    item = named.get("item") or _by_name([name for name in names if name != user], ITEM_NAMES)
-    for what, column in (("user", user), ("item", item)):
-        if column not in names:
-            raise UserError(f"{files[0]}: no column looks like the {what}; name it: --{what} one of {', '.join(names)}")
-    found.options = dataclasses.replace(found.options, user=user, item=item)
-    _propose_time(found, log, named.get("time", ""))
-    _propose_label(found, log, named.get("label", ""))
+    files = tuple(path for path in there.files if path not in beside)
+    if not files:
+        raise UserError(f"{interactions}: holds the files of --users and --items alone; name those of the interactions")
+    found = Proposal(how_written(files[0], options, asked.header, asked.delimiter, asked.quote, asked.encoding))
+    found.remarks += [f"{path} is not read: {why}" for path, why in there.passed_over]
+    columns = log_tables.column_names(files[0], found.options)
+    if not asked.header and not log_files.is_parquet(files[0]) and looks_like_data(columns):
+        raise UserError(
+            f"{files[0]}: the first line ({', '.join(columns)[:120]}) looks like data and not like names. If "
+            "the file has no line of names, give them: --header user_id,item_id,... (data.logs.header)"
+        )
+    log = _read(found, files, columns, asked)
+    _propose_ids(found, log, asked)
+    _propose_time(found, log, asked)
+    shares = fields.constant_shares(log, found.options)
+    several = {name: share for name, share in shares.items() if not fields.has_one_value(log.columns[name])}
+    of_items = [name for name, share in several.items() if share["item"] >= asked.constant_share]
+    of_users = [name for name, share in several.items() if share["user"] >= asked.constant_share]
+    said = (asked.label, asked.label_is, asked.label_at_least)
+    label = guess_label(log, found.options, *said, of_items=of_items, of_users=of_users)
+    found.options, found.notes[label.key] = label.options, label.note
     _propose_incomplete(found, log)
-    _propose_fields(found, log)
+    fields.propose_fields(found, log, shares, asked.constant_share)
+    found.left_out |= {name: f"its type is {kind}, which is not read" for name, kind in (log.unread or {}).items()}
+    found.rows = gate.rows_of(log, found.options)
+    _remark(found, found.rows)
     return found
 
 
-def _delimiter(path: Path) -> str:
-    """What divides the line of names, empty where that is the default."""
-    if log_files.is_parquet(path):
-        return ""
-    line = ",".join(log_tables.column_names(path, LogsConfig(delimiter="\x1f")))
-    best = max((",", ";", "\t", "|"), key=line.count)
-    usual = "\t" if ".tsv" in path.name.lower() else ","
-    return "" if best == usual or not line.count(best) else best
+def _read(found: Proposal, files: Sequence[Path], columns: Sequence[str], asked: Asked) -> LogTable:
+    """All columns that all files have."""
+    lacking: dict[str, Path] = {}
+    for path in files[1:]:
+        if log_files.format_of(path).kind != "empty":
+            there = set(log_tables.column_names(path, found.options))
+            if not there & set(columns):
+                break  # which the reader tells better
+            lacking |= {name: path for name in columns if name not in there and name not in lacking}
+    found.left_out |= {name: f"{path} has no such column" for name, path in lacking.items()}
+    wanted = [name for name in columns if name not in lacking]
+    return log_tables.read(files, wanted, found.options, "interactions", skip_unread=True, progress=asked.progress)
 
 
-def _by_name(names: Sequence[str], wanted: Sequence[str]) -> str:
-    """The column whose name is one of the wanted, or has one of them as a word; empty where there is none."""
-    plain = {name: re.sub(r"[^a-z0-9]+", "_", name.strip().lower()) for name in names}
-    for word in wanted:
-        for name, text in plain.items():
-            if text == word:
-                return name
-    for word in wanted:
-        for name, text in plain.items():
-            if word in text.split("_") or f"{word}id" in text.split("_"):
-                return name
-    return ""
+def _propose_ids(found: Proposal, log: LogTable, asked: Asked) -> None:
+    taken = ""
+    for side, wanted, named in (("user", names.USER, asked.user), ("item", names.ITEM, asked.item)):
+        columns = [one for one in log.columns.column_names if one != taken]
+        if named and named not in columns:
+            raise UserError(f"{log.files[0]}: no column {named!r}; --{side} takes one of {', '.join(columns)}")
+        scored = sorted(
+            ((score, one) for one in columns if (score := names.entity_score(one, wanted)) and _could_be_id(log, one)),
+            key=lambda pair: -pair[0],
+        )
+        if not named and not scored:
+            raise UserError(
+                f"{log.files[0]}: no column looks like the {side}; name it: --{side} one of {', '.join(columns)}"
+            )
+        taken = named or scored[0][1]
+        others = [one for _, one in scored if one != taken][:3]
+        against = f"; {', '.join(others)} could be it, too (--{side})" if others else ""
+        num = len(codes(log.columns[taken])[1])
+        found.notes[side] = ("as --" + side + " says" if named else "by its name") + f", {num:,} values{against}"
+        found.options = dataclasses.replace(found.options, **{side: taken})
 
 
-def _propose_time(found: Proposal, log: LogTable, named: str) -> None:
+def _could_be_id(log: LogTable, name: str) -> bool:
+    column = log.columns[name]
+    if pa.types.is_nested(column.type) or pa.types.is_boolean(column.type) or pa.types.is_timestamp(column.type):
+        return False
+    values = codes(column)[1]
+    if pa.types.is_floating(values.type) and np.mod(values.drop_null().to_numpy(zero_copy_only=False), 1).any():
+        return False
+    return len(values) > 1
+
+
+def _propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
     options = found.options
     rest = [name for name in log.columns.column_names if name not in (options.user, options.item)]
-    time = named or _by_name(rest, TIME_NAMES)
-    if not time:
-        found.notes["time"] = "no column looks like a time (--time names one): the order of the rows counts"
-        found.options = dataclasses.replace(options, time="")
+    if asked.time == "none":
+        found.options, found.notes["time"] = dataclasses.replace(options, time=""), "as --time none says"
         return
-    for form in ("", *TIME_FORMATS):
-        tried = dataclasses.replace(options, time=time, time_format=form)
-        try:
-            times.read_times(log, tried)
-        except UserError:
+    if asked.time and asked.time not in rest:
+        raise UserError(f"{log.files[0]}: no column {asked.time!r}; --time takes one of {', '.join(rest)}")
+    scored = sorted((one for one in rest if names.time_score(one)), key=names.time_score, reverse=True)
+    dates = [one for one in rest if one not in scored and _holds_dates(log.columns[one])]
+    tried: list[str] = []
+    for name in [asked.time] if asked.time else [*scored, *dates]:
+        if not asked.time and (pa.types.is_nested(log.columns[name].type) or len(codes(_flat(log, name))[1]) < 2):
+            tried.append(f"{name} has one value")
             continue
-        found.options = tried
-        if (form and "%d/%m" in form) or "%m/%d/" in form:
+        form = _time_format(found, log, name, asked.time_format)
+        if form is None:
+            tried.append(f"{name} is like {log.columns[name].drop_null()[0].as_py()!r}")
+            continue
+        others = [one for one in [*scored, *dates] if one != name][:3]
+        why = "as --time says" if asked.time else "by its name" if name in scored else "its values are dates"
+        found.notes["time"] = why + (f"; {', '.join(others)} could be it, too (--time)" if others else "")
+        found.options = dataclasses.replace(options, time=name, time_format=form)
+        if "%d/%m" in form or "%m/%d" in form:
             found.notes["time_format"] = "day and month may be the other way round: look at a date above 12"
         return
-    raise UserError(
-        f"{log.files[0]}: column {time!r} looks like the time, but {log.columns[time][0].as_py()!r} is no number and "
-        "no known form of date; name another with --time COLUMN"
-    )
+    refused = [one for one in tried if not one.endswith("one value")]
+    if refused:
+        raise UserError(
+            f"{log.files[0]}: a column looks like the time, but is no number and no known form of date "
+            f"({'; '.join(refused)}): name another with --time COLUMN, say how dates are written with --time-format "
+            "(as strptime has it), or say --time none, so that the order of the rows counts"
+        )
+    found.notes["time"] = "no column looks like a time (--time names one): the order of the rows counts"
+    found.notes["time"] += f"; {'; '.join(tried)}" if tried else ""
+    if len(log.files) > 1:
+        found.notes["time"] += f", and of the files: {log.files[0].name}, {log.files[1].name}, ..."
+    found.options = dataclasses.replace(options, time="")
 
 
-def _propose_label(found: Proposal, log: LogTable, named: str) -> None:
-    options = found.options
-    taken = (options.user, options.item, options.time)
-    rest = [name for name in log.columns.column_names if name not in taken and not _is_list(log.columns[name])]
-    for name in filter(None, (named, *(_by_name([one], LABEL_NAMES) for one in rest))):
-        if _is_binary(log.columns[name]):
-            found.options = dataclasses.replace(options, label=name)
-            return
-    entity = _entities(log, options)
-    binary = [one for one in rest if _is_binary(log.columns[one]) and _side_of(log.columns[one], entity) is None]
-    if len(binary) == 1 and not named:
-        found.options = dataclasses.replace(options, label=binary[0])
-        found.notes["label"] = "the only column of 0 and 1 that changes from row to row"
-        return
-    rating = named or _by_name(rest, RATING_NAMES)
-    if rating and (numbers := _numbers(log.columns[rating])) is not None:
-        threshold, share = _halving(numbers)
-        found.options = dataclasses.replace(options, label_from=rating, label_at_least=threshold)
-        found.notes["label_at_least"] = f"makes {share:.0%} of the rows positive, of all thresholds the nearest to half"
-        return
-    action = named or _by_name(rest, ACTION_NAMES)
-    if action:
-        values = text_of(codes(log.columns[action])[1]).to_pylist()
-        positive = [next((v for v in values if word in v.lower()), None) for word in POSITIVE_ACTIONS]
-        chosen = next(filter(None, positive), None)
-        if chosen and len(values) > 1:
-            found.options = dataclasses.replace(options, label_from=action, label_is=(chosen,))
-            found.notes["label_is"] = f"of {', '.join(sorted(values)[:12])}"
-            return
-    if named:
-        raise UserError(f"--label {named}: the column is neither 0 or 1, nor numbers, nor actions like 'buy'")
-    found.options = dataclasses.replace(options, negatives_per_positive=NEGATIVES)
-    found.notes["negatives_per_positive"] = "no column looks like a label: every row is taken as a positive"
+def _flat(log: LogTable, name: str) -> pa.ChunkedArray:
+    return log.columns[name]
 
 
-def _is_list(column: pa.ChunkedArray) -> bool:
-    return pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+def _holds_dates(column: pa.ChunkedArray) -> bool:
+    """Whether values are dates, whatever the column's name."""
+    if pa.types.is_timestamp(column.type):
+        return True
+    if pa.types.is_nested(column.type):
+        return False
+    values = codes(column)[1]
+    return pa.types.is_string(values.type) and len(values) > 1 and bool(
+        pc.all(pc.match_substring_regex(values, r"^\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}.*)?$")).as_py()
+    )  # fmt: skip
 
 
-def _is_binary(column: pa.ChunkedArray) -> bool:
-    values = {text.lower() for text in text_of(codes(column)[1]).to_pylist()}
-    return values in ({"0", "1"}, {"false", "true"})
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray | None:
-    """Each row's number, NaN where it is missing; None for a column of something else."""
-    index, values = codes(column)
-    if pa.types.is_boolean(values.type) or pa.types.is_timestamp(values.type) or not len(values):
-        return None
-    numbers = encode.to_float(values.cast(pa.string()))
-    return None if np.isnan(numbers).any() else np.append(numbers, np.nan)[index]
-
-
-def _halving(numbers: np.ndarray) -> tuple[float, float]:
-    """The threshold that makes the share of rows at or above it nearest to a half; that share."""
-    known = numbers[~np.isnan(numbers)]
-    shares = {float(one): float((known >= one).mean()) for one in np.unique(known)[1:101]}
-    best = min(shares, key=lambda one: abs(shares[one] - 0.5), default=1.0)
-    return best, shares.get(best, 0.0)
+def _time_format(found: Proposal, log: LogTable, name: str, asked: str) -> str | None:
+    """How the column's times are written (empty: numbers or ISO 8601), None where they are no times."""
+    for form in [asked] if asked else ["", *TIME_FORMATS]:
+        tried = dataclasses.replace(found.options, time=name, time_format=form)
+        try:
+            read = times.read_times(log, tried)
+        except UserError as error:
+            if asked or "one unit" in str(error):
+                raise
+            continue
+        if read.bad.sum() <= 0.01 * len(read.bad) or (form == "" and read.bad.sum() <= 1):
+            return form
+    return None
 
 
 def _propose_incomplete(found: Proposal, log: LogTable) -> None:
-    needed = (found.options.user, found.options.item, found.options.time, found.options.label)
-    gaps = {name: log.columns[name].null_count for name in (*needed, found.options.label_from) if name}
-    if any(gaps.values()):
+    needed = (found.options.user, found.options.item, found.options.time, found.options.label, found.options.label_from)
+    gaps = {name: log.columns[name].null_count for name in needed if name}
+    read = times.read_times(log, found.options)
+    said = [f"{num:,} x {name}" for name, num in gaps.items() if num]
+    if read.bad.any():
+        said.append(f"{int(read.bad.sum()):,} x {found.options.time} that is no time like the others")
+    if said:
         found.options = dataclasses.replace(found.options, drop_incomplete=True)
-        found.notes["drop_incomplete"] = "missing: " + ", ".join(f"{n} x {name}" for name, n in gaps.items() if n)
+        found.notes["drop_incomplete"] = "missing: " + ", ".join(said)
 
 
-def _propose_fields(found: Proposal, log: LogTable) -> None:
-    options = found.options
-    used = {options.user, options.item, options.time, options.label, options.label_from}
-    sides: tuple[Side, Side] = ("user", "item")
-    fields: list[LogsField] = []
-    for side in sides:
-        id_column = getattr(options, side)
-        if not (named := getattr(options, f"{side}s")):
-            continue
-        files = log_files.find_files(named, f"--{side}s")
-        table = log_tables.read(files, log_tables.column_names(files[0], options), options, f"{side}s")
-        if id_column not in table.columns.column_names:
-            raise UserError(f"{files[0]}: no column {id_column!r} to join by; rename its ID column so")
-        for name in table.columns.column_names:
-            if name != id_column and name not in used:
-                used.add(name)
-                _add_field(found, fields, name, side, table.columns[name])
-    entity = _entities(log, options)
-    for name in log.columns.column_names:
-        if name in used:
-            continue
-        side = _side_of(log.columns[name], entity)
-        if side is None:
-            found.left_out[name] = "it changes from row to row, for users and for items: no feature of either"
-        else:
-            _add_field(found, fields, name, side, log.columns[name])
-    found.options = dataclasses.replace(found.options, fields=tuple(fields))
-
-
-def _entities(log: LogTable, options: LogsConfig) -> dict[Side, np.ndarray]:
-    """User and item of each row, -1 where missing."""
-    return {"user": codes(log.columns[options.user])[0], "item": codes(log.columns[options.item])[0]}
-
-
-def _side_of(column: pa.ChunkedArray, entity: dict[Side, np.ndarray]) -> Side | None:
-    """Whose feature a column of the interactions is: theirs who have one value each."""
-    if _is_list(column):
-        column = pa.chunked_array([pa.array([None if one is None else str(one) for one in column.to_pylist()])])
-    index, values = codes(column)
-    shares: dict[Side, float] = {}
-    for side, of_row in entity.items():
-        known = (index >= 0) & (of_row >= 0)
-        num = int(of_row.max(initial=-1)) + 1
-        pairs = np.unique(of_row[known].astype(np.int64) * (len(values) + 1) + index[known])
-        kinds = np.bincount(pairs // (len(values) + 1), minlength=num)
-        several = np.bincount(of_row[known], minlength=num) > 1  # One row alone says nothing.
-        shares[side] = float((kinds[several] == 1).mean()) if several.any() else 0.0
-    best = max(shares, key=lambda side: (shares[side], side == "item"))
-    return best if shares[best] >= CONSTANT_SHARE else None
-
-
-def _add_field(found: Proposal, fields: list[LogsField], name: str, side: Side, column: pa.ChunkedArray) -> None:
-    kind, separator, min_count, reason = _kind_of(column)
-    if reason:
-        found.left_out[name] = reason
-        return
-    taken = {one.name for one in fields} | {RAW_ID, USER_ID}
-    label, column_key = (name, "") if name not in taken else (f"{side}_{name}", name)
-    separator = separator or LogsField(name=name, side=side).separator
-    fields.append(
-        LogsField(name=label, side=side, kind=kind, column=column_key, separator=separator, min_count=min_count)
-    )
-
-
-_Kind = Literal["categorical", "multi_valued", "numeric"]
-
-
-def _kind_of(column: pa.ChunkedArray) -> tuple[_Kind, str, int, str]:
-    """Kind, separator, min_count of a column as a field; or, last, why it should be none."""
-    if _is_list(column):
-        return "multi_valued", "", 1, ""
-    if pa.types.is_timestamp(column.type):
-        return "categorical", "", 1, "it is a time: a model that learns it has nothing for later ones"
-    index, values = codes(column)
-    if len(values) < 2:
-        return "categorical", "", 1, "it has one value only"
-    if (numbers := _numbers(column)) is not None:
-        whole = not np.mod(numbers[~np.isnan(numbers)], 1).any()
-        return ("categorical" if whole and len(values) < NUMERIC_FROM else "numeric"), "", 1, ""
-    text = values.cast(pa.string())
-    for separator in SEPARATORS:
-        parts = pc.split_pattern(text, separator)
-        lengths = pc.list_value_length(parts).to_numpy(zero_copy_only=False)
-        words = len(pc.unique(parts.flatten()))
-        # Values put together from a smaller set; the words of a title count when they come back.
-        if (lengths > 1).mean() > 0.2 and words < 0.7 * lengths.sum():
-            return "multi_valued", separator, 2 if separator == " " else 1, ""
-    if len(values) > 0.8 * max(1, int((index >= 0).sum())) and len(values) > 100:
-        return "categorical", "", 1, f"nearly every row has another value ({len(values):,})"
-    return "categorical", "", 1, ""
+def _remark(found: Proposal, rows: Rows) -> None:
+    found.remarks += rows.notes()
+    again = logs.repeated(rows, found.options.repeated_rows)
+    if again.any():
+        found.remarks.append(
+            f"{int(again.sum()):,} of {len(again):,} rows repeat an earlier one (user, item, time and label) and do "
+            "not count; "
+            'repeated_rows = "keep" counts them'
+        )
+    counts = np.bincount(rows.user[rows.kept])
+    most = int(np.argmax(counts))
+    if len(counts) > 10 and counts[most] > _ONE_USER_SHARE * counts.sum():
+        found.remarks.append(
+            f"user {rows.user_ids[most].as_py()!r} has {counts[most] / counts.sum():.0%} of the rows: if it stands "
+            "for nobody, "
+            "add it to data.logs.missing"
+        )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import fields
 
 import numpy as np
+import tomli_w
 
-from mwuf_dist.config import DataConfig, UserError
+from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
 from mwuf_dist.data.init_config.propose import Proposal
 from mwuf_dist.data.schema import RawDataset
@@ -20,19 +20,27 @@ MIN_ITEMS = 10
 
 
 def write_config(found: Proposal) -> str:
-    """The text of a config for the logs; reads them whole, to count.
+    """Makes the text of a config for the logs.
 
     Raises:
-        UserError: no N and K give both old and new items.
+        UserError: no N and K give both old and new items, or no row of label 0 could be drawn.
     """
-    dataset = logs.load(DataConfig(name="logs", logs=found.options), draw=False)
+    assert found.rows is not None
+    dataset = logs.join(found.rows, found.options)  # draws nothing: N and K count positives
     counts = np.bincount(dataset.interactions["item"].to_numpy(), minlength=dataset.items.num_rows)
     old_above, warm_rows = choose(counts)
     positives = float(dataset.interactions["label"].to_numpy().mean())
+    pairs = np.unique(dataset.interactions["user"].to_numpy() * np.int64(len(counts)) + dataset.interactions["item"])
+    if positives == 1.0 and len(pairs) == dataset.users.num_rows * len(counts):
+        raise UserError(
+            f"no row of label 0 could be drawn: each of {dataset.users.num_rows:,} users has every item. A log of "
+            "positives needs users who do not take everything; more of them, or a column of labels (--label)"
+        )
     lines = [
         "# Proposed by `mwuf init`: every choice below is a guess from names and content; correct what is wrong.",
         f"# {len(counts):,} items, {dataset.users.num_rows:,} users, {counts.sum():,} labelled rows, "
         f"{positives:.1%} of them positive.",
+        *[comment(f"{one}.") for one in found.remarks],
         "",
         "[data]",
         'name = "logs"',
@@ -43,10 +51,10 @@ def write_config(found: Proposal) -> str:
         "[data.logs]",
         "# Paths are relative to the folder where mwuf starts, or to $MWUF_DATA_DIR.",
         *_options(found),
-        *[f"# Column {name!r} is left out: {why}." for name, why in found.left_out.items()],
+        *[comment(f"Column {name!r} is left out: {why}.") for name, why in found.left_out.items()],
     ]
     for one in found.options.fields:
-        lines += ["", *_field(one, dataset)]
+        lines += ["", *_field(one, dataset, found.notes.get(f"field {one.name}", ""))]
     num_rows = int(counts[counts > old_above].sum()) * (1 + found.options.negatives_per_positive)
     return "\n".join([*lines, "", *_training(num_rows), ""])
 
@@ -107,21 +115,27 @@ def _options(found: Proposal) -> list[str]:
     for key in (one.name for one in fields(LogsConfig) if one.name != "fields"):
         value = getattr(found.options, key)
         if key in _ALWAYS or value != getattr(usual, key):
-            note = f"  # {found.notes[key]}" if key in found.notes else ""
+            note = f"  {comment(found.notes[key])}" if key in found.notes else ""
             lines.append(f"{key} = {_toml(value)}{note}")
     return lines
 
 
 def _toml(value: object) -> str:
-    if isinstance(value, tuple):
-        return json.dumps(list(value), ensure_ascii=False)
-    return json.dumps(value, ensure_ascii=False)  # Strings, numbers and truth values are written alike in both.
+    """A value as TOML has it."""
+    text = tomli_w.dumps({"x": list(value) if isinstance(value, tuple) else value}).removeprefix("x = ").rstrip("\n")
+    return " ".join(one.strip() for one in text.split("\n")) if isinstance(value, tuple) else text
 
 
-def _field(one: LogsField, dataset: RawDataset) -> list[str]:
+def comment(text: str) -> str:
+    """A comment of one line: what stands in data (line ends, escapes) cannot leave it."""
+    return "# " + "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def _field(one: LogsField, dataset: RawDataset, said: str) -> list[str]:
     usual = LogsField(name="x", side="user")
     size = next(made.size for made in dataset.fields if made.name == one.name)
-    lines = ["[[data.logs.fields]]", f"name = {_toml(one.name)}", f"side = {_toml(one.side)}"]
+    note = f"  {comment(said)}" if said else ""
+    lines = ["[[data.logs.fields]]", f"name = {_toml(one.name)}", f"side = {_toml(one.side)}{note}"]
     unit = "buckets" if one.kind == "numeric" else "values"
     lines.append(f"kind = {_toml(one.kind)}  # {size - 1:,} {unit}")
     for key in ("column", "separator", "min_count", "buckets"):

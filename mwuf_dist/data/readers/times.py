@@ -293,8 +293,8 @@ def _form_of(number: np.ndarray, has: np.ndarray, table: LogTable, options: Logs
         return TimeForm("date", "us", 1.0, is_recent=_unit_of(number[has]) == "us")
     unit: Unit = _unit_of(number[has])
     if unit == "number":  # no unit has half of all rows: a file's own may tell
-        of_files = [_unit_of(number[a:b][has[a:b]]) for a, b in _bounds(table) if has[a:b].any()]
-        told = [one for one in of_files if one != "number"]
+        of_files: list[Unit] = [_unit_of(number[a:b][has[a:b]]) for a, b in _bounds(table) if has[a:b].any()]
+        told: list[Unit] = [one for one in of_files if one != "number"]
         unit = told[0] if told else unit
     _refuse_other_units(number, has, table, options, unit)
     if unit != "number":

@@ -1,0 +1,144 @@
+"""Which columns are features, whose, and of what kind."""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
+
+from mwuf_dist.config import UserError
+from mwuf_dist.config.logs import LogsConfig, LogsField
+from mwuf_dist.data.init_config import names
+from mwuf_dist.data.init_config.label_guess import numbers_of
+from mwuf_dist.data.readers import encode, log_files, log_tables
+from mwuf_dist.data.readers.ids import codes
+from mwuf_dist.data.readers.log_tables import LogTable
+from mwuf_dist.data.schema import RAW_ID, SIDES, USER_ID, Side
+
+if TYPE_CHECKING:
+    from mwuf_dist.data.init_config.propose import Proposal
+
+SEPARATORS = ("|", ";", ",", " ")
+NUMERIC_FROM = 30  # A column of numbers with at least so many distinct values may be numeric.
+_Kind = Literal["categorical", "multi_valued", "numeric"]
+
+
+def constant_shares(log: LogTable, options: LogsConfig) -> dict[str, dict[Side, float]]:
+    """Of each other column the fraction of users, and of items, that have one value of it."""
+    taken = (options.user, options.item, options.time)
+    entity: dict[Side, np.ndarray] = {side: codes(log.columns[getattr(options, side)])[0] for side in SIDES}
+    return {name: _shares(log.columns[name], entity) for name in log.columns.column_names if name not in taken}
+
+
+def _shares(column: pa.ChunkedArray, entity: dict[Side, np.ndarray]) -> dict[Side, float]:
+    index = _codes_of(column)
+    shares: dict[Side, float] = {}
+    for side, of_row in entity.items():
+        known = (index >= 0) & (of_row >= 0)
+        who, what = of_row[known], index[known]
+        num = int(of_row.max(initial=-1)) + 1
+        first = np.full(num, -1, dtype=np.int64)
+        first[who[::-1]] = what[::-1]
+        differs = np.zeros(num, dtype=bool)
+        differs[who[what != first[who]]] = True
+        several = np.bincount(who, minlength=num) > 1  # One row alone says nothing.
+        shares[side] = float((~differs[several]).mean()) if several.any() else 0.0
+    return shares
+
+
+def has_one_value(column: pa.ChunkedArray) -> bool:
+    """Whether all rows agree."""
+    return not pa.types.is_nested(column.type) and len(codes(column)[1]) < 2
+
+
+def _codes_of(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_nested(column.type):
+        lists = column.combine_chunks()
+        lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+        text = pc.binary_join(lists, "\x1f")
+        column = pa.chunked_array([text])
+    return codes(column)[0]
+
+
+def propose_fields(found: Proposal, log: LogTable, shares: dict[str, dict[Side, float]], constant_share: float) -> None:
+    """Adds fields to a proposal, with what spoke for each, and the columns that are none, with why not."""
+    options = found.options
+    used = {options.user, options.item, options.time, options.label, options.label_from}
+    fields: list[LogsField] = []
+    for side in SIDES:
+        id_column = getattr(options, side)
+        if not (named := getattr(options, f"{side}s")):
+            continue
+        files = log_files.find_files(named, f"--{side}s")
+        beside = dataclasses.replace(options, header=())
+        table = log_tables.read(files, log_tables.column_names(files[0], beside), beside, f"{side}s", skip_unread=True)
+        if id_column not in table.columns.column_names:
+            raise UserError(f"{files[0]}: no column {id_column!r} to join by; rename its ID column so")
+        unread = table.unread or {}
+        found.left_out |= {name: f"its type is {kind}, which is not read" for name, kind in unread.items()}
+        for name in table.columns.column_names:
+            if name != id_column and name not in used:
+                used.add(name)
+                _add(found, fields, name, side, table.columns[name], f"in the table of {side}s")
+    for name, of_sides in shares.items():
+        if name in used:
+            continue
+        side = max(SIDES, key=lambda one: (of_sides[one], one == "item"))
+        said = f"{of_sides['user']:.1%} of the users and {of_sides['item']:.1%} of the items have one value"
+        if of_sides[side] < constant_share:
+            found.left_out[name] = f"it changes from row to row ({said}; --constant-share takes less)"
+        else:
+            _add(found, fields, name, side, log.columns[name], said)
+    found.options = dataclasses.replace(found.options, fields=tuple(fields))
+
+
+def _add(found: Proposal, fields: list[LogsField], name: str, side: Side, column: pa.ChunkedArray, said: str) -> None:
+    kind, separator, min_count, reason = kind_of(name, column)
+    if reason:
+        found.left_out[name] = reason
+        return
+    taken = {one.name for one in fields} | {RAW_ID, USER_ID, "fields_given"}
+    label, column_key = (name, "") if name not in taken else (f"{side}_{name}", name)
+    separator = separator or LogsField(name=name, side=side).separator
+    found.notes[f"field {label}"] = said
+    fields.append(
+        LogsField(name=label, side=side, kind=kind, column=column_key, separator=separator, min_count=min_count)
+    )
+
+
+def kind_of(name: str, column: pa.ChunkedArray) -> tuple[_Kind, str, int, str]:
+    """Kind, separator, min_count of a column as a field; or, last, why it should be none."""
+    if pa.types.is_nested(column.type):
+        return "multi_valued", "", 1, ""
+    if pa.types.is_timestamp(column.type):
+        return "categorical", "", 1, "it is a time: a model that learns it has nothing for later ones"
+    index, values = codes(column)
+    if len(values) < 2:
+        return "categorical", "", 1, "it has one value only"
+    if (numbers := numbers_of(column)) is not None:
+        return _kind_of_numbers(name, numbers[~np.isnan(numbers)], len(values)), "", 1, ""
+    text = values.cast(pa.string())
+    for separator in SEPARATORS:
+        parts = encode.split(text, separator)
+        lengths = pc.list_value_length(parts).to_numpy(zero_copy_only=False)
+        words = len(pc.unique(encode.words_of(parts.flatten())))
+        # Values put together from a smaller set; the words of a title count when they come back.
+        if (lengths > 1).mean() > 0.2 and words < 0.7 * lengths.sum():
+            return "multi_valued", separator, 2 if separator == " " else 1, ""
+    if len(values) > 0.8 * max(1, int((index >= 0).sum())) and len(values) > 100:
+        return "categorical", "", 1, f"nearly every row has another value ({len(values):,})"
+    return "categorical", "", 1, ""
+
+
+def _kind_of_numbers(name: str, numbers: np.ndarray, num_values: int) -> _Kind:
+    """Codes are categories; amounts, and numbers of which nearly each is another, are numeric."""
+    if np.mod(numbers, 1).any():
+        return "numeric"
+    if num_values < NUMERIC_FROM or names.is_code(name):
+        return "categorical"
+    return "numeric"

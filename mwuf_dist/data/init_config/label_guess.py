@@ -1,0 +1,256 @@
+"""Which column says what is a positive, and by which rule; one that looks like it and is not understood is refused."""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
+
+from mwuf_dist.config import UserError
+from mwuf_dist.config.logs import LogsConfig
+from mwuf_dist.data.init_config import names
+from mwuf_dist.data.readers import encode, labels
+from mwuf_dist.data.readers.arrow_types import text_of
+from mwuf_dist.data.readers.ids import codes
+from mwuf_dist.data.readers.log_tables import LogTable
+
+NEGATIVES = 4
+NO_LABEL = "none"  # --label none: every row is a positive.
+# From the rarest and most telling on: the first that is there is what counts as positive.
+POSITIVE_ACTIONS = (
+    ("buy", "bought", "purchase", "purchased", "transaction", "checkout", "conversion", "converted", "paid", "sale"),
+    ("order", "ordered", "booking", "booked", "install", "installed", "subscribe", "subscribed"),
+    ("cart", "addtocart", "add2cart", "basket"),
+    ("like", "liked", "fav", "favorite", "favourite", "collect", "save", "saved", "bookmark", "wishlist", "share"),
+    ("click", "clicked", "clicks", "clk", "open", "opened", "play", "played", "complete", "completed"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LabelGuess:
+    """A rule for labels.
+
+    Attributes:
+        options: with the rule in it.
+        key: which key of `data.logs` the note stands beside.
+        note: what spoke for it and against it.
+    """
+
+    options: LogsConfig
+    key: str
+    note: str
+
+
+def guess_label(
+    table: LogTable,
+    options: LogsConfig,
+    named: str = "",
+    label_is: Sequence[str] = (),
+    label_at_least: float | None = None,
+    of_items: Sequence[str] = (),
+    of_users: Sequence[str] = (),
+) -> LabelGuess:
+    """Finds the rule.
+
+    Args:
+        table: all rows.
+        options: with user, item and time.
+        named: `--label`: the column, or `none` for no label.
+        label_is: `--label-is`: values that are positive.
+        label_at_least: `--label-at-least`: the threshold.
+        of_items: columns that are constant for items (an average, say), so that they tell nothing of a row.
+        of_users: the same for users.
+
+    Raises:
+        UserError: a column looks like the label and is not understood; the message says which options there are.
+    """
+    if named == NO_LABEL:
+        return _positives(options, "--label none: every row is taken as a positive")
+    taken = (options.user, options.item, options.time)
+    columns = table.columns
+    rest = [one for one in columns.column_names if one not in taken and not pa.types.is_nested(columns[one].type)]
+    if named or label_is or label_at_least is not None:
+        return _named(table, options, rest, named, label_is, label_at_least)
+    scored = sorted((one for one in rest if names.label_score(one)), key=names.label_score, reverse=True)
+    for name in scored:
+        found = _by_values(table, options, name)
+        if found is not None:
+            others = [one for one in scored if one != name]
+            note = found.note + (f"; {', '.join(others)} could be it, too (--label)" if others else "")
+            return dataclasses.replace(found, note=note)
+    if scored:
+        raise UserError(_not_understood(table, scored[0]))
+    rating = names.by_word([one for one in rest if one not in of_items], names.RATING)
+    if rating and numbers_of(table.columns[rating]) is not None:
+        return _halved(table, options, rating)
+    action = names.by_word(rest, names.ACTION)
+    if action:
+        found = _by_action(table, options, action)
+        if found is not None:
+            return found
+    flags = [one for one in rest if one not in (*of_items, *of_users) and _is_zero_or_one(table.columns[one])]
+    if flags:
+        raise UserError(
+            f"{table.files[0]}: no column is named like a label, and {', '.join(flags)} hold 0 and 1: --label "
+            f"{flags[0]} "
+            "takes it as the label, --label none takes every row as a positive"
+        )
+    return _positives(options, "no column looks like a label: every row is taken as a positive")
+
+
+def _positives(options: LogsConfig, note: str) -> LabelGuess:
+    return LabelGuess(dataclasses.replace(options, negatives_per_positive=NEGATIVES), "negatives_per_positive", note)
+
+
+def _named(
+    table: LogTable,
+    options: LogsConfig,
+    rest: Sequence[str],
+    named: str,
+    label_is: Sequence[str],
+    label_at_least: float | None,
+) -> LabelGuess:
+    name = named or names.by_word(rest, names.ACTION) or next(filter(names.label_score, rest), "")
+    name = name or names.by_word(rest, names.RATING)
+    if name not in table.columns.column_names:
+        raise UserError(f"{table.files[0]}: no column {name!r} for the label; --label takes one of {', '.join(rest)}")
+    if label_is:
+        chosen = dataclasses.replace(options, label_from=name, label_is=tuple(label_is))
+        labels.read_labels(table, chosen)  # names a value that no row has
+        return LabelGuess(chosen, "label_is", f"as --label-is says; of {_listed(table, name)}")
+    if label_at_least is not None:
+        chosen = dataclasses.replace(options, label_from=name, label_at_least=label_at_least)
+        return LabelGuess(chosen, "label_at_least", "as --label-at-least says")
+    found = _by_values(table, options, name) or _by_action(table, options, name)
+    if found is not None:
+        return found
+    if numbers_of(table.columns[name]) is not None:
+        return _halved(table, options, name)
+    raise UserError(_not_understood(table, name))
+
+
+def _by_values(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | None:
+    """A rule for a column that is named like a label; None where its values say nothing."""
+    index, values = codes(table.columns[name])
+    if not len(values):
+        return None
+    named_again = pc.equal(text_of(values), name).to_numpy(zero_copy_only=False)  # a line of names within the file
+    if named_again.any():
+        values = values.filter(pa.array(~named_again))
+        index = np.where(np.append(named_again, False)[index], -1, np.append(np.cumsum(~named_again) - 1, -1)[index])
+    of_value = labels.label_of(values, dataclasses.replace(options, label=name))
+    if (of_value >= 0).all():
+        share = float(of_value[index[index >= 0]].mean())
+        if 0 < share < 1:
+            chosen = dataclasses.replace(options, label=name)
+            note = f"by its name and its values ({_listed(table, name)}); {share:.1%} positive"
+            return LabelGuess(chosen, "label", note)
+        one = values[0].as_py()
+        if share == 1 and not (index < 0).any():
+            return _positives(options, f"column {name!r} is {one!r} in every row: a log of positives")
+        raise UserError(
+            f"{table.files[0]}: column {name!r} looks like the label, but is {one!r} in every row that has one: there "
+            "is nothing to learn; name another with --label COLUMN, or --label none to take every row as a positive"
+        )
+    numbers = numbers_of(table.columns[name])
+    if numbers is not None and (known := numbers[~np.isnan(numbers)]).min() == 0 and not np.mod(known, 1).any():
+        chosen = dataclasses.replace(options, label_from=name, label_at_least=1.0)
+        note = f"counts from 0 to {known.max():g}: {(known >= 1).mean():.1%} are 1 or more"
+        return LabelGuess(chosen, "label_at_least", note)
+    return _by_action(table, options, name)
+
+
+def _by_action(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | None:
+    """A rule for words of what happened."""
+    column = table.columns[name]
+    values = text_of(codes(column)[1]).to_pylist()
+    if len(values) == 1:
+        return _positives(options, f"column {name!r} is {values[0]!r} in every row: a log of positives")
+    chosen = positive_action(values)
+    if chosen is not None:
+        made = dataclasses.replace(options, label_from=name, label_is=(chosen,))
+        return LabelGuess(made, "label_is", f"of {_listed(table, name)}; --label-is VALUE chooses others")
+    if names.by_word([name], names.ACTION):
+        raise UserError(_not_understood(table, name))
+    return None
+
+
+def positive_action(values: Sequence[str]) -> str | None:
+    """The most telling positive of words of what happened, as whole words: dislike and no_click are none."""
+    if len(values) > 200:
+        return None
+    of_value = {value: names.words(value) for value in values}
+    good = {v: parts for v, parts in of_value.items() if not set(parts) & names.NEGATIONS}
+    for kinds in POSITIVE_ACTIONS:
+        found = [value for value, parts in good.items() if set(parts) & set(kinds)]
+        if found:
+            return min(found, key=lambda value: (len(of_value[value]), value))
+    return None
+
+
+def _halved(table: LogTable, options: LogsConfig, name: str) -> LabelGuess:
+    numbers = numbers_of(table.columns[name])
+    assert numbers is not None
+    threshold, share = halving(numbers)
+    if not 0.02 <= share <= 0.98:
+        raise UserError(
+            f"{table.files[0]}: no threshold of column {name!r} makes between 2 % and 98 % of the rows positive (the "
+            f"nearest, {threshold:g}, makes {share:.1%}); say one with --label-at-least NUMBER, or --label none"
+        )
+    made = dataclasses.replace(options, label_from=name, label_at_least=threshold)
+    note = f"makes {share:.0%} of the rows positive, of all thresholds the nearest to half"
+    return LabelGuess(made, "label_at_least", note)
+
+
+def halving(numbers: np.ndarray) -> tuple[float, float]:
+    """The threshold that makes the fraction of rows at or above it nearest to a half; that fraction."""
+    values, counts = np.unique(numbers[~np.isnan(numbers)], return_counts=True)
+    if len(values) < 2:
+        return 1.0, 0.0
+    shares = counts[::-1].cumsum()[::-1] / counts.sum()
+    best = 1 + int(np.argmin(np.abs(shares[1:] - 0.5)))
+    return float(values[best]), float(shares[best])
+
+
+def numbers_of(column: pa.ChunkedArray) -> np.ndarray | None:
+    """Each row's number, NaN where it is missing; None for a column of something else."""
+    if pa.types.is_nested(column.type):
+        return None
+    index, values = codes(column)
+    if pa.types.is_boolean(values.type) or pa.types.is_timestamp(values.type) or not len(values):
+        return None
+    numbers = encode.to_float(values.cast(pa.string()))
+    return None if np.isnan(numbers).any() else np.append(numbers, np.nan)[index]
+
+
+def _is_zero_or_one(column: pa.ChunkedArray) -> bool:
+    values = codes(column)[1]
+    if not 2 <= len(values) <= 6:
+        return False
+    text = {re.sub(r"\.0+$", "", one.lower()) for one in text_of(values).to_pylist()}
+    return text == {"0", "1"} or text == {"true", "false"}
+
+
+def _listed(table: LogTable, name: str) -> str:
+    index, values = codes(table.columns[name])
+    counts = np.bincount(index[index >= 0], minlength=len(values))
+    order = np.argsort(-counts, kind="stable")[:12]
+    texts = text_of(values).to_pylist()
+    return ", ".join(f"{texts[k]} ({counts[k]:,})" for k in order) + (", ..." if len(values) > 12 else "")
+
+
+def _not_understood(table: LogTable, name: str) -> str:
+    value = text_of(codes(table.columns[name])[1])[0].as_py()
+    return (
+        f"{table.files[0]}: column {name!r} looks like the label, but its values ({_listed(table, name)}) do not say "
+        "what is a "
+        f"positive. Say it: --label {name} --label-is {value!r} (the values that are), --label {name} --label-at-least "
+        "NUMBER, another --label COLUMN, or --label none to take every row as a positive"
+    )

@@ -1,0 +1,68 @@
+"""How the files of a log are written: delimiter, quotes, letters, names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from mwuf_dist.config import UserError
+from mwuf_dist.config.logs import LogsConfig
+from mwuf_dist.data.readers import csv_text, log_files
+
+_DELIMITERS = (",", ";", "\t", "|", "::")
+_SAMPLE_LINES = 50
+
+
+def how_written(
+    path: Path, options: LogsConfig, header: tuple[str, ...], delimiter: str, quote: str | None, encoding: str
+) -> LogsConfig:
+    """The options of reading for a file like this one; what is given stands.
+
+    Raises:
+        UserError: its letters are in no known encoding, or an unclosed quote swallows lines.
+    """
+    named = {"quote": "" if quote == "none" else quote} if quote is not None else {}
+    options = dataclasses.replace(options, header=header, encoding=encoding or "utf-8", **named)
+    if log_files.is_parquet(path):
+        return options
+    if not encoding:
+        options = dataclasses.replace(options, encoding=_encoding(path, options))
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(delimiter, delimiter) or _delimiter(path, options)
+    options = dataclasses.replace(options, delimiter=delimiter)
+    swallows = quote is None and csv_text.first_swallowed(path, options) is not None
+    return dataclasses.replace(options, quote="") if swallows and csv_text.is_even_unquoted(path, options) else options
+
+
+def _encoding(path: Path, options: LogsConfig) -> str:
+    """utf-8, or utf-16 by its byte order mark.
+
+    Raises:
+        UserError: the text is in neither.
+    """
+    with path.open("rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            return "utf-16"
+    try:
+        for _, row in zip(range(10_000), csv_text.rows_of(path, options), strict=False):
+            del row
+    except UserError as error:
+        raise UserError(f"{error}; say it: --encoding cp1252 (or latin-1, utf-16, gb18030, shift_jis, ...)") from None
+    return "utf-8"
+
+
+def _delimiter(path: Path, options: LogsConfig) -> str:
+    """What divides the lines into equally many columns, empty where that is the default."""
+    usual = csv_text.delimiter_of(path, options)
+    best, most = usual, 1
+    for one in (usual, *_DELIMITERS):
+        tried = dataclasses.replace(options, delimiter=one)
+        widths = [len(row.values) for _, row in zip(range(_SAMPLE_LINES), csv_text.rows_of(path, tried), strict=False)]
+        if widths and widths[0] > most and (most == 1 or one == "::") and widths.count(widths[0]) >= 0.9 * len(widths):
+            best, most = one, widths[0]
+    return "" if best == usual else best
+
+
+def looks_like_data(names: Sequence[str]) -> bool:
+    """Whether what should be names is data: two numbers among them."""
+    return sum(one.replace(".", "", 1).lstrip("-").isdecimal() for one in names) >= 2

@@ -1,0 +1,226 @@
+"""Logs as they are found: each is read with the right value, or refused with the way out; nothing wrong in silence."""
+
+from __future__ import annotations
+
+import bz2
+import datetime
+import tomllib
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mwuf_dist.config import UserError
+from mwuf_dist.data.init_config.label_guess import halving, positive_action
+from mwuf_dist.data.init_config.propose import Asked, Proposal, propose
+from mwuf_dist.data.init_config.write_config import comment
+from mwuf_dist.data.readers import ids
+from tests.data.log_files import CLICKS, read, rows, write
+
+NUM = 60
+
+
+def log(**columns: list[Any]) -> dict[str, list[Any]]:
+    """A log of 60 rows, 10 users and 12 items, with a label that changes from row to row."""
+    made: dict[str, list[Any]] = {
+        "user_id": [index % 10 for index in range(NUM)],
+        "item_id": [900 + index * 7 % 12 for index in range(NUM)],
+        "timestamp": [1_600_000_000 + index for index in range(NUM)],
+        "label": [int(index % 3 == 0) for index in range(NUM)],
+    }
+    return made | columns
+
+
+def csv_of(columns: dict[str, list[Any]], sep: str = ",") -> str:
+    lines = [sep.join(columns), *(sep.join(map(str, row)) for row in zip(*columns.values(), strict=True))]
+    return "\n".join(lines) + "\n"
+
+
+def proposed(folder: Path, text: str, name: str = "log.csv", **asked: Any) -> Proposal:
+    return propose(str(write(folder, name, text)), asked=Asked(**asked))
+
+
+@pytest.mark.parametrize(("zero", "one"), [("0.0", "1.0"), ("-1", "1"), ("f", "t"), ("no", "yes"), ("False", "True")])
+def test_a_label_is_read_however_it_is_written(zero: str, one: str, tmp_path: Path) -> None:
+    found = proposed(tmp_path, csv_of(log(label=[(zero, one)[index % 3 == 0] for index in range(NUM)])))
+    assert found.options.label == "label" and not found.options.negatives_per_positive
+    assert found.rows is not None and int(found.rows.label.sum()) == 20
+
+
+def test_a_label_that_is_written_in_two_ways_over_files_is_one(tmp_path: Path) -> None:
+    write(tmp_path, "logs/1.csv", csv_of(log()))
+    write(tmp_path, "logs/2.csv", csv_of(log(label=[index % 3 == 0 for index in range(NUM)], user_id=[77] * NUM)))
+    found = propose(str(tmp_path / "logs"))
+    assert found.options.label == "label" and found.rows is not None and int(found.rows.label.sum()) == 40
+
+
+@pytest.mark.parametrize("values", [["0"], ["1", "2"], ["foo", "bar"]])
+def test_a_column_named_label_that_is_not_understood_is_refused_with_the_options(
+    values: list[str], tmp_path: Path
+) -> None:
+    text = csv_of(log(label=[values[index % len(values)] for index in range(NUM)]))
+    with pytest.raises(UserError, match=r"column 'label' looks like the label.*--label none"):
+        proposed(tmp_path, text)
+    assert proposed(tmp_path, text, label="none").options.negatives_per_positive == 4
+
+
+def test_actions_count_as_whole_words() -> None:
+    assert positive_action(["dislike", "like", "view"]) == "like"
+    assert positive_action(["no_click", "click"]) == "click"
+    assert positive_action(["view", "addToCart", "remove_from_cart"]) == "addToCart"
+    assert positive_action(["no_click", "dislike"]) is None
+
+
+def test_a_threshold_is_found_among_all_values() -> None:
+    import numpy as np
+
+    assert halving(np.arange(-500.0, 500.0)) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (("visitor_id", "user_agent", "product_id", "item_price", "created_at", "time_on_page"), (0, 2, 4)),
+        (("userId", "movieId", "eventTime"), (0, 1, 2)),
+        (("household_id", "user_feature_0", "sku", "day"), (0, 2, 3)),
+        (("CustomerID", "StockCode", "InvoiceDate"), (0, 1, 2)),
+        (("user_id", "birth_date", "track_id", "played_at"), (0, 2, 3)),
+    ],
+)
+def test_roles_are_found_by_whole_words(
+    columns: tuple[str, ...], expected: tuple[int, int, int], tmp_path: Path
+) -> None:
+    made = {name: [f"{name}{index * 7 % 11}" for index in range(NUM)] for name in columns}
+    for name in columns:
+        if any(word in name.lower() for word in ("time", "date", "_at", "day", "price")):
+            made[name] = [str(1_600_000_000 + index) for index in range(NUM)]
+    options = proposed(tmp_path, csv_of(made)).options
+    assert (options.user, options.item, options.time) == tuple(columns[place] for place in expected)
+
+
+def test_ids_have_one_form_in_csv_and_parquet_and_are_exact(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.csv", "user_id,item_id,timestamp,clicked\n12.0,7,1,0\n,7,2,1\n")
+    write(tmp_path, "a/2.csv", "user_id,item_id,timestamp,clicked\n12,7,3,1\n")
+    assert [row[0] for row in rows(read(tmp_path / "a", drop_incomplete=True))] == [12, 12]
+    big = [Decimal(9007199254740993 + k) for k in range(3)]
+    table = {"user_id": pa.array(big, pa.decimal128(38, 0)), "item_id": [1, 2, 3], "timestamp": [1, 2, 3]}
+    pq.write_table(pa.table(table | {"clicked": [0, 1, 0]}), tmp_path / "log.parquet")
+    assert [row[0] for row in rows(read(tmp_path / "log.parquet"))] == [int(one) for one in big]
+
+
+def test_leading_zeros_are_told_from_none_by_what_the_data_set_holds() -> None:
+    numbers, padded = pa.array([5, 905]), pa.array(["00005", "00905"])
+    assert ids.find(pa.array(["00905", "12.0"]), numbers).tolist() == [1, -1]
+    assert ids.find(pa.array([905]), padded).tolist() == [1]
+    both = pa.array(["007", "7"])
+    assert ids.find(pa.array([7]), both).tolist() == [1]
+
+
+def test_units_of_time_that_differ_over_files_are_refused_by_name(tmp_path: Path) -> None:
+    write(tmp_path, "logs/1.csv", csv_of(log(timestamp=[1_600_000_000_000 + k for k in range(NUM)])))
+    write(tmp_path, "logs/2.csv", csv_of(log()))
+    with pytest.raises(UserError, match=r"1.csv.*milliseconds.*2.csv has seconds"):
+        propose(str(tmp_path / "logs"))
+
+
+@pytest.mark.parametrize("absurd", ["99999999999999", "1e19", "253402300799"])
+def test_one_absurd_time_is_one_bad_row(absurd: str, tmp_path: Path) -> None:
+    times: list[Any] = [1_600_000_000 + k for k in range(NUM)]
+    found = proposed(tmp_path, csv_of(log(timestamp=[*times[:-1], absurd])))
+    assert found.rows is not None and len(found.rows.kept) == NUM - 1
+    assert found.rows.time[0] == 1_600_000_000_000_000
+
+
+@pytest.mark.parametrize(
+    "form", ["%Y-%m-%d %H:%M:%S UTC", "%Y-%m-%dT%H:%M:%S.1234567Z", "%Y-%m-%d %H:%M:%S.123456789Z"]
+)
+def test_dates_of_every_writer_are_read(form: str, tmp_path: Path) -> None:
+    when = [datetime.datetime.fromtimestamp(1_600_000_000 + k, datetime.UTC).strftime(form) for k in range(NUM)]
+    found = proposed(tmp_path, csv_of(log(timestamp=when)))
+    assert found.rows is not None and found.rows.time[0] // 10**6 == 1_600_000_000
+
+
+def test_lists_of_every_arrow_kind_are_joined(tmp_path: Path) -> None:
+    tags = [["a", "b"] if index % 2 else None for index in range(NUM)]
+    kinds = [pa.list_(pa.string()), pa.large_list(pa.large_string()), pa.list_(pa.field("element", pa.string(), False))]
+    (tmp_path / "logs").mkdir()
+    for place, kind in enumerate(kinds):
+        pq.write_table(pa.table(log() | {"tags": pa.array(tags, kind)}), tmp_path / "logs" / f"{place}.parquet")
+    pq.write_table(pa.table(log() | {"tags": pa.nulls(NUM)}), tmp_path / "logs" / "4.parquet")
+    found = propose(str(tmp_path / "logs"))
+    assert found.rows is not None and found.rows.table.columns["tags"].type == pa.list_(pa.string())
+
+
+def test_columns_of_odd_types_are_left_out_with_a_reason(tmp_path: Path) -> None:
+    odd = {
+        "a": pa.array([[{"x": 1}]] * NUM),
+        "b": pa.array([[0.5, 0.25]] * NUM, pa.list_(pa.float32(), 2)),
+        "c": pa.array([datetime.time(1)] * NUM),
+        "d": pa.array([2**63 + k for k in range(NUM)], pa.uint64()),
+    }
+    pq.write_table(pa.table(log() | odd), tmp_path / "log.parquet")
+    assert set(propose(str(tmp_path / "log.parquet")).left_out) >= {"a", "b", "c"}
+
+
+def test_files_are_read_by_their_content_and_the_others_are_listed(tmp_path: Path) -> None:
+    write(tmp_path, "logs/1.csv", csv_of(log()))
+    (tmp_path / "logs/2.csv.BZ2").write_bytes(bz2.compress(csv_of(log(user_id=[50] * NUM)).encode()))
+    write(tmp_path, "logs/part-00003", csv_of(log(user_id=[51] * NUM)))
+    pq.write_table(pa.table(log(user_id=[52] * NUM)), tmp_path / "logs/4.parquet.gzip")
+    write(tmp_path, "elsewhere/5.csv", csv_of(log(user_id=[53] * NUM)))
+    (tmp_path / "logs/more").symlink_to(tmp_path / "elsewhere")
+    write(tmp_path, "logs/README.txt", "These are the logs.")
+    write(tmp_path, "logs/6.jsonl", "{}")
+    found = propose(str(tmp_path / "logs"))
+    assert found.rows is not None and found.rows.table.num_rows == 5 * NUM
+    assert [one for one in found.remarks if "README.txt" in one] and [one for one in found.remarks if "6.jsonl" in one]
+
+
+def test_numbers_in_names_of_files_are_in_their_order(tmp_path: Path) -> None:
+    for day in (1, 2, 10):
+        write(tmp_path, f"logs/log_{day}.csv", CLICKS)
+    from mwuf_dist.data.readers.log_files import find_files
+
+    assert [path.stem for path in find_files(str(tmp_path / "logs"), "LOGS")] == ["log_1", "log_2", "log_10"]
+
+
+def test_an_open_quote_swallows_no_lines(tmp_path: Path) -> None:
+    titles = [f'"The {index}' if index in (3, 40) else "A title" for index in range(NUM)]
+    found = proposed(tmp_path, csv_of(log(title=titles), "\t"), "log.tsv")
+    assert found.options.quote == "" and found.rows is not None and found.rows.table.num_rows == NUM
+    with pytest.raises(UserError, match=r"log.tsv:5: a quote.*never closed.*data.logs.quote"):
+        read(tmp_path / "log.tsv", label="label")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + csv_of(log()).replace("user_id,item_id", '"user_id","item_id"', 1),
+        csv_of(log()).replace(",", ", "),
+        "# made today\n# by hand\n" + csv_of(log()),
+        csv_of(log()) + "Total,,,\n",
+        csv_of(log()) + "(60 rows)\n",
+        csv_of(log()).replace("3,909,1600000003,1", "3,909,1600000003,1\nuser_id,item_id,timestamp,label"),
+    ],
+)
+def test_what_stands_around_a_table_is_no_part_of_it(text: str, tmp_path: Path) -> None:
+    found = proposed(tmp_path, text)
+    assert found.rows is not None and len(found.rows.kept) == NUM
+    assert found.rows.user_ids.equals(pa.array(range(10)))
+
+
+def test_a_file_without_names_is_refused_and_the_option_named(tmp_path: Path) -> None:
+    text = csv_of(log()).split("\n", 1)[1]
+    with pytest.raises(UserError, match="--header"):
+        proposed(tmp_path, text, user="0", item="900", time="1600000000")
+    found = proposed(tmp_path, text, header=("user_id", "item_id", "timestamp", "label"))
+    assert found.rows is not None and len(found.rows.kept) == NUM
+
+
+@pytest.mark.parametrize("hostile", ["a\nb = 1", 'x"y', "\x7f", "\x1b[31m", "\u2028[method]"])
+def test_text_of_data_stays_within_a_comment(hostile: str) -> None:
+    assert tomllib.loads(f"x = 1  {comment(hostile)}\n") == {"x": 1}
+    assert "\x1b" not in comment(hostile)
