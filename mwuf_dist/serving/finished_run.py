@@ -290,7 +290,9 @@ class FinishedRun:
 
     def _of_side(self, indices: Indices, side: Side) -> torch.Tensor:
         """Indices [n] as int64 on the device of the model: native code reads wherever they point."""
-        num = self.num_items if side == "item" else self.prepared.num_users
+        # What `warm` has written has one more row of users, which is nobody's: who is unknown, and has no history.
+        num_users = self.prepared.num_users + (self.state is not None and self.histories is None)
+        num = self.num_items if side == "item" else num_users
         return checked_indices(indices, num, side, self.model.runtime.device)
 
     def load_state(self) -> None:

@@ -127,6 +127,8 @@ def why_bad(table: LogTable, options: LogsConfig, times: Times, row: int) -> str
         return (
             f"{value!r}, not as data.logs.time_format = {options.time_format!r} has it; correct the row or the format"
         )
+    if times.form.kind == "whole" and isinstance(value, float):
+        return f"{value!r}; times of this data set are whole numbers; correct it"
     if isinstance(value, str) and times.form.kind != "date" and _is_number(value) is False:
         return (
             f"{value!r}, neither a number nor an ISO 8601 date like the rows before it; correct it, or say in "
