@@ -2,10 +2,11 @@
 
     python -m benchmarks.ranks configs/movielens-1m.toml [--section.key VALUE ...]
 
-The global batch has 8192 rows, however many ranks share it. Every table is looked up by TorchRec's sharded collections,
-also on one rank, where `mwuf run` would read it in place. The plain program is one process; while it takes its turn the
-ranks wait. "ours" is rows of the global batch over the processor time of the busiest rank: what each rank would need if
-it had a core for itself, with what it does to exchange rows, but without waiting for the others.
+The global batch has 8192 rows, however many ranks share it; tables are row-wise unless `--embedding.sharding` says
+otherwise. Every table in shards is looked up by TorchRec's collections, also on one rank, where `mwuf run` would read
+it in place. The plain program is one process; while it takes its turn the ranks wait. "ours" is rows of the global
+batch over the processor time of the busiest rank: what each rank would need if it had a core for itself, with what it
+does to exchange rows, but without waiting for the others.
 """
 
 from __future__ import annotations
@@ -137,7 +138,9 @@ def _launch(ranks: int, arguments: list[str], options: argparse.Namespace) -> li
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.json"
         times = ["--steps", str(options.steps), "--rounds", str(options.rounds), "--rank", str(path)]
-        command = [*one, *launcher, "-m", "benchmarks.ranks", *arguments, *times]
+        # Replicated tables, which `auto` makes of small ones, would be read in place.
+        sharding = [] if "--embedding.sharding" in arguments else ["--embedding.sharding", "row_wise"]
+        command = [*one, *launcher, "-m", "benchmarks.ranks", *arguments, *sharding, *times]
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
         return read(path).rows
 

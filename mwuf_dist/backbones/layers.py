@@ -4,35 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
+from mwuf_dist.runtime.collectives import sum_over_ranks_
 from mwuf_dist.runtime.draws import row_noise
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over the ranks; every rank's loss depends on it, so its gradient is the sum of theirs."""
+class _Normalised(torch.autograd.Function):
+    """(x - mean) / deviation of x [B, C] over the rows of all ranks that weigh 1: an exchange each way."""
 
     @staticmethod
-    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        width = x.shape[1]
+        weighted = x if weight is None else x * weight[:, None]
+        # Squares about this rank's mean: in float32, squares of x itself would drown a small deviation.
+        count = float(len(x)) if weight is None else float(weight.sum())
+        about = weighted.sum(0) / max(count, 1.0)
+        deviation = x - about if weight is None else (x - about) * weight[:, None]
+        plain, about = weighted.sum(0).double(), about.double()
+        squares = deviation.square().sum(0).double() + 2 * about * plain - count * about.square()
+        sums = sum_over_ranks_(torch.cat([plain, squares, plain.new_tensor([count])]))
+        total = sums[-1].clamp(min=1)
+        mean = sums[:width] / total
+        variance = (sums[width:-1] / total - mean.square()).clamp(min=0)
+        mean, variance, total = (value.to(x.dtype) for value in (mean, variance, total))
+        factor = torch.rsqrt(variance + eps)
+        out = (x - mean) * factor
+        ctx.save_for_backward(out, factor, total)
+        ctx.weight = weight
+        ctx.mark_non_differentiable(mean, variance, total)
+        return out, mean, variance, total
 
     @staticmethod
-    def backward(ctx: object, *gradients: torch.Tensor) -> torch.Tensor:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
-
-
-def _sum_over_ranks(x: torch.Tensor) -> torch.Tensor:
-    out = _Sum.apply(x) if dist.get_world_size() > 1 else x
-    assert isinstance(out, torch.Tensor)
-    return out
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        out, factor, total = ctx.saved_tensors
+        sums = sum_over_ranks_(torch.stack([gradient.sum(0), (gradient * out).sum(0)])) / total
+        pulled = sums[0] + out * sums[1]
+        if ctx.weight is not None:
+            pulled = pulled * ctx.weight[:, None]
+        return (gradient - pulled) * factor, None, None
 
 
 class GlobalBatchNorm(nn.Module):
@@ -66,18 +85,13 @@ class GlobalBatchNorm(nn.Module):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
             )
-        weight = torch.ones(len(x), device=x.device, dtype=x.dtype) if row_weight is None else row_weight
-        with torch.autocast(x.device.type, enabled=False):
-            sums = _sum_over_ranks(torch.cat([weight @ x, weight.sum().reshape(1)]))
-            count = sums[-1].detach().clamp(min=1)
-            mean = sums[:-1] / count
-            centred = x - mean
-            variance = _sum_over_ranks(weight @ centred.square()) / count
+        out: Any = _Normalised.apply(x, row_weight, self.eps)
+        normalised, mean, variance, count = out
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp(min=1)
-            self.running_mean.lerp_(mean.detach(), self.momentum)
-            self.running_var.lerp_(unbiased.detach(), self.momentum)
-        return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
+        return normalised * self.weight + self.bias
 
     @torch.no_grad()
     def affine(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -74,7 +74,8 @@ class EmbeddingConfig:
     optimizer: Literal["auto", "adam", "rowwise_adagrad"] = "auto"
     fused_above_rows: Count = 5_000_000  # `auto` takes rowwise_adagrad above this many rows.
     rowwise_adagrad_lr: Positive = 0.02  # Its learning rate (adam uses the stage's).
-    sharding: Literal["auto", "row_wise", "table_wise", "column_wise"] = "auto"  # auto: row-wise for large tables.
+    # On several ranks. replicated: every rank holds all rows, for small tables; auto: by rows, else row-wise.
+    sharding: Literal["auto", "replicated", "row_wise", "table_wise", "column_wise"] = "auto"
     # Item fields: a value that fewer old items have is treated as unknown, so that it cannot stand for one of them.
     min_old_items: CountOrZero = 0
     smooth_ordinal: bool = False  # An ordinal field (a year, say) is the mean of its value and the two beside it.

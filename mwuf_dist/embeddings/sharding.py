@@ -10,8 +10,13 @@ from torchrec.distributed.sharding_plan import column_wise, row_wise, table_wise
 
 from mwuf_dist.config import EmbeddingConfig, UserError
 
-# `auto` shards a table over all ranks from this many rows on; below, its traffic is not worth cutting it up.
-ROW_WISE_FROM = 1 << 14
+# `auto` replicates a collection of at most so many rows beyond those that a rank looks up in a step: an exchange of
+# ids, rows and gradients takes as long as summing, and stepping on, the gradients of some 16 thousand rows more.
+_REPLICATED_ROWS = 1 << 14
+# Of another collection it shards a table over all ranks from so many rows on.
+_ROW_WISE_FROM = 1 << 14
+# Tables that are only read cost no exchange where every rank holds them: `auto` replicates them up to so many bytes.
+_REPLICATED_FROZEN_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,10 @@ def _without_columns(sharding: str) -> str:
 
 @dataclass(frozen=True)
 class Placement:
-    """How a table is laid over the ranks: `kind` of sharding, the rank that holds a `table_wise` one, its kernel."""
+    """How a table is laid over the ranks: `kind` of sharding, the rank that holds a `table_wise` one, its kernel.
+
+    A `replicated` one is held whole by every rank.
+    """
 
     kind: str
     rank: int
@@ -43,7 +51,11 @@ class Placement:
 
 
 def placements(
-    specs: Sequence[TableSpec], config: EmbeddingConfig, world_size: int, trained: bool = True
+    specs: Sequence[TableSpec],
+    config: EmbeddingConfig,
+    world_size: int,
+    trained: bool = True,
+    rows_per_step: int = 0,
 ) -> dict[str, Placement]:
     """The sharding plan of a collection; needs no device. TorchRec's planner offers no row-wise sharding on CPU.
 
@@ -52,17 +64,21 @@ def placements(
         config: sharding and optimizer.
         world_size: number of ranks.
         trained: False for tables that are filled and then only read.
+        rows_per_step: rows of a rank's part of a batch.
 
     Raises:
-        UserError: the width of a table cannot be shared out by columns.
+        UserError: the width of a table cannot be shared out by columns, or a table that trains in its own backward is
+            to be replicated.
     """
+    if world_size > 1 and _is_replicated(specs, config, trained, rows_per_step):
+        return {spec.name: Placement("replicated", 0, False) for spec in specs}
     sharding = config.sharding if trained else _without_columns(config.sharding)
     load = [0] * world_size
     out: dict[str, Placement] = {}
     for spec in sorted(specs, key=lambda s: -s.rows * s.dim):
         kind = sharding
         if kind == "auto":
-            kind = "row_wise" if world_size > 1 and spec.rows >= ROW_WISE_FROM else "table_wise"
+            kind = "row_wise" if world_size > 1 and spec.rows >= _ROW_WISE_FROM else "table_wise"
         if kind == "column_wise" and spec.dim % (4 * world_size):
             raise UserError(
                 f"embedding.sharding = 'column_wise': table {spec.name} is {spec.dim} wide, which {world_size} ranks "
@@ -75,6 +91,23 @@ def placements(
             load[rank] += spec.rows * spec.dim
         out[spec.name] = Placement(kind, rank, trained and _is_fused(spec, config))
     return out
+
+
+def _is_replicated(specs: Sequence[TableSpec], config: EmbeddingConfig, trained: bool, rows_per_step: int) -> bool:
+    """Whether every rank holds a collection whole."""
+    fused = [spec.name for spec in specs if trained and _is_fused(spec, config)]
+    if config.sharding == "replicated":
+        if fused:
+            raise UserError(
+                f"embedding.sharding = 'replicated': table {fused[0]} is trained by rowwise_adagrad, in the backward "
+                "of the rank that holds it: take embedding.optimizer = 'adam', or embedding.sharding = 'auto'"
+            )
+        return True
+    if config.sharding != "auto" or fused or len({spec.pooling for spec in specs}) != 1:
+        return False
+    if not trained:
+        return sum(spec.rows * spec.dim for spec in specs) * 4 <= _REPLICATED_FROZEN_BYTES
+    return sum(spec.rows for spec in specs) <= rows_per_step + _REPLICATED_ROWS
 
 
 def sharding_of(placement: Placement, world_size: int) -> Callable:

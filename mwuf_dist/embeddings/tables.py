@@ -30,7 +30,8 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from mwuf_dist.config import EmbeddingConfig
 from mwuf_dist.embeddings.local_tables import DirectTables
-from mwuf_dist.embeddings.sharding import TableSpec, placements, sharding_of
+from mwuf_dist.embeddings.replicated import ReplicatedTables
+from mwuf_dist.embeddings.sharding import Placement, TableSpec, placements, sharding_of
 from mwuf_dist.runtime import Runtime, generator_seed
 
 # Notes of no use to a run: that a dense kernel ignores caching parameters it was not given, and one on tracing.
@@ -74,17 +75,40 @@ class Tables:
         config: sharding and optimizer.
         runtime: ranks and device.
         trained: False for tables that are filled and then only read: they get no fused optimizer.
+        rows_per_step: rows of a rank's part of a batch, which `embedding.sharding = "auto"` goes by.
     """
 
     def __init__(
-        self, name: str, specs: Sequence[TableSpec], config: EmbeddingConfig, runtime: Runtime, trained: bool = True
+        self,
+        name: str,
+        specs: Sequence[TableSpec],
+        config: EmbeddingConfig,
+        runtime: Runtime,
+        trained: bool = True,
+        rows_per_step: int = 0,
     ) -> None:
         self.name = name
         self.specs = {spec.name: spec for spec in specs}
+        self._names = list(self.specs)
         self._runtime = runtime
+        layout = placements(specs, config, runtime.world_size, trained, rows_per_step)
+        self.plan = {table: placement.kind for table, placement in layout.items()}
+        self.kernels = {table: "rowwise_adagrad" if p.is_fused else "adam" for table, p in layout.items()}
+        self._replicated = None
+        if "replicated" in self.plan.values():
+            self._replicated = ReplicatedTables(specs, runtime.device)
+        else:
+            self._shard(specs, config, layout)
+        self.is_whole = runtime.world_size == 1 or self._replicated is not None
+        self._local = self._local_kernel()
+        self.direct = self._direct_tables()
+        self._arange = torch.arange(1, device=runtime.device)
+
+    def _shard(self, specs: Sequence[TableSpec], config: EmbeddingConfig, layout: dict[str, Placement]) -> None:
+        """Makes TorchRec's collection of the tables."""
+        name, runtime = self.name, self._runtime
         # The loss is divided by the global weight, so gradients are summed over the ranks, not averaged.
         set_gradient_division(False)
-        layout = placements(specs, config, runtime.world_size, trained)
         fused = {name for name, placement in layout.items() if placement.is_fused}
         with _WithoutDraws():
             collection = EmbeddingBagCollection(
@@ -93,7 +117,6 @@ class Tables:
         for table in fused:
             parameter = collection.embedding_bags[table].get_parameter("weight")
             apply_optimizer_in_backward(RowWiseAdagrad, [parameter], {"lr": config.rowwise_adagrad_lr})
-        self.kernels = {s.name: "rowwise_adagrad" if s.name in fused else "adam" for s in specs}
         # torchrec types a sharder of a collection and a sharder of any module as unrelated.
         sharder: Any = EmbeddingBagCollectionSharder()
         plan = construct_module_sharding_plan(
@@ -104,7 +127,6 @@ class Tables:
             world_size=runtime.world_size,
             device_type=runtime.device.type,
         )
-        self.plan = {table: str(parameter.sharding_type) for table, parameter in plan.items()}
         assert dist.group.WORLD is not None
         self._module = DistributedModelParallel(
             nn.ModuleDict({name: collection}),
@@ -115,10 +137,6 @@ class Tables:
             init_data_parallel=False,
         )
         self._collection = self._module.module.get_submodule(name)
-        self._names = list(self.specs)
-        self._local = self._local_kernel()
-        self.direct = self._direct_tables()
-        self._arange = torch.arange(1, device=runtime.device)
 
     def __call__(self, features: KeyedJaggedTensor) -> torch.Tensor:
         """Pooled rows [bags, sum of the tables' widths], tables in the order of `specs`.
@@ -152,6 +170,8 @@ class Tables:
 
         TorchRec's way to it exchanges ids and rows between ranks; with one rank that is 0.3 ms a lookup for nothing.
         """
+        if self._replicated is not None:
+            return self._replicated.kernel
         if self._runtime.world_size > 1:
             return None
         sharded: Any = self._collection
@@ -166,6 +186,9 @@ class Tables:
 
         To time what that costs, or for the same bits on any number of ranks: a mean of rows is rounded otherwise there.
         """
+        if self._replicated is not None:
+            yield
+            return
         before = self._local, self.direct
         self._local, self.direct = None, None
         try:
@@ -201,6 +224,8 @@ class Tables:
 
     def flat_parameters(self) -> list[FlatParameter]:
         """Local weights that a torch optimizer trains (the fused ones train in their backward), kernel by kernel."""
+        if self._replicated is not None:
+            return [FlatParameter(self._replicated.weights, self._replicated.parts)]
         found: dict[int, FlatParameter] = {}
         for key, parameter in self._module.named_parameters():
             part: Any = parameter  # torchrec's slice of its kernel's weights
@@ -214,6 +239,8 @@ class Tables:
 
     def shards(self, table: str) -> list[LocalShard]:
         """This rank's parts of a table: views, writing to them writes to the table."""
+        if self._replicated is not None:
+            return [LocalShard(0, 0, self._replicated.table(table))]
         sharded = self._collection.state_dict()[f"embedding_bags.{table}.weight"]
         return [
             LocalShard(shard.metadata.shard_offsets[0], shard.metadata.shard_offsets[1], shard.tensor)
@@ -221,9 +248,9 @@ class Tables:
         ]
 
     def whole(self, table: str) -> torch.Tensor | None:
-        """A table's rows [rows, width] where this rank is the only one, to be read in place; None on several ranks."""
+        """A table's rows [rows, width] where this rank holds all of them, to be read in place; else None."""
         shards = self.shards(table)
-        return shards[0].weight.detach() if self._runtime.world_size == 1 and len(shards) == 1 else None
+        return shards[0].weight.detach() if self.is_whole and len(shards) == 1 else None
 
     @torch.no_grad()
     def draw(self, std: float, seed: int, table: str | None = None, from_row: int = 0) -> None:
@@ -257,6 +284,9 @@ class Tables:
             rows: which rows; all by default.
         """
         chosen = rows if rows is not None else range(self.specs[table].rows)
+        if self._replicated is not None:
+            self._fill_together(self._replicated.table(table), compute, chosen)
+            return
         device = self._runtime.device
         pieces = [
             (shard, begin, min(begin + _FILL_CHUNK_ROWS, stop))
@@ -273,6 +303,22 @@ class Tables:
             columns = slice(shard.column, shard.column + shard.weight.shape[1])
             shard.weight[begin - shard.row : end - shard.row] = values[:, columns]
 
+    def _fill_together(
+        self, weight: torch.Tensor, compute: Callable[[torch.Tensor], torch.Tensor], rows: range
+    ) -> None:
+        """Computes a part of the rows on each rank, and hands it to the others."""
+        runtime, chunk = self._runtime, _FILL_CHUNK_ROWS * self._runtime.world_size
+        for begin in range(rows.start, rows.stop, chunk):
+            end = min(begin + chunk, rows.stop)
+            each = -(-(end - begin) // runtime.world_size)
+            first = min(begin + runtime.rank * each, end)
+            last = min(first + each, end)
+            ids = torch.zeros(each, dtype=torch.int64, device=runtime.device)
+            torch.arange(first, last, out=ids[: last - first])
+            block = torch.zeros_like(weight[begin:end])
+            block[first - begin : last - begin] = compute(ids)[: last - first]
+            weight[begin:end] = runtime.sum(block)
+
     @torch.no_grad()
     def mean_row(self, table: str, used: torch.Tensor | None = None) -> torch.Tensor:
         """Mean of a table's rows [width] (of the rows where `used` [rows] is true), without gathering the table."""
@@ -284,11 +330,14 @@ class Tables:
                 weight = weight[used[shard.row : shard.row + len(weight)].to(weight.device)]
             total[shard.column : shard.column + weight.shape[1]] += weight.sum(0)
         count = spec.rows if used is None else int(used.sum())
-        return (self._runtime.sum(total) / max(1, count)).float()
+        total = total if self._replicated is not None else self._runtime.sum(total)
+        return (total / max(1, count)).float()
 
     @torch.no_grad()
     def reset_optimizer(self) -> None:
         """Forgets what fused optimizers have accumulated, as if they were made anew."""
+        if self._replicated is not None:
+            return
         for key, value in self.state().items():
             if key.startswith(f"{self.name}.fused."):
                 assert isinstance(value, ShardedTensor)
@@ -296,7 +345,9 @@ class Tables:
                     shard.tensor.zero_()
 
     def state(self) -> dict[str, object]:
-        """Sharded tensors by table, for a checkpoint; loading writes into them in place."""
+        """Tensors by table, sharded or whole, for a checkpoint; loading writes into them in place."""
+        if self._replicated is not None:
+            return {f"{self.name}.{table}": self._replicated.table(table) for table in self._names}
         state: dict[str, object] = {
             f"{self.name}.{table}": self._collection.state_dict()[f"embedding_bags.{table}.weight"]
             for table in self._names
@@ -306,8 +357,10 @@ class Tables:
             state |= {f"{self.name}.fused.{key}": value for key, value in values.items()}
         return state
 
-    def like(self, table: str, local: torch.Tensor) -> ShardedTensor:
-        """A sharded tensor with the table's layout around a tensor of this rank's shape: an optimizer's moment."""
+    def like(self, table: str, local: torch.Tensor) -> torch.Tensor | ShardedTensor:
+        """A tensor with the table's layout around a tensor of this rank's shape: an optimizer's moment."""
+        if self._replicated is not None:
+            return local
         sharded = self._collection.state_dict()[f"embedding_bags.{table}.weight"]
         shards = [Shard(local, shard.metadata) for shard in sharded.local_shards()]
         return ShardedTensor._init_from_local_shards_and_global_metadata(shards, sharded.metadata())

@@ -46,8 +46,8 @@ _ROW_BYTES = 9  # user, item, label of an interaction
 _COLLECTIVES_OF_A_LOOKUP = 5
 # Operators of a lookup on several ranks that one rank leaves out: counted in steps of two ranks.
 _OPS_OF_AN_EXCHANGE = 65
-# Mean and variance of the global batch, and their gradients.
-_COLLECTIVES_OF_A_BATCH_NORM = 4
+# Moments of the global batch, and what their gradient needs.
+_COLLECTIVES_OF_A_BATCH_NORM = 2
 # Code that torch, TorchRec and fbgemm load in the first step: fitted to what `benchmarks.plan` measured on a CPU.
 _FIRST_STEP_BYTES = 60e6
 # The dense Adam of a table: its gradient is set to zero, added to, read; weight and two moments are read and written.
@@ -211,8 +211,12 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
     (new,) = counts.tables["new"]
     growth = size.num_items / new.rows
     specs = {name: [_resized(name, spec, size, growth) for spec in tables] for name, tables in counts.tables.items()}
-    plan = {name: placements(tables, config.embedding, size.world_size) for name, tables in specs.items()}
     world, batch = size.world_size, config.pretrain.batch_size
+    rows_of = {name: config.meta_train.batch_size if name == "new" else batch for name in specs}
+    plan = {
+        name: placements(tables, config.embedding, world, rows_per_step=rows_of[name] // world)
+        for name, tables in specs.items()
+    }
     rows = -(-batch // world)
     weights, optimizer, dense_tables = _tables(specs, plan, world)
     scale = size.num_users / counts.num_users
@@ -229,17 +233,21 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
     }
     if device.is_here and weights + optimizer >= config.checkpoint.background_from_mb * 1e6:
         memory["copies, while a save is written"] = weights + optimizer
-    wire = _wire(specs, plan, world, batch) | {"dense gradients": 2 * (world - 1) / world * counts.dense_bytes}
-    wire_rate = device.link_bytes_per_s if world <= device.per_host else device.network_bytes_per_s
-    collectives = (
-        (len(specs) - 1) * _COLLECTIVES_OF_A_LOOKUP + counts.num_batch_norms * _COLLECTIVES_OF_A_BATCH_NORM + 1
+    sharded = [name for name in ("user", "item", "old") if not _is_replicated(plan[name])]
+    summed = counts.dense_bytes + sum(
+        _FLOAT * spec.rows * spec.dim for name in ("user", "item", "old") if name not in sharded for spec in specs[name]
     )
+    wire = _wire({name: specs[name] for name in sharded}, plan, world, batch)
+    wire["gradients that every rank has"] = 2 * (world - 1) / world * summed
+    wire_rate = device.link_bytes_per_s if world <= device.per_host else device.network_bytes_per_s
+    collectives = len(sharded) * _COLLECTIVES_OF_A_LOOKUP + counts.num_batch_norms * _COLLECTIVES_OF_A_BATCH_NORM + 1
     if world == 1:
         collectives = 0
     # The tables that the timed steps moved, all on one rank; a rank of the plan may hold more, or fewer.
     timed_plan = {name: placements(tables, config.embedding, 1) for name, tables in counts.tables.items()}
     timed_tables = _tables(counts.tables, timed_plan, 1)[2]
-    seconds = _work(counts, device, rows, dense_tables, timed_tables, world) | {
+    times = counts.shared_times if sharded and world > 1 else counts.times
+    seconds = _work(counts, times, device, rows, dense_tables - timed_tables, dense_tables) | {
         "wire": sum(wire.values()) / wire_rate,
         "collectives": collectives * device.latency_s,
     }
@@ -247,12 +255,20 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
 
 
 def _work(
-    counts: Counts, device: Device, rows: int, dense_tables: float, timed_tables: float, world_size: int
+    counts: Counts, times: StepTimes, device: Device, rows: int, more_tables: float, dense_tables: float
 ) -> dict[str, float]:
-    """Seconds of what a rank does in a step beside sending; tables are bytes of weights that Adam moves."""
+    """Seconds of what a rank does in a step beside sending.
+
+    Args:
+        counts: of a step.
+        times: of steps here that take the way of the plan.
+        device: that it is for.
+        rows: of this rank.
+        more_tables: bytes of weights that Adam moves beyond those of the timed steps.
+        dense_tables: bytes of weights that Adam moves.
+    """
     if device.is_here:
-        times = counts.times if world_size == 1 else counts.shared_times
-        more_s = _ADAM_PASSES * (dense_tables - timed_tables) / device.memory_bytes_per_s
+        more_s = _ADAM_PASSES * more_tables / device.memory_bytes_per_s
         return {
             "whatever the rows, as timed here": device.crowding * max(0.0, times.fixed_s + more_s),
             "rows, as timed here": device.crowding * rows * times.row_s,
@@ -263,6 +279,10 @@ def _work(
         "activations": _ACTIVATION_PASSES * rows * counts.kept_bytes_per_row / device.memory_bytes_per_s,
         "optimizer of tables": _ADAM_PASSES * dense_tables / device.memory_bytes_per_s,
     }
+
+
+def _is_replicated(plan: dict[str, Placement]) -> bool:
+    return {placement.kind for placement in plan.values()} == {"replicated"}
 
 
 def _resized(collection: str, spec: TableSpec, size: Size, growth: float) -> TableSpec:
@@ -281,7 +301,7 @@ def _tables(
         for spec in tables:
             placement = plan[collection][spec.name]
             everywhere = placement.kind != "table_wise"
-            held = spec.rows * spec.dim * _FLOAT / (world_size if everywhere else 1)
+            held = spec.rows * spec.dim * _FLOAT / (world_size if everywhere and placement.kind != "replicated" else 1)
             for rank in range(world_size) if everywhere else [placement.rank]:
                 weights[rank] += held
                 if placement.is_fused:
@@ -299,8 +319,8 @@ def _wire(
     """Bytes that the busiest rank sends per step: ids of its rows, and rows or partial sums and their gradients."""
     others = (world_size - 1) / world_size
     ids, rows = 0.0, [0.0] * world_size
-    for collection in ("user", "item", "old"):
-        for spec in specs[collection]:
+    for collection, tables in specs.items():
+        for spec in tables:
             placement = plan[collection][spec.name]
             ids += batch / world_size * _ID * others * (world_size if placement.kind == "column_wise" else 1)
             width = spec.dim / (world_size if placement.kind == "column_wise" else 1)

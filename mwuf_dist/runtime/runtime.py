@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from mwuf_dist.config import Config, RuntimeConfig, UserError
+from mwuf_dist.runtime.collectives import sum_over_ranks_
 from mwuf_dist.runtime.heartbeat import Peers
 from mwuf_dist.runtime.shutdown import RankLostError
 from mwuf_dist.runtime.threads import default_threads
@@ -60,9 +61,7 @@ class Runtime:
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """In-place sum over the ranks; returns the tensor."""
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
+        return sum_over_ranks_(tensor) if self.world_size > 1 else tensor
 
     def max(self, value: int) -> int:
         """The largest of the ranks' values."""
@@ -80,11 +79,14 @@ class Runtime:
         """`ids` [n] with zeros behind, as long as the longest of the ranks': a lookup takes equally many on each."""
         return torch.nn.functional.pad(ids, (0, self.max(len(ids)) - len(ids)))
 
-    def distinct(self, ids: torch.Tensor, num_ids: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def distinct(
+        self, ids: torch.Tensor, num_ids: int | None = None, pads: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(distinct values [u], position of each of `ids` [n] among them [n]); `num_ids` is more than any of them.
 
-        On several ranks the values are padded with zeros to n, which is the same everywhere: unlike `pad`, this needs
-        no exchange, so it is for the steps of training. A row looked up for padding gets a gradient of zero.
+        With `pads`, for tables whose lookups are collectives, the values are padded with zeros to n on several ranks,
+        which is the same everywhere: unlike `pad`, this needs no exchange, so it is for the steps of training. A row
+        looked up for padding gets a gradient of zero.
         """
         from mwuf_kernels import distinct_ids, has_table_rows  # late: `prepare` has no use for it
 
@@ -92,26 +94,23 @@ class Runtime:
             values, inverse = distinct_ids(ids, num_ids)
         else:
             values, inverse = torch.unique(ids, return_inverse=True)
-        if self.world_size > 1:
+        if pads and self.world_size > 1:
             values = torch.nn.functional.pad(values, (0, len(ids) - len(values)))
         return values, inverse
 
-    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Sums dense gradients over the ranks in one flat all-reduce.
+    def sum_gradients(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Sums gradients over the ranks in one exchange; each becomes a view of one flat tensor.
 
         The loss is already divided by the weight of the global batch, so the sum is the gradient of the global mean.
         """
         if self.world_size == 1:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if not gradients:
+        ready = [parameter for parameter in parameters if parameter.grad is not None]
+        if not ready:
             return
-        flat = torch.cat([g.reshape(-1) for g in gradients])
-        dist.all_reduce(flat)
-        offset = 0
-        for gradient in gradients:
-            gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
-            offset += gradient.numel()
+        flat = sum_over_ranks_(torch.cat([p.grad.reshape(-1) for p in ready if p.grad is not None]))
+        for parameter, gradient in zip(ready, flat.split([p.numel() for p in ready]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
 
     def gather_rows(self, array: np.ndarray) -> np.ndarray | None:
         """Concatenates the ranks' rows, in rank order, on the main rank; None on the others."""

@@ -134,7 +134,7 @@ class Frozen:
         A history is encoded with the rows of phi_new as they are now, without a gradient to them.
         """
         if self._head is None:
-            distinct, inverse = self._model.runtime.distinct(item, self._model.num_items)
+            distinct, inverse = self._model.runtime.distinct(item, self._model.num_items, not self.meta_inputs.is_whole)
             context = self.meta_inputs.rows(distinct)[:, : self._context_width]
             part = torch.cat([context[inverse], self._parts.rows(user)], dim=1)
             if history is None:

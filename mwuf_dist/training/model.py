@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from mwuf_dist.backbones import BatchSide, EmbeddedHistory, Shape, build_backbone
-from mwuf_dist.config import Config, EmbeddingConfig, Events, UserError
+from mwuf_dist.config import Config, EmbeddingConfig, Events, MetaTrainConfig, PretrainConfig, UserError
 from mwuf_dist.data.batches.histories import Histories, History
 from mwuf_dist.data.batches.loader import Batch, Batches, Loader
 from mwuf_dist.data.batches.user_batches import UserLoader
@@ -51,10 +51,15 @@ class Model:
         self._events: Events = config.data.events
         self._gap_s = self.backbone.recent_gap_s
         old_rows = self.num_old + self.backbone.uses_history
-        self.user_tables = Tables("user", self.users.specs(self.dim), config.embedding, runtime)
-        self.item_tables = Tables("item", self.items.specs(self.dim), config.embedding, runtime)
-        self.old_ids = Tables("old", [TableSpec("old", old_rows, self.dim)], config.embedding, runtime)
-        self.new_ids = Tables("new", [TableSpec("new", self.num_items, self.dim)], config.embedding, runtime)
+
+        def collection(name: str, specs: list[TableSpec], stage: PretrainConfig | MetaTrainConfig) -> Tables:
+            rows_per_step = stage.batch_size // runtime.world_size
+            return Tables(name, specs, config.embedding, runtime, rows_per_step=rows_per_step)
+
+        self.user_tables = collection("user", self.users.specs(self.dim), config.pretrain)
+        self.item_tables = collection("item", self.items.specs(self.dim), config.pretrain)
+        self.old_ids = collection("old", [TableSpec("old", old_rows, self.dim)], config.pretrain)
+        self.new_ids = collection("new", [TableSpec("new", self.num_items, self.dim)], config.meta_train)
         # Where a new item's row in a history comes from; `mwuf warm` moves rows, and histories stay as they were.
         self.new_in_histories = self.new_ids
         for tables in (self.user_tables, self.item_tables, self.old_ids):
@@ -73,7 +78,8 @@ class Model:
             change: what a method does to the rows' item embeddings [b, D] (`Method.pretrain_item`); None is nothing.
         """
         # Fields of an item are looked up once per distinct item of the batch.
-        items, inverse = self.runtime.distinct(batch.item, self.num_old)
+        pads = not (self.old_ids.is_whole and self.item_tables.is_whole)
+        items, inverse = self.runtime.distinct(batch.item, self.num_old, pads)
         if batch.history is None:
             item_side = torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1)
             if change is None and self.backbone.trains_by_sides(self.runtime.world_size == 1 and batch.is_full):

@@ -11,6 +11,7 @@ from mwuf_kernels import AdamSettings, adam_step_
 from torch import nn
 
 from mwuf_dist.embeddings.tables import Tables
+from mwuf_dist.runtime import Runtime
 
 
 @dataclass
@@ -73,21 +74,29 @@ class Adam:
         weight_decay: float = 0.0,
     ) -> None:
         self._groups: list[_Group] = []
+        self._held_by_all: list[torch.Tensor] = []
         self._moments: list[_Moments] = []
         for name, module, rate in dense:
             group = _Group(rate, weight_decay)
             for key, parameter in module.named_parameters():
                 self._moments.append(_Moments(f"{name}.{key}", group, group.add(parameter)))
+                self._held_by_all.append(parameter)
             self._groups.append(group)
         for collection, rate in tables:
             group = _Group(rate, 0.0)
             for flat in collection.flat_parameters():
                 moments = group.add(flat.weights)
+                if collection.is_whole:
+                    self._held_by_all.append(flat.weights)
                 for table, (start, shape) in flat.parts.items():
                     first, second = (m.view(-1)[start : start + shape.numel()].view(shape) for m in moments)
                     name = f"{collection.name}.{table}"
                     self._moments.append(_Moments(name, group, (first, second), collection, table))
             self._groups.append(group)
+
+    def sum_gradients(self, runtime: Runtime) -> None:
+        """Sums the gradients of what every rank holds over the ranks, in one exchange; shards of tables have theirs."""
+        runtime.sum_gradients(self._held_by_all)
 
     @torch.no_grad()
     def step(self, rate: float = 1.0) -> None:

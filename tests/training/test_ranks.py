@@ -15,6 +15,8 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from mwuf_dist.config import build, merge, to_toml
+from mwuf_dist.runtime import start
+from mwuf_dist.training.run import Run, _prepare
 from tests.bounds import SAME_AUC, SAME_TABLES
 from tests.faults.ranks import finished
 from tests.tiny import TINY
@@ -76,7 +78,13 @@ def check(
 # Three ranks cannot share 64 lanes evenly: two of them pad each batch.
 @pytest.mark.parametrize(
     ("ranks", "sharding"),
-    [(2, "row_wise"), (2, "table_wise"), (2, "column_wise"), pytest.param(3, "row_wise", marks=pytest.mark.slow)],
+    [
+        (2, "row_wise"),
+        (2, "table_wise"),
+        (2, "column_wise"),
+        pytest.param(3, "row_wise", marks=pytest.mark.slow),
+        pytest.param(3, "replicated", marks=pytest.mark.slow),
+    ],
 )
 def test_several_ranks_give_the_auc_and_the_tables_of_one_rank(
     ranks: int, sharding: str, one_rank: Any, tmp_path: Path
@@ -84,6 +92,34 @@ def test_several_ranks_give_the_auc_and_the_tables_of_one_rank(
     values = merge(VALUES, {"embedding": {"sharding": sharding}})
     (run_under_torchrun if sharding == "row_wise" else run)(tmp_path / "several", values, ranks)
     assert check(tmp_path / "several", one_rank)["world_size"] == ranks
+
+
+def test_small_tables_are_replicated_and_a_step_makes_few_exchanges(one_rank: Any, tmp_path: Path) -> None:
+    """One of all gradients, and two of each BatchNorm. What two ranks have saved, one goes on from."""
+    folder = tmp_path / "two"
+    run(folder, merge(VALUES, {"runtime": {"profile": True}}), 2)
+    check(folder, one_rank)
+    meta = json.loads(next((folder / "checkpoints").glob("*/meta.json")).read_text())
+    assert {kind for tables in meta["plans"].values() for kind in tables.values()} == {"replicated"}
+    traced_steps = 5
+    for stage, most in {"pretrain": 3, "meta_train": 1, "warm_up-a": 1, "warm_up-c": 1}.items():
+        names = [
+            event["name"] for event in json.loads((folder / "profile" / f"{stage}.json").read_text())["traceEvents"]
+        ]
+        # A message to the other rank is an exchange; it has one from the other rank for an answer.
+        assert names.count("gloo:send") == names.count("gloo:recv") == most * traced_steps, stage
+        # Beside steps, the ranks agree on whether to save: as often as before it, and not for each step.
+        others = [name for name in names if name.startswith("gloo:") and name not in ("gloo:send", "gloo:recv")]
+        assert set(others) <= {"gloo:all_reduce"} and len(others) < traced_steps, (stage, others)
+    config = build(VALUES)
+    with start(config) as runtime:
+        job = Run(config, folder, runtime, _prepare(config, runtime))
+        job.pretrain(None)
+        job.session.recorder.close()
+        for tables in job.model.pretrained_tables:
+            for name in tables.specs:
+                saved = torch.load(folder / "whole.pt", weights_only=False)[f"{tables.name}.{name}"]
+                assert torch.equal(tables.shards(name)[0].weight, saved), name
 
 
 @pytest.mark.slow

@@ -33,7 +33,6 @@ class EpisodeTrain:
 
     def __post_init__(self) -> None:
         self.optimizer = Adam([("method", self.method, self.config.meta_train.learning_rate_warm)], tables=[])
-        self._parameters = list(self.method.parameters())
         self._half = self.config.data.warm_rows
 
     def tensors(self) -> dict[str, Any]:
@@ -60,7 +59,7 @@ class EpisodeTrain:
         def step(batch: Batch) -> torch.Tensor:
             loss = self.loss(batch)
             loss.backward()
-            session.runtime.sum_gradients(self._parameters)
+            self.optimizer.sum_gradients(session.runtime)
             self.optimizer.step()
             return loss.detach()
 

@@ -43,7 +43,6 @@ class MetaTrain:
             dense=[("method", self.method, settings.learning_rate_warm)],
             tables=[(self.model.new_ids, settings.learning_rate_cold)],
         )
-        self._parameters = list(self.method.parameters())
         self._held_out: torch.Tensor | None = None
         if settings.epochs == "auto":
             self._held_out = held_out_items(self.config.seed, self.model.num_old).to(self.model.runtime.device)
@@ -68,7 +67,7 @@ class MetaTrain:
             batch = replace(batch, weight=batch.weight * ~self._held_out[batch.item], is_full=False)
         head = self.frozen.head
         loss = self.losses_by_autograd(batch) if head is None else self._losses_by_hand(batch, head)
-        self.model.runtime.sum_gradients(self._parameters)
+        self.optimizer.sum_gradients(self.model.runtime)
         self.optimizer.step()
         return loss.detach()
 
@@ -85,7 +84,7 @@ class MetaTrain:
         """
         if self.frozen.compiled is not None:
             return self._losses_compiled(batch, self.frozen.compiled)
-        items, inverse = self.model.runtime.distinct(batch.item, self.model.num_items)
+        items, inverse = self._distinct(batch.item)
         rows = self.model.new_ids.rows(items)
         scale, shift = self._scale_and_shift(*self.frozen.inputs(items))
         part = self.frozen.part(batch.user, batch.item)
@@ -100,7 +99,7 @@ class MetaTrain:
 
     def _losses_compiled(self, batch: Batch, compiled: FrozenRows) -> torch.Tensor:
         """The same by a loop over rows that reads, and sums gradients for, each distinct item's embeddings in place."""
-        items, inverse = self.model.runtime.distinct(batch.item, self.model.num_items)
+        items, inverse = self._distinct(batch.item)
         direct = self.model.new_ids.direct
         with torch.set_grad_enabled(direct is None):
             rows = self.model.new_ids.rows(items)
@@ -123,6 +122,12 @@ class MetaTrain:
             by_hand[2](d_scale, d_shift)
         return loss
 
+    def _distinct(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distinct items and which of them each row has, as the lookups of a step take them."""
+        model = self.model
+        pads = not (model.new_ids.is_whole and self.frozen.meta_inputs.is_whole)
+        return model.runtime.distinct(items, model.num_items, pads)
+
     def _scale_and_shift(self, context: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scale_and_shift = self.method.scale_and_shift(context, mean)
         assert scale_and_shift is not None, "a method without meta networks has no stage meta_train"
@@ -130,7 +135,7 @@ class MetaTrain:
 
     def _losses(self, batch: Batch) -> torch.Tensor:
         """(L_cold, L_warm) of this rank's rows [2]."""
-        items, inverse = self.model.runtime.distinct(batch.item, self.model.num_items)
+        items, inverse = self._distinct(batch.item)
         rows = self.model.new_ids.rows(items)
         scale, shift = self._scale_and_shift(*self.frozen.inputs(items))
         part = self.frozen.part(batch.user, batch.item, batch.history)

@@ -70,7 +70,7 @@ class Pretrain:
         weight = None if self._item_weight is None else self._item_weight[batch.item]
         loss = loss_sum(self.model.logit(batch, self._change), batch, weight)
         loss.backward()
-        self.model.runtime.sum_gradients(self.model.dense_parameters())
+        self.optimizer.sum_gradients(runtime)
         self.optimizer.step(self._rate(batch))
         return loss.detach()
 

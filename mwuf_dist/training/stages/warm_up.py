@@ -87,6 +87,7 @@ class WarmUp:
         """One step on L_cold; returns this rank's part of it."""
         head = self.frozen.head
         loss = self.loss_by_autograd(batch) if head is None else self._loss_by_hand(batch, head)
+        optimizer.sum_gradients(self.model.runtime)
         optimizer.step()
         return loss.detach()
 
@@ -126,7 +127,7 @@ class WarmUp:
         direct = self.model.new_ids.direct
         if direct is not None:
             return direct.matrix(), items
-        distinct, inverse = self.model.runtime.distinct(items, self.model.num_items)
+        distinct, inverse = self.model.runtime.distinct(items, self.model.num_items, pads=True)
         return self.model.new_ids.rows(distinct), inverse
 
     def finish_phase(self, prepared: Prepared, phase: int) -> None:
@@ -167,25 +168,33 @@ class WarmUp:
         begin = runtime.rank * num_rows // runtime.world_size
         end = (runtime.rank + 1) * num_rows // runtime.world_size
         scores = []
-        for index in range(runtime.max(-(-(end - begin) // _SCORE_ROWS))):
+        # Known without asking: the rank that has most has so many, and each looks up as many at once.
+        most = -(-num_rows // runtime.world_size)
+
+        def padded(values: torch.Tensor, size: int) -> torch.Tensor:
+            return torch.nn.functional.pad(values, (0, size - len(values)))
+
+        for index in range(-(-most // _SCORE_ROWS)):
+            size = min(_SCORE_ROWS, most - index * _SCORE_ROWS)
             first = min(begin + index * _SCORE_ROWS, end)
             rows = slice(first, min(first + _SCORE_ROWS, end))
             user = torch.from_numpy(columns["user"][rows].astype(np.int64)).to(runtime.device)
             item = torch.from_numpy(columns["item"][rows].astype(np.int64)).to(runtime.device)
-            padded, history = runtime.pad(user), None
+            users, items, history = padded(user, size), padded(item, size), None
             if self.histories is not None:
                 before = torch.from_numpy(self.histories.before(split, rows.start, rows.stop).astype(np.int64))
-                history = self.histories.of(padded, runtime.pad(before.to(runtime.device)), in_pretrain=False)
+                history = self.histories.of(users, padded(before.to(runtime.device), size), in_pretrain=False)
             if self.frozen.head is not None:
-                logits = self.frozen.served_logit(padded, runtime.pad(item))
+                logits = self.frozen.served_logit(users, items)
             else:
-                logits = self._logit(padded, runtime.pad(item), history)
+                logits = self._logit(users, items, history)
             scores.append(logits[: len(user)].double().cpu().numpy())
         return runtime.gather_rows(np.concatenate([np.empty(0), *scores]))
 
     def _logit(self, user: torch.Tensor, item: torch.Tensor, history: History | None = None) -> torch.Tensor:
         """The same row by row: for backbones without a folded head, and the reference."""
-        items, inverse = self.model.runtime.distinct(item, self.model.num_items)
+        pads = not (self.model.new_ids.is_whole and self.frozen.meta_inputs.is_whole)
+        items, inverse = self.model.runtime.distinct(item, self.model.num_items, pads)
         rows = self.model.new_ids.rows(items)
         scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
         if scale_and_shift is None:
