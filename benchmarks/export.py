@@ -31,7 +31,7 @@ import torch
 from benchmarks.made_up import write_prepared
 from benchmarks.record import Figure, Record, Row, command_line, table
 from mwuf_dist.config import Config, build, config_hash
-from mwuf_dist.data import shards
+from mwuf_dist.data.manifest import read_manifest
 from mwuf_dist.data.schema import Field, RawDataset
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import build_method
@@ -78,7 +78,7 @@ def make_data(folder: Path, num_items: int) -> None:
 def time_export(data: Path, kind: Any, output: Path) -> dict[str, Any]:
     """One export in this process."""
     config: Config = build({"embedding": {"dim": 16}, "method": {"name": "mwuf"}})
-    manifest = shards.read_manifest(data)
+    manifest = read_manifest(data)
     assert manifest is not None
     with start(config) as runtime:
         prepared = Prepared(data, manifest)

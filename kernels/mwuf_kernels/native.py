@@ -4,15 +4,22 @@ With `-march=native`, so the library is of the kind of processor it was made on:
 compiler, its flags and the processor, and lies in `$MWUF_CACHE_DIR/native` or `~/.cache/mwuf-dist/native`. Where there
 is no C++ compiler nothing is compiled, and whoever asks gets None and takes torch; `MWUF_NATIVE=0` does so by choice.
 `MWUF_NATIVE_ARCH` names another `-march` (x86-64-v2, say): to play a lesser processor, or for one library of a fleet.
+
+The library is code, so it is loaded only from where nobody else can have put it: file and folders belong to this user
+(or the system) and no other may write them; else `~/.cache/mwuf-dist` serves. It ends with the SHA-256 of what is
+before, and one that a full disk or a power cut has spoilt is made again.
 """
 
 import contextlib
 import ctypes
 import functools
+import grp
 import hashlib
 import os
 import platform
+import pwd
 import shutil
+import stat
 import subprocess
 import tempfile
 import warnings
@@ -127,19 +134,64 @@ def _as_c(value: torch.Tensor | int | float | None) -> ctypes.c_void_p | ctypes.
 
 
 def _compiled(compiler: str) -> Path:
-    named = os.environ.get("MWUF_CACHE_DIR")
-    folder = (Path(named).expanduser() if named else Path.home() / ".cache" / "mwuf-dist") / "native"
-    path = folder / f"kernels-{_name(compiler)}.so"
-    if path.exists():
+    path = _folder() / f"kernels-{_name(compiler)}.so"
+    if path.exists() and not others_may_write(path) and _is_whole(path):
         return path
-    folder.mkdir(parents=True, exist_ok=True)
     # Several ranks may do this at once: each compiles beside and renames, and the last one stays.
-    with tempfile.TemporaryDirectory(dir=folder) as beside:
+    with tempfile.TemporaryDirectory(dir=path.parent) as beside:
         made = Path(beside) / "kernels.so"
         command = [compiler, *_flags(), *map(str, _SOURCES), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        made.chmod(0o755)
+        with made.open("ab") as file:
+            file.write(hashlib.sha256(made.read_bytes()).digest())  # loaders of ELF do not look behind its end
+            file.flush()
+            os.fsync(file.fileno())
         made.replace(path)
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    content = path.read_bytes()
+    return len(content) > 32 and hashlib.sha256(content[:-32]).digest() == content[-32:]
+
+
+def _folder() -> Path:
+    """The first place for libraries in which nobody else can write."""
+    named = os.environ.get("MWUF_CACHE_DIR")
+    caches = [Path(named).expanduser()] if named else []
+    with contextlib.suppress(RuntimeError):  # no home
+        caches.append(Path.home() / ".cache" / "mwuf-dist")
+    reasons = []
+    for cache in caches:
+        folder = Path(os.path.realpath(cache / "native"))
+        folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        reason = others_may_write(folder)
+        if reason is None:
+            return folder
+        reasons.append(reason)
+    raise RuntimeError(f"no folder for it is this user's alone ({'; '.join(reasons)}): set MWUF_CACHE_DIR to one")
+
+
+def others_may_write(path: Path) -> str | None:
+    """Who else could have put what is at a path; None where nobody could but this user and the system."""
+    for place in (path, *path.parents):
+        about = place.stat()
+        if about.st_uid not in (os.geteuid(), 0):
+            return f"{place} belongs to another user"
+        is_sticky = place != path and bool(about.st_mode & stat.S_ISVTX)  # as /tmp: others cannot replace what is ours
+        if not is_sticky and (about.st_mode & 0o002 or (about.st_mode & 0o020 and not _is_private(about.st_gid))):
+            return f"others may write {place}"
+    return None
+
+
+def _is_private(group: int) -> bool:
+    """Whether a group is that of one user, as many systems give each one."""
+    try:
+        user, found = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+    except KeyError:
+        return False
+    return group in (0, user.pw_gid) and found.gr_name == user.pw_name and not set(found.gr_mem) - {user.pw_name}
 
 
 def _flags() -> tuple[str, ...]:

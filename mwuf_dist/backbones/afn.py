@@ -7,7 +7,7 @@ from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, Shape
 from mwuf_dist.backbones.layers import MLP, GlobalBatchNorm
-from mwuf_dist.config import Count, MlpConfig, section
+from mwuf_dist.config import MlpConfig, Width, section
 
 # |e| is not taken to be smaller than this, so that its logarithm and the gradient 1 / |e| stay finite.
 _SMALLEST = 1e-4
@@ -17,7 +17,7 @@ _SMALLEST = 1e-4
 class AfnConfig(MlpConfig):
     """Keys of `afn`."""
 
-    log_neurons: Count = 32  # Number of logarithmic neurons.
+    log_neurons: Width = 32  # Number of logarithmic neurons.
 
 
 class Afn(Backbone):

@@ -7,14 +7,14 @@ from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, Shape
 from mwuf_dist.backbones.layers import MLP
-from mwuf_dist.config import Count, MlpConfig, section
+from mwuf_dist.config import Depth, MlpConfig, section
 
 
 @section
 class DcnConfig(MlpConfig):
     """Keys of `dcn`."""
 
-    cross_layers: Count = 3  # Number of cross layers.
+    cross_layers: Depth = 3  # Number of cross layers.
 
 
 class Dcn(Backbone):

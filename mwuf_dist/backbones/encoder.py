@@ -7,12 +7,12 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Le, MaxLen, MinLen
 from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
 from mwuf_dist.backbones.layers import RowDropout
-from mwuf_dist.config import BackboneConfig, Count, Share, UserError, section
+from mwuf_dist.config import BackboneConfig, Count, Share, UserError, Width, section
 from mwuf_dist.runtime.draws import id_uniform, row_uniform
 
 # Columns of a user's vector that are not learned: one constant, so that an item embedding has an intercept. Its square
@@ -26,16 +26,16 @@ _CELLS = 1 << 16
 class EncoderConfig(BackboneConfig):
     """Keys of `encoder`."""
 
-    hidden: Annotated[tuple[Count, ...], MinLen(1)] = (64, 64)  # The first is the width of every layer.
+    hidden: Annotated[tuple[Width, ...], MinLen(1), MaxLen(100)] = (64, 64)  # The first is the width of every layer.
     dropout: Share = 0.0  # In each of its MLPs, in pretrain only.
-    heads: Count = 4  # Attention heads; they divide the width, the first of `hidden`.
+    heads: Width = 4  # Attention heads; they divide the width, the first of `hidden`.
     field_dropout: Share = 0.05  # Fraction of the values of each item field that are left out in pretrain.
     field_dropout_of: dict[str, Share] = dataclasses.field(default_factory=dict)  # The same for single item fields.
     # Windows of recent events; what a user made of the last so many before a row is known to it, too.
-    recent: tuple[Count, ...] = ()
+    recent: Annotated[tuple[Count, ...], MaxLen(100)] = ()
     # A recent event is older than the row by more than so many seconds: of an earlier sitting; 0: of an earlier second;
     # -1: it stands before the row in the file.
-    recent_gap_s: Annotated[float, Ge(-1)] = 3600.0
+    recent_gap_s: Annotated[float, Ge(-1), Le(1e9)] = 3600.0
 
 
 class Encoder(Backbone):

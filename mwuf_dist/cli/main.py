@@ -32,6 +32,7 @@ from mwuf_dist.cli.options import (
 )
 from mwuf_dist.config import UserError, build, merge, read_toml, to_dict, without_studies
 from mwuf_dist.config.registry import ROOMS
+from mwuf_dist.escape import printable
 from mwuf_dist.runtime.shutdown import STOPPED_EXIT_CODE, RankLostError, StoppedError, sigterm_asks
 from mwuf_dist.runtime.versions import version_problem
 
@@ -40,7 +41,13 @@ if TYPE_CHECKING:
 
 # Time for the launcher to end the ranks that wait for the main one to say what is wrong.
 _OTHER_RANKS_WAIT_S = 10.0
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a disk answers, and what the user can do about it.
+_DISK_SAYS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room")
+_DISK_SAYS |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name a place that can be read and written")
+_DISK_SAYS |= dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR), "name another path")
+_DISK_SAYS[errno.EIO] = "the disk may be failing: look at the system's log"
+# Commands that go on where they stopped; of the others nothing half-written stays.
+_GOES_ON = ("run", "compare", "tune")
 
 
 @dataclass
@@ -73,30 +80,40 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(_command(arguments[0])(arguments[1:]))
     except UserError as error:
         _let_main_rank_speak()
-        print(f"mwuf: {error}", file=sys.stderr)
+        _say(error)
         sys.exit(2)
     except StoppedError as stop:
-        print(f"mwuf: {stop}", file=sys.stderr)
+        _say(stop)
         sys.exit(STOPPED_EXIT_CODE)
     except RankLostError as error:
-        print(f"mwuf: {error}", file=sys.stderr)
+        _say(error)
         sys.exit(1)
     except SystemExit as end:
         if end.code:  # a wrong option, which the main rank's parser tells
             _let_main_rank_speak()
         raise
     except KeyboardInterrupt:
-        print("mwuf: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        _say(f"stopped; {_what_next(arguments[0])}")
         sys.exit(130)
     except BrokenPipeError:
         # `mwuf ... | head`: nobody reads on. Python must not find out again when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in _DISK_IS_FULL:
+        if error.errno not in _DISK_SAYS:
             raise
-        print(f"mwuf: {error}: make room, then the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(1)
+        _say(f"{error}: {_DISK_SAYS[error.errno]}; {_what_next(arguments[0])}")
+        sys.exit(2)
+
+
+def _say(text: object) -> None:
+    print(f"mwuf: {printable(text)}", file=sys.stderr)
+
+
+def _what_next(command: str) -> str:
+    if command in _GOES_ON:
+        return "the same command goes on from the last checkpoint"
+    return "what was there before is as it was; run the same command again"
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from mwuf_dist.config import UserError
+from mwuf_dist.escape import printable
 
 T = TypeVar("T")
 
@@ -154,7 +155,7 @@ def _warm(arguments: list[str]) -> int:
             options.prepared,
         )
         if runtime.is_main:
-            print(report.text())
+            print(printable(report.text()))
             print(f"{time.perf_counter() - clock:.1f} s")
     return 0
 
@@ -186,7 +187,7 @@ def _explain(arguments: list[str]) -> int:
 
     with open_run(options.run, prepared=options.prepared) as run:
         found = explain(run, options.item)
-    print(found.text(options.all))
+    print(printable(found.text(options.all)))
     # An ID may hold anything, a slash too.
     name = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in str(found.item_id))
     path = options.output or options.run / f"explain-{name[:100]}.png"

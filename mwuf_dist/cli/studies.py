@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +16,11 @@ from tqdm import tqdm
 
 from mwuf_dist.config import Config, DataConfig, RuntimeConfig, UserError, read_toml, to_dict, without_studies
 from mwuf_dist.data.prepare.prepare import prepare
+from mwuf_dist.escape import printable
 from mwuf_dist.evaluation import report
 from mwuf_dist.evaluation.comparison import build_comparison
-from mwuf_dist.files import write_atomically
+from mwuf_dist.files import remove_left_overs, write_atomically, write_json
+from mwuf_dist.locks import locked
 from mwuf_dist.studies import compare, tune
 from mwuf_dist.studies.audit import audit
 from mwuf_dist.studies.intervals import add_intervals
@@ -79,7 +80,7 @@ class Place:
     def say(self, text: str) -> None:
         """Prints a line."""
         if self.is_main:
-            tqdm.write(text)  # above the bars
+            tqdm.write(printable(text))  # above the bars
             sys.stdout.flush()
 
 
@@ -126,14 +127,25 @@ def compare_command(
     study = compare.read_study(values, where, seeds)
     configs = compare.run_configs(values, study, where, overridden, first_seed)
     others = [(str(path), read_records(path)) for path in record_paths]
-    _prepare_all(configs, place)
-    actions = compare.Actions(place.train, place.pretrain, audit)
-    outcome = compare.compare(configs, folder, actions, place.runner, place.say, others, study.ensemble)
-    if place.is_main:
-        about = {key: getattr(study, key) for key in ("title", "regime", "note")}
-        about["command"] = shlex.join(["mwuf", "compare", where, *_options(overridden, seeds, first_seed)])
-        _write_report(outcome, configs[0], about, folder, place)
+    with _alone(folder, "compare", place):
+        _prepare_all(configs, place)
+        actions = compare.Actions(place.train, place.pretrain, audit)
+        outcome = compare.compare(configs, folder, actions, place.runner, place.say, others, study.ensemble)
+        if place.is_main:
+            about = {key: getattr(study, key) for key in ("title", "regime", "note")}
+            about["command"] = shlex.join(["mwuf", "compare", where, *_options(overridden, seeds, first_seed)])
+            _write_report(outcome, configs[0], about, folder, place)
     return 1 if outcome.failures or not all(one["passed"] for one in outcome.records.audits) else 0
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, command: str, place: Place) -> Iterator[None]:
+    """Nobody else writes into the folder of a study meanwhile."""
+    with contextlib.ExitStack() as stack:
+        if place.is_main:
+            stack.enter_context(locked(folder, command))
+            remove_left_overs(folder, folder / "audits")
+        yield
 
 
 def _write_report(outcome: compare.Outcome, config: Config, about: dict[str, str], folder: Path, place: Place) -> None:
@@ -170,18 +182,19 @@ def tune_command(where: str, config: Config, overridden: dict[str, Any], folder:
     played = prepare(replace(config.data, old_items_as_new=True), show).num_new_items
     tries = tune.tries(to_dict(config), plan, played / prepare(config.data, show).num_new_items, where)
     configs = [one.config for one in tries]
-    _prepare_all(configs, place)
-    actions = compare.Actions(place.train, place.pretrain)
-    outcome = compare.compare(configs, folder, actions, place.runner, place.say)
-    failures = _reasons(outcome.failures, folder)
-    if place.is_main and not failures:  # which setting is best is not known before all are done
-        summary = tune.summarise(tries, outcome.records.cells, plan)
-        write_atomically(folder / "tune.json", json.dumps(summary, indent=1) + "\n")
-        # Named after the search: `compare` names the folder of its results after the config.
-        chosen = folder / f"{Path(where).stem}-chosen.toml"
-        write_atomically(chosen, tune.chosen_toml(summary, plan, Path(where), overridden, folder))
-        print(tune.table(summary))
-        print(f"the best of each run: mwuf compare {chosen}")
+    with _alone(folder, "tune", place):
+        _prepare_all(configs, place)
+        actions = compare.Actions(place.train, place.pretrain)
+        outcome = compare.compare(configs, folder, actions, place.runner, place.say)
+        failures = _reasons(outcome.failures, folder)
+        if place.is_main and not failures:  # which setting is best is not known before all are done
+            summary = tune.summarise(tries, outcome.records.cells, plan)
+            write_json(folder / "tune.json", summary)
+            # Named after the search: `compare` names the folder of its results after the config.
+            chosen = folder / f"{Path(where).stem}-chosen.toml"
+            write_atomically(chosen, tune.chosen_toml(summary, plan, Path(where), overridden, folder))
+            print(printable(tune.table(summary)))
+            print(f"the best of each run: mwuf compare {chosen}")
     _tell_failures(len(failures), place)
     return 1 if failures else 0
 

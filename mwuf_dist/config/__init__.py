@@ -17,7 +17,7 @@ from mwuf_dist.config.schema import (
     SyntheticConfig,
     WarmUpConfig,
 )
-from mwuf_dist.config.types import Count, CountOrZero, NonNegative, Positive, Share, UserError, section
+from mwuf_dist.config.types import Count, CountOrZero, Depth, NonNegative, Positive, Share, UserError, Width, section
 from mwuf_dist.config.values import (
     build,
     config_hash,
@@ -42,6 +42,7 @@ __all__ = [
     "Count",
     "CountOrZero",
     "DataConfig",
+    "Depth",
     "EmbeddingConfig",
     "Events",
     "MetaTrainConfig",
@@ -55,6 +56,7 @@ __all__ = [
     "SyntheticConfig",
     "UserError",
     "WarmUpConfig",
+    "Width",
     "build",
     "config_hash",
     "differences",

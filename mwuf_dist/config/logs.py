@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Le, MinLen
 
-from mwuf_dist.config.types import Count, CountOrZero, Seed, section
+from mwuf_dist.config.types import Count, Negatives, Seed, section
 
 
 @section
@@ -20,7 +20,7 @@ class LogsField:
     column: str = ""  # Its column, in the side table or else the interactions; empty: the name.
     separator: str = "|"  # multi_valued: what stands between the values of a string (a list column needs none).
     min_count: Count = 1  # A value of fewer users (or items) than this is unknown, index 0.
-    buckets: Annotated[int, Ge(2)] = 20  # numeric: number of quantile buckets.
+    buckets: Annotated[int, Ge(2), Le(1_000_000)] = 20  # numeric: number of quantile buckets.
 
 
 @section
@@ -38,7 +38,7 @@ class LogsConfig:
     label_from: str = ""  # Column from which the label is made:
     label_at_least: float = 1.0  # 1 where `label_from` is at least this;
     label_is: tuple[str, ...] = ()  # or, if given, where it is one of these values. Or, with no label column at all:
-    negatives_per_positive: CountOrZero = 0  # Every row is positive; so many rows of label 0 are drawn for each.
+    negatives_per_positive: Negatives = 0  # Every row is positive; so many rows of label 0 are drawn for each.
     negatives_seed: Seed = 0  # Seed of that draw.
     # Of rows alike in user, item, time and label, one stays; first_of_pair: of a user and an item, the earliest.
     repeated_rows: Literal["drop", "keep", "first_of_pair"] = "drop"

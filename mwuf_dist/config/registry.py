@@ -10,6 +10,7 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import os
 import pkgutil
 import sys
 from collections.abc import Mapping
@@ -137,11 +138,15 @@ def _imported(key: str, path: str, kind: type) -> type[Any]:
     module_name, _, class_name = path.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
-        # As `python -m` does: an installed command would not see the modules of the folder that it is called in.
-        sys.path.insert(0, here)
+        # An installed command would not see the modules of the folder that it is called in. Behind all others, so that
+        # a file there never stands in for a library.
+        sys.path.append(here)
     try:
+        if module_name not in sys.modules and os.environ.get("RANK", "0") == "0":
+            found = importlib.util.find_spec(module_name)
+            print(f"{key} = {path!r}: runs code of {found.origin if found else module_name}", file=sys.stderr)
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise UserError(
             f"{key} = {path!r}: cannot import {module_name} ({error}): run from the folder that holds it, or install it"
         ) from None

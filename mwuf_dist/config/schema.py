@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Le, Lt, MaxLen, MinLen
 
 from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.config.registry import backbone_config, method_config
-from mwuf_dist.config.types import Count, CountOrZero, NonNegative, Positive, Seed, Share
+from mwuf_dist.config.types import Count, CountOrZero, NonNegative, Positive, Rows, Seconds, Seed, Share, Threads, Width
 from mwuf_dist.config.types import section as _section
 
 PHASES = ("cold", "warm-a", "warm-b", "warm-c")
@@ -26,19 +26,19 @@ Events = Literal["positives", "all"]
 class SyntheticConfig:
     """The generated data set: a model of the cold-start problem with a known Bayes AUC."""
 
-    num_rows: Annotated[int, Ge(1_000)] = 300_000  # Interactions to generate.
-    num_users: Annotated[int, Ge(2)] = 1_000  # Users.
-    num_items: Annotated[int, Ge(2)] = 1_200  # Items, old, new and dropped ones together.
+    num_rows: Annotated[int, Ge(1_000), Lt(1 << 32)] = 300_000  # Interactions to generate.
+    num_users: Annotated[int, Ge(2), Le(2_147_483_647)] = 1_000  # Users.
+    num_items: Annotated[int, Ge(2), Le(2_147_483_647)] = 1_200  # Items, old, new and dropped ones together.
     num_categories: Count = 12  # Values of the item field `category`.
     num_brands: Count = 40  # Values of the item field `brand`.
     num_tags: Count = 30  # Values of the multi-valued item field `tags`.
-    num_factors: Count = 2  # Latent factors of users and items.
+    num_factors: Width = 2  # Latent factors of users and items.
     feature_share: Share = 0.5  # Share of an item's factors and bias that its fields explain; only its ID has the rest.
     user_feature_share: Share = 0.5  # The same for users.
     zipf_exponent: NonNegative = 0.5  # Popularity of items: the k-th is met k^-exponent times as often as the first.
     activity_exponent: NonNegative = 0.4  # The same for the activity of users.
     exposure: NonNegative = 1.0  # How much users meet what they like; 0: what is popular alone.
-    offset: float = -0.7  # Log-odds of a click where all else is zero.
+    offset: Annotated[float, Ge(-1e3), Le(1e3)] = -0.7  # Log-odds of a click where all else is zero.
     affinity_scale: NonNegative = 1.4  # Standard deviation of the log-odds by user-item affinity.
     item_bias_scale: NonNegative = 0.9  # By the item alone.
     user_bias_scale: NonNegative = 0.5  # By the user alone.
@@ -68,11 +68,11 @@ class DataConfig:
 class EmbeddingConfig:
     """The sharded tables: phi_old, phi_new and the feature tables."""
 
-    dim: Count = 16  # Width d of every embedding.
+    dim: Width = 16  # Width d of every embedding.
     init_std: Positive = 0.01  # Every table starts as draws from N(0, init_std^2).
     # adam: dense; rowwise_adagrad: fused; auto: by rows.
     optimizer: Literal["auto", "adam", "rowwise_adagrad"] = "auto"
-    fused_above_rows: Count = 5_000_000  # `auto` takes rowwise_adagrad above this many rows.
+    fused_above_rows: Rows = 5_000_000  # `auto` takes rowwise_adagrad above this many rows.
     rowwise_adagrad_lr: Positive = 0.02  # Its learning rate (adam uses the stage's).
     # On several ranks. replicated: every rank holds all rows, for small tables; auto: by rows, else row-wise.
     sharding: Literal["auto", "replicated", "row_wise", "table_wise", "column_wise"] = "auto"
@@ -95,7 +95,7 @@ class BackboneConfig:
 class MlpConfig(BackboneConfig):
     """A backbone with an MLP, as nearly all are."""
 
-    hidden: Annotated[tuple[Count, ...], MinLen(1)] = (64, 64)  # Widths of the hidden layers.
+    hidden: Annotated[tuple[Width, ...], MinLen(1), MaxLen(100)] = (64, 64)  # Widths of the hidden layers.
     batch_norm: bool = False  # BatchNorm (moments of the global batch) after each hidden layer.
     dropout: Share = 0.0  # After each hidden layer, in pretrain only.
 
@@ -153,9 +153,9 @@ class RuntimeConfig:
     """Where and how it runs. Nothing here changes what is computed beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one.
-    threads: CountOrZero = 0  # CPU threads of a rank; 0: the host's usable cores by its ranks, at most OMP_NUM_THREADS.
+    threads: Threads = 0  # CPU threads of a rank; 0: the host's usable cores by its ranks, at most OMP_NUM_THREADS.
     deterministic: bool = True  # Only deterministic algorithms.
-    timeout_s: Count = 600  # A collective that takes longer is a failed rank.
+    timeout_s: Seconds = 600  # A collective that takes longer is a failed rank.
     progress: Literal["auto", "on", "off"] = "auto"  # Progress bar on rank 0; auto: on a terminal.
     profile: bool = False  # Trace a few steps of each stage on rank 0, for Perfetto: OUTPUT/profile/STAGE.json.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, TypeVar, dataclass_transform
 
 import pydantic
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 T = TypeVar("T")
 
@@ -16,11 +16,18 @@ class UserError(ValueError):
 
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-Count = Annotated[int, Ge(1)]
-CountOrZero = Annotated[int, Ge(0)]
+# The upper bounds are beyond what anybody needs, and below what no memory or clock can hold.
+Count = Annotated[int, Ge(1), Le(2_147_483_647)]
+CountOrZero = Annotated[int, Ge(0), Le(2_147_483_647)]
+Negatives = Annotated[int, Ge(0), Le(1_000)]
+Threads = Annotated[int, Ge(0), Le(4_096)]
+Rows = Annotated[int, Ge(1), Le(1 << 40)]
+Width = Annotated[int, Ge(1), Le(16_384)]
+Depth = Annotated[int, Ge(1), Le(1_000)]
+Seconds = Annotated[int, Ge(1), Le(31_536_000)]
 Seed = Annotated[int, Ge(0), Lt(1 << 63)]
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0), Le(1e9)]
+NonNegative = Annotated[float, Ge(0), Le(1e9)]
 Share = Annotated[float, Ge(0), Lt(1)]
 
 

@@ -8,6 +8,7 @@ import difflib
 import functools
 import hashlib
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from mwuf_dist.config.registry import ROOMS, Kind, config_class, who_has
 from mwuf_dist.config.schema import Config
 from mwuf_dist.config.types import UserError
 
+_MAX_EXTENDS = 100
 _ADAPTER = pydantic.TypeAdapter(Config)
+_SURROGATE = re.compile(r"\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}")
 _adapter_of = functools.cache(pydantic.TypeAdapter)
 
 
@@ -64,15 +67,26 @@ def _chosen_sections(values: Any, where: str) -> dict[Kind, type]:
 def _checked(adapter: pydantic.TypeAdapter, values: dict[str, Any], where: str, cls: type, prefix: str = "") -> Any:
     """The values as the dataclass of the adapter."""
     try:
+        text = json.dumps(values)
+    except (TypeError, ValueError, RecursionError) as error:  # a date in a list, a number of thousands of digits
+        raise UserError(f"{where}: holds what no key takes ({str(error)[:200]})") from None
+    if "\\u0000" in text or _SURROGATE.search(text):
+        raise UserError(f"{where}: a value holds a NUL or half of a character, which no key takes")
+    try:
         # Through JSON, because strict Python mode refuses a TOML array for a tuple and 1 for a float.
-        return adapter.validate_json(json.dumps(values), strict=True)
+        return adapter.validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         found = error.errors()
         key = _key(found[0]["loc"], cls)
         # A key that takes a number or a word has an error for each.
         reasons = dict.fromkeys(one["msg"] for one in found if _key(one["loc"], cls) == key)
         name = f"{prefix}.{key}" if prefix else key
-        raise UserError(f"{where}: `{name}` = {found[0]['input']!r}: {' or '.join(reasons)}") from None
+        raise UserError(f"{where}: `{name}` = {_short(found[0]['input'])}: {' or '.join(reasons)}") from None
+
+
+def _short(value: Any) -> str:
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _key(location: tuple[int | str, ...], cls: type) -> str:
@@ -142,16 +156,22 @@ def read_toml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         UserError: the file is absent, is not TOML, or extends itself.
     """
-    if path.resolve() in children:
-        raise UserError(f"{children[-1]}: `extends` leads back to {path}: remove one of them")
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!a}: no path has a NUL in it; name an existing config file")
+    if len(children) > _MAX_EXTENDS:
+        raise UserError(f"{path}: `extends` goes over more than {_MAX_EXTENDS} files")
     try:
+        if path.resolve() in children:
+            raise UserError(f"{children[-1]}: `extends` leads back to {path}: remove one of them")
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name an existing config file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+    except UserError:
+        raise
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid TOML, which is UTF-8 text: {error.reason} at byte {error.start}") from None
+    except (ValueError, RecursionError) as error:  # of tomllib, of a number of thousands of digits, of deep arrays
+        raise UserError(f"{path}: not valid TOML: {str(error)[:200]}") from None
     parents = values.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not (isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)):

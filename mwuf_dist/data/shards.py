@@ -27,17 +27,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mwuf_dist.config import Events, UserError
+from mwuf_dist.data import manifest as manifests
+from mwuf_dist.data.manifest import MANIFEST
 from mwuf_dist.data.schema import RAW_ID, Entities, Field, Side
 from mwuf_dist.data.split import Roles
+from mwuf_dist.files import crc32_of, write_json
 
-LAYOUT_VERSION = 4  # Raise it when the files change; every prepared folder is then made anew.
-_READABLE = (3, LAYOUT_VERSION)  # 3 has no times of events, which only `backbone.recent_gap_s` needs
-MANIFEST = "manifest.json"
 ENTITY_FILES: dict[Side, str] = {"user": "users.parquet", "item": "items.parquet"}
 
 MAX_FILE_ROWS = 1 << 22
 ROW_GROUPS_WANTED = 512  # 8 for each of 64 lanes, so that lanes are even and their order can be shuffled by group.
-_CHUNK_BYTES = 1 << 22  # Of a file, read at once.
 MIN_ROW_GROUP_ROWS, MAX_ROW_GROUP_ROWS = 1024, 65_536
 
 # Measured on 10M rows, one thread, million rows/s written; read (user, item, label); bytes a row: these 13; 185; 12.6,
@@ -133,7 +132,7 @@ def write_rest(
     pq.write_table(entities.users, folder / ENTITY_FILES["user"])
     pq.write_table(entities.items.take(pa.array(roles.item_order)), folder / ENTITY_FILES["item"])
     manifest = {
-        "layout": LAYOUT_VERSION,
+        "layout": manifests.LAYOUT_VERSION,
         **facts,
         "fields": [asdict(field) for field in entities.fields],
         "columns": columns,
@@ -143,21 +142,7 @@ def write_rest(
         "entities": {path: entry(folder / path) for path in ENTITY_FILES.values()},
         "splits": splits,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder whose files are all there and complete; None where anything is missing or truncated."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["layout"] not in _READABLE:
-            return None
-        sizes = {path: entry["bytes"] for path, entry in (manifest["entities"] | manifest["histories"]).items()}
-        sizes |= {file["path"]: file["bytes"] for split in manifest["splits"].values() for file in split["files"]}
-        complete = all((folder / path).stat().st_size == size for path, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return manifest if complete else None
+    write_json(folder / MANIFEST, manifest)
 
 
 class Prepared:
@@ -259,17 +244,21 @@ class Prepared:
         path = self.whole(ENTITY_FILES[side])
         with explained(path):
             table = pq.read_table(path, memory_map=True).combine_chunks()
-        columns = {}
-        for field in self.fields:
-            if field.side != side:
-                continue
-            column = table[field.name].chunk(0)
-            if field.kind == "categorical":
-                columns[field.name] = FieldColumn(field, None, column.to_numpy())
-            else:
-                offsets = column.offsets.to_numpy().astype(np.int64)
-                # flatten() starts at the column's first value, so the offsets must too.
-                columns[field.name] = FieldColumn(field, offsets - offsets[0], column.flatten().to_numpy())
+            expected = self.manifest["num_users"] if side == "user" else self.num_stored_items
+            if table.num_rows != expected:
+                raise ValueError(f"{table.num_rows} rows instead of {expected}")
+            columns = {}
+            for field in self.fields:
+                if field.side != side:
+                    continue
+                column = table[field.name].chunk(0)
+                if field.kind == "categorical":
+                    columns[field.name] = FieldColumn(field, None, column.to_numpy())
+                else:
+                    offsets = column.offsets.to_numpy().astype(np.int64)
+                    # flatten() starts at the column's first value, so the offsets must too.
+                    columns[field.name] = FieldColumn(field, offsets - offsets[0], column.flatten().to_numpy())
+                _check_range(field.name, columns[field.name].values, field.size)
         return EntityTable(table.num_rows, table[RAW_ID].to_numpy(zero_copy_only=False), columns)
 
     def raw_ids(self, side: Side) -> pa.Array:
@@ -324,6 +313,11 @@ class Prepared:
             self._verified.add(path)
         return path
 
+    def _stops(self, split: str) -> dict[str, int]:
+        """What the IDs of a split's rows are smaller than."""
+        items = self.manifest["num_old_items"] if split == "pretrain" else self.num_stored_items
+        return {"user": self.manifest["num_users"], "item": items}
+
     def _read(self, split: str, part: int, groups: range, names: list[str]) -> pa.Table:
         file_entry = self.manifest["splits"][split]["files"][part]
         path = self.path / file_entry["path"]
@@ -338,8 +332,18 @@ class Prepared:
             options: Any = {"memory_map": True, "page_checksum_verification": bool(fresh)}
             with pq.ParquetFile(path, metadata=self._footers[path], **options) as file:
                 table = file.read_row_groups(groups, columns=names, use_threads=False)
+            for name, stop in self._stops(split).items() if fresh else ():
+                if name in names:
+                    for chunk in table[name].chunks:
+                        _check_range(name, chunk.to_numpy(), stop)
         self._verified |= fresh
         return table
+
+
+def _check_range(name: str, values: np.ndarray, stop: int) -> None:
+    """Loops that are compiled take these for places in tables and do not look again."""
+    if len(values) and not (values.min() >= 0 and values.max() < stop):
+        raise ValueError(f"column {name} has values outside 0 to {stop - 1}")
 
 
 def entry(path: Path) -> dict[str, int]:
@@ -355,15 +359,6 @@ def _footer_crc32(path: Path) -> int:
         length = int.from_bytes(file.read(4), "little") + 8
         file.seek(max(0, size - length))
         return zlib.crc32(file.read())
-
-
-def crc32_of(path: Path) -> int:
-    """CRC-32 of a file, about a second per GB."""
-    crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            crc = zlib.crc32(chunk, crc)
-    return crc
 
 
 @contextlib.contextmanager

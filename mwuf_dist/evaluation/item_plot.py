@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mwuf_dist.evaluation.plots import _COLOURS, _INK, _SOFT, _clean, _figure, _save
+from mwuf_dist.evaluation.plots import _COLOURS, _INK, _SOFT, _clean, _figure, _save, plain_text
 
 
+@plain_text()
 def plot_item(
     title: str,
     history: Sequence[tuple[str, float]],

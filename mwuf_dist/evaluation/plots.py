@@ -7,7 +7,9 @@ ends rather than in a legend, so that no colour has to be matched at all.
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,16 @@ _INK, _SOFT, _GRID = "#1a1f26", "#5c6670", "#e4e8eb"
 _DPI = 160
 
 
+@contextlib.contextmanager
+def plain_text() -> Iterator[None]:
+    """Within it, and as a decorator, labels are drawn as they are: a $ in a name begins no formula."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):
+        yield
+
+
+@plain_text()
 def plot_phases(comparison: dict[str, Any], path: Path) -> None:
     """AUC over the four phases, one panel per scoring.
 
@@ -136,6 +148,7 @@ def _short_label(row: dict[str, Any], one_backbone: bool) -> str:
     return row["label"].removeprefix(f"{row['backbone']} / ") if one_backbone else row["label"]
 
 
+@plain_text()
 def plot_clicks(comparison: dict[str, Any], path: Path) -> None:
     """AUC against the clicks that an item has had: a line per row, banded by one standard deviation over seeds.
 
@@ -210,6 +223,7 @@ def _year(comparison: dict[str, Any]) -> str:
     return comparison["published_source"].split(",")[1].split()[-1]
 
 
+@plain_text()
 def plot_speed(comparison: dict[str, Any], path: Path) -> None:
     """Samples per second: a panel per stage, a bar per row, the number at its end."""
     rows, stages = comparison["rows"], stage_names(comparison)
@@ -237,6 +251,7 @@ def plot_speed(comparison: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+@plain_text()
 def plot_run(metrics: list[dict[str, Any]], results: dict[str, Any], path: Path) -> None:
     """Training curves of one run: a panel of losses per trained stage, and its AUC over the phases.
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as rich_escape
 from rich.table import Table as RichTable
 
+from mwuf_dist import escape
 from mwuf_dist.config import PHASES
 from mwuf_dist.evaluation.comparison import SCORINGS, build_comparison
 from mwuf_dist.evaluation.html import html
@@ -33,7 +35,7 @@ from mwuf_dist.evaluation.tables import (
     speed_table,
     title,
 )
-from mwuf_dist.files import write_atomically
+from mwuf_dist.files import make_folder, write_atomically, write_json
 
 __all__ = ["build_comparison", "html", "latex", "markdown", "print_comparison", "write_comparison"]
 
@@ -49,20 +51,26 @@ def write_comparison(comparison: dict[str, Any], folder: Path) -> dict[str, Any]
     Returns:
         The comparison.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    plots = [folder / "phases.png", folder / "clicks.png", folder / "speed.png"]
-    plot_phases(comparison, plots[0])
-    if clicks_table(comparison) is None:
-        del plots[1]
-    else:
-        plot_clicks(comparison, plots[1])
-    plot_speed(comparison, plots[-1])
+    make_folder(folder)
+    write_json(folder / "comparison.json", comparison)
     write_atomically(folder / "comparison.md", markdown(comparison))
     write_atomically(folder / "comparison.tex", latex(comparison))
+    # What is measured comes first: a picture that cannot be drawn takes nothing of it away.
+    drawn = [("phases.png", plot_phases), ("clicks.png", plot_clicks), ("speed.png", plot_speed)]
+    if clicks_table(comparison) is None:
+        del drawn[1]
+    plots = [folder / name for name, plot in drawn if _is_drawn(plot, comparison, folder / name)]
     write_atomically(folder / "report.html", html(comparison, plots))
-    # Last, because who finds it may take the rest for written.
-    write_atomically(folder / "comparison.json", json.dumps(comparison, indent=1, allow_nan=False) + "\n")
     return comparison
+
+
+def _is_drawn(plot: Callable[[dict[str, Any], Path], Any], comparison: dict[str, Any], path: Path) -> bool:
+    try:
+        plot(comparison, path)
+    except Exception as error:  # whatever a font, a label or a backend of matplotlib brings
+        print(f"{path}: not drawn ({type(error).__name__}: {error})", file=sys.stderr)
+        return False
+    return True
 
 
 def _text_tables(comparison: dict[str, Any]) -> list[Table]:
@@ -74,7 +82,7 @@ def _text_tables(comparison: dict[str, Any]) -> list[Table]:
 
 def markdown(comparison: dict[str, Any]) -> str:
     """The tables as Markdown."""
-    parts = [f"# {_escape_markdown(title(comparison))}", *map(_escape_markdown, sentences(comparison))]
+    parts = [f"# {escape.markdown(title(comparison))}", *map(escape.markdown, sentences(comparison))]
     for table in _text_tables(comparison):
         parts.append(f"## {_title(table)}\n\n{_markdown_table(table)}")
     return "\n\n".join(parts) + "\n"
@@ -92,24 +100,20 @@ def _markdown_table(table: Table) -> str:
         for column in table.columns
     ]
     lines = [["", *heads], ["---", *(["---:"] * len(heads))]]
-    lines += [[_escape_markdown(label), *map(_markdown_cell, cells)] for label, cells in table.rows]
+    lines += [[escape.markdown(label), *map(_markdown_cell, cells)] for label, cells in table.rows]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{body}\n\n{_escape_markdown(table.note)}"
+    return f"{body}\n\n{escape.markdown(table.note)}"
 
 
 def _markdown_cell(cell: Cell) -> str:
     text = f"**{cell.text}**" if cell.best else cell.text
-    return text + (f" ± {cell.spread}" if cell.spread else "") + _escape_markdown(cell.mark)
-
-
-def _escape_markdown(text: str) -> str:
-    return re.sub(r"([\\`*_|<>])", r"\\\1", text)
+    return text + (f" ± {cell.spread}" if cell.spread else "") + escape.markdown(cell.mark)
 
 
 def latex(comparison: dict[str, Any]) -> str:
     """The tables as LaTeX `table*` environments; needs the package booktabs."""
-    head = f"% {_escape_latex(title(comparison))}. Needs \\usepackage{{booktabs}}."
-    head += "".join(f"\n% {_escape_latex(sentence)}" for sentence in sentences(comparison))
+    head = f"% {escape.latex(title(comparison))}. Needs \\usepackage{{booktabs}}."
+    head += "".join(f"\n% {escape.latex(sentence)}" for sentence in sentences(comparison))
     return "\n\n".join([head, *map(_latex_table, _text_tables(comparison))]) + "\n"
 
 
@@ -117,20 +121,20 @@ def _latex_table(table: Table) -> str:
     spans = group_spans(table)
     groups, rules, at = [], [], 2
     for name, width in spans:
-        groups.append(f"\\multicolumn{{{width}}}{{c}}{{{_escape_latex(name)}}}")
+        groups.append(f"\\multicolumn{{{width}}}{{c}}{{{escape.latex(name)}}}")
         rules.append(f"\\cmidrule(lr){{{at}-{at + width - 1}}}")
         at += width
-    rows = [" & ".join([_escape_latex(label), *map(_latex_cell, cells)]) + r" \\" for label, cells in table.rows]
+    rows = [" & ".join([escape.latex(label), *map(_latex_cell, cells)]) + r" \\" for label, cells in table.rows]
     return "\n".join(
         [
             r"\begin{table*}",
             r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
-            f"\\caption{{{_escape_latex(f'{_title(table)}. {table.note}')}}}",
+            f"\\caption{{{escape.latex(f'{_title(table)}. {table.note}')}}}",
             f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
             r"\toprule",
             " & ".join(["", *groups]) + r" \\",
             " ".join(rules),
-            " & ".join(["", *(_escape_latex(column.name) for column in table.columns)]) + r" \\",
+            " & ".join(["", *(escape.latex(column.name) for column in table.columns)]) + r" \\",
             r"\midrule",
             *rows,
             r"\bottomrule",
@@ -141,22 +145,11 @@ def _latex_table(table: Table) -> str:
 
 
 def _latex_cell(cell: Cell) -> str:
-    text = _escape_latex(re.sub("^-", "−", cell.text))
+    text = escape.latex(re.sub("^-", "−", cell.text))
     if cell.best:
         text = f"\\textbf{{{text}}}"
     spread = f"{{\\tiny$\\pm${cell.spread}}}" if cell.spread else ""
-    return text + spread + (f"\\textsuperscript{{{_escape_latex(cell.mark)}}}" if cell.mark else "")
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "±": r"$\pm$", "†": r"$\dagger$",
-    "−": "$-$", "–": "--",
-}  # fmt: skip
-
-
-def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    return text + spread + (f"\\textsuperscript{{{escape.latex(cell.mark)}}}" if cell.mark else "")
 
 
 def print_comparison(comparison: dict[str, Any], console: Console | None = None) -> None:
@@ -174,14 +167,19 @@ def print_comparison(comparison: dict[str, Any], console: Console | None = None)
         console.print(_console_table(comparison, scoring))
     console.print(_console_speed_table(comparison))
     for sentence in sentences(comparison):
-        console.print(escape(sentence), highlight=False)
+        console.print(_shown(sentence), highlight=False)
+
+
+def _shown(text: str) -> str:
+    """Text that is neither markup of the console nor steers a terminal."""
+    return rich_escape(escape.printable(text))
 
 
 def _console_table(comparison: dict[str, Any], scoring: str) -> RichTable:
     table = auc_table(comparison, (scoring,))
     rich_table = RichTable(
-        title=escape(f"{comparison['dataset']}: AUC, {SCORING_NAMES[scoring]}"),
-        caption=escape(f"Below each AUC: RelaImpr, log loss. {table.note}"),
+        title=_shown(f"{comparison['dataset']}: AUC, {SCORING_NAMES[scoring]}"),
+        caption=_shown(f"Below each AUC: RelaImpr, log loss. {table.note}"),
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
@@ -193,7 +191,7 @@ def _console_table(comparison: dict[str, Any], scoring: str) -> RichTable:
     for label, cells in table.rows:
         row = by_label.get(label)
         shown = [_console_cell(cell, row, phase, scoring) for cell, phase in zip(cells, PHASES, strict=False)]
-        rich_table.add_row(escape(label), *shown)
+        rich_table.add_row(_shown(label), *shown)
     return rich_table
 
 
@@ -211,7 +209,7 @@ def _console_speed_table(comparison: dict[str, Any]) -> RichTable:
     table = speed_table(comparison)
     rich_table = RichTable(
         title="Samples per second, by stage",
-        caption=escape(table.note),
+        caption=_shown(table.note),
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
@@ -224,5 +222,5 @@ def _console_speed_table(comparison: dict[str, Any]) -> RichTable:
     for row, (label, cells) in zip(comparison["rows"], table.rows, strict=True):
         seconds = [numbers["seconds"]["mean"] for numbers in row["stages"].values()]
         total = sum(value for value in seconds if value is not None)
-        rich_table.add_row(escape(label), *(cells[index].text for index, _ in columns), number(total, ".1f").text)
+        rich_table.add_row(_shown(label), *(cells[index].text for index, _ in columns), number(total, ".1f").text)
     return rich_table

@@ -40,6 +40,7 @@ _LOSS_S = 60.0
 _SECONDS_BETWEEN_LOOKS = 5.0
 _SECONDS_BETWEEN_QUESTIONS = 0.5
 # Ray's names of what an actor asks for and of what a node has.
+_FIRST_WITH_TOKENS = (2, 59)
 _KEYS = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
 
@@ -283,6 +284,8 @@ def cluster(num_cpus: int, address: str = "", quiet: bool = False) -> Iterator[N
         UserError: no cluster can be reached at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < _FIRST_WITH_TOKENS:
+        raise UserError(f"Ray {ray.__version__} has no token authentication: install 2.59 or later")
     address = address or os.environ.get("RAY_ADDRESS", "")
     started = not ray.is_initialized()
     level = logging.ERROR if quiet else logging.INFO
@@ -299,6 +302,7 @@ def cluster(num_cpus: int, address: str = "", quiet: bool = False) -> Iterator[N
     elif started:
         # A cluster of this machine alone, on the loopback address.
         cpus = max(num_cpus, os.cpu_count() or 1)
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # whoever reaches the ports of the cluster needs the token
         try:
             ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **told)
         except Exception as error:  # a plain one; Ray's parts wait half a minute for each other

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from mwuf_dist.config import Count, MethodConfig, NonNegative, section
+from mwuf_dist.config import MethodConfig, NonNegative, Width, section
 from mwuf_dist.methods.interface import Episodes, Method, PretrainedItems, starts_with_own_rows
 
 
@@ -15,7 +15,7 @@ from mwuf_dist.methods.interface import Episodes, Method, PretrainedItems, start
 class CvarConfig(MethodConfig):
     """Keys of `cvar`."""
 
-    latent_dim: Count = 16  # Width of the latent variable.
+    latent_dim: Width = 16  # Width of the latent variable.
     latent_noise: NonNegative = 1e-4  # Factor of the noise of the latent variable in training.
     reconstruction_weight: NonNegative = 1.0  # Of the reconstruction error of old items' ID embeddings.
     divergence_weight: NonNegative = 0.2  # Of the distance between encoder and prior.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mwuf_dist.config import Count, MethodConfig, Positive, UserError, section
+from mwuf_dist.config import Depth, MethodConfig, Positive, UserError, section
 from mwuf_dist.methods.interface import Episodes, Method, PretrainedItems, starts_with_own_rows
 
 
@@ -15,7 +15,7 @@ class MeluConfig(MethodConfig):
 
     # Learning rate of the gradient steps from the first to the second half of an episode.
     inner_learning_rate: Positive = 0.1
-    local_steps: Count = 1  # Gradient steps on the first half.
+    local_steps: Depth = 1  # Gradient steps on the first half.
     first_order: bool = False  # Leave out the second derivatives of these steps.
 
 

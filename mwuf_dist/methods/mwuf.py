@@ -11,7 +11,7 @@ import torch
 from mwuf_kernels import Network, bulk_warm, meta_networks, meta_networks_by_hand
 from torch import nn
 
-from mwuf_dist.config import Count, section
+from mwuf_dist.config import Width, section
 from mwuf_dist.methods.interface import Episodes, Method
 from mwuf_dist.methods.meta_warm_up import meta_network, weights_of
 from mwuf_dist.methods.metaemb import MetaEmb, MetaEmbConfig
@@ -23,7 +23,7 @@ class MwufConfig(MetaEmbConfig):
 
     scaling: bool = True  # Use the meta scaling network h.
     shifting: bool = True  # Use the meta shifting network g.
-    hidden: Count = 16  # Width of the hidden layer of h and g.
+    hidden: Width = 16  # Width of the hidden layer of h and g.
     residual: bool = True  # scale = 1 + h with h and g starting at zero; false: the paper's scale = h.
 
 

@@ -11,6 +11,7 @@ import datetime
 import functools
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -277,8 +278,18 @@ def _place() -> tuple[int, int, int, int]:
     if len(present) < len(names):
         missing = ", ".join(sorted(set(names) - set(present)))
         raise UserError(f"{present[0]} is set but {missing} is not: launch with torchrun, or unset them all")
-    rank, world_size, local_rank = (int(os.environ[name]) for name in names)
-    return rank, world_size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    rank, world_size, local_rank = (_number(name, 0) for name in names)
+    return rank, world_size, local_rank, max(1, _number("LOCAL_WORLD_SIZE", world_size))
+
+
+def _number(name: str, default: int) -> int:
+    """A number from the environment."""
+    text = os.environ.get(name, "").split(",")[0].strip()  # OMP_NUM_THREADS may name one for each level
+    if not text:
+        return default
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise UserError(f"{name} = {os.environ[name][:50]!r}: is no number; unset it, or launch with torchrun")
+    return int(text)
 
 
 def _device(settings: RuntimeConfig, local_rank: int) -> torch.device:

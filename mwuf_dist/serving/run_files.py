@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tomllib
@@ -12,9 +11,11 @@ from typing import Any
 
 from mwuf_dist.config import PHASES, Config, UserError, hash_of_values, load_run_config
 from mwuf_dist.data.locations import prepared_root
+from mwuf_dist.data.manifest import MANIFEST, read_manifest
 from mwuf_dist.data.prepare.prepare import prepare
-from mwuf_dist.data.shards import MANIFEST, Prepared, read_manifest
-from mwuf_dist.training.checkpoint.files import read_meta
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.files import DamagedError, assert_tables, read_json
+from mwuf_dist.training.checkpoint.files import Cursor, read_meta
 from mwuf_dist.training.results import SCHEMA, versions
 
 # Names the folder of a run's prepared data, or the one that holds it, where it is no longer where the run found it.
@@ -30,15 +31,19 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any], Path]:
     if not (folder / "config.toml").exists():
         raise UserError(f"{folder}: no run is here (no config.toml); name the --output folder of a `mwuf run`")
     try:
-        results = json.loads((folder / "results.json").read_text())
+        results = read_json(folder / "results.json")
+        assert_tables(results, "versions", "split")
     except FileNotFoundError:
         raise UserError(
             f"{folder}: this run is not finished (no results.json): `mwuf run {folder / 'config.toml'} --output "
             f"{folder}` goes on where it stopped"
         ) from None
-    except ValueError as error:
-        raise UserError(f"{folder / 'results.json'}: cannot be read ({error}); delete it and run again") from None
-    made_by = results.get("versions", {}).get("mwuf_dist", "unknown")
+    except DamagedError as error:
+        raise UserError(
+            f"{folder}: {error}: `mwuf run {folder / 'config.toml'} --output {folder}` makes it again from the last "
+            "checkpoint"
+        ) from None
+    made_by = results["versions"].get("mwuf_dist", "unknown")
     if results.get("schema") != SCHEMA:
         raise UserError(
             f"{folder}: results of schema {results.get('schema')!r}; this version ({versions().get('mwuf_dist')}) "
@@ -47,18 +52,15 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any], Path]:
     config = load_run_config(folder)
     # Of the keys that stand in it: it has all that there were when the run was made, and there may be more now.
     hashed = hash_of_values(tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")))
-    if hashed != results["config_hash"]:
+    if hashed != results.get("config_hash"):
         raise UserError(
-            f"{folder}: config.toml is not that of results.json ({hashed} and {results['config_hash']}): "
+            f"{folder}: config.toml is not that of results.json ({hashed} and {results.get('config_hash')}): "
             f"it was edited (the run was made by mwuf-dist {made_by}): run again in a new folder"
         )
-    pointer = folder / "checkpoints" / "LATEST"
-    if not pointer.exists():
-        raise UserError(f"{folder}: its checkpoints are gone; delete results.json and run again to make them anew")
-    checkpoint = pointer.parent / pointer.read_text().strip()
-    cursor = read_meta(checkpoint, results["config_hash"]).cursor
-    if (cursor.stage, cursor.phase) != ("warm_up", len(PHASES)):
-        raise UserError(f"{checkpoint}: not the last checkpoint of a run; delete results.json and run again")
+    checkpoint = folder / "checkpoints" / Cursor("warm_up", len(PHASES)).name
+    if not checkpoint.exists():
+        raise UserError(f"{folder}: its last checkpoint is gone; delete results.json and run again to make it anew")
+    read_meta(checkpoint, results["config_hash"])
     return config, results, checkpoint
 
 

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from mwuf_dist.config import PHASES, UserError
 from mwuf_dist.data.schema import RAW_ID, Field, list_column
 from mwuf_dist.data.shards import EntityTable, FieldColumn, Prepared, Side
+from mwuf_dist.files import DamagedError, read_json, write_json
 from mwuf_dist.serving.served_log import LOG_COLUMNS, Log, empty_log
 
 SCHEMA = 1
@@ -122,7 +123,7 @@ def save(state: WarmState, run: Path) -> str:
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _FILES}
     about = {"schema": SCHEMA, "num_run_items": state.num_run_items, "made_from": state.made_from, "files": files}
     about["days"] = list(state.days)
-    (folder / "state.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_json(folder / "state.json", about)
     return digest_of(run)
 
 
@@ -144,10 +145,10 @@ def read_about(run: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        about = json.loads(path.read_text())
+        about = read_json(path)
         if about["schema"] == SCHEMA:
             return about
-    except (ValueError, KeyError, TypeError) as error:
+    except (DamagedError, OSError, KeyError) as error:
         raise UserError(f"{path}: cannot be read ({error}); make the folder again from the run before it") from None
     raise UserError(f"{path}: state of schema {about['schema']!r}; this version reads {SCHEMA}")
 
@@ -161,9 +162,9 @@ def load(run: Path) -> WarmState | None:
     about = read_about(run)
     if not about:
         return None
-    for name, digest in about["files"].items():
+    for name in _FILES:
         path = run / FOLDER / name
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != about["files"].get(name):
             raise UserError(f"{path}: is missing or damaged; make the folder again from the run before it")
     items, log, rows = (pq.read_table(run / FOLDER / name).combine_chunks() for name in _FILES)
     served, at_boundary = (_vectors(rows[name]) for name in ("row", "row_at_boundary"))

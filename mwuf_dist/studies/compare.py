@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
+from annotated_types import Ge, Le
 
 from mwuf_dist import methods
 from mwuf_dist.config import (
     Config,
-    Count,
     CountOrZero,
     MetaTrainConfig,
     UserError,
@@ -38,11 +36,11 @@ from mwuf_dist.config.registry import ROOMS, find_class
 from mwuf_dist.data import sources
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.evaluation.comparison import row_label
-from mwuf_dist.files import write_atomically
+from mwuf_dist.files import make_folder, remove, write_atomically, write_json
 from mwuf_dist.studies.ensembles import ensemble_row, with_ensembles
-from mwuf_dist.studies.records import Cell, Records, RowKey, cell_key, cell_of_run, merged, row_key, with_scores
+from mwuf_dist.studies.records import Cell, Records, RowKey, cell_key, merged, read_audits, row_key, with_scores
 from mwuf_dist.studies.schedule import Failure, Progress, Runner, Task, do_tasks
-from mwuf_dist.training.run import check_folder
+from mwuf_dist.training.run import check_folder, finished_results
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class Study:
             (with fewer seeds there is none); 0: do not.
     """
 
-    seeds: Count = 1
+    seeds: Annotated[int, Ge(1), Le(10_000)] = 1
     runs: tuple[dict[str, Any], ...] = ()
     title: str = ""
     regime: str = ""
@@ -188,8 +186,9 @@ class _Plan:
         for config in self.configs:
             target = self.run_folder(config)
             check_folder(config, target)
-            if (target / "results.json").exists():
-                self.done[cell_name(config)] = cell_of_run(target)
+            results = finished_results(target)
+            if results is not None:
+                self.done[cell_name(config)] = with_scores(results, target)
             elif cell_key(_planned_cell(config)) not in elsewhere:
                 self.left.append(config)
 
@@ -235,8 +234,7 @@ class _Plan:
         """Rows without an audit; one of an earlier config counts for nothing."""
         left = {_row_of(config) for config in self.configs}
         hashes = {config_hash(config) for config in self.configs}
-        ours = [json.loads(path.read_text()) for path in sorted(self.folder.glob("audits/*.json"))]
-        self.audits = [audit for audit in ours if audit["config_hash"] in hashes]
+        self.audits = [audit for audit in read_audits(self.folder) if audit["config_hash"] in hashes]
         known = [*self.audits, *(audit for _, records in self.others for audit in records.audits)]
         return left - {audit["row"] for audit in known}
 
@@ -279,7 +277,7 @@ def compare(
         if isinstance(outcome, Failure) and outcome.trace:
             _keep_trace(folder / "failures", task.name, outcome.trace)
 
-    shutil.rmtree(folder / "failures", ignore_errors=True)
+    remove(folder / "failures")
     with choose_runner(plan.left) as runner:
         outcomes = do_tasks(tasks, runner, ended)
     progress.close()
@@ -301,8 +299,8 @@ def audit_row(
     """Audits a run for leaks and keeps the result in `folder`, for its whole row; what the run found is not needed."""
     name = cell_name(config)
     found = {"row": _row_of(config), "seed": config.seed, **audit(config, folder / f"{name}.partial")}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{name}.json", json.dumps(found, indent=1) + "\n")
+    make_folder(folder)
+    write_json(folder / f"{name}.json", found)
     return found
 
 

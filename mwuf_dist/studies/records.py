@@ -10,17 +10,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import sys
 import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Required
 
 import numpy as np
+import pydantic
+from annotated_types import Ge, Le, Lt
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from mwuf_dist.config import UserError, build, merge, to_dict
 from mwuf_dist.evaluation.comparison import row_label
-from mwuf_dist.files import write_atomically
+from mwuf_dist.files import CHECKSUM, DamagedError, checksum, read_json, write_atomically
 
 SCHEMA = 1
 # Logits of a cell that a record holds; five bytes each.
@@ -30,6 +34,56 @@ _DIGITS = 7
 _NOT_COMPARED = ("runtime.", "checkpoint.", "data.prepared_dir", "seed")
 
 Cell = dict[str, Any]
+
+_Unit = Annotated[float, Ge(0), Le(1)]
+_NotNegative = Annotated[float, Ge(0)]
+_Number = Annotated[int, Ge(0)]
+
+
+class _Phase(TypedDict, total=False):
+    """What the metrics of a phase can be."""
+
+    auc_next: _Unit | None
+    auc_test: _Unit | None
+    logloss_next: _NotNegative | None
+    logloss_test: _NotNegative | None
+    calibration_next: _NotNegative | None
+    calibration_test: _NotNegative | None
+    ceiling_next: _Unit | None
+    ceiling_test: _Unit | None
+    auc_by_clicks: list[dict[str, Any]]
+
+
+class _Cell(TypedDict, total=False):
+    """What a run can have measured."""
+
+    dataset: Required[str]
+    backbone: Required[str]
+    method: Required[str]
+    variant: str
+    seed: Required[Annotated[int, Ge(0), Lt(1 << 63)]]
+    phases: Required[dict[Literal["cold", "warm-a", "warm-b", "warm-c"], _Phase]]
+    stages: Required[dict[str, dict[str, _NotNegative | None]]]
+    config: Required[dict[str, Any]]
+    split: dict[str, Any]
+    versions: dict[str, str]
+    scores: dict[str, dict[str, Any]]
+
+
+class _Audit(TypedDict, total=False):
+    """What an audit can have found."""
+
+    row: Required[str]
+    passed: Required[bool]
+    num_scores: _Number
+    num_labels: _Number
+    changed: dict[str, _Number]
+    config_hash: str
+
+
+for _cls in (_Phase, _Cell, _Audit):
+    pydantic.with_config(pydantic.ConfigDict(extra="allow", strict=True, allow_inf_nan=False))(_cls)
+_CELLS, _AUDITS = pydantic.TypeAdapter(list[_Cell]), pydantic.TypeAdapter(list[_Audit])
 RowKey = tuple[str, str, str, str]  # (data set, backbone, method, variant)
 
 
@@ -67,7 +121,8 @@ def write_records(records: Records, path: Path) -> None:
     # What was measured; config and split must stay equal to those of other cells.
     cells = [cell | {key: _rounded(cell[key]) for key in ("phases", "stages")} for cell in records.cells]
     shared, rests = factor_out(cells)
-    head = {"schema": SCHEMA, "shared": shared, "audits": records.audits}
+    values = {"schema": SCHEMA, "shared": shared, "audits": records.audits}
+    head = values | {CHECKSUM: checksum(values | {"cells": rests})}
     lines = [json.dumps(rest, separators=(",", ":"), allow_nan=False) for rest in rests]
     text = json.dumps(head, allow_nan=False)[:-1] + ', "cells": [\n' + ",\n".join(lines) + "\n]}\n"
     write_atomically(path, text)
@@ -81,23 +136,44 @@ def read_records(path: Path) -> Records:
     """
     try:
         if path.is_dir() and (path / "runs").is_dir():
-            return Records(
-                [cell_of_run(one.parent) for one in sorted(path.glob("runs/*/results.json"))],
-                [json.loads(one.read_text()) for one in sorted(path.glob("audits/*.json"))],
-            )
-        values = json.loads((path / "records.json" if path.is_dir() else path).read_text(encoding="utf-8"))
+            runs = [cell_of_run(one.parent) for one in sorted(path.glob("runs/*/results.json"))]
+            return _checked(Records(runs, read_audits(path)))
+        values = read_json(path / "records.json" if path.is_dir() else path)
         if values["schema"] != SCHEMA:
-            raise UserError(f"{path}: records of schema {values['schema']}, but this version reads {SCHEMA}")
-        return Records([merge(values["shared"], rest) for rest in values["cells"]], values["audits"])
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise UserError(f"{path}: records of schema {values['schema']!r}, but this version reads {SCHEMA}")
+        return _checked(Records([merge(values["shared"], rest) for rest in values["cells"]], values["audits"]))
+    except UserError:
+        raise
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: no record has `{where}` = {str(first['input'])[:80]!r}: {first['msg']}") from None
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, DamagedError) as error:
         raise UserError(
             f"{path}: no records there ({error}); name the output folder of a `mwuf compare`, or its records.json"
         ) from None
 
 
+def _checked(records: Records) -> Records:
+    _CELLS.validate_python(records.cells)
+    _AUDITS.validate_python(records.audits)
+    return records
+
+
+def read_audits(folder: Path) -> list[dict[str, Any]]:
+    """The leak audits of a comparison's folder; a damaged one is said and counts for nothing: it is made again."""
+    audits = []
+    for path in sorted(folder.glob("audits/*.json")):
+        try:
+            audits += _AUDITS.validate_python([read_json(path)])
+        except (DamagedError, OSError, pydantic.ValidationError) as error:
+            print(f"{path}: not taken ({str(error).splitlines()[0]})", file=sys.stderr)
+    return audits
+
+
 def cell_of_run(folder: Path) -> Cell:
     """The record of a finished run: its results and its scores."""
-    return with_scores(json.loads((folder / "results.json").read_text()), folder)
+    return with_scores(read_json(folder / "results.json"), folder)
 
 
 def with_scores(results: dict[str, Any], folder: Path) -> Cell:

@@ -18,12 +18,13 @@ import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import tomli_w
+from annotated_types import Ge, Le
 
-from mwuf_dist.config import PHASES, Config, Count, UserError, build, merge
+from mwuf_dist.config import PHASES, Config, UserError, build, merge
 from mwuf_dist.evaluation.comparison import row_label
 
 _LARGEST_LANE_COUNT = 64
@@ -51,7 +52,7 @@ class Tune:
             A method that makes first rows of its own leaves `method.initialisation` alone.
     """
 
-    folds: Count = 2
+    folds: Annotated[int, Ge(1), Le(10_000)] = 2
     settings: tuple[dict[str, Any], ...] = ()
     runs: tuple[dict[str, Any], ...] = ()
     grid: Literal["standard"] | dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
 
+from mwuf_dist.escape import printable
+from mwuf_dist.files import whole_lines, with_checksum, write_atomically
 from mwuf_dist.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -31,10 +33,19 @@ class Recorder:
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
         if runtime.is_main:
-            path = folder / "metrics.jsonl"
-            path.touch()
-            os.truncate(path, min(keep_bytes, path.stat().st_size))
-            self._file = path.open("a", encoding="utf-8")
+            self._file = self._mended(folder / "metrics.jsonl", keep_bytes).open("a", encoding="utf-8")
+
+    def _mended(self, path: Path, keep_bytes: int) -> Path:
+        """The file up to there, without what a disk or a power cut has spoilt."""
+        path.touch()
+        size = path.stat().st_size
+        os.truncate(path, min(keep_bytes, size))
+        lines, num_damaged = whole_lines(path)
+        if num_damaged or size < keep_bytes:
+            missing = f", {keep_bytes - size} bytes at its end are missing" if size < keep_bytes else ""
+            self.say(f"{path}: {num_damaged} damaged lines are left out{missing}; the other {len(lines)} are kept")
+            write_atomically(path, "".join(f"{line}\n" for line in lines))
+        return path
 
     def write(self, record: dict[str, object], step: int) -> None:
         """One line of `metrics.jsonl`; its numbers go to TensorBoard as `stage/name` too.
@@ -47,7 +58,7 @@ class Recorder:
             from torch.utils.tensorboard import SummaryWriter  # not earlier: the first step need not wait for it
 
             self._board = SummaryWriter(str(self._folder / "tensorboard"))
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(with_checksum(record)) + "\n")
         curve = record.get("part") or ("loss" in record and record.get("phase"))
         prefix = f"{record['stage']}/{curve}" if curve else record["stage"]
         for name, value in record.items():
@@ -55,10 +66,11 @@ class Recorder:
                 self._board.add_scalar(f"{prefix}/{name}", value, step)
 
     def num_bytes(self) -> int:
-        """Length of `metrics.jsonl` so far."""
+        """Length of `metrics.jsonl` so far, all of it on the disk."""
         if self._file is None:
             return 0
         self._file.flush()
+        os.fsync(self._file.fileno())
         return self._file.tell()
 
     def bar(self, title: str, total: int, done: int) -> tqdm:
@@ -70,7 +82,7 @@ class Recorder:
     def say(self, text: str) -> None:
         """A line for the person who started the run."""
         if self._runtime.is_main:
-            tqdm.write(text)
+            tqdm.write(printable(text))
 
     def close(self) -> None:
         """Flushes and closes the files."""

@@ -14,7 +14,7 @@ import numpy as np
 from mwuf_dist.config import PHASES, WARM_SETS, Config, config_hash, to_dict
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.evaluation.metrics import auc, auc_by_clicks, calibration, log_loss
-from mwuf_dist.files import write_atomically
+from mwuf_dist.files import make_folder, write_atomically
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.checkpoint.files import Meta
 
@@ -88,7 +88,7 @@ def counted_within_item(item: np.ndarray, counted: np.ndarray) -> np.ndarray:
 
 def write_scores(folder: Path, phase: int, scores: Mapping[str, np.ndarray | None]) -> None:
     """Keeps a phase's logits as `scores/PHASE-SET.npy`, float32 where that loses nothing."""
-    (folder / "scores").mkdir(exist_ok=True)
+    make_folder(folder / "scores")
     for split, logits in scores.items():
         assert logits is not None
         short = logits.astype(np.float32)

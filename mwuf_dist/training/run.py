@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mwuf_dist.config import (
     PHASES,
     Config,
     UserError,
+    build,
     config_hash,
     differences,
     hash_of_values,
@@ -30,7 +31,19 @@ from mwuf_dist.data.batches.order import num_lanes
 from mwuf_dist.data.prepare.prepare import describe, is_prepared, prepare
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers
-from mwuf_dist.files import write_atomically
+from mwuf_dist.files import (
+    DamagedError,
+    is_as_written,
+    make_folder,
+    parse_json,
+    read_json,
+    remove_left_overs,
+    whole_lines,
+    with_text_checksum,
+    write_atomically,
+    write_json,
+)
+from mwuf_dist.locks import locked
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, generator_seed
 from mwuf_dist.training.checkpoint.files import Cursor, Meta, load_tensors, read_meta
@@ -63,43 +76,69 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
     Raises:
         UserError: the folder holds another run, or the data or config is wrong.
     """
-    results_path = folder / "results.json"
-    runtime.on_main(lambda: check_folder(config, folder))
-    if results_path.exists():
-        return json.loads(results_path.read_text())
-    _check_batch_sizes(config, ("pretrain", "meta_train", "warm_up"), runtime)
-    job = _start(config, folder, runtime)
-    with contextlib.closing(job.session.recorder), job.session.checkpointer:
-        job.pretrain(pretrained)
-        job.meta_train()
-        job.warm_up_and_evaluate()
-    results = results_of(config, job.prepared, runtime, job.session.meta)
-    runtime.on_main(lambda: _write(results, folder))
+    with _alone(folder, runtime):
+        runtime.on_main(lambda: check_folder(config, folder))
+        results: Any = runtime.share(finished_results(folder) if runtime.is_main else None)
+        if results is not None:
+            return results
+        _check_batch_sizes(config, ("pretrain", "meta_train", "warm_up"), runtime)
+        job = _start(config, folder, runtime)
+        with contextlib.closing(job.session.recorder), job.session.checkpointer:
+            job.pretrain(pretrained)
+            job.meta_train()
+            job.warm_up_and_evaluate()
+        results = results_of(config, job.prepared, runtime, job.session.meta)
+        runtime.on_main(lambda: write_json(folder / "results.json", results))
+        if runtime.is_main:
+            _plot(results, folder)
     return results
 
 
-def _write(results: dict[str, Any], folder: Path) -> None:
-    # Not earlier: a run that is started again has no use for it until its end.
-    from mwuf_dist.evaluation.plots import plot_run
+@contextlib.contextmanager
+def _alone(folder: Path, runtime: Runtime) -> Iterator[None]:
+    """Nobody else writes into the folder meanwhile; the main rank holds its lock."""
+    with contextlib.ExitStack() as stack:
+        runtime.on_main(lambda: stack.enter_context(locked(folder, "run")))
+        yield
 
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    plot_run(metrics, results, folder / "run.png")
-    write_atomically(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+
+def finished_results(folder: Path) -> dict[str, Any] | None:
+    """What `results.json` holds; None where there is none yet, or a damaged one, which is said."""
+    try:
+        return read_json(folder / "results.json")
+    except FileNotFoundError:
+        return None
+    except DamagedError as error:
+        print(f"{folder}: {error}: made again from the last checkpoint", file=sys.stderr)
+        return None
+
+
+def _plot(results: dict[str, Any], folder: Path) -> None:
+    """A picture, without which the run is finished too."""
+    try:
+        # Not earlier: a run that is started again has no use for it until its end.
+        from mwuf_dist.evaluation.plots import plot_run
+
+        lines, _ = whole_lines(folder / "metrics.jsonl")
+        plot_run([parse_json(line) for line in lines], results, folder / "run.png")
+    except Exception as error:  # whatever a font, a label or a backend of matplotlib brings
+        print(f"{folder / 'run.png'}: not drawn ({type(error).__name__}: {error})", file=sys.stderr)
 
 
 def run_pretrain(config: Config, folder: Path, runtime: Runtime) -> Path:
     """Runs `prepare` and `pretrain` only; returns the checkpoint, for several runs to start from."""
-    runtime.on_main(lambda: check_folder(config, folder))
-    _check_batch_sizes(config, ("pretrain",), runtime)
-    checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint, runtime)
-    found = checkpointer.latest(config_hash(config))
-    if found is None or found[1].cursor.stage == "pretrain":
-        job = _start(config, folder, runtime)
-        with contextlib.closing(job.session.recorder), job.session.checkpointer:
-            job.pretrain(None)
+    with _alone(folder, runtime):
+        runtime.on_main(lambda: check_folder(config, folder))
+        _check_batch_sizes(config, ("pretrain",), runtime)
+        checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint, runtime)
         found = checkpointer.latest(config_hash(config))
-    assert found is not None
-    return found[0]
+        if found is None or found[1].cursor.stage == "pretrain":
+            job = _start(config, folder, runtime)
+            with contextlib.closing(job.session.recorder), job.session.checkpointer:
+                job.pretrain(None)
+            found = checkpointer.latest(config_hash(config))
+        assert found is not None
+        return found[0]
 
 
 def _check_batch_sizes(config: Config, stages: Sequence[str], runtime: Runtime) -> None:
@@ -146,24 +185,49 @@ def _prepare_or_reuse(config: Config, runtime: Runtime) -> tuple[Prepared, bool]
 def check_folder(config: Config, folder: Path) -> None:
     """Refuses a folder that holds something else than this very run."""
     path = folder / "config.toml"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: name another --output")
+    remove_left_overs(folder, folder / "checkpoints", folder / "scores")
     if path.exists():
-        different = differences(load_run_config(folder), config)
+        different = _other_config(config, folder)
         if different:
             raise UserError(
                 f"{folder} holds another run, which differs in {'; '.join(different[:3])}"
                 f"{' and more' if len(different) > 3 else ''}: name another --output, or delete the folder"
             )
-    elif folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: name another --output")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(one.name != ".lock" for one in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run: name another --output")
+
+
+def _other_config(config: Config, folder: Path) -> list[str]:
+    """In what the run of a folder differs; where its `config.toml` is damaged, `results.json` says so.
+
+    Where there is none yet, its checkpoints are of its config, and are not taken where that is another one.
+    """
+    path = folder / "config.toml"
+    is_whole = is_as_written(path.read_text(encoding="utf-8", errors="replace"))
+    try:
+        different = differences(load_run_config(folder), config)
+        if is_whole or not different:
+            return different
+    except UserError:
+        if is_whole:
+            raise
+    print(f"{path}: is damaged (its checksum differs): written again", file=sys.stderr)
+    results = finished_results(folder)
+    if results is not None and isinstance(results.get("config"), dict):
+        different = differences(build(results["config"], str(folder / "results.json"), of_any_version=True), config)
+        if not different:
+            write_atomically(path, with_text_checksum(to_toml(config)))
+        return different
+    return []
 
 
 def _claim(config: Config, folder: Path) -> None:
     """Makes the folder this run's. Only when nothing of the config is left to find fault with: see `Run`."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.toml", to_toml(config))
+        make_folder(folder)
+        write_atomically(folder / "config.toml", with_text_checksum(to_toml(config)))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}): name another --output") from None
 

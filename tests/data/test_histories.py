@@ -269,7 +269,7 @@ def test_batches_carry_the_histories_of_their_rows_on_any_number_of_ranks(
 
 
 def test_a_folder_whose_histories_are_cut_off_is_not_taken_for_whole(tmp_path: Path) -> None:
-    from mwuf_dist.data.shards import read_manifest
+    from mwuf_dist.data.manifest import read_manifest
 
     config = tiny(data={"prepared_dir": str(tmp_path)}).data
     folder = prepare(config).path

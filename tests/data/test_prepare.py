@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from mwuf_dist.config import DataConfig, SyntheticConfig, UserError
+from mwuf_dist.data import manifest as manifests
 from mwuf_dist.data import shards, sources
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.schema import Field, RawDataset, RawPieces, list_column
@@ -182,7 +183,7 @@ def test_changed_inputs_are_prepared_anew_beside(
     assert prepare(config).path == prepared.path and len(num_builds) == 1
 
 
-@pytest.mark.parametrize(("module", "version"), [(synthetic, "VERSION"), (shards, "LAYOUT_VERSION")])
+@pytest.mark.parametrize(("module", "version"), [(synthetic, "VERSION"), (manifests, "LAYOUT_VERSION")])
 def test_a_new_version_of_the_reader_or_layout_is_prepared_anew(
     config: DataConfig,
     prepared: Prepared,
@@ -247,14 +248,11 @@ def test_builds_of_several_processes_end_in_one_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [paths[0].name]
 
 
-def test_slower_builder_takes_the_faster_ones_folder(tmp_path: Path) -> None:
-    config = config_in(tmp_path)
-    ours = prepare(config)
-    before = (ours.path / "manifest.json").stat().st_ino
-    made_of = prepare_module.describe(config)
-    prepare_module._build(config, made_of, ours.path, progress=False, pool=None)
-    assert (ours.path / "manifest.json").stat().st_ino == before
-    assert len(list(tmp_path.iterdir())) == 1
+def test_what_a_killed_build_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    folder = prepare_module.prepared_folder(config_in(tmp_path), prepare_module.describe(config_in(tmp_path)))
+    (tmp_path / f".{folder.name}.partial" / ".scratch").mkdir(parents=True)
+    (tmp_path / f".{folder.name}.lock").write_text("")
+    assert [path for path in tmp_path.iterdir() if path != prepare(config_in(tmp_path)).path] == []
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["error", "interrupt"])

@@ -1,12 +1,12 @@
 import base64
 import io
-import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
 
+from mwuf_dist import files
 from mwuf_dist.config import PHASES
 from mwuf_dist.evaluation import report
 from mwuf_dist.evaluation.report import (
@@ -217,7 +217,7 @@ def test_write_comparison_leaves_a_complete_folder_and_the_same_bytes_each_time(
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     names = ["comparison.json", "comparison.md", "comparison.tex", "phases.png", "report.html", "speed.png"]
     assert sorted(first) == names
-    assert json.loads(first["comparison.json"]) == comparison
+    assert files.parse_json(first["comparison.json"]) == comparison
     assert first["report.html"].count(b"data:image/png;base64,") == 2
     write_comparison(build_comparison(two_methods(2)), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first

@@ -13,10 +13,10 @@ from mwuf_dist.config import merge
 from tests.bounds import SAME_AUC, SAME_TABLES
 from tests.faults.ranks import (
     META_TRAIN_STEP,
-    PLOT,
     POINT,
     PRETRAIN_STEP,
     READ_BACK,
+    RESULTS,
     SAVE,
     SCORE,
     VALUES,
@@ -57,7 +57,7 @@ def test_a_process_killed_in_every_stage_and_in_saves_ends_with_the_same_bits(un
         Fault(POINT, 3),
         Fault(WARM_UP_STEP, 2),
         Fault(SCORE, 1),
-        Fault(PLOT),
+        Fault(RESULTS),
     ]
     for place in places:
         assert ends(tmp_path / "run", 1, [place], cache=tmp_path / "cache") == [KILLED], place

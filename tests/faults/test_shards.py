@@ -13,8 +13,9 @@ import torch
 
 from mwuf_dist.config import UserError
 from mwuf_dist.data.batches.histories import Histories
+from mwuf_dist.data.manifest import read_manifest
 from mwuf_dist.data.prepare.prepare import prepare
-from mwuf_dist.data.shards import Prepared, read_manifest
+from mwuf_dist.data.shards import Prepared
 from tests.tiny import tiny
 
 COLUMNS = ("user", "item", "label", "time", "row")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mwuf_dist.config import UserError, hash_of_values
+from mwuf_dist.files import read_json, write_json
 from mwuf_dist.serving.finished_run import FinishedRun, open_run
 from tests.serving.test_export import ROUNDING, scores_of_the_stage
 
@@ -58,10 +59,26 @@ def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
 
 def change_results(key: str, value: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        results = json.loads((folder / "results.json").read_text())
-        (folder / "results.json").write_text(json.dumps(results | {key: value}))
+        write_json(folder / "results.json", read_json(folder / "results.json") | {key: value})
 
     return change
+
+
+def change_split(key: str, value: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        results = read_json(folder / "results.json")
+        write_json(folder / "results.json", results | {"split": results["split"] | {key: value}})
+
+    return change
+
+
+@pytest.mark.parametrize("latest", [None, b"", b"\0\0\0", b"warm_up-3-0-00000000", b"../../elsewhere"])
+def test_a_finished_run_opens_whatever_latest_says(latest: bytes | None, run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "run")
+    pointer = tmp_path / "run" / "checkpoints" / "LATEST"
+    pointer.unlink() if latest is None else pointer.write_bytes(latest)
+    with open_run(tmp_path / "run") as run:
+        assert run.num_items
 
 
 @pytest.mark.parametrize(
@@ -69,13 +86,15 @@ def change_results(key: str, value: object) -> Callable[[Path], None]:
     [
         (remove("config.toml"), "no run is here"),
         (remove("results.json"), "not finished .* goes on where it stopped"),
-        (remove("checkpoints/LATEST"), "checkpoints are gone"),
+        (lambda folder: shutil.rmtree(folder / "checkpoints"), "last checkpoint is gone"),
         (edit("config.toml", "old_above = 60", "old_above = 61"), "it was edited"),
         (edit("config.toml", "old_above = 60", "older_above = 60"), "unknown key `data.older_above`"),
         (change_results("schema", 99), "results of schema 99"),
         (change_results("prepared_checksum", "000000000000"), "is not what .* was trained on .*checksum"),
-        (edit("results.json", '"old_items": ', '"old_items": 1'), "is not what .* was trained on .*old_items"),
-        (edit("checkpoints/LATEST", "warm_up-4", "warm_up-3"), "not the last checkpoint"),
+        (change_split("old_items", 1), "is not what .* was trained on .*old_items"),
+        (edit("results.json", '"old_items": ', '"old_items": 1'), "its checksum differs.*makes it again from the last"),
+        (edit("results.json", "{", ""), "cannot be read.*makes it again from the last"),
+        (edit("checkpoints/warm_up-4-0-00000000/meta.json", '"world_size": 1', '"world_size": 2'), "checksum differs"),
     ],
 )
 def test_a_folder_without_a_finished_run_of_this_data_and_version_is_refused_with_the_reason(
@@ -98,7 +117,7 @@ def test_a_run_of_a_version_that_had_fewer_keys_opens(run_folder: Path, tmp_path
     assert then != before
     change_results("config_hash", then)(copy)
     for meta in copy.glob("checkpoints/*/meta.json"):
-        edit(f"checkpoints/{meta.parent.name}/meta.json", before, then)(copy)
+        write_json(meta, read_json(meta) | {"config_hash": then})
     found = []
     for folder in (copy, run_folder):
         with open_run(folder) as run:

@@ -14,6 +14,7 @@ import torch
 from mwuf_dist.config import UserError
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.sources.content import content_of
+from mwuf_dist.files import read_json, write_json
 from mwuf_dist.launch import local
 from mwuf_dist.runtime import start
 from mwuf_dist.serving.explain import explain
@@ -41,9 +42,9 @@ def world(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """A copy of it on a machine that has nothing else."""
     monkeypatch.setenv("MWUF_CACHE_DIR", str(tmp_path / "empty"))
     shutil.copytree(trained, tmp_path / "w")
-    results = json.loads((tmp_path / "w" / "run" / "results.json").read_text())
+    results = read_json(tmp_path / "w" / "run" / "results.json")
     found = tmp_path / "w" / "cache" / "prepared" / results["prepared"]
-    (tmp_path / "w" / "run" / "results.json").write_text(json.dumps(results | {"prepared_path": str(found)}))
+    write_json(tmp_path / "w" / "run" / "results.json", results | {"prepared_path": str(found)})
     config = tmp_path / "w" / "run" / "config.toml"
     assert str(trained) in config.read_text(), "the run names a log of another folder, which is not there for a copy"
     return tmp_path / "w"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -16,13 +17,13 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from mwuf_dist.config import Config, UserError, config_hash
-from mwuf_dist.evaluation import plots
+from mwuf_dist.files import read_json, write_json
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
-from mwuf_dist.training.checkpoint.files import _read_index, load_tensors, read_meta
+from mwuf_dist.training.checkpoint.files import _IndexUnpickler, _read_index, load_tensors, read_meta
 from mwuf_dist.training.checkpoint.save import Checkpointer, SavePolicy
 from mwuf_dist.training.stages.meta_train import MetaTrain
 from mwuf_dist.training.stages.pretrain import Pretrain
@@ -121,7 +122,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], A
         ("adam", WarmUp, "step", 0, "warm_up-1-0-00000000"),  # between the phases cold and warm-a
         ("adam", WarmUp, "step", 9, "warm_up-2-0-00000000"),
         ("adam", WarmUp, "score", 4, "warm_up-2-0-00000000"),  # warm-b is trained, not scored
-        ("adam", plots, "plot_run", 0, "warm_up-4-0-00000000"),  # all is done but results.json
+        ("adam", run_module, "write_json", 0, "warm_up-4-0-00000000"),  # all is done but results.json
         ("rowwise_adagrad", Pretrain, "step", 17, "pretrain-0-1-00000003"),
         ("rowwise_adagrad", MetaTrain, "step", 17, "meta_train-1-1-00000003"),
         ("rowwise_adagrad", WarmUp, "score", 4, "warm_up-2-0-00000000"),
@@ -213,20 +214,34 @@ def flip_a_bit(checkpoint: Path) -> str:
 
 def make_it_of_another_version(checkpoint: Path) -> str:
     path = checkpoint / "meta.json"
-    meta = json.loads(path.read_text())
+    meta = read_json(path)
     major, minor, _ = meta["versions"]["torch"].split(".", 2)
-    path.write_text(json.dumps(meta | {"versions": meta["versions"] | {"torch": f"{major}.{int(minor) - 1}.0"}}))
+    write_json(path, meta | {"versions": meta["versions"] | {"torch": f"{major}.{int(minor) - 1}.0"}})
     return rf"saved with torch {major}.{int(minor) - 1}.0, this is .*: install"
 
 
 def make_it_of_another_config(checkpoint: Path) -> str:
     path = checkpoint / "meta.json"
-    meta = json.loads(path.read_text())
-    path.write_text(json.dumps(meta | {"config_hash": "0123456789ab"}))
+    meta = read_json(path)
+    write_json(path, meta | {"config_hash": "0123456789ab"})
     return f"made by a run of config 0123456789ab, this is {meta['config_hash']}"
 
 
+def flip_a_bit_of_meta(checkpoint: Path) -> str:
+    path = checkpoint / "meta.json"
+    path.write_text(path.read_text().replace('"step": ', '"step": 1', 1))
+    return r"meta\.json is not what was written \(its checksum differs\)"
+
+
+def give_it_the_cursor_of_another(checkpoint: Path) -> str:
+    meta = read_json(checkpoint / "meta.json")
+    write_json(checkpoint / "meta.json", meta | {"cursor": meta["cursor"] | {"step": 1}})
+    return "meta.json is that of pretrain-0-0-00000001"
+
+
 DAMAGES = [
+    flip_a_bit_of_meta,
+    give_it_the_cursor_of_another,
     truncate,
     remove_a_file,
     flip_a_bit,
@@ -280,6 +295,18 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_with_the_reason(
     assert re.search(f"pretrain-0-0-00000008: {reason}", refused), refused
 
 
+@pytest.mark.parametrize("latest", [b"", b"\0\0\0\0", b"\xff", b"pretrain", b"../checkpoints/pretrain-0-0-00000004"])
+def test_where_latest_names_nothing_the_newest_whole_checkpoint_is_taken(
+    latest: bytes, stopped_later: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(stopped_later / "checkpoints", tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "LATEST").write_bytes(latest)
+    config = CONFIGS["adam"]
+    with start(config) as runtime:
+        found = Checkpointer(tmp_path / "checkpoints", config.checkpoint, runtime).latest(config_hash(config))
+    assert found is not None and found[1].cursor.step == 8
+
+
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_to_the_same_bits(
     stopped_later: Path, uninterrupted: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,12 +321,12 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_to_the_same_bits
 
 
 def test_another_patch_release_is_accepted(stopped_later: Path, tmp_path: Path) -> None:
-    shutil.copytree(stopped_later / "checkpoints" / "pretrain-0-0-00000008", tmp_path / "checkpoint")
-    path = tmp_path / "checkpoint" / "meta.json"
-    meta = json.loads(path.read_text())
+    checkpoint = tmp_path / "pretrain-0-0-00000008"
+    shutil.copytree(stopped_later / "checkpoints" / checkpoint.name, checkpoint)
+    meta = read_json(checkpoint / "meta.json")
     minor = meta["versions"]["torch"].rsplit(".", 1)[0]
-    path.write_text(json.dumps(meta | {"versions": meta["versions"] | {"torch": f"{minor}.99"}}))
-    assert read_meta(tmp_path / "checkpoint", meta["config_hash"]).cursor.step == 8
+    write_json(checkpoint / "meta.json", meta | {"versions": meta["versions"] | {"torch": f"{minor}.99"}})
+    assert read_meta(checkpoint, meta["config_hash"]).cursor.step == 8
 
 
 class Trap:
@@ -322,12 +349,32 @@ class Named:
 def test_an_index_may_name_members_of_an_enum_and_no_other_attribute(tmp_path: Path) -> None:
     index = tmp_path / ".metadata"
     for member in _MEM_FORMAT_ENCODING:
-        index.write_bytes(pickle.dumps(Named(_MEM_FORMAT_ENCODING, member.name)))
-        assert _read_index(index) is member
+        pickled = pickle.dumps(Named(_MEM_FORMAT_ENCODING, member.name))
+        assert _IndexUnpickler(io.BytesIO(pickled)).load() is member
     for cls, name in ((_MEM_FORMAT_ENCODING, "mro"), (PosixPath, "cwd")):
         index.write_bytes(pickle.dumps(Named(cls, name)))
         with pytest.raises(UserError, match="getattr has no place in a checkpoint"):
             _read_index(index)
+
+
+class Filled:
+    """Is pickled as a class whose attributes are set, as `BUILD` does."""
+
+    def __init__(self, cls: type, state: dict[str, Any]) -> None:
+        self._cls, self._state = cls, state
+
+    def pickled(self) -> bytes:
+        whole = pickle.dumps((self._cls, self._state), protocol=2)  # ... class, state, TUPLE2, (put), STOP
+        end = whole.rindex(pickle.TUPLE2)
+        return whole[:end] + pickle.BUILD + pickle.STOP
+
+
+@pytest.mark.parametrize("cls", [PosixPath, _MEM_FORMAT_ENCODING, Metadata])
+def test_an_index_sets_no_attribute_of_a_class(cls: type, tmp_path: Path) -> None:
+    (tmp_path / ".metadata").write_bytes(Filled(cls, {"exists": 1, "planted": 2}).pickled())
+    with pytest.raises(UserError, match="has no such content in a checkpoint"):
+        _read_index(tmp_path / ".metadata")
+    assert callable(PosixPath.exists) and not hasattr(cls, "planted")
 
 
 def test_loading_unpickles_nothing_but_an_index_of_tensors(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mwuf_dist.config import Events
+from mwuf_dist.config import Events, UserError
 from mwuf_dist.data.prepare.history_files import FOLDER
 from mwuf_dist.data.shards import Prepared
 
@@ -81,6 +81,16 @@ class Histories:
         if scope == "all":
             kept &= self.load("items") < prepared.num_stored_items
         labels = self.load("labels")
+        offsets, items = self.load("offsets"), self.load("items")
+        is_whole = (
+            (len(offsets), len(items), len(labels)) == (prepared.manifest["num_users"] + 1, *[len(kept)] * 2)
+            and offsets[0] == 0
+            and offsets[-1] == len(kept)
+            and bool((offsets[1:] >= offsets[:-1]).all())
+            and (not len(items) or (items.min() >= 0 and items.max() <= prepared.num_stored_items))
+        )
+        if not is_whole:
+            raise UserError(f"{prepared.path / FOLDER}: contradicts itself: delete its folder to have it prepared anew")
         if events == "positives":
             kept &= labels != 0
         small = len(kept) < 2**31
@@ -89,8 +99,8 @@ class Histories:
         np.cumsum(kept, out=place[1:])
         self._place = torch.from_numpy(place).to(device)
         # One more, an empty history: that of a user who came after the data was prepared.
-        self._offsets = torch.from_numpy(np.append(self.load("offsets"), len(kept))).to(device)
-        items = self.load("items")[kept]
+        self._offsets = torch.from_numpy(np.append(offsets, len(kept))).to(device)
+        items = items[kept]
         items[items == prepared.num_stored_items] = prepared.num_items
         self._items = torch.from_numpy(items).to(device)
         self._labels = torch.from_numpy(labels[kept]).to(device)

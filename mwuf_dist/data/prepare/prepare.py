@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
-import tempfile
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +12,18 @@ from typing import Any
 from tqdm import tqdm
 
 from mwuf_dist.config import DataConfig, UserError
-from mwuf_dist.data import shards, sources
-from mwuf_dist.data.locations import beside, prepared_root
+from mwuf_dist.data import manifest as manifests
+from mwuf_dist.data import sources
+from mwuf_dist.data.locations import prepared_root
+from mwuf_dist.data.manifest import check_manifest, read_manifest
 from mwuf_dist.data.prepare.pipeline import STEPS, write_prepared
 from mwuf_dist.data.prepare.workers import Pool
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.split import SplitRule
+from mwuf_dist.files import DamagedError, appearing
+from mwuf_dist.locks import locked
+
+_ADVICE = "set data.prepared_dir or MWUF_CACHE_DIR"
 
 
 def prepare(
@@ -28,7 +31,7 @@ def prepare(
 ) -> Prepared:
     """Reads, splits and writes the data set, or opens the folder that an earlier call with the same inputs left.
 
-    Several processes may call it at once: each writes beside, and the first rename wins.
+    Several processes may call it at once: the first prepares, the others wait and open what it has made.
 
     Args:
         config: section `data`.
@@ -41,15 +44,18 @@ def prepare(
     """
     made_of = made_of or describe(config)
     folder = prepared_folder(config, made_of)
-    manifest = shards.read_manifest(folder)
+    manifest = read_manifest(folder)
     if manifest is None:
-        manifest = _build(config, made_of, folder, progress, pool)
+        with locked(folder, "prepare", _say, _ADVICE):
+            manifest = read_manifest(folder)  # of another process, which was faster
+            if manifest is None:
+                manifest = _build(config, made_of, folder, progress, pool)
     return Prepared(folder, manifest)
 
 
 def is_prepared(config: DataConfig, made_of: dict[str, Any] | None = None) -> bool:
     """Whether `prepare`, called with the same, would only open what an earlier call has written."""
-    return shards.read_manifest(prepared_folder(config, made_of or describe(config))) is not None
+    return read_manifest(prepared_folder(config, made_of or describe(config))) is not None
 
 
 def describe(config: DataConfig) -> dict[str, Any]:
@@ -57,7 +63,7 @@ def describe(config: DataConfig) -> dict[str, Any]:
     return {
         "source": sources.find(config.name).fingerprint(config),
         "rule": asdict(SplitRule.of(config)),
-        "layout": shards.LAYOUT_VERSION,
+        "layout": manifests.LAYOUT_VERSION,
     }
 
 
@@ -74,36 +80,28 @@ def _build(
         "name": config.name + (" (synthesized)" if "synthesized" in made_of["source"] else ""),
         "made_of": made_of,
     }
-    with beside(folder, "set data.prepared_dir or MWUF_CACHE_DIR") as temporary:
-        with tqdm(total=len(STEPS), desc="prepare", unit="step", disable=not progress) as bar:
+    if folder.exists():
+        try:
+            check_manifest(folder)
+        except (FileNotFoundError, DamagedError) as error:
+            _say(f"{folder}: {error}: prepared anew")
+    with (
+        appearing(folder, _ADVICE) as beside,
+        tqdm(total=len(STEPS), desc="prepare", unit="step", disable=not progress) as bar,
+    ):
 
-            def step(name: str) -> None:
-                bar.set_postfix_str(name)
-                bar.update()
+        def step(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update()
 
-            raw = sources.find(config.name).pieces(config)
-            write_prepared(raw, SplitRule.of(config), temporary, facts, pool, step)
+        raw = sources.find(config.name).pieces(config)
+        write_prepared(raw, SplitRule.of(config), beside, facts, pool, step)
         if describe(config) != made_of:
             raise UserError(f"data set {config.name!r}: a file has changed while it was read; call it again")
-        _install(temporary, folder)
-    manifest = shards.read_manifest(folder)
+    manifest = read_manifest(folder)
     assert manifest is not None, f"{folder} changed while it was written"
     return manifest
 
 
-def _install(temporary: Path, folder: Path) -> None:
-    """Renames a finished folder to its name, unless another process put a complete one there meanwhile."""
-    while True:
-        try:
-            os.rename(temporary, folder)
-            return
-        except OSError:
-            if not folder.exists():
-                raise
-        if shards.read_manifest(folder) is not None:
-            return
-        # Incomplete (a lost or truncated file): moved away first, so that at no time a mixture bears the name.
-        broken = Path(tempfile.mkdtemp(prefix=f".{folder.name}-broken-", dir=folder.parent))
-        with contextlib.suppress(FileNotFoundError):  # Another process moved it away.
-            os.rename(folder, broken / "was")
-        shutil.rmtree(broken, ignore_errors=True)
+def _say(text: str) -> None:
+    print(f"mwuf: {text}", file=sys.stderr, flush=True)

@@ -23,8 +23,10 @@ import pyarrow as pa
 from pyarrow import csv
 
 from mwuf_dist.config import DataConfig, UserError
-from mwuf_dist.data.locations import beside, cache_dir, data_dir
+from mwuf_dist.data.locations import cache_dir, data_dir
 from mwuf_dist.data.schema import RAW_ID, USER_ID, Field, RawDataset, RawPieces, list_column
+from mwuf_dist.files import appearing
+from mwuf_dist.locks import locked
 
 VERSION = 1  # Raise it when the same raw files would give other tables.
 MIN_TOKEN_COUNT = 2  # A title word in fewer films than this tells nothing that the film's own ID does not.
@@ -103,14 +105,11 @@ def download(address: str = ADDRESS) -> Path:
     """
     target = (data_dir() or cache_dir() / "raw") / FOLDER
     print(f"{TERMS}\nDownloading {address} into {target}", file=sys.stderr, flush=True)
-    with beside(target, _by_hand()) as folder:
-        _fetch(address, folder)
-        _verify(folder, "the archive is damaged or not the published one; nothing was kept")
-        try:
-            folder.rename(target)
-        except OSError as error:
-            if find_raw() is None:  # Otherwise another process was faster, with the same verified files.
-                raise UserError(f"{target}: cannot be written ({error}). {_by_hand()}") from None
+    with locked(target, "download", wait=lambda text: print(text, file=sys.stderr, flush=True)):
+        if find_raw() is None:  # Otherwise another process was faster.
+            with appearing(target, _by_hand()) as folder:
+                _fetch(address, folder)
+                _verify(folder, "the archive is damaged or not the published one; nothing was kept")
     return target
 
 

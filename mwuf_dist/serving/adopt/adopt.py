@@ -9,7 +9,7 @@ their own interactions by the serving rule.
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.readers import gate, log_files, log_tables
 from mwuf_dist.data.readers import ids as raw_ids
 from mwuf_dist.data.readers.gate import Rows
+from mwuf_dist.files import appearing, write_json
+from mwuf_dist.locks import locked
 from mwuf_dist.methods.meta_warm_up import MetaWarmUp
 from mwuf_dist.serving.adopt.files import find_table, import_factory, load_weights
 from mwuf_dist.serving.rule import WarmRule, item_groups, module_slope, warm_rows
@@ -113,12 +115,13 @@ class Adopted:
 
     def save(self, folder: Path, about: dict[str, object]) -> None:
         """Writes `items.parquet`, `meta.pt` (the networks' state dict) and `adopt.json` into a new folder."""
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            raise UserError(f"{folder}: exists; name another --output") from None
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}); name another --output") from None
+        with locked(folder, "adopt"):
+            if folder.exists():
+                raise UserError(f"{folder}: exists; name another --output")
+            with appearing(folder, "name another --output") as beside:
+                self._write(beside, about)
+
+    def _write(self, folder: Path, about: dict[str, object]) -> None:
         vector = pa.list_(pa.float32(), self.rows.shape[1])
         vectors = [
             pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1).numpy()), type=vector)
@@ -128,8 +131,10 @@ class Adopted:
         pq.write_table(
             pa.table(columns, names=["item_id", "embedding", "row", "interactions"]), folder / "items.parquet"
         )
-        torch.save(self.meta.state_dict(), folder / "meta.pt")
-        (folder / "adopt.json").write_text(json.dumps(about | {"num_items": len(self.item_ids)}, indent=1) + "\n")
+        buffer = io.BytesIO()
+        torch.save(self.meta.state_dict(), buffer)
+        (folder / "meta.pt").write_bytes(buffer.getbuffer())
+        write_json(folder / "adopt.json", about | {"num_items": len(self.item_ids)})
 
 
 def adopt(

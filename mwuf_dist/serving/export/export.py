@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
+import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +17,8 @@ from tqdm import tqdm
 
 from mwuf_dist.backbones import Shape
 from mwuf_dist.config import UserError
-from mwuf_dist.data.locations import beside
+from mwuf_dist.files import appearing, write_json
+from mwuf_dist.locks import locked
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.export.chunks import Chunk, Columns, item_chunks, item_columns, user_chunks, user_columns
 from mwuf_dist.serving.export.formats import NpyWriter, ParquetWriter, SafetensorsWriter, Writer
@@ -77,15 +75,14 @@ def export(
         UserError: `output` holds something else, cannot be written, torch cannot export the backbone, or a user has no
             context of its own (see `FinishedRun.user_context`).
     """
-    if output.exists() and not (output / MANIFEST).exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"{output}: exists and is no export of ours; name another --output")
-    with beside(output, "name another --output") as folder:
+    with locked(output, "export"), appearing(output, "name another --output") as folder:
+        if output.exists() and not (output / MANIFEST).exists() and not (output.is_dir() and not any(output.iterdir())):
+            raise UserError(f"{output}: exists and is no export of ours; name another --output")
         users = _write_users(run, kind, folder) if context else {}
         num_items = write_items(run, kind, folder, old_items, progress, context)
         export_model(run, folder / MODEL_FILE)
         manifest = _manifest(run, kind, num_items, old_items) | users
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        _install(folder, output)
+        write_json(folder / MANIFEST, manifest)
     return output
 
 
@@ -110,7 +107,7 @@ def write_export(
     folder.mkdir()
     num_items = _write_some(run, items, kind, folder, context)
     manifest = _manifest(run, kind, num_items, False) | {"model": None, "changed_only": True}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    write_json(folder / MANIFEST, manifest)
 
 
 def write_items(
@@ -177,7 +174,10 @@ def export_backbone(backbone: nn.Module, shape: Shape, device: torch.device, nam
             f"backbone {name!r}: torch.export cannot take its forward ({str(error)[:300]}); "
             "write it without branches on tensor values"
         ) from error
-    torch.export.save(program, path)
+    # Into memory first: torch's own writer of files ends the process where the disk is full.
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _writer(kind: Format, folder: Path, entity: str, ids: pa.Array, columns: Columns) -> Writer:
@@ -200,14 +200,3 @@ def _manifest(run: FinishedRun, kind: Format, num_items: int, old_items: bool) -
         "run": {key: run.results[key] for key in ("dataset", "backbone", "method", "variant", "seed", "config_hash")},
         "versions": run.results["versions"],
     }
-
-
-def _install(folder: Path, output: Path) -> None:
-    """Renames the finished folder to its name, an earlier export out of the way first."""
-    earlier = None
-    if output.exists():
-        earlier = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-        os.rename(output, earlier / "was")
-    os.rename(folder, output)
-    if earlier is not None:
-        shutil.rmtree(earlier)

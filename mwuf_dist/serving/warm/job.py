@@ -7,6 +7,7 @@ only read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -21,6 +22,8 @@ import torch
 from mwuf_dist.config import WARM_SETS, UserError
 from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.shards import Prepared
+from mwuf_dist.files import appearing
+from mwuf_dist.locks import locked
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving import served_state
 from mwuf_dist.serving.export.export import Format, write_export
@@ -135,14 +138,16 @@ def warm(
     nothing = rows.item_ids[:0], unknown_fields(data, 0)
     listed = nothing if items is None else read_fields(items, options, data, is_logs)
     change = change_by(before, rows, listed, run_ids, data, run_log, 3 * data.rows_of(config.data.warm_rows))
-    change = replace(change, state=replace(change.state, made_from=_made_from(folder, change.state)))
+    change = replace(change, state=replace(change.state, made_from=_made_from(folder, checkpoint.name, change.state)))
     notes = (*rows.notes, *alarms(change.fractions, before.days))
     change = replace(change, state=replace(change.state, days=(*before.days, change.fractions)[-_DAYS:]))
-    if output.exists():
-        return _already_done(output, change, rows)
-    beside = output.parent / f".{output.name}.partial"
-    runtime.on_main(lambda: _make_folder(beside))
-    try:
+    output = Path(os.path.realpath(output))
+    beside = output.with_name(f".{output.name}.partial")
+    with contextlib.ExitStack() as stack:
+        runtime.on_main(lambda: stack.enter_context(locked(output, "warm")))
+        if output.exists():
+            return _already_done(output, change, rows)
+        runtime.on_main(lambda: stack.enter_context(appearing(output, "name another --output")))
         job = WarmJob(config, runtime, data, change, run_log)
         run = load_run(folder, runtime, several_ranks=True, prepared=data.path)
         scores = _scores_of_old_items(run)
@@ -154,9 +159,8 @@ def warm(
         assert same, "scores of old items have changed: nothing is written"
         changed = np.union1d(change.anew, change.going_on)
         write_export(after, changed, kind, beside / "export", runtime, context)
-        runtime.on_main(lambda: os.rename(beside, output))
-    finally:
-        runtime.on_main(lambda: shutil.rmtree(beside, ignore_errors=True))
+        del after
+        runtime.on_main(stack.close)
     digest = served_state.digest_of(output)
     return WarmReport(
         output, change, len(changed), rows.num_unseen_users, len(scores), digest, num_drawn, rows.num_read, notes
@@ -204,13 +208,12 @@ def seen_by_run(prepared: Prepared, items: np.ndarray, user_ids: pa.Array) -> Lo
     return taken(log, np.argsort(log["item"], kind="stable"))
 
 
-def _made_from(folder: Path, state: WarmState) -> dict[str, str]:
+def _made_from(folder: Path, checkpoint: str, state: WarmState) -> dict[str, str]:
     """What tells one job from another: the run, the state before, and what is known after it."""
     known = hashlib.sha256()
     for values in (*state.log.values(), state.listed):
         known.update(np.ascontiguousarray(values).data)
     known.update(repr((state.ids.to_pylist(), state.fields.to_pydict())).encode())
-    checkpoint = (folder / "checkpoints" / "LATEST").read_text()
     config = hashlib.sha256((folder / "results.json").read_bytes()).hexdigest()[:12]
     return {"run": f"{config} {checkpoint}", "state": served_state.digest_of(folder), "known": known.hexdigest()[:12]}
 
@@ -225,14 +228,6 @@ def _already_done(output: Path, change: Change, rows: NewRows) -> WarmReport:
     if about.get("made_from") != change.state.made_from:
         raise UserError(f"{output}: exists, and was not made from this run and these rows: name another --output")
     return WarmReport(output, change, 0, rows.num_unseen_users, 0, served_state.digest_of(output), already_done=True)
-
-
-def _make_folder(beside: Path) -> None:
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{beside.parent}: cannot be written ({error.strerror}); name another --output") from None
 
 
 def _write(state: WarmState, folder: Path, checkpoint: Path, beside: Path) -> None:

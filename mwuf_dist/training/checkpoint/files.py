@@ -3,7 +3,8 @@
     __RANK_0.distcp   tensors that a rank has written, each a `torch.save` file; read with `weights_only=True`
     .metadata         which tensor is where, a pickle that `torch.distributed.checkpoint` has no other format for; read
                       by an unpickler that knows the dozen classes it is made of and refuses any other
-    meta.json         everything else, for a person to read; with the size and CRC-32 of each of the files above
+    meta.json         everything else, for a person to read; with the size and CRC-32 of each of the files above, and
+                      its own checksum
 
 `torch.distributed.checkpoint` would unpickle what is neither a tensor nor that index: there is no such thing in a
 checkpoint, and one that has it is refused. A CRC finds damage, not malice: whoever may write the folder may write it.
@@ -14,22 +15,33 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from mwuf_dist.config import UserError
-from mwuf_dist.data.shards import crc32_of
+from mwuf_dist.files import DamagedError, crc32_of, read_json, with_checksum
 from mwuf_dist.runtime.versions import other_version
 
+STAGES = ("pretrain", "meta_train", "warm_up")
 META = "meta.json"
 INDEX = ".metadata"
 # What an index of tensors consists of, apart from dtypes.
@@ -52,8 +64,18 @@ _INDEX_CLASSES = {
 }
 
 
-class DamagedError(Exception):
-    """A checkpoint is not whole, or not ours; the message says what is wrong with it."""
+# Objects of the index that are filled with their fields.
+_FILLED = {
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorStorageMetadata,
+    _StorageInfo,
+}
+# What the bytes of no pickle, or of one of something else, come to.
+_BROKEN_PICKLE = (EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, MemoryError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -99,7 +121,7 @@ class Meta:
 
     def to_json(self) -> str:
         """For `meta.json`."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return json.dumps(with_checksum(asdict(self)), indent=1) + "\n"
 
 
 def record(path: Path) -> FileRecord:
@@ -114,9 +136,12 @@ def parse_meta(path: Path, config_hash: str | None) -> Meta:
         DamagedError: it is damaged, or made by another config (`config_hash` None: not compared) or version.
     """
     try:
-        values = json.loads((path / META).read_text(encoding="utf-8"))
+        values = read_json(path / META)
         files = {name: FileRecord(**entry) for name, entry in values["files"].items()}
         meta = Meta(**values | {"cursor": Cursor(**values["cursor"]), "files": files})
+        if meta.cursor.name != path.name:
+            raise DamagedError(f"{META} is that of {meta.cursor.name}")
+        _check_values(meta)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError(f"{META} cannot be read ({error})") from None
     for name, expected in meta.files.items():
@@ -130,6 +155,19 @@ def parse_meta(path: Path, config_hash: str | None) -> Meta:
     if problem is not None:
         raise DamagedError(problem)
     return meta
+
+
+def _check_values(meta: Meta) -> None:
+    """Raises ValueError where a value cannot have been written: an older version wrote no checksum."""
+    counts = [meta.cursor.phase, meta.cursor.epoch, meta.cursor.step, meta.metrics_bytes, meta.world_size - 1]
+    counts += [number for entry in meta.files.values() for number in (entry.bytes, entry.crc32)]
+    if meta.cursor.stage not in STAGES or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("a number or name that no run writes")
+    if INDEX not in meta.files or any(Path(name).name != name for name in meta.files):
+        raise ValueError("its list of files is not that of a checkpoint")
+    for table in (meta.versions, meta.stages, meta.phases, meta.plans):
+        if not isinstance(table, dict):
+            raise ValueError("a list where a table belongs")
 
 
 def content_problem(path: Path, meta: Meta, part: int = 0, num_parts: int = 1) -> str | None:
@@ -164,7 +202,7 @@ def read_meta(path: Path, config_hash: str | None) -> Meta:
     else:
         if problem is None:
             return meta
-    raise UserError(f"{path}: {problem}; delete the run's `checkpoints` folder to start it again")
+    raise UserError(f"{path}: {problem}")
 
 
 def load_tensors(path: Path, tensors: dict[str, Any]) -> None:
@@ -193,7 +231,29 @@ def stored_tensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-class _IndexUnpickler(pickle.Unpickler):
+class _IndexUnpickler(pickle._Unpickler):
+    """Python's own unpickler, in Python: that of C cannot be told how to fill an object with what it holds.
+
+    By itself it would set any attribute of anything, of a class too: of an allowed one, for the whole process.
+    """
+
+    stack: list[Any]  # which its stubs do not know
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        """Fills an object of the index, and nothing else, with the fields that its class declares."""
+        state = self.stack.pop()
+        found = self.stack[-1]
+        if type(found) is TensorProperties and isinstance(state, tuple):
+            found.__setstate__(state)
+            return
+        names = {field.name for field in fields(found)} if type(found) in _FILLED else set()
+        if not isinstance(state, dict) or not state.keys() <= names:
+            raise pickle.UnpicklingError(f"{type(found).__name__} has no such content in a checkpoint")
+        found.__dict__.update(state)
+
+    dispatch[pickle.BUILD[0]] = load_build
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("builtins", "getattr"):  # how Python up to 3.11.3 pickles a member of an Enum
             return _member
@@ -224,9 +284,31 @@ class _Reader(dcp.FileSystemReader):
 def _read_index(path: Path) -> Metadata:
     try:
         with path.open("rb") as file:
-            return _IndexUnpickler(file).load()
-    except (OSError, pickle.UnpicklingError, EOFError, ValueError) as error:
+            found = _IndexUnpickler(file).load()
+        _check_index(found)
+        return found
+    except (OSError, pickle.UnpicklingError, *_BROKEN_PICKLE) as error:
         raise UserError(f"{path}: not the index of a checkpoint ({error}): it is not loaded") from None
+
+
+def _check_index(found: Any) -> None:
+    """Looks at what native code would take for granted: that tensors have sizes, and pieces that lie in them."""
+    if type(found) is not Metadata or not isinstance(found.state_dict_metadata, dict):
+        raise ValueError("it holds something else")
+    for name, about in found.state_dict_metadata.items():
+        if type(about) is BytesStorageMetadata:
+            continue
+        if type(about) is not TensorStorageMetadata or not isinstance(about.properties.dtype, torch.dtype):
+            raise ValueError(f"{name!r} is no tensor")
+        for piece in about.chunks:
+            ends = [low + size for low, size in zip(piece.offsets, piece.sizes, strict=True)]
+            if min([*piece.offsets, *piece.sizes, 0]) < 0 or not all(
+                end <= size for end, size in zip(ends, about.size, strict=True)
+            ):
+                raise ValueError(f"a piece of {name!r} does not lie in it")
+    for info in (found.storage_data or {}).values():
+        if type(info) is not _StorageInfo or Path(info.relative_path).name != str(info.relative_path):
+            raise ValueError("it names a file elsewhere")
 
 
 class _TensorsOnly(DefaultLoadPlanner):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import errno
 import math
+import re
 import shutil
 import threading
 import time
@@ -31,15 +32,14 @@ from torch.distributed.remote_device import _remote_device
 from mwuf_dist.config import CheckpointConfig, UserError
 from mwuf_dist.data.batches.lanes import LanesMove
 from mwuf_dist.embeddings.tables import Tables
-from mwuf_dist.files import write_atomically
+from mwuf_dist.files import DamagedError, make_folder, remove_left_overs, sync, sync_tree, write_atomically
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.runtime.shutdown import StoppedError, asked_to_stop, held_back
-from mwuf_dist.training.checkpoint.files import INDEX, META, DamagedError, Meta, content_problem, parse_meta, record
+from mwuf_dist.training.checkpoint.files import INDEX, META, STAGES, Meta, content_problem, parse_meta, record
 
 # On several ranks a look at the clock is an exchange: so many steps, or seconds, apart at most.
 _STEPS_BETWEEN_LOOKS = 50
 _SECONDS_BETWEEN_LOOKS = 1.0
-_STAGES = ("pretrain", "meta_train", "warm_up")
 _NOWHERE = (-1,)
 
 
@@ -190,17 +190,19 @@ class Checkpointer:
 
     def _make_room(self, beside: Path) -> None:
         with self._explained(beside):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for path in self._folder.glob(".*.partial"):  # what a save that was killed has left
-                shutil.rmtree(path)
+            make_folder(self._folder)
+            remove_left_overs(self._folder)  # of a save that was killed
             beside.mkdir()
 
     def _install(self, meta: Meta, beside: Path, final: Path) -> None:
         with self._explained(beside):
             meta.files[INDEX] = record(beside / INDEX)
             (beside / META).write_text(meta.to_json(), encoding="utf-8")
-            shutil.rmtree(final, ignore_errors=True)
+            sync_tree(beside)
+            if final.exists():  # it is damaged, or the run would not be here
+                shutil.rmtree(final)
             beside.rename(final)
+            sync(self._folder)
             write_atomically(self._folder / "LATEST", final.name)
         # One that is further than this is damaged, or the run would not be here.
         before = [path for path in self._in_order() if _place(path) <= _place(final)]
@@ -237,19 +239,31 @@ class Checkpointer:
                 return path, meta, refused
             refused.append(f"{path}: {problem}")
         if refused:
-            raise UserError(f"{refused[0]}; delete the run's `checkpoints` folder to start it again")
+            raise UserError(
+                f"{'; '.join(refused)}: no checkpoint is left to go on from; delete the run's `checkpoints` folder to "
+                "start it again"
+            )
         return None
 
     def _candidates(self) -> list[Path]:
         """What `LATEST` names, then those before it, the nearest first."""
-        pointer = self._folder / "LATEST"
         checkpoints = self._in_order()
-        if not pointer.exists():
+        name = _pointed_at(self._folder)
+        newest = self._folder / name
+        if newest.name != name or _place(newest) == _NOWHERE:  # nothing, or nothing that a save has written
             return checkpoints[::-1]
-        newest = self._folder / pointer.read_text(encoding="utf-8").strip()
         # LATEST goes by the order of saves, and the order of the names by that of training: a run saves in it.
-        before = [path for path in checkpoints if path != newest and _place(path) < _place(newest)]
+        is_there = newest in checkpoints
+        before = [path for path in checkpoints if path != newest and (_place(path) < _place(newest) or not is_there)]
         return [newest, *before[::-1]]
+
+
+def _pointed_at(folder: Path) -> str:
+    """What `LATEST` says, whatever that is."""
+    try:
+        return (folder / "LATEST").read_bytes().decode(errors="replace").strip().replace("\0", "")
+    except OSError:
+        return ""
 
 
 class _Writer:
@@ -310,9 +324,9 @@ def _of_the_disk(error: BaseException) -> BaseException:
 def _place(path: Path) -> tuple[int, ...]:
     """How far a checkpoint is, from its name; `_NOWHERE` for a name that is none."""
     stage, *numbers = path.name.split("-")
-    if stage not in _STAGES or not all(number.isdigit() for number in numbers):
+    if stage not in STAGES or len(numbers) != 3 or not all(re.fullmatch("[0-9]{1,18}", number) for number in numbers):
         return _NOWHERE
-    return _STAGES.index(stage), *map(int, numbers)
+    return STAGES.index(stage), *map(int, numbers)
 
 
 def table_state(*collections: Tables) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""The compiled library is code: only one that nobody else can have put there, and that is whole, is loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from mwuf_kernels import native
+
+FOUND = native.compiler()
+pytestmark = pytest.mark.skipif(FOUND is None, reason="no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def made() -> Path:
+    assert FOUND is not None
+    return native._compiled(FOUND)
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MWUF_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(native.subprocess, "run", _compile_by_copy(made))
+    path = tmp_path / "cache" / "native" / made.name
+    path.parent.mkdir(parents=True)
+    shutil.copy(made, path)
+    path.chmod(0o755)
+    return path
+
+
+def _compile_by_copy(made: Path):
+    real = native.subprocess.run
+
+    def run(command, **options):
+        if "-o" not in command:
+            return real(command, **options)
+        Path(command[-1]).write_bytes(made.read_bytes()[:-32])
+        return None
+
+    return run
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
+def test_a_damaged_library_is_made_again(damage: str, copy: Path) -> None:
+    whole = copy.read_bytes()
+    spoilt = bytearray(whole)
+    spoilt[len(whole) // 2] ^= 1
+    copy.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "bit": bytes(spoilt)}[damage])
+    assert native._compiled(str(FOUND)) == copy
+    assert copy.read_bytes() == whole
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_library_of_another_user_is_never_loaded(copy: Path) -> None:
+    planted = b"code of another user"
+    copy.write_bytes(planted)
+    os.chown(copy, 12345, 12345)
+    assert native._compiled(str(FOUND)) == copy, "the folder is ours, so what lies there is replaced"
+    assert copy.read_bytes() != planted and copy.stat().st_uid == 0
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_a_folder_that_others_may_write_is_passed_over(
+    mode: int, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(native, "_is_private", lambda group: False)
+    copy.parent.chmod(mode)
+    assert native._compiled(str(FOUND)).is_relative_to(tmp_path / "home")
+    (tmp_path / "home" / ".cache").chmod(mode)
+    with pytest.raises(RuntimeError, match="no folder for it is this user's alone"):
+        native._compiled(str(FOUND))
