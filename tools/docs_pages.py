@@ -259,14 +259,6 @@ def benchmark_list(_: str) -> str:
     return rows_table(("question", "command"), rows)
 
 
-def readme_section(heading: str) -> str:
-    """What stands in the README below a heading, so that its figures stand once."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    assert found is not None, f"README.md has no section {heading!r}"
-    return found[1].strip().replace("](docs/", "](")
-
-
 def _table(table: Table) -> str:
     groups = list(dict.fromkeys(column.group for column in table.columns if column.group != "samples/s"))
     kept = [index for index, column in enumerate(table.columns) if column.group in groups]
@@ -296,11 +288,11 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "export_table": docs_tables.export_table,
     "warm_table": docs_tables.warm_table,
     "ranks_table": docs_tables.ranks_table,
+    "speed_table": docs_tables.speed_table,
     "backbone_speed_table": docs_tables.backbone_speed_table,
     "study": study,
     "other_studies": other_studies,
     "paper_table": paper_table,
     "question_configs": question_configs,
     "benchmark_list": benchmark_list,
-    "readme_section": readme_section,
 }

@@ -51,7 +51,7 @@ def plan_table(name: str) -> str:
 
 
 def speed_table(names: str) -> str:
-    """Two records of `benchmarks.train_step`, in float32 and in bfloat16, as the README shows them.
+    """Two records of `benchmarks.train_step`, in float32 and in bfloat16, as docs/performance.md shows them.
 
     Rates, ratios, and the AUCs of the same runs; bfloat16 in columns of its own.
     """
