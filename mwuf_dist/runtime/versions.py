@@ -12,7 +12,10 @@ import re
 FBGEMM_DISTRIBUTIONS = ("fbgemm-gpu-cpu", "fbgemm-gpu")
 # fbgemm 1.X is built against torch 2.(X + this).
 MINORS_APART = 5
-REINSTALL = "run `make clean-venv setup`, or install the project again with its extra `cpu` or `cuda`"
+REINSTALL = (
+    "run `make clean-venv setup`; with pip, in an empty environment, `pip install 'mwuf-dist[cpu]'` and then "
+    "`pip install --no-deps torchrec==1.8.0`, or with a GPU `pip install 'mwuf-dist[cuda]'`"
+)
 
 
 def installed(distribution: str) -> str | None:
