@@ -20,9 +20,9 @@ FROM python:3.12-slim
 RUN apt-get update && apt-get install --no-install-recommends -y g++ && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/mwuf /opt/mwuf
 ENV PATH=/opt/mwuf/bin:$PATH
-RUN useradd --create-home mwuf
+RUN useradd --create-home mwuf && mkdir /data && chown mwuf /data
 USER mwuf
-WORKDIR /home/mwuf
+WORKDIR /data
 COPY --chown=mwuf configs configs
 ENTRYPOINT ["mwuf"]
 CMD ["--help"]

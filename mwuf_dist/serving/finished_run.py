@@ -291,7 +291,7 @@ class FinishedRun:
     def _of_side(self, indices: Indices, side: Side) -> torch.Tensor:
         """Indices [n] as int64 on the device of the model: native code reads wherever they point."""
         # What `warm` has written has one more row of users, which is nobody's: who is unknown, and has no history.
-        num_users = self.prepared.num_users + (self.state is not None and self.histories is None)
+        num_users = self.prepared.num_users + (self.state is not None)
         num = self.num_items if side == "item" else num_users
         return checked_indices(indices, num, side, self.model.runtime.device)
 

@@ -133,7 +133,7 @@ def test_what_an_earlier_version_wrote_still_opens_and_is_the_same_run(tmp_path:
     (tmp_path / "config.toml").write_text(
         '[backbone]\nname = "wide_deep"\nlog_neurons = 32\n[method]\nname = "base"\nneighbours = 10\nresidual = true\n'
     )
-    ours = build({"method": {"name": "base"}})
+    ours = build({"method": {"name": "base"}, "data": {"events": "all"}})  # as it was before there was the key
     assert load_run_config(tmp_path) == ours
     assert config_differences(values, to_dict(ours)) == []
     with pytest.raises(UserError, match="unknown key `method.no_such_key`"):
