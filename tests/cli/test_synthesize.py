@@ -44,7 +44,7 @@ def test_a_question_of_the_paper_is_compared_on_made_up_files_which_the_report_s
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert f"{name} (synthesized)" in report and "MetaEmb" in report
     comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert comparison["dataset"] == f"{name} (synthesized)" and len(comparison["rows"]) == 4
+    assert comparison["dataset"] == f"{name} (synthesized)" and len(comparison["rows"]) == 5
     assert not any(row["published"] for row in comparison["rows"])
     assert "Leak audit: passed" in done.out
 

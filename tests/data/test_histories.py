@@ -68,7 +68,8 @@ class Written:
         folder.mkdir(parents=True, exist_ok=True)
         with mock.patch.object(RawDataset, "check"):  # a test has labels that tell rows apart
             write_prepared(rows.dataset().in_pieces("rows"), rule, folder, {})
-        self.files = json.loads((folder / MANIFEST).read_text())["histories"]
+        self.manifest = json.loads((folder / MANIFEST).read_text())
+        self.files = self.manifest["histories"]
 
     @property
     def num_items(self) -> int:
