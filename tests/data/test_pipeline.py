@@ -92,8 +92,9 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
         write_prepared(raw, SplitRule(num_rows // 40, num_rows // 200), folder, {})
         peaks[num_rows] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    # Half of what 80,000 more rows weigh in the narrowest form in which a step has them, 13 bytes a row.
-    assert peaks[100_000] - peaks[20_000] < 80_000 * 13 / 2
+    # Half of what 80,000 more rows weigh in the narrowest form in which a step has them: 13 bytes a row, and
+    # 8 of its time.
+    assert peaks[100_000] - peaks[20_000] < 80_000 * 21 / 2
 
 
 def test_the_generated_data_set_does_not_depend_on_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
