@@ -23,6 +23,7 @@ class LocalTable:
     """A table as `Tables` shows itself, in float64 and without TorchRec."""
 
     name = "new"
+    is_whole = True  # held by every rank
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = nn.Parameter(weight.clone())
@@ -41,6 +42,7 @@ class FrozenStub:
     """A frozen model: logit = tanh(v) . part, and the inputs of the meta networks."""
 
     head = None
+    meta_inputs = SimpleNamespace(is_whole=True)  # held by every rank
 
     def __init__(self) -> None:
         self.context, self.user_mean = torch.randn(NUM_ITEMS, CONTEXT), torch.randn(NUM_ITEMS, DIM)
