@@ -14,7 +14,7 @@ from benchmarks.contest import Contestants, products_alone
 from benchmarks.record import interleaved
 from mwuf_dist.runtime import start
 from mwuf_dist.training.run import Run, _prepare
-from tests.bounds import PART_OF_A_STEP, assert_float32_close, near
+from tests.bounds import PART_OF_A_STEP, near
 from tests.tiny import tiny
 
 STEPS = 50
@@ -77,7 +77,8 @@ def test_steps_of_every_stage_give_the_plain_programs_losses_and_weights(contest
 
     # Scoring: of the same rows, with warm embeddings that are folded in beforehand or made for the batch.
     theirs, ours = both.evaluate()
-    assert_float32_close(theirs(), ours(), num_terms=2 * 100)
+    # No nearer than the weights are: an input of size one takes their difference into the score.
+    torch.testing.assert_close(theirs(), ours(), **SAME)
 
 
 def test_every_contestant_is_timed_and_the_limit_has_a_figure_for_every_stage(contestants: Contestants) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mwuf_dist.backbones.layers import GlobalBatchNorm
-from mwuf_dist.config import Config, UserError
+from mwuf_dist.config import Config, UserError, fitting
 from mwuf_dist.data.batches.loader import Loader
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
@@ -48,7 +48,7 @@ def few_steps(**sections: dict[str, Any]) -> Config:
 # One of each kind: with a folded head, with products of fields, with each kind of history.
 @pytest.mark.parametrize("name", ["deepfm", "pnn", "din", "gru4rec", "encoder"])
 def test_every_stage_multiplies_in_bfloat16_and_keeps_its_state_in_float32(name: str, tmp_path: Path) -> None:
-    config = few_steps(backbone=BFLOAT16 | {"name": name, "batch_norm": False})
+    config = few_steps(backbone=BFLOAT16 | {"name": name} | fitting("backbone", {"batch_norm": False}, name))
     with start(config) as runtime:
         job = Run(config, tmp_path, runtime, run_module._prepare(config, runtime))
         seen = []
