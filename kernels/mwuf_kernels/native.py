@@ -12,6 +12,7 @@ before, and one that a full disk or a power cut has spoilt is made again.
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import grp
 import hashlib
@@ -133,14 +134,23 @@ def _as_c(value: torch.Tensor | int | float | None) -> ctypes.c_void_p | ctypes.
     return ctypes.c_void_p(address(value))
 
 
-def _compiled(compiler: str) -> Path:
-    path = _folder() / f"kernels-{_name(compiler)}.so"
+def _compiled(found: str) -> Path:
+    path = _folder() / f"kernels-{_name(found)}.so"
     if path.exists() and not others_may_write(path) and _is_whole(path):
         return path
-    # Several ranks may do this at once: each compiles beside and renames, and the last one stays.
+    # Several ranks ask at once: one compiles, the others wait for it and take what it has made. The lock dies with its
+    # process.
+    with (path.parent / f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (path.exists() and not others_may_write(path) and _is_whole(path)):
+            _compile(found, path)
+    return path
+
+
+def _compile(found: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as beside:
         made = Path(beside) / "kernels.so"
-        command = [compiler, *_flags(), *map(str, _SOURCES), "-o", str(made)]
+        command = [found, *_flags(), *map(str, _SOURCES), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
         made.chmod(0o755)
         with made.open("ab") as file:
@@ -148,7 +158,6 @@ def _compiled(compiler: str) -> Path:
             file.flush()
             os.fsync(file.fileno())
         made.replace(path)
-    return path
 
 
 def _is_whole(path: Path) -> bool:

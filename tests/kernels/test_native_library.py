@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,14 @@ def test_a_folder_that_others_may_write_is_passed_over(
     (tmp_path / "home" / ".cache").chmod(mode)
     with pytest.raises(RuntimeError, match="no folder for it is this user's alone"):
         native._compiled(str(FOUND))
+
+
+def test_of_processes_that_ask_at_once_one_compiles(tmp_path: Path):
+    wrapper, log = tmp_path / "counting-c++", tmp_path / "log"
+    wrapper.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec {FOUND} "$@"\n')
+    wrapper.chmod(0o755)
+    code = "from mwuf_kernels import native; assert native.library() is not None"
+    environment = os.environ | {"CXX": str(wrapper), "HOME": str(tmp_path), "MWUF_CACHE_DIR": str(tmp_path / "cache")}
+    asking = [subprocess.Popen([sys.executable, "-W", "error", "-c", code], env=environment) for _ in range(3)]
+    assert [process.wait(250) for process in asking] == [0, 0, 0]
+    assert sum("-shared" in line for line in log.read_text().splitlines()) == 1
