@@ -89,7 +89,7 @@ def test_sigterm_to_one_of_two_ranks_stops_both_at_the_same_step(undisturbed: An
 def test_sigterm_in_prepare_leaves_at_once_and_leaves_nothing_half_done(tmp_path: Path) -> None:
     place = Fault(WRITE_SPLIT, 2, what="terminate")
     assert ends(tmp_path / "run", 1, [place], cache=tmp_path / "cache") == [STOPPED]
-    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+    assert [path for path in (tmp_path / "cache" / "prepared").rglob("*") if path.is_file()] == []
     assert not (tmp_path / "run").exists()
 
 
