@@ -31,7 +31,8 @@ UV = "uv>=0.8"
 SUPPORTED = ((3, 13), (3, 12), (3, 11))
 VERIFY = """
 import torch, fbgemm_gpu, torchrec
-import mwuf_dist, mwuf_kernels
+import mwuf_dist.cli, mwuf_dist.training, mwuf_dist.serving, mwuf_kernels
+import hypothesis, matplotlib.pyplot, pytest, ray, scipy.stats, sklearn.metrics, torch._dynamo
 print(f"torch {torch.__version__}, torchrec {torchrec.__version__}, fbgemm {fbgemm_gpu.__version__}")
 if torch.version.cuda and not torch.cuda.is_available():
     raise SystemExit(f"torch is built for CUDA {torch.version.cuda} but sees no usable GPU: is the driver too old?")
@@ -244,14 +245,19 @@ def install(extra: str) -> None:
 
 
 def verify(extra: str) -> None:
-    """Imports what is ABI-locked: no resolver sees a wrong pair of torch and fbgemm."""
+    """Imports what is ABI-locked: no resolver sees a wrong pair of torch and fbgemm.
+
+    And all else that takes long to import, so that its bytecode is written now. Where PYTHONDONTWRITEBYTECODE is set, as
+    in many containers, no later process would write it, and each would compile 10 s long what it imports.
+    """
     say("verifying")
-    run([str(PYTHON), "-W", "ignore", "-c", VERIFY], f"The {extra} environment does not work (see above)")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    run([str(PYTHON), "-W", "ignore", "-c", VERIFY], f"The {extra} environment does not work (see above)", environment)
 
 
-def run(command: list[str], failure: str) -> None:
+def run(command: list[str], failure: str, environment: dict[str, str] | None = None) -> None:
     """Runs a command of the environment in the project's folder; explains a failure."""
-    if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
+    if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode != 0:
         fail(failure)
 
 

@@ -25,6 +25,9 @@ _ADAPTER = pydantic.TypeAdapter(Config)
 _SURROGATE = re.compile(r"\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}")
 _adapter_of = functools.cache(pydantic.TypeAdapter)
 
+# What a key means that a config of an earlier version does not have.
+_MEANT_BEFORE = {"data": {"events": "all"}, "backbone": {"recent_gap_s": -1.0}}
+
 
 def build(values: dict[str, Any], where: str = "config", *, of_any_version: bool = False) -> Config:
     """Checks plain nested values against the schema.
@@ -32,12 +35,15 @@ def build(values: dict[str, Any], where: str = "config", *, of_any_version: bool
     Args:
         values: sections and keys as TOML gives them.
         where: named in error messages.
-        of_any_version: leave out what the chosen backbone and method do not have and others of the package do. A run
-            folder or record of a version in which every key stood in every config has such keys.
+        of_any_version: leave out what the chosen backbone and method do not have and others of the package do: a run
+            folder or record of a version in which every key stood in every config has such keys. And keys that are not
+            there mean what they meant before there were these keys.
 
     Raises:
         UserError: an unknown key (with its nearest neighbour, or whose it is) or a value of the wrong type or range.
     """
+    if of_any_version and isinstance(values, dict):
+        values = _merged(_MEANT_BEFORE, values)
     chosen = _chosen_sections(values, where)
     if of_any_version:
         values = values | {
@@ -217,14 +223,10 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> Config:
     return build(merge(without_studies(read_toml(path)), overrides or {}), str(path))
 
 
-# What a key means that the config of a run of an earlier version does not have.
-_MEANT_BEFORE = {"data": {"events": "all"}, "backbone": {"recent_gap_s": -1.0}}
-
-
 def load_run_config(folder: Path) -> Config:
     """Reads the config that a run has left in its folder, this version or an earlier one."""
     path = folder / "config.toml"
-    return build(_merged(_MEANT_BEFORE, read_toml(path)), str(path), of_any_version=True)
+    return build(read_toml(path), str(path), of_any_version=True)
 
 
 def without_studies(values: dict[str, Any]) -> dict[str, Any]:

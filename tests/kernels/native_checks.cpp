@@ -8,6 +8,7 @@
 
 #include "frozen_rows.cpp"
 #include "networks.cpp"
+#include "pool.cpp"
 #include "table_rows.cpp"
 #include "trained_rows.cpp"
 

@@ -10,9 +10,7 @@ HERE = Path(__file__).parent
 
 
 def run_checks(compiler: str, tmp_path: Path, includes: Path) -> subprocess.CompletedProcess[str]:
-    flags = [
-        flag for flag in native.FLAGS if flag not in ("-shared", "-fPIC", "-O3")
-    ]  # building takes longer than running
+    flags = [flag for flag in native.FLAGS if flag not in ("-shared", "-fPIC", "-O3")]
     program = tmp_path / "checks"
     # Building takes longer than running.
     command = [compiler, "-O0", "-march=native", *flags, f"-I{includes}", str(HERE / "native_checks.cpp"), "-o"]

@@ -158,12 +158,20 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
 
 
 def test_a_process_ends_while_its_threads_sleep_or_work() -> None:
-    """Also while another thread of Python's is in the middle of a loop."""
+    """Also while another thread of Python's is in the middle of a loop.
+
+    That thread calls the library alone: Python ends daemon threads where they next want the interpreter's lock, and in
+    the middle of an operator of torch this aborts the process, whatever else it does.
+    """
     script = (
-        "import threading; from tests.kernels.test_threads import frozen_rows, set_num_threads\n"
-        "set_num_threads(4); frozen_rows()\n"
-        "def work():\n  while True: frozen_rows()\n"
-        "threading.Thread(target=work, daemon=True).start(); frozen_rows()"
+        "import sys, threading; from mwuf_kernels import native\n"
+        "from tests.kernels.test_threads import adam, set_num_threads\n"
+        "module = sys.modules['mwuf_kernels.adam']; calls, call = [], module.call\n"
+        "module.call = lambda name, *given: (calls.append((name, given)), call(name, *given))\n"
+        "set_num_threads(4); adam()\n"
+        "name, given = calls[-1]; loop = getattr(native.library(), name); given = list(map(native._as_c, given))\n"
+        "def work():\n  while True: loop(*given)\n"
+        "threading.Thread(target=work, daemon=True).start(); adam()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
