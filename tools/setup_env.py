@@ -247,8 +247,8 @@ def install(extra: str) -> None:
 def verify(extra: str) -> None:
     """Imports what is ABI-locked: no resolver sees a wrong pair of torch and fbgemm.
 
-    And all else that takes long to import, so that its bytecode is written now. Where PYTHONDONTWRITEBYTECODE is set, as
-    in many containers, no later process would write it, and each would compile 10 s long what it imports.
+    And all else that takes long to import, so that its bytecode is written now: where PYTHONDONTWRITEBYTECODE is set,
+    as in many containers, no later process would write it, and each would compile for 10 s what it imports.
     """
     say("verifying")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
