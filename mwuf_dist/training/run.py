@@ -148,10 +148,27 @@ def _check_batch_sizes(config: Config, stages: Sequence[str], runtime: Runtime) 
         check_lanes(num_lanes(batch_size), batch_size, runtime.world_size, f"{stage}.batch_size")
 
 
+def _check_constant_columns(config: Config, prepared: Prepared, runtime: Runtime) -> None:
+    """Refuses data on which several ranks cannot make what one makes.
+
+    BatchNorm takes the mean of a batch away, and with it all that a column says which is the same in every row: the
+    gradient of its weights is zero but for rounding, of which Adam makes steps of full length. Ranks round otherwise.
+    """
+    if runtime.world_size == 1 or not getattr(config.backbone, "batch_norm", False):
+        return
+    for name, number in (("user", prepared.num_users), ("old item", prepared.num_old_items)):
+        if number == 1:
+            raise UserError(
+                f"There is one {name} in these data: with BatchNorm its weights learn from rounding alone, and "
+                f"{runtime.world_size} ranks round otherwise than one. Set backbone.batch_norm = false, or use one rank"
+            )
+
+
 def _start(config: Config, folder: Path, runtime: Runtime) -> Run:
     clock = time.perf_counter()
     prepared, reused = _prepare_or_reuse(config, runtime)
     seconds = time.perf_counter() - clock
+    _check_constant_columns(config, prepared, runtime)
     job = Run(config, folder, runtime, prepared)
     if not reused and "prepare" not in job.session.meta.stages:
         job.session.count("prepare", sum(prepared.num_rows(split) for split in prepared.manifest["splits"]), seconds)

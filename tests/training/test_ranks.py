@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
@@ -18,7 +20,8 @@ from mwuf_dist.config import build, merge, to_toml
 from mwuf_dist.runtime import start
 from mwuf_dist.training.run import Run, _prepare
 from tests.bounds import SAME_AUC, SAME_TABLES
-from tests.faults.ranks import finished
+from tests.faults.ranks import finished, launched
+from tests.serving.own_logs import write
 from tests.tiny import TINY
 
 pytestmark = pytest.mark.dist
@@ -57,7 +60,10 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
 
 
 def check(
-    folder: Path, one_rank: tuple[dict[str, Any], dict[str, torch.Tensor]], above: float = 0.62
+    folder: Path,
+    one_rank: tuple[dict[str, Any], dict[str, torch.Tensor]],
+    above: float = 0.62,
+    num_tables: int = 8,
 ) -> dict[str, Any]:
     """That the run in a folder has made what one rank makes; its results."""
     expected, expected_tensors = one_rank
@@ -68,7 +74,7 @@ def check(
         for name in ("auc_next", "auc_test"):
             assert found["phases"][phase][name] == pytest.approx(metrics[name], abs=SAME_AUC), (phase, name)
     tables = [name for name in expected_tensors if name.split(".")[0] in ("user", "item", "old", "new")]
-    assert len(tables) >= 8
+    assert len(tables) >= num_tables
     for name in tables:
         difference = (tensors[name] - expected_tensors[name]).abs().max()
         assert difference < SAME_TABLES, (name, float(difference))
@@ -168,3 +174,38 @@ def test_dropoutnet_and_a_backbone_of_ones_own_with_dropout_give_on_two_ranks_wh
     expected = run(tmp_path / "one", values, 1)
     run(tmp_path / "two", values, 2)
     check(tmp_path / "two", expected, above=0.5)
+
+
+def own_log(folder: Path, num_old: int, num_new: int, num_users: int) -> dict[str, Any]:
+    """The values of a run on a log of so few items and users; an old item has 60 rows, a new one 15."""
+    random = np.random.default_rng(0)
+    item = np.concatenate([np.repeat(np.arange(num_old), 60), np.repeat(1000 + np.arange(num_new), 15)])
+    item = item[random.permutation(len(item))]
+    user = random.integers(num_users, size=len(item))
+    label = random.random(len(item)) < np.where(user % 2 == item % 2, 0.7, 0.2)
+    columns = {"user_id": user, "item_id": item, "timestamp": 1_600_000_000 + np.arange(len(item)), "label": label}
+    log = {"interactions": str(write(pa.table(columns), folder / "log.csv")), "label": "label"}
+    data = {"name": "logs", "old_above": 50, "warm_rows": 4, "logs": log}
+    return {key: value for key, value in VALUES.items() if key != "data"} | {"data": data}
+
+
+def test_three_ranks_give_what_one_gives_where_there_are_fewer_rows_than_lanes(tmp_path: Path) -> None:
+    values = own_log(tmp_path, num_old=2, num_new=3, num_users=5)
+    expected = run(tmp_path / "one", values, 1)
+    run(tmp_path / "three", values, 3)
+    check(tmp_path / "three", expected, above=0, num_tables=3)
+
+
+@pytest.mark.parametrize(("num_old", "num_users", "named"), [(1, 40, "one old item"), (20, 1, "one user")])
+def test_with_batch_norm_a_column_that_is_the_same_in_all_rows_is_refused_on_several_ranks(
+    num_old: int, num_users: int, named: str, tmp_path: Path
+) -> None:
+    """Its gradient is zero but for rounding, which Adam makes steps of: tables differed by .1, AUCs by .02."""
+    values = own_log(tmp_path, num_old, 30, num_users)
+    with launched(tmp_path / "two", 2, values=values) as launch:
+        assert launch.wait() == [2, 2]
+        assert f"{named} in these data" in launch.said() and "backbone.batch_norm = false" in launch.said()
+    without = merge(values, {"backbone": {"batch_norm": False}})
+    expected = run(tmp_path / "one", without, 1)
+    run(tmp_path / "two without", without, 2)
+    check(tmp_path / "two without", expected, above=0, num_tables=3)
