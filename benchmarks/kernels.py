@@ -49,24 +49,23 @@ class Problem:
 
 
 def warm_embedding(config: dict, device: str) -> Problem:
-    """A batch of uniform draws from a table, its unique rows looked up; order made by the loader or in the backward."""
+    """A batch of uniform draws from a table, of which the op gets the unique rows."""
     dim, dtype = config["dim"], getattr(torch, config["dtype"])
     drawn = torch.randint(config["rows"], (config["batch"],), device=device)
     unique, inverse = drawn.unique(return_inverse=True)
-    order, offsets = mk.segments(inverse, len(unique)) if config["order"] == "ahead" else (None, None)
-    table = torch.randn((config["rows"], dim), dtype=dtype, device=device)
+    rows = torch.randn((config["rows"], dim), dtype=dtype, device=device)[unique]
     scale, shift = (torch.randn((len(unique), dim), dtype=dtype, device=device, requires_grad=True) for _ in range(2))
 
-    def ours(table: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> Any:
-        return mk.warm_embedding(table, inverse, scale, shift, unique=unique, order=order, offsets=offsets)
+    def ours(rows: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> Any:
+        return mk.warm_embedding(rows, inverse, scale, shift)
 
-    def eager(table: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> Any:
-        return mk.warm_embedding_reference(table, inverse, scale, shift, unique=unique)
+    def eager(rows: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> Any:
+        return mk.warm_embedding_reference(rows, inverse, scale, shift)
 
-    cells_u, cells_b = len(unique) * dim * table.element_size(), len(inverse) * dim * table.element_size()
-    ids = 8 * (len(unique) + len(inverse))
-    # Backward, with a frozen table: d warm and the rows are read, d scale and d shift written.
-    return Problem([table, scale, shift], ours, eager, (3 * cells_u + 2 * cells_b + ids, cells_b + 3 * cells_u + ids))
+    cells_u, cells_b = len(unique) * dim * rows.element_size(), len(inverse) * dim * rows.element_size()
+    ids = 8 * len(inverse)
+    # Backward, with frozen rows: d warm and the rows are read, d scale and d shift written.
+    return Problem([rows, scale, shift], ours, eager, (3 * cells_u + 2 * cells_b + ids, cells_b + 3 * cells_u + ids))
 
 
 def _networks(config: dict, device: str) -> list[torch.Tensor]:
@@ -118,24 +117,7 @@ def user_mean(config: dict, device: str) -> Problem:
     )
 
 
-def add_users(config: dict, device: str) -> Problem:
-    """One batch of interactions added to sums that start at zero (making the zeros is timed in both)."""
-    rows = torch.randn((config["rows"], config["dim"]), device=device)
-    users, items = (torch.randint(config[name], (config["batch"],), device=device) for name in ("rows", "items"))
-
-    def call(add: Callable) -> Callable:
-        def run(rows: torch.Tensor) -> torch.Tensor:
-            sums = torch.zeros((config["items"], config["dim"]), dtype=rows.dtype, device=device)
-            add(sums, torch.zeros(config["items"], dtype=torch.int64, device=device), rows, users, items)
-            return sums
-
-        return run
-
-    moved = 4 * config["dim"] * (min(config["rows"], config["batch"]) + 2 * config["items"]) + 16 * config["batch"]
-    return Problem([rows], call(mk.add_users_), call(mk.add_users_reference_), (moved, 0))
-
-
-OPS = {op.__name__: op for op in (warm_embedding, meta_networks, user_mean, add_users, bulk_warm)}
+OPS = {op.__name__: op for op in (warm_embedding, meta_networks, user_mean, bulk_warm)}
 
 
 def cases_of(device: str, l2_bytes: int) -> list[tuple[str, dict]]:
@@ -144,17 +126,12 @@ def cases_of(device: str, l2_bytes: int) -> list[tuple[str, dict]]:
     if device == "cpu":
         sizes = [(2048, 1400, 16), (8192, 1400, 16), (65536, 40000, 64)]
         return [
-            *(
-                ("warm_embedding", {"batch": b, "rows": n, "dim": d, "dtype": f32, "order": order})
-                for b, n, d in sizes
-                for order in ("ahead", "inside")
-            ),
+            *(("warm_embedding", {"batch": b, "rows": n, "dim": d, "dtype": f32}) for b, n, d in sizes),
             *(("meta_networks", {"items": u, "dim": d, **both}) for u, d in ((900, 16), (20000, 64))),
             *(
                 ("user_mean", {"items": i, "users": k, "rows": 6040, "dim": 16, "dtype": f32})
                 for i, k in ((972, 20), (1420, 600))
             ),
-            *(("add_users", {"items": 972, "rows": 6040, "batch": b, "dim": 16}) for b in (2048, 19440)),
             *(("bulk_warm", {"items": 200_000, "dim": d, **both}) for d in (16, 64)),
         ]
     found = []
@@ -162,13 +139,11 @@ def cases_of(device: str, l2_bytes: int) -> list[tuple[str, dict]]:
         row_bytes = dim * (4 if dtype == f32 else 2)
         rows = max(4 * l2_bytes // row_bytes + 1, 1_000_000)
         found += [
-            ("warm_embedding", {"batch": batch, "rows": rows, "dim": dim, "dtype": dtype, "order": order})
+            ("warm_embedding", {"batch": batch, "rows": rows, "dim": dim, "dtype": dtype})
             for batch in (SMALL_BATCH, 65536, 262_144, 1_048_576)
-            for order in ("ahead", "inside")
         ]
     found += [("meta_networks", {"items": u, "dim": d, **both}) for u in (4096, 65536) for d in (16, 64)]
     found += [("user_mean", {"items": 100_000, "users": 60, "rows": 4_000_000, "dim": 64, "dtype": f32})]
-    found += [("add_users", {"items": 1_000_000, "rows": 4_000_000, "batch": b, "dim": 64}) for b in (65536, 1_048_576)]
     return [*found, *(("bulk_warm", {"items": 4_000_000, "dim": d, **both}) for d in (16, 64))]
 
 

@@ -14,13 +14,7 @@ from mwuf_kernels.native import set_num_threads, without_library
 from mwuf_kernels.segments import segment_sums, segments
 from mwuf_kernels.table_rows import EntityFields, add_table_rows_, distinct_ids, has_table_rows, table_rows
 from mwuf_kernels.trained_rows import TrainedLayer, TrainedNorm, TrainedRows, TrainedSide, has_trained_rows
-from mwuf_kernels.user_mean import (
-    add_users_,
-    add_users_reference_,
-    mean_of_sums,
-    user_mean,
-    user_mean_reference,
-)
+from mwuf_kernels.user_mean import user_mean, user_mean_reference
 from mwuf_kernels.warm_embedding import warm_embedding, warm_embedding_backward, warm_embedding_reference
 
 __all__ = [
@@ -35,15 +29,12 @@ __all__ = [
     "TrainedSide",
     "adam_step_",
     "add_table_rows_",
-    "add_users_",
-    "add_users_reference_",
     "bulk_warm",
     "bulk_warm_reference",
     "distinct_ids",
     "has_frozen_rows",
     "has_table_rows",
     "has_trained_rows",
-    "mean_of_sums",
     "meta_networks",
     "meta_networks_backward",
     "meta_networks_by_hand",

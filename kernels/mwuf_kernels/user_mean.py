@@ -1,8 +1,4 @@
-"""user_mean: G(U(v)), the mean embedding of the users who interacted with each item.
-
-Two forms. ``user_mean`` takes each item's users as a segment of one long list. ``add_users_`` keeps running sums and
-counts instead, to which a batch of interactions is added at a time; ``mean_of_sums`` turns them into means.
-"""
+"""user_mean: G(U(v)), the mean embedding of the users who interacted with each item."""
 
 from typing import Any
 
@@ -11,11 +7,8 @@ import torch.nn.functional as F
 
 from mwuf_kernels._autograd import eager_function
 from mwuf_kernels._triton import use_triton
-from mwuf_kernels.native import call, has_library
 from mwuf_kernels.segments import segment_sums, segments
 
-# On CPU sorting a batch pays from about so many interactions an item: slower than a plain loop at 2, faster at 20.
-_CPU_SORTS_FROM = 8
 _MOST_IN_A_PART = 100  # rows that a CPU adds one after another
 
 
@@ -45,36 +38,10 @@ def user_mean_reference(
     items = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
     sums = user_rows.new_zeros((counts.numel(), user_rows.shape[1]))
     sums = sums.index_add(0, items, user_rows.index_select(0, users))
-    return mean_of_sums(sums, counts, default)
+    return _mean_of_sums(sums, counts, default)
 
 
-def add_users_(
-    sums: torch.Tensor, counts: torch.Tensor, user_rows: torch.Tensor, users: torch.Tensor, items: torch.Tensor
-) -> None:
-    """Adds a batch of interactions to running sums and counts, in place.
-
-    Args:
-        sums: [I, D] contiguous; float32 also where ``user_rows`` is bfloat16, which would stop growing at a few
-            hundred users.
-        counts: [I] int32 or int64.
-        user_rows: [N, D] user embeddings.
-        users: [B] int32 or int64 rows of ``user_rows``.
-        items: [B] int32 or int64 rows of ``sums``, in any order and repeated at will.
-    """
-    assert sums.shape[1] == user_rows.shape[1] and users.shape == items.shape
-    add = add_users_op if torch.compiler.is_compiling() else _add_users
-    add(sums, counts, user_rows, users, items)
-
-
-def add_users_reference_(
-    sums: torch.Tensor, counts: torch.Tensor, user_rows: torch.Tensor, users: torch.Tensor, items: torch.Tensor
-) -> None:
-    """The same in plain torch, as one would write it (arguments as in ``add_users_``)."""
-    sums.index_add_(0, items, user_rows.index_select(0, users).to(sums.dtype))
-    counts.index_add_(0, items, torch.ones_like(items, dtype=counts.dtype))
-
-
-def mean_of_sums(sums: torch.Tensor, counts: torch.Tensor, default: torch.Tensor | None = None) -> torch.Tensor:
+def _mean_of_sums(sums: torch.Tensor, counts: torch.Tensor, default: torch.Tensor | None = None) -> torch.Tensor:
     """[I, D] means from sums [I, D] and counts [I]; ``default`` [D] (or zero) where the count is zero."""
     means = sums / counts.clamp(min=1).to(sums.dtype)[:, None]
     return means if default is None else torch.where((counts == 0)[:, None], default.to(means.dtype), means)
@@ -84,7 +51,7 @@ def _forward(
     user_rows: torch.Tensor, users: torch.Tensor, offsets: torch.Tensor, default: torch.Tensor | None
 ) -> torch.Tensor:
     counts = offsets.diff()
-    return mean_of_sums(_sums(user_rows, users, offsets, counts), counts, default)
+    return _mean_of_sums(_sums(user_rows, users, offsets, counts), counts, default)
 
 
 def _sums(user_rows: torch.Tensor, users: torch.Tensor, offsets: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -113,50 +80,12 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(d user_rows [num_users, D], d default [D])."""
     counts = offsets.diff()
-    shares = mean_of_sums(d_means, counts)  # what each of an item's users gets
+    shares = _mean_of_sums(d_means, counts)  # what each of an item's users gets
     items = torch.repeat_interleave(counts, output_size=users.numel())
     order, user_offsets = segments(users, num_users)
     d_rows, _ = segment_sums((shares, None), items.index_select(0, order), user_offsets)
     assert d_rows is not None
     return d_rows, (d_means * (counts == 0)[:, None]).sum(0)
-
-
-def _add_users(
-    sums: torch.Tensor, counts: torch.Tensor, user_rows: torch.Tensor, users: torch.Tensor, items: torch.Tensor
-) -> None:
-    num_items, num_added = sums.shape[0], items.numel()
-    if num_added == 0:
-        return
-    few = num_added < _CPU_SORTS_FROM * num_items
-    if few and sums.device.type == "cpu" and not use_triton(user_rows):
-        # On CPU a plain loop in order of place.
-        whole = (tensor.dtype == torch.int64 for tensor in (counts, users, items))
-        if all(whole) and sums.is_contiguous() and has_library(sums, user_rows):
-            inputs = (tensor.contiguous() for tensor in (user_rows, users, items))
-            call("mwuf_add_users", num_added, sums.shape[1], *inputs, sums, counts)
-        else:
-            add_users_reference_(sums, counts, user_rows, users, items)
-        return
-    if num_items <= num_added:
-        # Summed apart and then added: three times as exact as adding a thousand rows to a running sum one by one.
-        order, offsets = segments(items, num_items)
-        touched, added = None, offsets.diff()
-    else:  # few of many items: name them instead of passing over all sums
-        ordered, order = torch.sort(items, stable=True)
-        touched, added = torch.unique_consecutive(ordered, return_counts=True)
-        touched, offsets = touched.long(), F.pad(added.cumsum(0), (1, 0))
-    rows, entries = user_rows, users.index_select(0, order)
-    if user_rows.dtype != sums.dtype:  # a batch is small beside a table: widen its rows, not the table
-        rows, entries = user_rows.index_select(0, users).to(sums.dtype), order
-    batch_sums, _ = segment_sums((rows, None), entries, offsets)
-    assert batch_sums is not None
-    if touched is None:
-        sums.add_(batch_sums)
-        counts.add_(added)
-    else:
-        # Each touched item comes once, so copying back is exact and needs no atomics, unlike index_add_ on a GPU.
-        sums.index_copy_(0, touched, batch_sums.add_(sums.index_select(0, touched)))
-        counts.index_copy_(0, touched, counts.index_select(0, touched) + added.to(counts.dtype))
 
 
 @torch.library.custom_op("mwuf::user_mean", mutates_args=())
@@ -183,19 +112,6 @@ def user_mean_backward_op(
 @user_mean_backward_op.register_fake
 def _(d_means, num_users, users, offsets):
     return d_means.new_empty((num_users, d_means.shape[1])), d_means.new_empty(d_means.shape[1])
-
-
-@torch.library.custom_op("mwuf::add_users_", mutates_args=("sums", "counts"))
-def add_users_op(
-    sums: torch.Tensor, counts: torch.Tensor, user_rows: torch.Tensor, users: torch.Tensor, items: torch.Tensor
-) -> None:
-    """``add_users_`` as ``torch.compile`` sees it; running sums have no gradient."""
-    _add_users(sums, counts, user_rows, users, items)
-
-
-@add_users_op.register_fake
-def _(sums, counts, user_rows, users, items):
-    return None
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:

@@ -17,14 +17,7 @@ from mwuf_kernels.table_rows import add_table_rows_
 
 
 def warm_embedding(
-    rows: torch.Tensor,
-    inverse: torch.Tensor | None,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    *,
-    unique: torch.Tensor | None = None,
-    order: torch.Tensor | None = None,
-    offsets: torch.Tensor | None = None,
+    rows: torch.Tensor, inverse: torch.Tensor | None, scale: torch.Tensor, shift: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cold and warm embeddings of a batch whose items are given once each.
 
@@ -32,59 +25,38 @@ def warm_embedding(
     ``d scale = v * S`` and ``d shift = S``: nothing flows from warm to rows.
 
     Args:
-        rows: [U, D] the unique items' embeddings, as a sharded lookup returns them; with ``unique``, a local table
-            [N, D] instead. float32, bfloat16 or float64.
+        rows: [U, D] the unique items' embeddings, as a lookup returns them. float32, bfloat16 or float64.
         inverse: [B] int32 or int64, each place's unique item, in ``[0, U)`` (not checked on a GPU); None where the
             places are the unique items themselves, in order.
         scale: [U, D], of the type of ``rows``.
         shift: [U, D], of the type of ``rows``.
-        unique: [U] int32 or int64 distinct rows of the table. A table that needs a gradient gets a dense one, [N, D],
-            as ``torch.nn.Embedding`` gives; for a large trained table look the unique rows up first.
-        order: [B] from ``segments(inverse, U)``, where the loader made it; otherwise the backward does.
-        offsets: [U + 1] from the same call.
 
     Returns:
         ``(cold, warm)``, both [B, D]. The first derivative only.
     """
-    assert scale.shape == shift.shape and scale.shape[1] == rows.shape[1]
-    assert scale.shape[0] == (rows if unique is None else unique).shape[0]
-    assert rows.dtype == scale.dtype == shift.dtype
-    assert (order is None) == (offsets is None)
+    assert rows.shape == scale.shape == shift.shape and rows.dtype == scale.dtype == shift.dtype
     if inverse is None:
-        cold = rows if unique is None else rows.index_select(0, unique)
-        return cold, torch.addcmul(shift, cold.detach(), scale)
+        return rows, torch.addcmul(shift, rows.detach(), scale)
     call = warm_embedding_op if torch.compiler.is_compiling() else _eager
-    return call(rows, inverse, scale, shift, unique, order, offsets)
+    return call(rows, inverse, scale, shift)
 
 
 def warm_embedding_reference(
-    rows: torch.Tensor,
-    inverse: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    *,
-    unique: torch.Tensor | None = None,
+    rows: torch.Tensor, inverse: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same in plain torch, as one would write it (arguments as in ``warm_embedding``)."""
-    cold = (rows if unique is None else rows.index_select(0, unique)).index_select(0, inverse)
+    """Computes the same in plain torch, as one would write it (arguments as in ``warm_embedding``)."""
+    cold = rows.index_select(0, inverse)
     return cold, torch.addcmul(shift.index_select(0, inverse), cold.detach(), scale.index_select(0, inverse))
 
 
 def _forward(
-    rows: torch.Tensor,
-    inverse: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    unique: torch.Tensor | None,
-    order: torch.Tensor | None,
-    offsets: torch.Tensor | None,
+    rows: torch.Tensor, inverse: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if use_triton(rows):
-        return _forward_triton(rows, inverse, scale, shift, unique)
+        return _forward_triton(rows, inverse, scale, shift)
     # Arithmetic on the U unique rows, then two gathers: the plain way makes three and an output-sized product.
-    distinct = rows if unique is None else rows.index_select(0, unique)
-    warm = torch.addcmul(shift, distinct, scale)
-    return distinct.index_select(0, inverse), warm.index_select(0, inverse)
+    warm = torch.addcmul(shift, rows, scale)
+    return rows.index_select(0, inverse), warm.index_select(0, inverse)
 
 
 def _summed(d: torch.Tensor, inverse: torch.Tensor, num_unique: int) -> torch.Tensor:
@@ -95,24 +67,15 @@ def _summed(d: torch.Tensor, inverse: torch.Tensor, num_unique: int) -> torch.Te
 
 
 def warm_embedding_backward(
-    d_cold: torch.Tensor | None,
-    d_warm: torch.Tensor | None,
-    rows: torch.Tensor,
-    inverse: torch.Tensor | None,
-    unique: torch.Tensor | None = None,
-    order: torch.Tensor | None = None,
-    offsets: torch.Tensor | None = None,
+    d_cold: torch.Tensor | None, d_warm: torch.Tensor | None, rows: torch.Tensor, inverse: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """The gradients without autograd, for a training step that writes its backward by hand.
+    """Computes the gradients without autograd, for a training step that writes its backward by hand.
 
     Args:
         d_cold: [B, D] gradient of cold, or None.
         d_warm: [B, D] gradient of warm, or None.
-        rows: as in ``warm_embedding``, like everything that follows.
-        inverse: [B] or None.
-        unique: [U] or None.
-        order: [B] or None.
-        offsets: [U + 1] or None.
+        rows: as in ``warm_embedding``.
+        inverse: [B] or None, likewise.
 
     Returns:
         (d rows, d scale, d shift); None where the gradient they come from is None.
@@ -120,39 +83,28 @@ def warm_embedding_backward(
     if inverse is None:
         d_rows, d_shift = d_cold, d_warm
     else:
-        num_unique = (rows if unique is None else unique).shape[0]
         given = [d for d in (d_cold, d_warm) if d is not None]
-        if order is None and inverse.dtype == torch.int64 and has_library(*given):
+        if inverse.dtype == torch.int64 and has_library(*given):
             # One place after another needs no order, and takes less time than sorting.
-            d_rows, d_shift = (None if d is None else _summed(d, inverse, num_unique) for d in (d_cold, d_warm))
+            d_rows, d_shift = (None if d is None else _summed(d, inverse, len(rows)) for d in (d_cold, d_warm))
         else:
-            if order is None or offsets is None:
-                order, offsets = segments(inverse, num_unique)
-            d_rows, d_shift = segment_sums((d_cold, d_warm), order, offsets)
-    d_scale = None
-    if d_shift is not None:
-        d_scale = d_shift * (rows if unique is None else rows.index_select(0, unique))
-    if d_rows is not None and unique is not None:
-        d_rows = torch.zeros_like(rows).index_copy_(0, unique.long(), d_rows)
-    return d_rows, d_scale, d_shift
+            d_rows, d_shift = segment_sums((d_cold, d_warm), *segments(inverse, len(rows)))
+    return d_rows, None if d_shift is None else d_shift * rows, d_shift
 
 
 @jit
 def _warm_embedding_kernel(
-    rows_ptr, inverse_ptr, scale_ptr, shift_ptr, unique_ptr, cold_ptr, warm_ptr, num_places, dim,
-    HAS_UNIQUE: constexpr, BLOCK_B: constexpr, BLOCK_D: constexpr,
+    rows_ptr, inverse_ptr, scale_ptr, shift_ptr, cold_ptr, warm_ptr, num_places, dim,
+    BLOCK_B: constexpr, BLOCK_D: constexpr,
 ):  # fmt: skip
     places = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     live = places < num_places
     mask = live[:, None] & (columns < dim)[None, :]
     item = tl.load(inverse_ptr + places, mask=live, other=0).to(tl.int64)
-    row = item
-    if HAS_UNIQUE:
-        row = tl.load(unique_ptr + item, mask=live, other=0).to(tl.int64)
     # 64-bit cell numbers throughout: a table may have more than 2^31 elements.
     own = item[:, None] * dim + columns[None, :]
-    cold = tl.load(rows_ptr + row[:, None] * dim + columns[None, :], mask=mask, other=0.0)
+    cold = tl.load(rows_ptr + own, mask=mask, other=0.0)
     scale = tl.load(scale_ptr + own, mask=mask, other=0.0).to(tl.float32)
     shift = tl.load(shift_ptr + own, mask=mask, other=0.0).to(tl.float32)
     out = places[:, None] * dim + columns[None, :]
@@ -161,7 +113,7 @@ def _warm_embedding_kernel(
 
 
 def _forward_triton(
-    rows: torch.Tensor, inverse: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, unique: torch.Tensor | None
+    rows: torch.Tensor, inverse: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     num_places, dim = inverse.numel(), rows.shape[1]
     cold, warm = rows.new_empty((num_places, dim)), rows.new_empty((num_places, dim))
@@ -169,61 +121,45 @@ def _forward_triton(
         return cold, warm
     block_d = block_of(dim, 16, 128)
     block_b = max(8, 2048 // block_d)  # 2,048 cells a program in 4 warps; not tuned on a GPU yet
-    inverse = inverse.contiguous()
     _warm_embedding_kernel[(cdiv(num_places, block_b), cdiv(dim, block_d))](
-        rows.contiguous(), inverse, scale.contiguous(), shift.contiguous(),
-        inverse if unique is None else unique.contiguous(), cold, warm, num_places, dim,
-        HAS_UNIQUE=unique is not None, BLOCK_B=block_b, BLOCK_D=block_d, num_warps=4,
+        rows.contiguous(), inverse.contiguous(), scale.contiguous(), shift.contiguous(), cold, warm, num_places, dim,
+        BLOCK_B=block_b, BLOCK_D=block_d, num_warps=4,
     )  # fmt: skip
     return cold, warm
 
 
 @torch.library.custom_op("mwuf::warm_embedding", mutates_args=())
 def warm_embedding_op(
-    rows: torch.Tensor,
-    inverse: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    unique: torch.Tensor | None = None,
-    order: torch.Tensor | None = None,
-    offsets: torch.Tensor | None = None,
+    rows: torch.Tensor, inverse: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``warm_embedding`` as ``torch.compile`` sees it."""
-    return _forward(rows, inverse, scale, shift, unique, order, offsets)
+    """Registers ``warm_embedding`` for ``torch.compile``."""
+    return _forward(rows, inverse, scale, shift)
 
 
 @warm_embedding_op.register_fake
-def _(rows, inverse, scale, shift, unique=None, order=None, offsets=None):
+def _(rows, inverse, scale, shift):
     shape = (inverse.shape[0], rows.shape[1])
     return rows.new_empty(shape), rows.new_empty(shape)
 
 
 @torch.library.custom_op("mwuf::warm_embedding_backward", mutates_args=())
 def warm_embedding_backward_op(
-    d_cold: torch.Tensor | None,
-    d_warm: torch.Tensor | None,
-    rows: torch.Tensor,
-    inverse: torch.Tensor,
-    unique: torch.Tensor | None = None,
-    order: torch.Tensor | None = None,
-    offsets: torch.Tensor | None = None,
+    d_cold: torch.Tensor | None, d_warm: torch.Tensor | None, rows: torch.Tensor, inverse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients as a registered op; one that is not wanted is an empty tensor, as an op cannot return None."""
-    gradients = warm_embedding_backward(d_cold, d_warm, rows, inverse, unique, order, offsets)
+    """Registers the gradients as an op; one that is not wanted is an empty tensor, as an op cannot return None."""
+    gradients = warm_embedding_backward(d_cold, d_warm, rows, inverse)
     d_rows, d_scale, d_shift = (rows.new_empty(0) if gradient is None else gradient for gradient in gradients)
     return d_rows, d_scale, d_shift
 
 
 @warm_embedding_backward_op.register_fake
-def _(d_cold, d_warm, rows, inverse, unique=None, order=None, offsets=None):
-    shape = (rows.shape[0] if unique is None else unique.shape[0], rows.shape[1])
-    warm = rows.new_empty(0 if d_warm is None else shape)
+def _(d_cold, d_warm, rows, inverse):
+    warm = rows.new_empty(0 if d_warm is None else rows.shape)
     return rows.new_empty(0 if d_cold is None else rows.shape), warm, torch.empty_like(warm)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    rows, inverse, _, _, unique, order, offsets = inputs
-    ctx.save_for_backward(rows, inverse, unique, order, offsets)
+    ctx.save_for_backward(*inputs[:2])
     ctx.set_materialize_grads(False)  # a step that uses only cold must not pay for warm
     # Otherwise a backbone would differentiate its way back to a frozen embedding.
     wants_rows, _, wants_scale, wants_shift, *_ = ctx.needs_input_grad
@@ -238,7 +174,7 @@ def _gradients(ctx: Any, d_cold: torch.Tensor | None, d_warm: torch.Tensor | Non
 
 def _backward_eager(ctx: Any, d_cold: torch.Tensor | None, d_warm: torch.Tensor | None) -> tuple:
     d_rows, d_scale, d_shift = warm_embedding_backward(*_gradients(ctx, d_cold, d_warm))
-    return d_rows, None, d_scale, d_shift, None, None, None
+    return d_rows, None, d_scale, d_shift
 
 
 def _backward_compiled(ctx: Any, d_cold: torch.Tensor | None, d_warm: torch.Tensor | None) -> tuple:
@@ -246,7 +182,7 @@ def _backward_compiled(ctx: Any, d_cold: torch.Tensor | None, d_warm: torch.Tens
     d_rows, d_scale, d_shift = warm_embedding_backward_op(*arguments)
     d_rows = None if arguments[0] is None else d_rows
     d_scale, d_shift = (None, None) if arguments[1] is None else (d_scale, d_shift)
-    return d_rows, None, d_scale, d_shift, None, None, None
+    return d_rows, None, d_scale, d_shift
 
 
 _eager = eager_function(_forward, _setup_context, _backward_eager)

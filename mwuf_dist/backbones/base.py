@@ -80,7 +80,7 @@ class EmbeddedHistory(History):
 
 
 class Backbone(nn.Module):
-    """What the package's own backbones share; any `torch.nn.Module` with this forward is one too (see `own.py`).
+    """What the package's own backbones share; any `torch.nn.Module` with this forward is one too (see `adapter.py`).
 
     A backbone that `uses_history` gets what its `encode` has made of a row's history as the last columns of `context`.
 
@@ -210,7 +210,7 @@ class LinearFirstLayer(Backbone):
         return self._is_own_formula and self.training and (batch_is_ours or not has_batch_norm) and has_trained_rows()
 
     def logit_of_sides(self, sides: Sequence[BatchSide]) -> torch.Tensor:
-        """See `trained.py`; `forward` is its reference."""
+        """See `compiled_head.py`; `forward` is its reference."""
         if self._trained_head is None:
             self._trained_head = TrainedHead(self)
         return self._trained_head.logit(sides)

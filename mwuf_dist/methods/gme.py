@@ -47,7 +47,6 @@ class Gme(MetaEmb):
 
     Config = GmeConfig
     config: GmeConfig
-    looks_up_items = True
 
     def __init__(self, config: GmeConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)

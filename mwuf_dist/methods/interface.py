@@ -81,7 +81,6 @@ class Method(nn.Module):
     """
 
     initialisation = "random"  # Of phi_new: "random", "mean", "zero" or "own"; the config may name another.
-    looks_up_items = False  # Whether `initial_rows` reads the items' indices, not their fields alone.
     episode_trained = False  # Whether `episode_loss` has weights to train.
     fits_items = False  # Whether `fit` takes the place of the steps of `warm_up`.
     meta_trained = False  # Whether `scale_and_shift` has weights to train.

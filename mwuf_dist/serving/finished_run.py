@@ -29,8 +29,7 @@ from mwuf_dist.serving.served_state import SERVED, Grown, WarmState
 from mwuf_dist.training.checkpoint.files import load_tensors
 from mwuf_dist.training.checkpoint.save import module_state
 from mwuf_dist.training.frozen_model import Frozen
-from mwuf_dist.training.model import Model
-from mwuf_dist.training.pretrained_items import pretrained_items
+from mwuf_dist.training.model import Model, pretrained_items
 from mwuf_dist.training.stages.meta_train import meta_trained_tensors
 from mwuf_dist.training.stages.pretrain import pretrained_tensors
 

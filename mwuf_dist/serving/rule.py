@@ -73,13 +73,6 @@ class WarmRule:
         """Interactions of one step of a block."""
         return 1 if block < _NUM_PHASES else _NUM_PHASES << (block - _NUM_PHASES)
 
-    def last_boundary(self, counts: np.ndarray) -> np.ndarray:
-        """The end of the last complete block of items with so many interactions [S]; 0 before the first."""
-        ends = [0]
-        while ends[-1] <= counts.max(initial=0):
-            ends.append(self.block_end(len(ends) - 1))
-        return np.array(ends)[np.searchsorted(ends, counts, side="right") - 1]
-
 
 def rule_of(config: Config, prepared: Prepared) -> WarmRule:
     """The rule with the settings of a run's `warm_up`."""

@@ -280,12 +280,3 @@ def _packed(array: np.ndarray, few: bool) -> dict[str, Any]:
     if few:
         entry |= {"dtype": array.dtype.name, "logits": base64.b64encode(zlib.compress(content, 9)).decode()}
     return entry
-
-
-def logits_of(cell: Cell, phase: str, split: str) -> np.ndarray | None:
-    """Logits of a cell's phase and set in stored order [n]; None where the record holds none."""
-    entry = cell.get("scores", {}).get(f"{phase}-{split}", {})
-    if "logits" not in entry:
-        return None
-    content = zlib.decompress(base64.b64decode(entry["logits"]))
-    return np.frombuffer(content, dtype=np.dtype(entry["dtype"]).newbyteorder("<"))

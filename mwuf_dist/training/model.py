@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mwuf_kernels import FrozenRows, PartRows
@@ -21,6 +22,7 @@ from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.features import FeatureStore, without_rare_values
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.embeddings.tables import Tables
+from mwuf_dist.methods import PretrainedItems
 from mwuf_dist.runtime import Runtime, generator_seed
 
 
@@ -192,6 +194,25 @@ def feature_store(config: EmbeddingConfig, prepared: Prepared, side: Side, runti
     if side == "item":
         entities = without_rare_values(entities, prepared.num_old_items, config.min_old_items)
     return FeatureStore(entities, runtime.device, config.smooth_ordinal)
+
+
+def pretrained_items(model: Model, prepared: Prepared) -> PretrainedItems:
+    """The item side of a pretrained model, for `Method.attach`."""
+
+    def num_pretrain_rows() -> torch.Tensor:
+        item = prepared.columns("pretrain", ("item",))["item"]
+        return torch.from_numpy(np.bincount(item, minlength=model.num_old)).float().to(model.runtime.device)
+
+    without_gradients = torch.no_grad()
+    return PretrainedItems(
+        num_old=model.num_old,
+        runtime=model.runtime,
+        features=model.items,
+        old_rows=without_gradients(model.old_ids.rows),
+        context=without_gradients(model.item_fields),
+        mean_old_row=model.mean_old_row,
+        num_pretrain_rows=num_pretrain_rows,
+    )
 
 
 def loss_and_gradient(logit: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -50,8 +50,7 @@ from mwuf_dist.training.checkpoint.files import Cursor, Meta, load_tensors, read
 from mwuf_dist.training.checkpoint.save import Checkpointer
 from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.loop import Session
-from mwuf_dist.training.model import Model
-from mwuf_dist.training.pretrained_items import pretrained_items
+from mwuf_dist.training.model import Model, pretrained_items
 from mwuf_dist.training.profile import StageProfiler
 from mwuf_dist.training.recorder import Recorder
 from mwuf_dist.training.results import NEXT_SETS, phase_metrics, results_of, versions, write_scores

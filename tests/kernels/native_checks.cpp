@@ -166,17 +166,7 @@ void check_tables(long dim) {
                             chosen.data(), d_out.data());
         same("rows of tables, back", gradient, slope, n);
     }
-    const Ids users = draw_ids(n, rows), items = draw_ids(n, entities);
-    Floats sums(entities * dim);
-    Ids counts(entities);
-    Doubles of_items(entities * dim), of_counts(entities);
-    mwuf_add_users(n, dim, table.data(), users.data(), items.data(), sums.data(), counts.data());
-    for (long i = 0; i < n; i++) {
-        of_counts[items[i]]++;
-        for (long c = 0; c < dim; c++) of_items[items[i] * dim + c] += table[users[i] * dim + c];
-    }
-    same("sums of users", sums, of_items, n);
-    same("counts of users", counts, of_counts, 0);
+    const Ids users = draw_ids(n, rows);
     std::vector<int32_t> place(rows);
     Ids values(rows), inverse(n);
     int64_t count = 0;

@@ -8,11 +8,10 @@ import torch
 from benchmarks import kernels
 
 TINY = {
-    "warm_embedding": {"batch": 30, "rows": 20, "dim": 5, "dtype": "float32", "order": "inside"},
+    "warm_embedding": {"batch": 30, "rows": 20, "dim": 5, "dtype": "float32"},
     "meta_networks": {"items": 20, "dim": 5, "inputs": (4, 3), "hidden": 6, "dtype": "float32"},
     "bulk_warm": {"items": 20, "dim": 5, "inputs": (4, 3), "hidden": 6, "dtype": "float32"},
     "user_mean": {"items": 9, "users": 3, "rows": 20, "dim": 5, "dtype": "float32"},
-    "add_users": {"items": 9, "rows": 20, "batch": 30, "dim": 5},
 }
 
 

@@ -79,7 +79,6 @@ def test_blocks_double_after_the_three_phases_and_keep_their_number_of_steps() -
     assert ends == [0, 20, 40, 60, 120, 240, 480, 960]
     steps = [(end - begin) / rule.minibatch(block) for block, (begin, end) in enumerate(pairwise(ends))]
     assert steps == [20.0] * 7
-    assert rule.last_boundary(np.array([0, 19, 20, 119, 120, 500])).tolist() == [0, 0, 20, 60, 120, 480]
 
 
 @settings(max_examples=25)

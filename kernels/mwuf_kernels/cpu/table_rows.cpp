@@ -108,15 +108,6 @@ void mwuf_add_table_rows(long n, long dim, long num_fields, long step, long mean
     });
 }
 
-// Adds the rows of users [n] to the sums of items [n], and 1 to the items' counts, one after another.
-void mwuf_add_users(long n, long dim, const float* rows, const int64_t* users, const int64_t* items, float* sums,
-                    int64_t* counts) {
-    for (long i = 0; i < n; i++) {
-        add_to(sums + items[i] * dim, rows + users[i] * dim, dim);
-        counts[items[i]]++;
-    }
-}
-
 // The distinct values of ids [n] < num_ids in order, of each id its place among them, and how many there are.
 void mwuf_distinct(long n, long num_ids, const int64_t* ids, int32_t* place, int64_t* values, int64_t* inverse,
                    int64_t* count) {

@@ -1,4 +1,4 @@
-"""From raw data to the files of a prepared folder, step by step: what `prepare_steps.py` does to one piece of work.
+"""From raw data to the files of a prepared folder, step by step: what `steps.py` does to one piece of work.
 
 This process holds what there is per user and per item, never the rows.
 """

@@ -13,7 +13,7 @@ from mwuf_dist.embeddings.features import FeatureStore
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.serving.finished_run import FinishedRun
 from mwuf_dist.serving.rule import FEWEST_ROWS
-from mwuf_dist.training.pretrained_items import pretrained_items
+from mwuf_dist.training.model import pretrained_items
 
 # Field embeddings [n, Fi*D] in float64 of items [n].
 ItemFields = Callable[[torch.Tensor], torch.Tensor]
