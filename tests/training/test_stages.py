@@ -139,6 +139,22 @@ def test_a_batch_size_that_the_ranks_cannot_share_is_an_error_before_anything_is
 # optimizers
 
 
+def test_the_first_step_of_pretrain_moves_every_group_by_its_own_learning_rate(tmp_path: Path) -> None:
+    """Adam's first step is rate * g / (|g| + 1e-8), so the largest step is the rate where some gradient is 1e-5."""
+    config = tiny(pretrain={"learning_rate": 3e-3, "learning_rate_ids": 7e-3})
+    with made(config, tmp_path) as job:
+        model, stage = job.model, run_module.Pretrain(config, job.model, job.method)
+        weights = {
+            tables.name: tables.shards(name)[0].weight for tables in model.pretrained_tables for name in tables.specs
+        }
+        weights |= dict(model.backbone.named_parameters())
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        stage.step(next(iter(model.pretrain_rows(job.prepared, "shuffled", 256, 0).epoch(0))))
+        for name, weight in weights.items():
+            rate = 7e-3 if name == "old" else 3e-3
+            assert (weight - before[name]).abs().max().item() == pytest.approx(rate, rel=2e-3), name
+
+
 def test_fused_rowwise_adagrad_trains(tmp_path: Path) -> None:
     config = tiny(embedding={"optimizer": "rowwise_adagrad", "rowwise_adagrad_lr": 0.1})
     with made(config, tmp_path) as job:
