@@ -67,7 +67,8 @@ Looks at your own logs (Parquet or CSV, a file or a folder) and writes a comment
 
 examples:
   mwuf init clicks.parquet --output clicks.toml
-  mwuf init plays/ --items songs.csv --output plays.toml --item song --label finished""",
+  mwuf init plays/ --items songs.csv --output plays.toml --item song --label finished
+  mwuf init --check clicks.toml today.parquet     # what has changed; exit code 2 where it cannot be used""",
     "prepare": """\
 Reads, splits and writes the data, and stops there; later runs find it. `--launcher ray` spreads the work over several
 workers; the files are the same.

@@ -53,6 +53,7 @@ _GOES_ON = ("run", "compare", "tune")
 @dataclass
 class _InitOptions:
     logs: Annotated[Path, tyro.conf.Positional]  # File or folder of the interactions.
+    check: Path | None = None  # A config: say what has changed in LOGS since its own logs, and write nothing.
     output: Path = Path("logs.toml")  # The config to write; must not exist.
     users: str = ""  # Table of the users, to join.
     items: str = ""  # Table of the items, to join.
@@ -148,8 +149,13 @@ def _prepare(arguments: list[str]) -> int:
 
         with sigterm_asks():
             prepared = prepare(data, progress)
+    from mwuf_dist.data.both_classes import one_class_notes
+    from mwuf_dist.data.split import SplitRule
+
     rows = {name: split["rows"] for name, split in prepared.manifest["splits"].items()}
     print(f"{prepared.path}\n{prepared.num_old_items} old items, {prepared.num_new_items} new items, rows: {rows}")
+    for note in [*prepared.notes, *one_class_notes(prepared, SplitRule.of(data))]:
+        print(printable(note))
     return 0
 
 
@@ -164,6 +170,8 @@ def _plan(arguments: list[str]) -> int:
 
 def _init(arguments: list[str]) -> int:
     options = tyro.cli(_InitOptions, args=arguments, prog="mwuf init", description=EXAMPLES["init"])
+    if options.check is not None:
+        return _check_logs(options.check, options.logs)
     from mwuf_dist.data.init_config.propose import Asked, propose
     from mwuf_dist.data.init_config.write_config import write_config
 
@@ -180,6 +188,18 @@ def _init(arguments: list[str]) -> int:
         raise UserError(f"{options.output}: cannot be written ({error.strerror}); name another with --output") from None
     print(f"{text}\nwritten to {options.output}: read it, correct it, then `mwuf run {options.output}`")
     return 0
+
+
+def _check_logs(config: Path, new: Path) -> int:
+    from mwuf_dist.config import load_config
+    from mwuf_dist.data.init_config.check import check_logs
+
+    data = load_config(config).data
+    if data.name != "logs":
+        raise UserError(f"{config}: its data set is {data.name!r}, not own logs: --check is for configs of `mwuf init`")
+    found = check_logs(data.logs, new)
+    print(printable(found.text()))
+    return 2 if found.faults else 0
 
 
 def _synthesize(arguments: list[str]) -> int:

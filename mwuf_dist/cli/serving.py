@@ -41,6 +41,7 @@ tensors by name and returns a module with four methods (docs/serving.md; example
 hold interactions of items with a row in the item table, which teach how items warm up, and of new ones.
 
 examples:
+  mwuf adopt dlrm.pt --item-table item_id --model company.ranking:make_model --logs clicks/ --check
   mwuf adopt dlrm.pt --item-table item_id --model company.ranking:make_model --logs clicks/ --output warm
   mwuf adopt dlrm.pt --item-table item_id --model company.ranking:make_model --logs clicks/ --item-ids vocabulary.csv \
       --output warm""",
@@ -90,7 +91,8 @@ class AdoptOptions:
     item_table: str  # Name of the table of item ID embeddings among the weights, or a part of it.
     model: str  # "package.module:factory".
     logs: Path  # Parquet or CSV, a file or a folder.
-    output: Path  # Folder to write.
+    output: Path | None = None  # Folder to write.
+    check: tyro.conf.FlagCreatePairsOff[bool] = False  # Say which tables, shapes and logs fit, and write nothing.
     user: str = "user_id"  # Column of the user.
     item: str = "item_id"  # Column of the item; without --item-ids a number, of known items that of their row.
     time: str = "timestamp"  # Column of the time.
@@ -162,7 +164,8 @@ def _warm(arguments: list[str]) -> int:
 
 def _adopt(arguments: list[str]) -> int:
     options = _parse("adopt", arguments, AdoptOptions)
-    from mwuf_dist.serving.adopt.adopt import AdoptSettings, adopt_files
+    from mwuf_dist.serving.adopt.adopt import AdoptSettings
+    from mwuf_dist.serving.adopt.command import AdoptInput, adopt_files, check_fit
 
     settings = AdoptSettings(
         user=options.user,
@@ -172,9 +175,14 @@ def _adopt(arguments: list[str]) -> int:
         epochs=options.epochs,
         warm_rows=options.warm_rows,
     )
-    found = adopt_files(
-        options.weights, options.item_table, options.model, options.logs, options.output, settings, options.item_ids
-    )
+    given = AdoptInput(options.weights, options.item_table, options.model, options.logs, options.item_ids, settings)
+    if options.check:
+        fit = check_fit(given)
+        print(printable(fit.text()))
+        return 2 if fit.faults else 0
+    if options.output is None:
+        raise UserError("name the folder to write with --output DIR (or --check, to see whether all fits)")
+    found = adopt_files(given, options.output)
     print(f"{len(found.item_ids):,} new items, {int(found.interactions.sum()):,} interactions: {options.output}")
     return 0
 

@@ -15,14 +15,16 @@ from typing import Any
 from tqdm import tqdm
 
 from mwuf_dist.config import Config, DataConfig, RuntimeConfig, UserError, read_toml, to_dict, without_studies
+from mwuf_dist.data.both_classes import one_class_notes
 from mwuf_dist.data.prepare.prepare import prepare
+from mwuf_dist.data.split import SplitRule
 from mwuf_dist.escape import printable
 from mwuf_dist.evaluation import report
 from mwuf_dist.evaluation.comparison import build_comparison
 from mwuf_dist.files import remove_left_overs, write_atomically, write_json
 from mwuf_dist.locks import locked
 from mwuf_dist.studies import compare, tune
-from mwuf_dist.studies.audit import audit
+from mwuf_dist.studies.audit import HiddenLabels, audit
 from mwuf_dist.studies.intervals import add_intervals
 from mwuf_dist.studies.probes import without_training
 from mwuf_dist.studies.records import read_records, write_records
@@ -129,7 +131,9 @@ def compare_command(
     others = [(str(path), read_records(path)) for path in record_paths]
     with _alone(folder, "compare", place):
         _prepare_all(configs, place)
-        actions = compare.Actions(place.train, place.pretrain, audit)
+        # Where each set that is scored has one class, a shuffle of labels changes none.
+        has_labels_to_shuffle = HiddenLabels(configs[0].seed).num_moved(prepare(configs[0].data)) > 0
+        actions = compare.Actions(place.train, place.pretrain, audit if has_labels_to_shuffle else None)
         outcome = compare.compare(configs, folder, actions, place.runner, place.say, others, study.ensemble)
         if place.is_main:
             about = {key: getattr(study, key) for key in ("title", "regime", "note")}
@@ -202,7 +206,9 @@ def tune_command(where: str, config: Config, overridden: dict[str, Any], folder:
 def _prepare_all(configs: Sequence[Config], place: Place) -> None:
     """Prepares every data set of the runs once, before several of them want it."""
     for data in _data_sets(configs):
-        prepare(data, progress=place.is_main and os.isatty(2))
+        prepared = prepare(data, progress=place.is_main and os.isatty(2))
+        for note in [*prepared.notes, *one_class_notes(prepared, SplitRule.of(data))]:
+            place.say(note)
 
 
 def _data_sets(configs: Sequence[Config]) -> list[DataConfig]:

@@ -103,6 +103,7 @@ class RawPieces:
             and time: they are nobody's events, and N and K do not count them; the rows have a column `SET` too. 0: rows
             of label 0 are as they come.
         form: how own logs write IDs and times (`gate.DataForm.to_dict`), kept for later files; None for other data.
+        notes: what of the raw data was not used, a sentence each; the manifest keeps them.
     """
 
     pieces: tuple[Any, ...]
@@ -112,6 +113,7 @@ class RawPieces:
     is_in_memory: bool = False
     negatives_per_positive: int = 0
     form: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,7 @@ class RawDataset:
         interactions: `user` int32 (row of users), `item` int32 (row of items), `label` int8 (0 or 1), `time` int64 and,
             where the true probabilities are known, `bayes_logit` float32. Row r is the r-th line of the raw file.
         users, items, fields: see `Entities`.
-        negatives_per_positive: see `RawPieces`.
-        form: see `RawPieces`.
+        negatives_per_positive, form, notes: see `RawPieces`.
     """
 
     interactions: pa.Table
@@ -132,6 +133,7 @@ class RawDataset:
     fields: tuple[Field, ...]
     negatives_per_positive: int = 0
     form: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def entities(self) -> Entities:
@@ -179,6 +181,7 @@ class RawDataset:
             is_in_memory=True,
             negatives_per_positive=self.negatives_per_positive,
             form=self.form,
+            notes=self.notes,
         )
 
 

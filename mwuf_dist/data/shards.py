@@ -206,6 +206,11 @@ class Prepared:
         return self.manifest.get("negatives_per_positive", 0)
 
     @property
+    def notes(self) -> list[str]:
+        """What of the raw data was not used, a sentence each."""
+        return self.manifest.get("notes", [])
+
+    @property
     def ticks_per_s(self) -> int:
         """Units of time in a second: own logs are in microseconds."""
         return 1_000_000 if self.manifest.get("made_of", {}).get("source", {}).get("source") == "logs" else 1

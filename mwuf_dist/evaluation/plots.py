@@ -177,6 +177,7 @@ def plot_clicks(comparison: dict[str, Any], path: Path) -> None:
         last = max(last, places[-1])
     for end in _ends_of_warm_sets(comparison):
         axes.axvline(end - 0.5, color=_SOFT, linewidth=0.9, linestyle=":")
+    last = last or 1.0  # no row has a point
     axes.set_xlim(-0.02 * last, 1.02 * last)
     _caption_phases(figure, comparison, markers=False)
     figure.draw_without_rendering()

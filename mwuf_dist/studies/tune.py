@@ -16,7 +16,7 @@ import functools
 import itertools
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -185,7 +185,7 @@ def summarise(tried: Sequence[Try], cells: Sequence[dict[str, Any]], tune: Tune)
 
     Returns:
         `rows`, one per run and setting: `run` (a label), `number` and `setting`, `auc_next` and `auc_test` [4], and
-        `score`, the mean of both over all phases.
+        `score`, the mean of both over all phases. None where a set has one class, which the score leaves out.
     """
     results: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for one, cell in zip(tried, cells, strict=True):
@@ -198,12 +198,11 @@ def summarise(tried: Sequence[Try], cells: Sequence[dict[str, Any]], tune: Tune)
             row: dict[str, Any] = {"run": _label(keys, results[run, 0][0]), "setting": setting, "number": number}
             for scoring in ("next", "test"):
                 row[f"auc_{scoring}"] = [
-                    statistics.fmean(cell["phases"][phase][f"auc_{scoring}"] for cell in results[run, number])
-                    for phase in PHASES
+                    _mean(cell["phases"][phase][f"auc_{scoring}"] for cell in results[run, number]) for phase in PHASES
                 ]
-            row["score"] = statistics.fmean([*row["auc_next"], *row["auc_test"]])
+            row["score"] = _mean([*row["auc_next"], *row["auc_test"]])
             of_run.append(row)
-        rows += sorted(of_run, key=lambda row: -row["score"])
+        rows += sorted(of_run, key=lambda row: -(row["score"] or 0.0))
     return {
         "schema": 1,
         "dataset": cells[0]["dataset"],
@@ -212,6 +211,12 @@ def summarise(tried: Sequence[Try], cells: Sequence[dict[str, Any]], tune: Tune)
         "split": cells[0]["split"],
         "rows": rows,
     }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are defined: all settings have the same sets, so they lack the same ones."""
+    present = [value for value in values if value is not None]
+    return statistics.fmean(present) if present else None
 
 
 def _label(keys: dict[str, Any], cell: dict[str, Any]) -> str:
@@ -256,8 +261,8 @@ def table(summary: dict[str, Any]) -> str:
         if row["run"] != run:
             run = row["run"]
             lines.append(run)
-        test, next_set = ("  ".join(f"{value:.4f}"[1:] for value in row[key]) for key in ("auc_test", "auc_next"))
-        head = f"{row['number']:>3} {row['score']:.4f}"
+        test, next_set = ("  ".join(map(_short, row[key])) for key in ("auc_test", "auc_next"))
+        head = f"{row['number']:>3} {'–' if row['score'] is None else format(row['score'], '.4f'):>6}"
         lines.append(f"{head}   {test:^27}   {next_set:^27}   {setting_words(row['setting'])}")
     positives = summary["split"]["positives"]
     lines.append(
@@ -265,6 +270,10 @@ def table(summary: dict[str, Any]) -> str:
         f"{positives['test']:.2f} in the test set, {positives['pretrain']:.2f} in pretraining"
     )
     return "\n".join(lines)
+
+
+def _short(auc: float | None) -> str:
+    return f"{'–':>5}" if auc is None else f"{auc:.4f}"[1:]
 
 
 def setting_words(setting: dict[str, Any], prefix: str = "") -> str:

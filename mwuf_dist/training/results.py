@@ -38,7 +38,7 @@ def phase_metrics(
 
     Returns:
         `auc_next`, `auc_test`, `logloss_*`, `calibration_*`, `auc_by_clicks` (the phase's part of the curve) and, where
-        the truth is known, `ceiling_*` (the Bayes AUC).
+        the truth is known, `ceiling_*` (the Bayes AUC). What is not defined, as an AUC of one class, is None.
     """
     next_set = NEXT_SETS[phase]
     metrics: dict[str, Any] = {}
@@ -53,12 +53,19 @@ def phase_metrics(
         if known:
             metrics[f"ceiling_{scoring}"] = auc(columns["bayes_logit"], columns["label"], threads)
     metrics["auc_by_clicks"] = _clicks_curve(prepared, phase, warm_rows, scores[next_set])
-    return metrics
+    return defined(metrics)
 
 
-def _clicks_curve(
-    prepared: Prepared, phase: int, warm_rows: int, logits: np.ndarray | None
-) -> list[dict[str, int | float | None]]:
+def defined(values: Any) -> Any:
+    """The same with None for what is not defined: a NaN, which JSON has not."""
+    if isinstance(values, Mapping):
+        return {key: defined(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [defined(value) for value in values]
+    return None if isinstance(values, float) and math.isnan(values) else values
+
+
+def _clicks_curve(prepared: Prepared, phase: int, warm_rows: int, logits: np.ndarray | None) -> list[dict[str, Any]]:
     """AUC of the next set by the number of rows that the item had before the row: its warm sets and earlier rows here.
 
     The model has learned from the rows of finished sets only, so within a set the curve tells how predictions age. The
@@ -73,7 +80,7 @@ def _clicks_curve(
     curve = auc_by_clicks(logits, columns["label"], num_clicks, edges)
     if phase < len(WARM_SETS):
         curve[-1]["to"] = (phase + 1) * warm_rows
-    return [bucket | {"auc": None if math.isnan(bucket["auc"]) else bucket["auc"]} for bucket in curve]
+    return curve
 
 
 def counted_within_item(item: np.ndarray, counted: np.ndarray) -> np.ndarray:
@@ -118,7 +125,7 @@ def results_of(config: Config, prepared: Prepared, runtime: Runtime, meta: Meta)
         "prepared": prepared.path.name,
         "prepared_path": str(prepared.path.resolve()),
         "prepared_checksum": prepared.checksum,
-        "phases": meta.phases,
+        "phases": defined(meta.phases),  # a checkpoint of an earlier version may hold a NaN
         "stages": meta.stages,
         "config_hash": config_hash(config),
         "config": to_dict(config),

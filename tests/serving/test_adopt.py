@@ -21,6 +21,7 @@ from mwuf_dist.config import UserError
 from mwuf_dist.evaluation.metrics import auc
 from mwuf_dist.serving.adopt import adopt as adopt_module
 from mwuf_dist.serving.adopt.adopt import adopt
+from mwuf_dist.serving.adopt.command import AdoptInput, adopt_files
 from mwuf_dist.serving.adopt.files import find_table, import_factory, load_weights
 from tests.bounds import assert_float32_close
 
@@ -191,3 +192,67 @@ def test_what_would_make_every_embedding_wrong_is_refused(folder: Path) -> None:
         adopt(model, bad_row, logs)
     with pytest.raises(UserError, match=r"row 3 \(counted from 0\) and 0 others"):
         find_table({"t.item_id": bad_row}, "item_id")
+
+
+def check(
+    folder: Path, *more: object, model: str = "examples.adopt_torchrec:make_model", table: str = "item_id"
+) -> int:
+    given = ["adopt", folder / "dlrm.pt", "--item-table", table, "--model", model, "--logs", folder / "logs.parquet"]
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(one) for one in (*given, "--check", *more)])
+    return int(end.value.code or 0)
+
+
+def test_a_dry_run_says_which_tables_shapes_and_logs_fit_and_writes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(folder.rglob("*"))
+    assert check(folder) == 0
+    said = capsys.readouterr().out
+    logs = pq.read_table(folder / "logs.parquet")
+    num_known = int((logs["item_id"].to_numpy() < 120).sum())
+    assert f"logs: {num_known:,} rows of 120 items that are in the item table" in said
+    assert f"logs: {logs.num_rows - num_known:,} rows of 40 items that are new" in said
+    assert "item table 'item_id': 120 items in" in said and "logits [256]" in said
+    assert sorted(folder.rglob("*")) == before and not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_says_what_does_not_fit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd_models.py").write_text(
+        """
+import torch
+from examples import adopt_torchrec
+
+def wide(weights):
+    model = adopt_torchrec.make_model(weights)
+    model.forward = lambda item, context: torch.zeros(len(item), 1)
+    return model
+
+def fails(weights):
+    model = adopt_torchrec.make_model(weights)
+    model.users = lambda rows: rows["no such column"]
+    return model
+
+def deaf(weights):
+    model = adopt_torchrec.make_model(weights)
+    model.forward = lambda item, context: context.sum(1)
+    return model
+"""
+    )
+    for model, message in {
+        "wide": "gives [256, 1] for 256 rows, not [n]",
+        "fails": "users failed on the first rows: KeyError",
+        "deaf": "does not depend on the item's embedding",
+    }.items():
+        assert check(folder, model=f"odd_models:{model}") == 2
+        assert message in capsys.readouterr().out
+    assert check(folder, table="nowhere") == 2
+    assert "no table has this name" in capsys.readouterr().out
+    with pytest.raises(UserError, match="does not depend on the item"):
+        adopt_files(
+            AdoptInput(folder / "dlrm.pt", "item_id", "odd_models:deaf", folder / "logs.parquet"), tmp_path / "warm"
+        )

@@ -104,3 +104,21 @@ def test_without_runs_the_file_is_the_only_one_and_its_tries_keep_their_names() 
     plan = plan_of({"folds": 1, "settings": [{"method": {"name": "base"}}]})
     names = [compare.cell_name(one.config) for one in tune.tries(TINY, plan, 0.3, "search.toml")]
     assert names == ["deepfm-mwuf-setting-0-fold-0-seed0", "deepfm-base-setting-1-fold-0-seed0"]
+
+
+def test_a_set_of_one_class_is_left_out_of_every_score() -> None:
+    plan = plan_of({"grid": {"warm_up.epochs": [1, 2]}})
+    tried = tune.tries(TINY, plan, 0.3, "search.toml")
+    split = {"split": {"positives": {"test": 0.5, "pretrain": 0.6}}}
+    names = [(one.config.backbone.name, one.config.method.name, one.fold) for one in tried]
+    variants = [one.config.method.variant for one in tried]
+    aucs = [[0.5 + one.setting / 100, 0.6, 0.7, 0.8] for one in tried]
+    cells = [make_result(*n, auc, v, **split) for n, auc, v in zip(names, aucs, variants, strict=True)]
+    for cell in cells:
+        cell["phases"]["warm-c"]["auc_next"] = None
+    rows = tune.summarise(tried, cells, plan)["rows"]
+    assert [row["auc_next"][3] for row in rows] == [None] * len(rows)
+    assert [row["number"] for row in rows] == sorted((row["number"] for row in rows), reverse=True)
+    for row in rows:
+        assert row["score"] == pytest.approx(sum([*row["auc_next"][:3], *row["auc_test"]]) / 7)
+    assert "–" in tune.table(tune.summarise(tried, cells, plan))

@@ -26,7 +26,6 @@ from mwuf_dist.data.readers import gate, log_files, log_tables, times
 from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.readers.ids import codes
 from mwuf_dist.data.readers.log_tables import LogTable
-from mwuf_dist.data.sources import logs
 
 TIME_FORMATS = ("%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%m/%d/%Y")
 TIME_FORMATS += ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y")
@@ -72,7 +71,7 @@ class Proposal:
         options: section `data.logs`.
         notes: per key or field name, what a person should know of the choice.
         left_out: column -> why it is no field.
-        remarks: what was not used, and what is odd.
+        remarks: which files were not used, and what is odd; what of their rows was not, `logs.join` says.
         rows: the rows by these options.
     """
 
@@ -103,7 +102,7 @@ def propose(interactions: str, users: str = "", items: str = "", asked: Asked | 
     if not files:
         raise UserError(f"{interactions}: holds the files of --users and --items alone; name those of the interactions")
     found = Proposal(how_written(files[0], options, asked.header, asked.delimiter, asked.quote, asked.encoding))
-    found.remarks += [f"{path} is not read: {why}" for path, why in there.passed_over]
+    found.remarks += there.notes()
     columns = log_tables.column_names(files[0], found.options)
     if not asked.header and not log_files.is_parquet(files[0]) and looks_like_data(columns):
         raise UserError(
@@ -152,6 +151,9 @@ def _propose_ids(found: Proposal, log: LogTable, asked: Asked) -> None:
             ((score, one) for one in columns if (score := names.entity_score(one, wanted)) and _could_be_id(log, one)),
             key=lambda pair: -pair[0],
         )
+        if not named and not scored:
+            # Somebody's own log, of one user: the last resort, as a column of one value is mostly no ID.
+            scored = [(score, one) for one in columns if (score := names.entity_score(one, wanted))][:1]
         if not named and not scored:
             raise UserError(
                 f"{log.files[0]}: no column looks like the {side}; name it: --{side} one of {', '.join(columns)}"
@@ -258,14 +260,6 @@ def _propose_incomplete(found: Proposal, log: LogTable) -> None:
 
 
 def _remark(found: Proposal, rows: Rows) -> None:
-    found.remarks += rows.notes()
-    again = logs.repeated(rows, found.options.repeated_rows)
-    if again.any():
-        found.remarks.append(
-            f"{int(again.sum()):,} of {len(again):,} rows repeat an earlier one (user, item, time and label) and do "
-            "not count; "
-            'repeated_rows = "keep" counts them'
-        )
     counts = np.bincount(rows.user[rows.kept])
     most = int(np.argmax(counts))
     if len(counts) > 10 and counts[most] > _ONE_USER_SHARE * counts.sum():

@@ -10,6 +10,7 @@ import tomli_w
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
+from mwuf_dist.data.both_classes import LabelledRows, has_both
 from mwuf_dist.data.init_config.propose import Proposal
 from mwuf_dist.data.schema import RawDataset
 from mwuf_dist.data.sources import logs
@@ -27,24 +28,31 @@ def write_config(found: Proposal) -> str:
     """
     assert found.rows is not None
     dataset = logs.join(found.rows, found.options)  # draws nothing: N and K count positives
-    counts = np.bincount(dataset.interactions["item"].to_numpy(), minlength=dataset.items.num_rows)
+    item, time, label = (dataset.interactions[name].to_numpy() for name in ("item", "time", "label"))
+    counts = np.bincount(item, minlength=dataset.items.num_rows)
     old_above, warm_rows = choose(counts)
-    positives = float(dataset.interactions["label"].to_numpy().mean())
-    pairs = np.unique(dataset.interactions["user"].to_numpy() * np.int64(len(counts)) + dataset.interactions["item"])
+    positives = float(label.mean())
+    pairs = np.unique(dataset.interactions["user"].to_numpy() * np.int64(len(counts)) + item)
     if positives == 1.0 and len(pairs) == dataset.users.num_rows * len(counts):
         raise UserError(
             f"no row of label 0 could be drawn: each of {dataset.users.num_rows:,} users has every item. A log of "
             "positives needs users who do not take everything; more of them, or a column of labels (--label)"
         )
+    classes_note = ""
+    if not found.options.negatives_per_positive:
+        old_above, warm_rows, classes_note = _with_both_classes(
+            LabelledRows.of(item, time, label), old_above, warm_rows
+        )
     lines = [
         "# Proposed by `mwuf init`: every choice below is a guess from names and content; correct what is wrong.",
         f"# {len(counts):,} items, {dataset.users.num_rows:,} users, {counts.sum():,} labelled rows, "
         f"{positives:.1%} of them positive.",
-        *[comment(f"{one}.") for one in found.remarks],
+        *[comment(f"{one.removesuffix('.')}.") for one in (*found.remarks, *dataset.notes)],
         "",
         "[data]",
         'name = "logs"',
-        *_threshold_comment(counts, old_above),
+        *_threshold_comment(counts, old_above, warm_rows),
+        *([comment(classes_note)] if classes_note else []),
         f"old_above = {old_above}  # N: an old item has more rows than this.",
         f"warm_rows = {warm_rows}  # K: rows of each warm set; a new item has 3K to N rows.",
         "",
@@ -95,13 +103,28 @@ def _count(counts: np.ndarray, threshold: int, rows: int) -> tuple[int, int, int
     return int(old.sum()), int(new.sum()), int(counts[old].sum()), int(counts[new].sum() - 3 * rows * new.sum())
 
 
-def _threshold_comment(counts: np.ndarray, chosen: int) -> list[str]:
+def _with_both_classes(rows: LabelledRows, old_above: int, warm_rows: int) -> tuple[int, int, str]:
+    """The N and K nearest to the chosen ones with which each set has a positive and a negative, and what to say."""
+    classes = rows.classes(old_above, warm_rows)
+    if has_both(classes):
+        return old_above, warm_rows, ""
+    lacking = ", ".join(f"{name} {num:,} of {of:,}" for name, (of, num) in classes.items())
+    said = f"N = {old_above} and K = {warm_rows} leave a set with one class (positives: {lacking})"
+    for fewest in (MIN_ITEMS, 1):
+        better = rows.better(old_above, warm_rows, fewest)
+        if better:
+            return *better, f"{said}; these are the nearest that do not."
+    return old_above, warm_rows, f"{said}, and so does all that is near: AUC is not defined there, and shown as –."
+
+
+def _threshold_comment(counts: np.ndarray, old_above: int, warm_rows: int) -> list[str]:
     lines = ["#      N      K   old items   new items    pretrain rows    test rows"]
-    for threshold in THRESHOLDS:
-        for rows in sorted({max(1, threshold // 20), threshold // 10, threshold // 4}):
+    for threshold in sorted({*THRESHOLDS, old_above}):
+        of_chosen = {warm_rows} if threshold == old_above else set()
+        for rows in sorted({max(1, threshold // 20), threshold // 10, threshold // 4} - {0} | of_chosen):
             old, new, old_rows, test = _count(counts, threshold, rows)
             if old and new and test:
-                mark = "  <- chosen" if (threshold, rows) == (chosen, chosen // 10) else ""
+                mark = "  <- chosen" if (threshold, rows) == (old_above, warm_rows) else ""
                 lines.append(f"# {threshold:>6} {rows:>6} {old:>11,} {new:>11,} {old_rows:>16,} {test:>12,}{mark}")
     return lines
 

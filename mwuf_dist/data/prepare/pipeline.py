@@ -75,6 +75,7 @@ def write_prepared(
         **facts,
         "negatives_per_positive": raw.negatives_per_positive,
         **({} if raw.form is None else {"form": raw.form}),
+        **({"notes": list(raw.notes)} if raw.notes else {}),
         "positive_share": _positive_share(splits, left_out if rule.old_items_as_new else None),
         "histories": history_files.join(scratch, folder, groups, splits),
     }

@@ -48,6 +48,8 @@ _NOT_TEXT_TABLES = {
     ".ipynb": "a notebook", ".toml": "a config", ".yaml": "a config", ".yml": "a config", ".ini": "a config",
 }  # fmt: skip
 
+_FILES_NAMED = 20  # of those that are not read
+
 
 @dataclass(frozen=True)
 class Format:
@@ -75,6 +77,12 @@ class Found:
 
     files: tuple[Path, ...]
     passed_over: tuple[tuple[Path, str], ...] = ()
+
+    def notes(self) -> list[str]:
+        """A sentence for each file that is not read; of very many the first ones and how many."""
+        said = [f"{path} is not read: {why}" for path, why in self.passed_over[:_FILES_NAMED]]
+        more = len(self.passed_over) - len(said)
+        return [*said, f"{more:,} more files are not read"] if more > 0 else said
 
 
 def find(named: str, key: str) -> Found:

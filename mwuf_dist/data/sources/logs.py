@@ -68,12 +68,19 @@ def load(config: DataConfig, draw: bool = True) -> RawDataset:
     """
     options = config.logs
     check_options(options)
-    return join(read(options), options, SplitRule.of(config) if draw else None)
+    made = join(read(options), options, SplitRule.of(config) if draw else None)
+    passed_over = [
+        note
+        for key in ("interactions", "users", "items")
+        if getattr(options, key)
+        for note in log_files.find(getattr(options, key), f"data.logs.{key}").notes()
+    ]
+    return dataclasses.replace(made, notes=(*dict.fromkeys(passed_over), *made.notes))
 
 
 def read(options: LogsConfig) -> Rows:
     """The rows of the interactions, with the columns of all fields that stand there."""
-    return gate.read_rows(_files(options)["interactions"], options, more=_field_columns(options))
+    return gate.read_rows(interaction_files(options), options, more=columns_of_fields(options))
 
 
 def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDataset:
@@ -81,8 +88,9 @@ def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDa
 
     Negatives are drawn by sets, which `rule` makes; None draws none.
     """
-    kept = log.kept[~repeated(log, options.repeated_rows)]
-    sides = {side: _entity_table(side, log, kept, options) for side in SIDES}
+    again = repeated(log, options.repeated_rows)
+    kept, notes = log.kept[~again], [*log.notes(), *_repeated_notes(again, options.repeated_rows)]
+    sides = {side: _entity_table(side, log, kept, options, notes) for side in SIDES}
     rows, row_item, row_label = kept, log.item[kept], log.label[kept]
     num_drawn, more = options.negatives_per_positive, {}
     if num_drawn and rule is not None:
@@ -90,10 +98,25 @@ def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDa
             log.user[kept], row_item, log.time[kept], len(log.item_ids), rule, num_drawn, options.negatives_seed
         )
         rows = kept[source]
+        if len(rows) == len(kept):
+            raise UserError(
+                f"{log.table.files[0]}: no row of label 0 could be drawn: each user has every item. A log of positives "
+                "needs users who do not take everything; more of them, or a column of labels (data.logs.label)"
+            )
     columns = {"user": log.user[rows], "item": row_item, "label": row_label, "time": log.time[rows], **more}
     (users, user_fields), (items, item_fields) = sides["user"], sides["item"]
     fields, form = (*user_fields, *item_fields), log.form.to_dict()
-    return RawDataset(pa.table(columns), users, items, fields, num_drawn if more else 0, form)
+    return RawDataset(pa.table(columns), users, items, fields, num_drawn if more else 0, form, tuple(notes))
+
+
+def _repeated_notes(again: np.ndarray, rule: str) -> list[str]:
+    if not again.any():
+        return []
+    alike = "user and item" if rule == "first_of_pair" else "user, item, time and label"
+    return [
+        f"{int(again.sum()):,} of {len(again):,} rows repeat an earlier one ({alike}) and do not count; "
+        'data.logs.repeated_rows = "keep" counts them'
+    ]
 
 
 def check_options(options: LogsConfig) -> None:
@@ -129,6 +152,11 @@ def check_options(options: LogsConfig) -> None:
             raise UserError(f"{where}: column {column!r} is an ID, which the model has without a field: remove it")
 
 
+def interaction_files(options: LogsConfig) -> tuple[Path, ...]:
+    """The files of the interactions."""
+    return _files(options)["interactions"]
+
+
 def _files(options: LogsConfig) -> dict[str, tuple[Path, ...]]:
     """The files of the interactions and of the side tables, which may lie in the same folder."""
     named = {"users": options.users, "items": options.items, "interactions": options.interactions}
@@ -140,7 +168,7 @@ def _files(options: LogsConfig) -> dict[str, tuple[Path, ...]]:
     return {**found, "interactions": interactions}
 
 
-def _field_columns(options: LogsConfig) -> list[str]:
+def columns_of_fields(options: LogsConfig) -> list[str]:
     """Columns of fields that stand in the interactions."""
     names = []
     for side in SIDES:
@@ -182,8 +210,10 @@ def repeated(log: Rows, rule: str) -> np.ndarray:
     return out
 
 
-def _entity_table(side: Side, log: Rows, kept: np.ndarray, options: LogsConfig) -> tuple[pa.Table, list[Field]]:
-    """The table of one side, and its fields."""
+def _entity_table(
+    side: Side, log: Rows, kept: np.ndarray, options: LogsConfig, notes: list[str]
+) -> tuple[pa.Table, list[Field]]:
+    """The table of one side, and its fields; `notes` gets what of a side table has no use."""
     own_ids, of_row = (log.user_ids, log.user) if side == "user" else (log.item_ids, log.item)
     columns: dict[str, Any] = {RAW_ID: own_ids}
     fields = []
@@ -193,6 +223,8 @@ def _entity_table(side: Side, log: Rows, kept: np.ndarray, options: LogsConfig) 
     wanted = [field for field in options.fields if field.side == side]
     there = _side_columns(options, side)
     joined = _join(side, log, [_column(field) for field in wanted if _column(field) in there], options)
+    if joined is not None:
+        notes += _unmatched(joined[1], len(own_ids), f"{side}s")
     earliest = kept[np.argsort(log.time[kept], kind="stable")]
     for field in wanted:
         name = _column(field)
@@ -221,6 +253,14 @@ class _Refuse:
 
     def __call__(self, row: int, why: str) -> UserError:
         return UserError(f"{self.table.place(row)}: {self.column} {why}")
+
+
+def _unmatched(entity: np.ndarray, num_entities: int, what: str) -> list[str]:
+    """Of a side table, the rows without an interaction, and the entities of interactions that have no row there."""
+    strangers, lacking = int((entity < 0).sum()), num_entities - len(np.unique(entity[entity >= 0]))
+    said = [f"{strangers:,} of its {len(entity):,} rows have no interaction"] if strangers else []
+    said += [f"{lacking:,} of the {num_entities:,} {what} of the interactions have no row in it"] if lacking else []
+    return [f"table of {what}: {', '.join(said)}"] if said else []
 
 
 def _join(side: Side, log: Rows, names: list[str], options: LogsConfig) -> tuple[LogTable, np.ndarray] | None:

@@ -11,26 +11,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from mwuf_dist.config import UserError
-from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.data.readers import gate, log_files, log_tables
 from mwuf_dist.data.readers import ids as raw_ids
-from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.files import appearing, write_json
 from mwuf_dist.locks import locked
 from mwuf_dist.methods.meta_warm_up import MetaWarmUp
-from mwuf_dist.serving.adopt.files import find_table, import_factory, load_weights
 from mwuf_dist.serving.rule import WarmRule, item_groups, module_slope, warm_rows
 from mwuf_dist.serving.served_log import find, id_keys
 
@@ -163,7 +158,7 @@ def adopt(
     item, ids, _ = raw_ids.encode_ids(logs[settings.item])
     if (item < 0).any():
         raise UserError(f"{settings.item} is missing in {int((item < 0).sum())} of {len(item)} rows; remove these rows")
-    known = _is_known(ids, len(item_table), item_ids)[item]
+    known = is_known(ids, len(item_table), item_ids)[item]
     if known.all() or not known.any():
         raise UserError(
             f"the logs have {int(known.sum())} rows of items in the item table ({len(item_table)} rows) and "
@@ -196,7 +191,7 @@ def _check(logs: pa.Table, item_table: torch.Tensor, settings: AdoptSettings) ->
         raise UserError(f"row {bad[0]} of the item table (and {len(bad) - 1} others) holds NaN or infinity")
 
 
-def _is_known(ids: pa.Array, num_rows: int, item_ids: pa.ChunkedArray | None) -> np.ndarray:
+def is_known(ids: pa.Array, num_rows: int, item_ids: pa.ChunkedArray | None) -> np.ndarray:
     """Which of the raw IDs [n] are those of rows of the table."""
     if item_ids is not None:
         if len(item_ids) > num_rows:
@@ -310,67 +305,3 @@ def _meta_train(
             for parameter, gradient in zip([played, *meta.parameters()], gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-
-
-def adopt_files(
-    weights: Path,
-    table: str,
-    model: str,
-    logs: Path,
-    output: Path,
-    settings: AdoptSettings | None = None,
-    item_ids: Path | None = None,
-) -> Adopted:
-    """The command: reads, adopts, writes `output`.
-
-    Raises:
-        UserError: something of the input is wrong.
-    """
-    settings = settings or AdoptSettings()
-    if output.exists():
-        raise UserError(f"{output}: exists; name another --output")
-    found = load_weights(weights)
-    item_table = find_table(found, table)
-    ranking = import_factory(model)(found)
-    missing = [name for name in ("forward", "context", "item_fields", "users") if not hasattr(ranking, name)]
-    if missing:
-        raise UserError(f"--model {model!r}: what it makes has no {', '.join(missing)}: see adopt in docs/serving.md")
-    files = log_files.find_files(str(logs), "--logs")
-    options = LogsConfig(user=settings.user, item=settings.item, label=settings.label, time=settings.time)
-    # All columns, of which the model knows what to make; user, item, time and label by the gate of all commands.
-    rows = gate.read_rows(files, options, "logs", more=log_tables.column_names(files[0], options))
-    listed = None
-    if item_ids is not None:
-        found_files = log_files.find_files(str(item_ids), "--item-ids")
-        listed = log_tables.read(found_files, [settings.item], LogsConfig(), "items").columns[settings.item]
-    adopted = adopt(ranking, item_table, _in_normal_form(rows, settings), settings, listed)
-    about: dict[str, object] = {
-        "weights": str(weights),
-        "item_table": table,
-        "model": model,
-        "item_ids": str(item_ids or ""),
-    }
-    adopted.save(output, about | asdict(settings))
-    return adopted
-
-
-def _in_normal_form(rows: Rows, settings: AdoptSettings) -> pa.Table:
-    """The rows that count, with labels 0 and 1, and times in microseconds."""
-    columns = rows.table.columns.take(pa.array(rows.kept))
-    made = {settings.label: rows.label[rows.kept], settings.time: rows.time[rows.kept]}
-    for name, values in made.items():
-        columns = columns.set_column(columns.schema.get_field_index(name), name, pa.array(values))
-    return _plain(columns)
-
-
-def _plain(columns: pa.Table) -> pa.Table:
-    """Without dictionaries; text that is whole numbers throughout, as CSV has them, as numbers."""
-    out = {}
-    for name in columns.column_names:
-        column = columns[name]
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        if pa.types.is_string(column.type) and pc.all(pc.match_substring_regex(column, "^-?[0-9]{1,18}$")).as_py():
-            column = column.cast(pa.int64())
-        out[name] = column
-    return pa.table(out)

@@ -69,7 +69,8 @@ def read_interactions(path: Path, options: LogsConfig, prepared: Prepared, is_lo
     Raises:
         UserError: a column is absent, a value cannot be read (with its place), or a row is not complete.
     """
-    files, form = log_files.find_files(str(path), "--interactions"), form_of_run(prepared, is_logs)
+    there, form = log_files.find(str(path), "--interactions"), form_of_run(prepared, is_logs)
+    files = there.files
     user_ids, item_ids = prepared.raw_ids("user"), prepared.raw_ids("item")
     if form is None:
         first = gate.read_rows(files, options, whole=False)
@@ -94,7 +95,12 @@ def read_interactions(path: Path, options: LogsConfig, prepared: Prepared, is_lo
         log=columns,
         num_unseen_users=int((known < 0).sum()),
         num_read=rows.table.num_rows,
-        notes=(*rows.notes(), *_unlike(rows.user_ids, user_ids, "user"), *_unlike(rows.item_ids, item_ids, "item")),
+        notes=(
+            *there.notes(),
+            *rows.notes(),
+            *_unlike(rows.user_ids, user_ids, "user"),
+            *_unlike(rows.item_ids, item_ids, "item"),
+        ),
     )
 
 

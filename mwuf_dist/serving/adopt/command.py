@@ -1,0 +1,226 @@
+"""`mwuf adopt`: reads weights, model and logs, sees whether they fit each other, and only then learns something."""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
+import torch
+from torch import nn
+
+from mwuf_dist.config import UserError
+from mwuf_dist.config.logs import LogsConfig
+from mwuf_dist.data.readers import gate, ids, log_files, log_tables
+from mwuf_dist.data.readers.gate import Rows
+from mwuf_dist.serving.adopt.adopt import Adopted, AdoptSettings, adopt, is_known
+from mwuf_dist.serving.adopt.files import find_table, import_factory, load_weights
+
+_METHODS = ("forward", "context", "item_fields", "users")
+_ROWS_TRIED = 256
+_TABLES_NAMED = 20
+
+
+@dataclass(frozen=True)
+class AdoptInput:
+    """What the command is given.
+
+    Attributes:
+        weights: checkpoint folder or file.
+        table: name of the item table.
+        model: `package.module:factory`.
+        logs: file or folder.
+        item_ids: table of the IDs of the item table's rows; None: an ID is a row.
+        settings: columns and numbers.
+    """
+
+    weights: Path
+    table: str
+    model: str
+    logs: Path
+    item_ids: Path | None = None
+    settings: AdoptSettings = field(default_factory=AdoptSettings)
+
+
+@dataclass
+class Fit:
+    """Whether weights, model and logs fit each other.
+
+    Attributes:
+        faults: what does not, a sentence each.
+        told: what was found.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """A line for each sentence, the faults last."""
+        end = "they do not fit: nothing was learned or written" if self.faults else "they fit: nothing was written"
+        return "\n".join([*self.told, *(f"FAULT. {one}" for one in self.faults), end])
+
+
+@dataclass
+class _Read:
+    """The parts as far as they could be read."""
+
+    table: torch.Tensor
+    model: nn.Module
+    rows: Rows
+    logs: pa.Table
+    listed: pa.ChunkedArray | None
+
+
+def adopt_files(given: AdoptInput, output: Path) -> Adopted:
+    """Reads, adopts, writes `output`.
+
+    Raises:
+        UserError: something of the input is wrong.
+    """
+    if output.exists():
+        raise UserError(f"{output}: exists; name another --output")
+    fit = Fit()
+    read = _read(given, fit)
+    _try_model(fit, read)
+    if fit.faults:
+        raise UserError(f"--model {given.model!r}: {fit.faults[0]}")
+    adopted = adopt(read.model, read.table, read.logs, given.settings, read.listed)
+    about: dict[str, object] = {
+        "weights": str(given.weights),
+        "item_table": given.table,
+        "model": given.model,
+        "item_ids": str(given.item_ids or ""),
+    }
+    adopted.save(output, about | asdict(given.settings))
+    return adopted
+
+
+def check_fit(given: AdoptInput) -> Fit:
+    """The same without learning or writing anything: which tables, shapes and logs fit."""
+    fit = Fit()
+    try:
+        read = _read(given, fit)
+        _count_items(fit, read, given.settings)
+    except UserError as error:
+        fit.faults.append(str(error))
+        return fit
+    _try_model(fit, read)
+    return fit
+
+
+def _read(given: AdoptInput, fit: Fit) -> _Read:
+    settings = given.settings
+    found = load_weights(given.weights)
+    matrices = [f"{name} {_shape(value)}" for name, value in found.items() if value.dim() == 2]
+    more = len(matrices) - _TABLES_NAMED
+    fit.told.append(
+        f"weights: {len(found):,} tensors; tables: {', '.join(matrices[:_TABLES_NAMED])}"
+        + (f" and {more} more" if more > 0 else "")
+    )
+    item_table = find_table(found, given.table)
+    fit.told.append(f"item table {given.table!r}: {len(item_table):,} items in {item_table.shape[1]} dimensions")
+    ranking = import_factory(given.model)(found)
+    if missing := [name for name in _METHODS if not hasattr(ranking, name)]:
+        raise UserError(
+            f"--model {given.model!r}: what it makes has no {', '.join(missing)}: see adopt in docs/serving.md"
+        )
+    there = log_files.find(str(given.logs), "--logs")
+    options = LogsConfig(user=settings.user, item=settings.item, label=settings.label, time=settings.time)
+    # All columns, of which the model knows what to make; user, item, time and label by the gate of all commands.
+    rows = gate.read_rows(there.files, options, "logs", more=log_tables.column_names(there.files[0], options))
+    fit.told += [*there.notes(), *rows.notes()]
+    listed = None
+    if given.item_ids is not None:
+        found_files = log_files.find_files(str(given.item_ids), "--item-ids")
+        listed = log_tables.read(found_files, [settings.item], LogsConfig(), "items").columns[settings.item]
+    return _Read(item_table, ranking, rows, _in_normal_form(rows, settings), listed)
+
+
+def _count_items(fit: Fit, read: _Read, settings: AdoptSettings) -> None:
+    """How many rows are of known items and of new ones, of which there have to be both."""
+    item, item_ids, _ = ids.encode_ids(read.logs[settings.item])
+    known = is_known(item_ids, len(read.table), read.listed)
+    label = read.logs[settings.label].to_numpy()
+    for of_known, words in ((True, "in the item table"), (False, "new")):
+        mask = known[item] == of_known
+        num, num_items = int(mask.sum()), int((known == of_known).sum())
+        said = f"logs: {num:,} rows of {num_items:,} items that are {words}"
+        fit.told.append(said + (f", {label[mask].mean():.1%} of them positive" if num else ""))
+        if not num:
+            fit.faults.append(f"{said}: both kinds are needed, the known ones to learn how items warm up")
+    num_known = int(known.sum())
+    if read.listed is None and num_known and num_known < 0.5 * len(known) and num_known < 0.5 * len(read.table):
+        fit.told.append(
+            f"only {num_known:,} of {len(known):,} IDs are rows of the item table: if IDs are no rows, say which ID "
+            "each row has (--item-ids)"
+        )
+
+
+def _try_model(fit: Fit, read: _Read) -> None:
+    """What the model makes of the first rows of the logs."""
+    rows = read.logs.slice(0, _ROWS_TRIED)
+    read.model.eval()
+    made: dict[str, torch.Tensor] = {}
+    for name in ("context", "item_fields", "users"):
+        found = _called(fit, read.model, name, rows)
+        if found is not None:
+            made[name] = found
+            if found.dim() != 2 or len(found) != rows.num_rows:
+                fit.faults.append(f"{name}(rows) gives {_shape(found)} for {rows.num_rows} rows, not [n, width]")
+            elif not bool(found.float().isfinite().all()):
+                fit.faults.append(f"{name}(rows) gives NaN or infinity for the first {rows.num_rows} rows")
+    if "context" not in made or fit.faults:
+        return
+    item = read.table[:1].repeat(rows.num_rows, 1).requires_grad_()
+    logits = _called(fit, read.model, "forward", item, made["context"].float())
+    if logits is None:
+        return
+    if logits.shape != (rows.num_rows,):
+        fit.faults.append(f"forward(item, context) gives {_shape(logits)} for {rows.num_rows} rows, not [n]: logits")
+        return
+    gradient = torch.autograd.grad(logits.sum(), item, allow_unused=True)[0] if logits.requires_grad else None
+    if gradient is None or not bool(gradient.any()):
+        fit.faults.append("the logit of forward(item, context) does not depend on the item's embedding")
+    shapes = ", ".join(f"{name} {_shape(value)}" for name, value in made.items())
+    fit.told.append(f"model, for the first {rows.num_rows} rows: {shapes}, logits {_shape(logits)}")
+
+
+def _called(fit: Fit, model: nn.Module, name: str, *arguments: object) -> torch.Tensor | None:
+    try:
+        found = getattr(model, name)(*arguments)
+    except Exception as error:  # of a user's code anything may come
+        fit.faults.append(f"{name} failed on the first rows: {type(error).__name__}: {str(error)[:300]}")
+        return None
+    if not isinstance(found, torch.Tensor):
+        fit.faults.append(f"{name} gives a {type(found).__name__}, not a tensor")
+        return None
+    return found
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return f"[{', '.join(map(str, tensor.shape))}]"
+
+
+def _in_normal_form(rows: Rows, settings: AdoptSettings) -> pa.Table:
+    """The rows that count, with labels 0 and 1, and times in microseconds."""
+    columns = rows.table.columns.take(pa.array(rows.kept))
+    made = {settings.label: rows.label[rows.kept], settings.time: rows.time[rows.kept]}
+    for name, values in made.items():
+        columns = columns.set_column(columns.schema.get_field_index(name), name, pa.array(values))
+    return _plain(columns)
+
+
+def _plain(columns: pa.Table) -> pa.Table:
+    """Without dictionaries; text that is whole numbers throughout, as CSV has them, as numbers."""
+    out = {}
+    for name in columns.column_names:
+        column = columns[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pa.types.is_string(column.type) and pc.all(pc.match_substring_regex(column, "^-?[0-9]{1,18}$")).as_py():
+            column = column.cast(pa.int64())
+        out[name] = column
+    return pa.table(out)
