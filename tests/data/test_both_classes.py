@@ -82,11 +82,11 @@ def test_prepared_data_with_a_set_of_one_class_say_which_and_what_would_do(tmp_p
 def test_init_chooses_numbers_that_give_each_set_both_classes(tmp_path: Path) -> None:
     write(logs_without_a_click_in_warm_b(), tmp_path / "log.csv")
     text = write_config(propose(str(tmp_path / "log.csv")))
-    values = {key: int(text.split(f"\n{key} = ")[1].split()[0]) for key in ("old_above", "warm_rows")}
+    old_above, warm_rows = (int(text.split(f"\n{key} = ")[1].split()[0]) for key in ("old_above", "warm_rows"))
     table = pa_csv.read_csv(tmp_path / "log.csv")
     item = np.unique(table["item_id"].to_numpy(), return_inverse=True)[1]
     time, label = (table[name].to_numpy() for name in ("timestamp", "label"))
-    assert has_both(classes_by_the_split(item, time, label, SplitRule(**values)))
+    assert has_both(classes_by_the_split(item, time, label, SplitRule(old_above, warm_rows)))
 
 
 def test_a_log_of_positives_of_one_user_is_refused_by_init_and_by_prepare(tmp_path: Path) -> None:
