@@ -149,12 +149,11 @@ def _prepare(arguments: list[str]) -> int:
 
         with sigterm_asks():
             prepared = prepare(data, progress)
-    from mwuf_dist.data.both_classes import one_class_notes
-    from mwuf_dist.data.split import SplitRule
+    from mwuf_dist.data.both_classes import data_notes
 
     rows = {name: split["rows"] for name, split in prepared.manifest["splits"].items()}
     print(f"{prepared.path}\n{prepared.num_old_items} old items, {prepared.num_new_items} new items, rows: {rows}")
-    for note in [*prepared.notes, *one_class_notes(prepared, SplitRule.of(data))]:
+    for note in data_notes(prepared, data):
         print(printable(note))
     return 0
 

@@ -15,9 +15,8 @@ from typing import Any
 from tqdm import tqdm
 
 from mwuf_dist.config import Config, DataConfig, RuntimeConfig, UserError, read_toml, to_dict, without_studies
-from mwuf_dist.data.both_classes import one_class_notes
+from mwuf_dist.data.both_classes import data_notes
 from mwuf_dist.data.prepare.prepare import prepare
-from mwuf_dist.data.split import SplitRule
 from mwuf_dist.escape import printable
 from mwuf_dist.evaluation import report
 from mwuf_dist.evaluation.comparison import build_comparison
@@ -207,7 +206,7 @@ def _prepare_all(configs: Sequence[Config], place: Place) -> None:
     """Prepares every data set of the runs once, before several of them want it."""
     for data in _data_sets(configs):
         prepared = prepare(data, progress=place.is_main and os.isatty(2))
-        for note in [*prepared.notes, *one_class_notes(prepared, SplitRule.of(data))]:
+        for note in data_notes(prepared, data):
             place.say(note)
 
 

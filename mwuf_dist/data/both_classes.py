@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mwuf_dist.config import DataConfig
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.split import SPLITS, SplitRule, order_by
 
@@ -94,6 +95,11 @@ def _near(old_above: int, warm_rows: int) -> Iterator[tuple[int, int]]:
     ]
     # Another N makes old items new, which changes the study more than another K does.
     return (pair for _, pair in sorted(pairs, key=lambda one: (2 * one[0][0] + one[0][1], one[1])))
+
+
+def data_notes(prepared: Prepared, config: DataConfig) -> list[str]:
+    """What to know of prepared data before training: what was not used, and sets with one class."""
+    return [*prepared.notes, *one_class_notes(prepared, SplitRule.of(config))]
 
 
 def one_class_notes(prepared: Prepared, rule: SplitRule) -> list[str]:

@@ -81,7 +81,7 @@ class Recorder:
 
     def say(self, text: str) -> None:
         """A line for the person who started the run."""
-        if self._runtime.is_main:
+        if self._runtime.is_main and text:
             tqdm.write(printable(text))
 
     def close(self) -> None:

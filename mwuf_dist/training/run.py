@@ -28,10 +28,9 @@ from mwuf_dist.config import (
 )
 from mwuf_dist.data.batches.lanes import check_lanes
 from mwuf_dist.data.batches.order import num_lanes
-from mwuf_dist.data.both_classes import one_class_notes
+from mwuf_dist.data.both_classes import data_notes
 from mwuf_dist.data.prepare.prepare import describe, is_prepared, prepare
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.data.split import SplitRule
 from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.files import (
     DamagedError,
@@ -85,8 +84,8 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
         _check_batch_sizes(config, ("pretrain", "meta_train", "warm_up"), runtime)
         job = _start(config, folder, runtime)
         with contextlib.closing(job.session.recorder), job.session.checkpointer:
-            if pretrained is None:  # of several runs that share one, `compare` has said it
-                runtime.on_main(lambda: _tell_data(job))
+            if pretrained is None and runtime.is_main:  # of runs that share one, `compare` has said it
+                job.session.recorder.say("\n".join(data_notes(job.prepared, config.data)))
             job.pretrain(pretrained)
             job.meta_train()
             job.warm_up_and_evaluate()
@@ -176,11 +175,6 @@ def _start(config: Config, folder: Path, runtime: Runtime) -> Run:
     if not reused and "prepare" not in job.session.meta.stages:
         job.session.count("prepare", sum(prepared.num_rows(split) for split in prepared.manifest["splits"]), seconds)
     return job
-
-
-def _tell_data(job: Run) -> None:
-    for note in [*job.prepared.notes, *one_class_notes(job.prepared, SplitRule.of(job.config.data))]:
-        job.session.recorder.say(note)
 
 
 def _since(clock: float) -> float:
