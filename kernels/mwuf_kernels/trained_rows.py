@@ -6,8 +6,9 @@ some fields of every row, or of every distinct item, and which of them each row 
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -23,8 +24,9 @@ _Trained = structure(
     "trained",
     longs="n dim interactions depth num_sides",
     floats="momentum eps",
-    pointers="linear linear_bias out out_bias total d_linear d_out d_bias",
+    pointers="linear linear_bias out out_bias total d_linear d_out d_bias sum_over_ranks",
 )
+_SumOverRanks = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_double), ctypes.c_long)
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class TrainedRows:
         out: weight [H] and bias [1] of the output layer; None without layers.
         dim: embedding width D.
         interactions: whether the logit has the second-order term.
+        sum_over_ranks: sums a float64 tensor over the ranks in place, where each has a part of the batch: a norm's
+            moments are those of all rows. None where these are all.
     """
 
     sides: Sequence[TrainedSide]
@@ -104,6 +108,7 @@ class TrainedRows:
     out: tuple[torch.Tensor, torch.Tensor] | None
     dim: int
     interactions: bool
+    sum_over_ranks: Callable[[torch.Tensor], object] | None = None
     _kept: list[torch.Tensor] = field(default_factory=list, init=False)
 
     def forward(self) -> torch.Tensor:
@@ -155,12 +160,16 @@ class TrainedRows:
         layers = (_Layer * len(self.layers))(*(self._layer(place, d) for place, d in enumerate(d_layers)))
         norm = self.layers[0].norm if self.layers else None
         d = (None, None, None) if gradients is None else (gradients.linear, gradients.out, gradients.bias)
+        exchange = None if self.sum_over_ranks is None else _Exchange(self.sum_over_ranks)
         net = _Trained(
             self._num_rows, self.dim, int(self.interactions), len(self.layers), len(self.sides),
             norm.momentum if norm else 0.0, norm.eps if norm else 0.0,
             *map(address, (*self.linear, *(self.out or (None, None)), self._total, *d)),
+            None if exchange is None else ctypes.cast(exchange.function, ctypes.c_void_p),
         )  # fmt: skip
         getattr(found, name)(ctypes.byref(net), sides, layers, ctypes.c_void_p(address(logit)))
+        if exchange is not None and exchange.error is not None:
+            raise exchange.error
 
     def _layer(self, place: int, d: LayerGradients | None) -> tuple[int | None, ...]:
         layer, (output, product) = self.layers[place], self._states[place]
@@ -172,6 +181,24 @@ class TrainedRows:
         of_d = (None,) * 4 if d is None else (d.weight, d.bias, d.norm_weight, d.norm_bias)
         tensors = (layer.weight, layer.bias, *of_norm, layer.noise, product, output, *moments, *of_d)
         return num_in, num_out, *map(address, tensors)
+
+
+class _Exchange:
+    """What the loop calls to sum over the ranks. An error cannot pass through C: it is kept, and no more is sent."""
+
+    def __init__(self, sum_over_ranks: Callable[[torch.Tensor], object]) -> None:
+        self._sum = sum_over_ranks
+        self.error: BaseException | None = None
+        self.function = _SumOverRanks(self._call)
+
+    def _call(self, values: Any, num: int) -> None:
+        if self.error is not None:
+            return
+        try:
+            memory = (ctypes.c_double * num).from_address(ctypes.addressof(values.contents))
+            self._sum(torch.frombuffer(memory, dtype=torch.float64))
+        except BaseException as error:
+            self.error = error
 
 
 def has_trained_rows() -> bool:

@@ -144,11 +144,11 @@ class Backbone(nn.Module):
         """The frozen form with one precomputed part per user and per item, where the backbone has one."""
         return None
 
-    def trains_by_sides(self, batch_is_ours: bool) -> bool:
+    def trains_by_sides(self, batch_is_full: bool) -> bool:
         """Whether `logit_of_sides` may take the place of `forward`.
 
         Args:
-            batch_is_ours: whether this rank has the whole global batch, without padding.
+            batch_is_full: whether no rank's part of the batch has padding.
         """
         return False
 
@@ -198,8 +198,8 @@ class LinearFirstLayer(Backbone):
         """See `FoldedHead`; None for a subclass with a `forward` of its own, which every stage then calls."""
         return FoldedHead(self) if self._is_own_formula else None
 
-    def trains_by_sides(self, batch_is_ours: bool) -> bool:
-        """See `Backbone.trains_by_sides`. Moments over a batch that others have a part of need its forward.
+    def trains_by_sides(self, batch_is_full: bool) -> bool:
+        """See `Backbone.trains_by_sides`. Moments in which padding has no part need its forward.
 
         The compiled loop is for a CPU and float32.
         """
@@ -207,7 +207,7 @@ class LinearFirstLayer(Backbone):
         if self.config.precision != "float32" or weight.dtype != torch.float32 or weight.device.type != "cpu":
             return False
         has_batch_norm = self.mlp is not None and self.mlp.norms is not None
-        return self._is_own_formula and self.training and (batch_is_ours or not has_batch_norm) and has_trained_rows()
+        return self._is_own_formula and self.training and (batch_is_full or not has_batch_norm) and has_trained_rows()
 
     def logit_of_sides(self, sides: Sequence[BatchSide]) -> torch.Tensor:
         """See `compiled_head.py`; `forward` is its reference."""

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from mwuf_kernels import TrainedLayer, TrainedNorm, TrainedRows, TrainedSide
 from torch import nn
 from torch.autograd.function import once_differentiable
 
 from mwuf_dist.backbones.layers import GlobalBatchNorm
+from mwuf_dist.runtime.collectives import sum_over_ranks_
 from mwuf_dist.runtime.draws import row_noise
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class TrainedHead:
     def logit(self, sides: Sequence[BatchSide]) -> torch.Tensor:
         """Logits [B] of the rows whose fields the `sides` are, with gradients to embeddings and weights.
 
-        BatchNorm takes its moments over this rank's rows: for one rank and batches without padding.
+        BatchNorm takes its moments over the rows of all ranks: for batches without padding.
         """
         out = _Function.apply(self, sides, *(side.embeddings for side in sides), *self._parameters)
         assert isinstance(out, torch.Tensor)
@@ -68,6 +70,7 @@ class TrainedHead:
             None if mlp is None else (mlp.out.weight[0], mlp.out.bias),
             self._dim,
             self._interactions,
+            sum_over_ranks_ if dist.get_world_size() > 1 else None,
         )
 
     def _layer(self, depth: int, num_rows: int) -> TrainedLayer:

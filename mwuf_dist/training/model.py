@@ -84,7 +84,7 @@ class Model:
         items, inverse = self.runtime.distinct(batch.item, self.num_old, pads)
         if batch.history is None:
             item_side = torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1)
-            if change is None and self.backbone.trains_by_sides(self.runtime.world_size == 1 and batch.is_full):
+            if change is None and self.backbone.trains_by_sides(batch.is_full):
                 width = item_side.shape[1]
                 users = self.users.sides(self.user_tables, batch.user, self.runtime)
                 sides = [BatchSide(side.embeddings, side.index, width + side.column) for side in users]

@@ -65,7 +65,7 @@ def test_logits_gradients_and_moments_are_those_of_the_backbone_in_float64(
     of_item, of_profile = (torch.randint(0, n, (ROWS,), generator=generator) for n in (ITEMS, PROFILES))
 
     backbone = made(name, batch_norm, dropout, dim, hidden)
-    assert backbone.trains_by_sides(batch_is_ours=True)
+    assert backbone.trains_by_sides(batch_is_full=True)
     runs = []
     for _ in range(3):
         backbone = made(name, batch_norm, dropout, dim, hidden)
@@ -110,12 +110,12 @@ def test_moments_over_a_batch_that_other_ranks_share_and_other_types_are_left_to
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mwuf_dist.backbones.base.has_trained_rows", lambda: True)
-    assert not made("deepfm", True, 0.0).trains_by_sides(batch_is_ours=False)
-    assert made("deepfm", False, 0.0).trains_by_sides(batch_is_ours=False)
-    assert not made("deepfm", False, 0.0).eval().trains_by_sides(batch_is_ours=True)
-    assert not made("deepfm", False, 0.0).double().trains_by_sides(batch_is_ours=True)
+    assert not made("deepfm", True, 0.0).trains_by_sides(batch_is_full=False)
+    assert made("deepfm", False, 0.0).trains_by_sides(batch_is_full=False)
+    assert not made("deepfm", False, 0.0).eval().trains_by_sides(batch_is_full=True)
+    assert not made("deepfm", False, 0.0).double().trains_by_sides(batch_is_full=True)
     monkeypatch.setattr("mwuf_dist.backbones.base.has_trained_rows", lambda: False)
-    assert not made("deepfm", False, 0.0).trains_by_sides(batch_is_ours=True)
+    assert not made("deepfm", False, 0.0).trains_by_sides(batch_is_full=True)
 
 
 def test_a_subclass_with_a_forward_of_its_own_is_computed_by_that_alone() -> None:
@@ -126,4 +126,4 @@ def test_a_subclass_with_a_forward_of_its_own_is_computed_by_that_alone() -> Non
     backbone = made("deepfm", False, 0.0)
     assert backbone.fold() is not None
     doubled = Doubled(backbone.config, backbone.shape).train()
-    assert doubled.fold() is None and not doubled.trains_by_sides(batch_is_ours=True)
+    assert doubled.fold() is None and not doubled.trains_by_sides(batch_is_full=True)

@@ -48,21 +48,40 @@ class Moments {
     std::vector<double> spans_;
 };
 
-// The mean of a layer's product over the batch, and what that makes of the running mean.
-inline void set_mean(const Layer& layer, const Moments& moments, long n, float momentum) {
-    const std::vector<double> sum = moments.total();
-    for (long i = 0; i < layer.out; i++) {
-        layer.mean[i] = float(sum[i] / double(n));
-        layer.running_mean[i] += momentum * (layer.mean[i] - layer.running_mean[i]);
-    }
+// Sums values over the ranks, in place; null where this rank has the whole batch.
+using SumOverRanks = void (*)(double* values, long n);
+
+// The mean of a layer's product over the rows of this rank: what squared distances are taken to.
+inline void set_own_mean(const Layer& layer, const std::vector<double>& sum, long n) {
+    for (long i = 0; i < layer.out; i++) layer.mean[i] = float(sum[i] / double(n));
 }
 
-// 1 / deviation likewise, from sums of squared distances to the mean.
-inline void set_scale(const Layer& layer, const Moments& moments, long n, float momentum, float eps) {
-    const std::vector<double> sum = moments.total();
+// Mean and 1 / deviation over the whole batch, and what that makes of the running moments, from this rank's sums [out]
+// and squared distances to its own mean [out].
+inline void set_moments(const Layer& layer, const std::vector<double>& sum, std::vector<double> squares, long n,
+                        float momentum, float eps, SumOverRanks sum_over_ranks) {
+    double rows = double(n);
+    if (sum_over_ranks) {
+        // Squared distances to zero can be added up; behind both sums, the number of rows: one exchange for all.
+        std::vector<double> all(2 * layer.out + 1);
+        for (long i = 0; i < layer.out; i++) {
+            const double own = layer.mean[i];
+            all[i] = sum[i];
+            all[layer.out + i] = squares[i] + 2 * own * sum[i] - rows * own * own;
+        }
+        all[2 * layer.out] = rows;
+        sum_over_ranks(all.data(), 2 * layer.out + 1);
+        rows = all[2 * layer.out];
+        for (long i = 0; i < layer.out; i++) {
+            const double mean = all[i] / rows;
+            layer.mean[i] = float(mean);
+            squares[i] = std::max(0.0, all[layer.out + i] - rows * mean * mean);
+        }
+    }
     for (long i = 0; i < layer.out; i++) {
-        layer.scale[i] = float(1 / std::sqrt(sum[i] / double(n) + double(eps)));
-        const float unbiased = float(sum[i] / double(n > 1 ? n - 1 : 1));
+        layer.running_mean[i] += momentum * (layer.mean[i] - layer.running_mean[i]);
+        layer.scale[i] = float(1 / std::sqrt(squares[i] / rows + double(eps)));
+        const float unbiased = float(squares[i] / std::max(1.0, rows - 1));
         layer.running_var[i] += momentum * (unbiased - layer.running_var[i]);
     }
 }
@@ -72,16 +91,21 @@ inline void set_scale(const Layer& layer, const Moments& moments, long n, float 
 struct NormBack {
     std::vector<float> factor, shift, slope;
 
-    // From the sums of d [out] and of d times normalised z [out].
-    NormBack(const Layer& layer, const Moments& moments, long n)
+    // From this rank's sums of d [out] and of d times normalised z [out].
+    NormBack(const Layer& layer, const Moments& moments, long n, SumOverRanks sum_over_ranks)
         : factor(layer.out), shift(layer.out), slope(layer.out) {
-        const std::vector<double> sums = moments.total();
+        std::vector<double> sums = moments.total();
         for (long i = 0; i < layer.out; i++) {
             layer.d_beta[i] = float(sums[i]);
             layer.d_gamma[i] = float(sums[layer.out + i]);
+        }
+        sums.push_back(double(n));
+        if (sum_over_ranks) sum_over_ranks(sums.data(), 2 * layer.out + 1);
+        const double rows = sums.back();
+        for (long i = 0; i < layer.out; i++) {
             factor[i] = layer.gamma[i] * layer.scale[i];
-            slope[i] = float(sums[layer.out + i] / double(n)) * layer.scale[i];
-            shift[i] = float(sums[i] / double(n)) - layer.mean[i] * slope[i];
+            slope[i] = float(sums[layer.out + i] / rows) * layer.scale[i];
+            shift[i] = float(sums[i] / rows) - layer.mean[i] * slope[i];
         }
     }
 

@@ -21,6 +21,7 @@ struct Trained {
     const float *linear, *linear_bias, *out, *out_bias;  // [fields * dim], [1], [last width], [1]
     float* total;                                        // sums of the field embeddings [n, dim]
     float *d_linear, *d_out, *d_bias;                    // d_bias: of both biases [1]
+    void (*sum_over_ranks)(double*, long);               // see batch_norm.h
 };
 
 }  // extern "C"
@@ -185,14 +186,15 @@ struct Pass {
                 mean.add_block(span, start, rows,
                                [&](long row, float* sums) { add_to(sums, layer.z + row * layer.out, layer.out); });
             });
-            set_mean(layer, mean, net.n, net.momentum);
+            const std::vector<double> sum = mean.total();
+            set_own_mean(layer, sum, net.n);
             by_spans(double(net.n * layer.out) / V, [&](long span, long start, long rows) {
                 squares.add_block(span, start, rows, [&](long row, float* sums) {
                     const float* z = layer.z + row * layer.out;
                     for (long i = 0; i < layer.out; i++) sums[i] += (z[i] - layer.mean[i]) * (z[i] - layer.mean[i]);
                 });
             });
-            set_scale(layer, squares, net.n, net.momentum, net.eps);
+            set_moments(layer, sum, squares.total(), net.n, net.momentum, net.eps, net.sum_over_ranks);
             std::vector<float> factor(layer.out), offset(layer.out);
             for (long i = 0; i < layer.out; i++) {
                 factor[i] = layer.gamma[i] * layer.scale[i];

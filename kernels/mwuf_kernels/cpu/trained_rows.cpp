@@ -127,7 +127,7 @@ struct Backward {
             first_region(ns, above);
         else
             pass.by_spans(ns, above);
-        const NormBack norm(layer, moments, net.n);
+        const NormBack norm(layer, moments, net.n, net.sum_over_ranks);
         pass.by_spans(ns, [&](long span, long start, long rows) {
             for (long row = start; row < start + rows; row++) norm(layer.z + row * layer.out, d[l] + row * layer.out);
             float *sums = of_rows.at(span), *of_block = d[l] + start * layer.out;
