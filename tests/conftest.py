@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Generator
@@ -35,10 +36,18 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
-    """Prepared data go to a temporary folder, which the workers of one `pytest -n` share."""
+    """Prepared data go to a temporary folder, which the workers of one `pytest -n` share.
+
+    The compiled library, whose file is named after all that it is made of, is the user's: compiling it takes 20 s.
+    """
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
+    users = Path(os.environ.get("MWUF_CACHE_DIR") or "~/.cache/mwuf-dist").expanduser() / "native"
+    users.mkdir(parents=True, exist_ok=True)
+    (base / "mwuf-cache").mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # another worker's
+        (base / "mwuf-cache" / "native").symlink_to(users.resolve())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MWUF_CACHE_DIR", str(base / "mwuf-cache"))
         yield
