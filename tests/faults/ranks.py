@@ -40,7 +40,7 @@ SAVE = "mwuf_dist.training.checkpoint.save:dcp.save"
 VALUES: dict[str, Any] = merge(
     TINY,
     {
-        "backbone": {"hidden": [8]},
+        "backbone": {"hidden": [8], "dropout": 0.2},
         "pretrain": {"epochs": 2, "batch_size": 1024, "learning_rate": 5e-3},
         "meta_train": {"batch_size": 1024},
         "warm_up": {"batch_size": 512},
