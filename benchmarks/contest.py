@@ -103,7 +103,7 @@ class Feed:
         for column in self._columns:
             column[self._order] = column.clone()
         self._batch_size = loader.batch_size
-        self._plain = self._index()
+        self._plain, self._third = self._index(), self._index()
 
     def ours(self) -> Batch:
         """The next batch from the loader."""
@@ -112,6 +112,10 @@ class Feed:
     def plain(self) -> plain.Batch:
         """The next batch by indexing columns with a slice of a permutation."""
         return next(self._plain)
+
+    def third(self) -> plain.Batch:
+        """The same for a third program, in an order of its own: the first two stay on the same rows."""
+        return next(self._third)
 
     def _index(self) -> Iterator[plain.Batch]:
         for start_row in itertools.cycle(range(0, len(self._order), self._batch_size)):
@@ -308,7 +312,7 @@ class Contestants:
         """The plain program's step of a stage by `torch.compile`, after the stage's own method was called."""
         if stage in ("pretrain", "meta_train"):
             copy = plain_copy(self.model, self.config, self.job.prepared)
-            self._compiled = Plain(self.config, copy, self.model.num_items, self.feed.plain, compiles=True)
+            self._compiled = Plain(self.config, copy, self.model.num_items, self.feed.third, compiles=True)
         return self._scoring(self._compiled) if stage == "evaluate" else getattr(self._compiled, stage)()
 
     def _scoring(self, theirs: Plain) -> Step:
