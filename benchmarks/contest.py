@@ -20,7 +20,7 @@ from mwuf_dist.embeddings.features import FeatureStore
 from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.methods.mwuf import MwufConfig
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.training.frozen_model import Frozen
+from mwuf_dist.training.implementations import frozen_model
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.optimizers import Adam
 from mwuf_dist.training.run import Run
@@ -186,7 +186,7 @@ class Ours:
     def meta_train(self) -> Step:
         """A step of `meta_train`, on the weights as `pretrain` has left them."""
         job, config = self._job, self._job.config
-        self.frozen = Frozen(job.model, config.embedding, job._mean_user())
+        self.frozen = frozen_model(job.model, config.embedding, job._mean_user())
         initialise_new_ids(config, job.model, job.method)
         self.frozen.set_users(
             ItemUsers(job.prepared, ["pretrain"], events=job.config.data.events), range(job.model.num_old)
@@ -205,16 +205,15 @@ class Ours:
         """Scoring of a batch with warm embeddings: of new items, where the frozen parts fold."""
         job, frozen = self._job, self.frozen
         stage = WarmUp(job.config, job.model, frozen, job.method)
-        if frozen.head is None:
+        frozen.serve(stage.scored_rows)
+        if job.model.backbone.fold() is None:
 
             def scored() -> torch.Tensor:
                 batch = self._next()
-                with torch.no_grad():
-                    return stage._logit(batch.user, batch.item, batch.history)
+                return frozen.served_logit(batch.user, batch.item, batch.history)
 
             return scored
-        # New items only have a part with the embedding they are scored with.
-        frozen.serve(stage._scored_rows)
+        # New items only may have a part with the embedding they are scored with.
         batch_size = len(self._next().user)
         columns = [column.to(job.runtime.device) for column in scored_columns(job.prepared, batch_size)]
         turns = slices(len(columns[0]), batch_size)
@@ -317,7 +316,7 @@ class Contestants:
 
     def _scoring(self, theirs: Plain) -> Step:
         items = plain.warm_embeddings(theirs.model, theirs.phi_new, theirs.meta, theirs.user_mean)
-        if self.ours.frozen.head is None:
+        if self.model.backbone.fold() is None:
             return lambda: plain.score(theirs.model, items, self.feed.plain())
         widened = [column.long() for column in scored_columns(self.job.prepared, self.batch_size)]
         turns = slices(len(widened[0]), self.batch_size)

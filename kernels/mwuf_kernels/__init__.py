@@ -2,23 +2,23 @@
 
 from mwuf_kernels.adam import AdamSettings, adam_step_
 from mwuf_kernels.bulk_warm import bulk_warm, bulk_warm_reference
-from mwuf_kernels.frozen_rows import FrozenRows, PartRows, has_frozen_rows
+from mwuf_kernels.frozen_rows import FrozenRows, PartRows
 from mwuf_kernels.meta_networks import (
     Network,
     meta_networks,
     meta_networks_backward,
-    meta_networks_by_hand,
     meta_networks_reference,
 )
-from mwuf_kernels.native import set_num_threads, without_library
+from mwuf_kernels.native import has_library, set_num_threads, without_library
 from mwuf_kernels.segments import segment_sums, segments
-from mwuf_kernels.table_rows import EntityFields, add_table_rows_, distinct_ids, has_table_rows, table_rows
-from mwuf_kernels.trained_rows import TrainedLayer, TrainedNorm, TrainedRows, TrainedSide, has_trained_rows
+from mwuf_kernels.table_rows import EntityFields, add_table_rows_, distinct_ids, table_rows
+from mwuf_kernels.trained_rows import BatchSide, TrainedLayer, TrainedNorm, TrainedRows
 from mwuf_kernels.user_mean import user_mean, user_mean_reference
 from mwuf_kernels.warm_embedding import warm_embedding, warm_embedding_backward, warm_embedding_reference
 
 __all__ = [
     "AdamSettings",
+    "BatchSide",
     "EntityFields",
     "FrozenRows",
     "Network",
@@ -26,18 +26,14 @@ __all__ = [
     "TrainedLayer",
     "TrainedNorm",
     "TrainedRows",
-    "TrainedSide",
     "adam_step_",
     "add_table_rows_",
     "bulk_warm",
     "bulk_warm_reference",
     "distinct_ids",
-    "has_frozen_rows",
-    "has_table_rows",
-    "has_trained_rows",
+    "has_library",
     "meta_networks",
     "meta_networks_backward",
-    "meta_networks_by_hand",
     "meta_networks_reference",
     "segment_sums",
     "segments",

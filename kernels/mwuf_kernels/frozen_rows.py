@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from mwuf_kernels.native import address, has_library, library, structure
+from mwuf_kernels.native import address, library, structure
 
 _PADDED = 16  # Widths are padded to multiples of it: of every register's width.
 
@@ -52,7 +52,7 @@ class FrozenRows:
         interactions: whether parts hold S.
 
     Raises:
-        RuntimeError: there is no compiled library: ask `has_frozen_rows` first.
+        RuntimeError: there is no compiled library: ask `has_library` first.
     """
 
     def __init__(
@@ -157,11 +157,6 @@ class FrozenRows:
             passes, address(items), num_items, address(index),
             address(labels), address(weights), scale, address(loss), address(d_items), address(logits),
         )  # fmt: skip
-
-
-def has_frozen_rows() -> bool:
-    """Whether `FrozenRows` can be made here."""
-    return has_library()
 
 
 def _addresses(tensors: Sequence[torch.Tensor]) -> "ctypes.Array[ctypes.c_void_p]":

@@ -4,7 +4,6 @@ Each is ``w2 @ relu(w1 @ x + b1) + b2``; h reads the item's own features, g the 
 as in ``torch.nn.Linear``, [outputs, inputs].
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,23 +42,6 @@ def meta_networks(
     assert item_inputs.dtype == user_means.dtype == h[0].dtype == g[0].dtype
     call = meta_networks_op if torch.compiler.is_compiling() else _eager
     return call(item_inputs, user_means, *h, *g, residual)[:2]
-
-
-def meta_networks_by_hand(
-    item_inputs: torch.Tensor, user_means: torch.Tensor, h: Network, g: Network, *, residual: bool = False
-) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor | None]]]:
-    """(scale, shift, what makes the gradients of ``(*h, *g)`` from those of scale and shift), without autograd.
-
-    For a training step that writes its backward by hand; arguments as in ``meta_networks``.
-    """
-    with torch.no_grad():
-        scale, shift, *hidden = _forward(item_inputs, user_means, *h, *g, residual)
-
-    @torch.no_grad()
-    def backward(d_scale: torch.Tensor, d_shift: torch.Tensor) -> list[torch.Tensor | None]:
-        return meta_networks_backward((d_scale, d_shift), (item_inputs, user_means), h, g, (hidden[0], hidden[1]))[2:]
-
-    return scale, shift, backward
 
 
 def meta_networks_reference(

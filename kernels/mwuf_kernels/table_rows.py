@@ -10,6 +10,9 @@ import torch
 
 from mwuf_kernels.native import call, has_library
 
+# Possible ids for each that is given: with more, looking at all of them takes longer than sorting those that are there.
+_FEW = 16
+
 
 @dataclass(frozen=True)
 class EntityFields:
@@ -52,20 +55,21 @@ def add_table_rows_(
     _call("mwuf_add_table_rows", gradient, fields, entities, d_rows)
 
 
-def distinct_ids(ids: torch.Tensor, num_ids: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(distinct values [u] in order, place of each of `ids` [n] among them [n]) of int64 ids in [0, num_ids).
+def distinct_ids(ids: torch.Tensor, num_ids: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Finds (distinct values [u] in order, place of each of `ids` [n] among them [n]) of int64 ids.
 
-    As `torch.unique`, without its sort: in time that grows with n + num_ids.
+    As `torch.unique`; on a CPU without its sort, in time that grows with n + num_ids.
+
+    Args:
+        ids: in [0, num_ids).
+        num_ids: how many there may be; None is any.
     """
+    if num_ids is None or num_ids > _FEW * len(ids) or ids.device.type != "cpu" or not has_library():
+        return torch.unique(ids, return_inverse=True)
     place, count = torch.empty(num_ids, dtype=torch.int32), torch.empty(1, dtype=torch.int64)
     values, inverse = torch.empty(min(len(ids), num_ids), dtype=torch.int64), torch.empty_like(ids)
     call("mwuf_distinct", len(ids), num_ids, ids, place, values, inverse, count)
     return values[: int(count)], inverse
-
-
-def has_table_rows() -> bool:
-    """Whether these can be used here."""
-    return has_library()
 
 
 def _call(

@@ -2,7 +2,7 @@
 
 The head is [linear] + [second-order interactions] + [MLP] over the field embeddings of a row, which come as *sides*:
 some fields of every row, or of every distinct item, and which of them each row has. What a test holds this equal to is
-`mwuf_dist.backbones.base.LinearFirstLayer.forward`, with autograd.
+`mwuf_dist.backbones.linear.LinearFirstLayer.forward`, with autograd.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mwuf_kernels.native import address, has_library, library, structure
+from mwuf_kernels.native import address, library, structure
 
 _Side = structure("side", longs="rows width column", pointers="x index d_x")
 _Layer = structure(
@@ -30,7 +30,7 @@ _SumOverRanks = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_double), ctypes.c
 
 
 @dataclass(frozen=True)
-class TrainedSide:
+class BatchSide:
     """Some fields of the rows of a batch.
 
     Attributes:
@@ -102,7 +102,7 @@ class TrainedRows:
             moments are those of all rows. None where these are all.
     """
 
-    sides: Sequence[TrainedSide]
+    sides: Sequence[BatchSide]
     layers: Sequence[TrainedLayer]
     linear: tuple[torch.Tensor, torch.Tensor]
     out: tuple[torch.Tensor, torch.Tensor] | None
@@ -148,7 +148,7 @@ class TrainedRows:
 
     def _call(self, name: str, logit: torch.Tensor, gradients: TrainedGradients | None) -> None:
         found = library()
-        assert found is not None, "ask has_trained_rows first"
+        assert found is not None, "there is no compiled library: ask has_library first"
         sides = (_Side * len(self.sides))(
             *(
                 (*side.embeddings.shape, side.column, address(side.embeddings), address(side.index),
@@ -199,8 +199,3 @@ class _Exchange:
             self._sum(torch.frombuffer(memory, dtype=torch.float64))
         except BaseException as error:
             self.error = error
-
-
-def has_trained_rows() -> bool:
-    """Whether `TrainedRows` can be used here."""
-    return has_library()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mwuf_dist.backbones.adapter import as_backbone
-from mwuf_dist.backbones.base import Backbone, BatchSide, EmbeddedHistory, Shape
+from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
 from mwuf_dist.backbones.frozen_head import FoldedHead
 from mwuf_dist.config import BackboneConfig
 from mwuf_dist.config.registry import find_class, names
@@ -20,4 +20,4 @@ def build_backbone(config: BackboneConfig, shape: Shape) -> Backbone:
     return as_backbone(find_class("backbone", config.name), config, shape)
 
 
-__all__ = ["BACKBONES", "Backbone", "BatchSide", "EmbeddedHistory", "FoldedHead", "Shape", "build_backbone"]
+__all__ = ["BACKBONES", "Backbone", "EmbeddedHistory", "FoldedHead", "Shape", "build_backbone"]

@@ -1,4 +1,4 @@
-"""What a backbone is, and the frozen form that most of them have.
+"""Defines what a backbone is.
 
 A backbone maps the item's ID embedding and the other fields' embeddings to a logit. It does not know where the item
 embedding comes from: that is the method's business.
@@ -6,17 +6,15 @@ embedding comes from: that is the method's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from mwuf_kernels import has_trained_rows
 from torch import nn
 
-from mwuf_dist.backbones.compiled_head import BatchSide, TrainedHead
+from mwuf_dist.backbones.compiled_head import TrainedHead
 from mwuf_dist.backbones.frozen_head import FoldedHead
-from mwuf_dist.backbones.layers import MLP, second_order
 from mwuf_dist.config import BackboneConfig, MlpConfig
 from mwuf_dist.data.batches.histories import History, Scope
 
@@ -144,73 +142,6 @@ class Backbone(nn.Module):
         """The frozen form with one precomputed part per user and per item, where the backbone has one."""
         return None
 
-    def trains_by_sides(self, batch_is_full: bool) -> bool:
-        """Whether `logit_of_sides` may take the place of `forward`.
-
-        Args:
-            batch_is_full: whether no rank's part of the batch has padding.
-        """
-        return False
-
-    def logit_of_sides(self, sides: Sequence[BatchSide]) -> torch.Tensor:
-        """Logits [B] in training, of rows whose fields come as sides: see `BatchSide`."""
-        raise NotImplementedError
-
-
-class LinearFirstLayer(Backbone):
-    """logit = [linear] + [second-order interactions] + [MLP]: FM, Wide & Deep, DeepFM.
-
-    Its first layer is linear in the field embeddings, so with everything but the item embedding frozen, the part of
-    each user and of each item can be computed once: see `FoldedHead`.
-    """
-
-    uses_interactions = False
-    uses_mlp = True
-
-    def __init__(self, config: BackboneConfig, shape: Shape) -> None:
-        super().__init__(config, shape)
-        width = shape.num_fields * shape.dim
-        self.linear = nn.Linear(width, 1)
-        self.mlp = None
-        if self.uses_mlp:
-            assert isinstance(config, MlpConfig)
-            self.mlp = MLP(width, config.hidden, config.batch_norm, config.dropout)
-        self._trained_head: TrainedHead | None = None
-
-    def forward(
-        self, item: torch.Tensor, context: torch.Tensor, row_weight: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """See `Backbone.forward`."""
-        x = torch.cat([item, context], dim=1)
-        logit = self.linear(x).squeeze(-1)
-        if self.uses_interactions:
-            logit = logit + second_order(x.view(len(x), -1, self.shape.dim))
-        if self.mlp is not None:
-            logit = logit + self.mlp(x, row_weight)
-        return logit
-
-    @property
-    def _is_own_formula(self) -> bool:
-        """Whether a row's logit is the formula above, and not what a subclass makes of it in a `forward` of its own."""
-        return type(self).forward is LinearFirstLayer.forward
-
-    def fold(self) -> FoldedHead | None:
-        """See `FoldedHead`; None for a subclass with a `forward` of its own, which every stage then calls."""
-        return FoldedHead(self) if self._is_own_formula else None
-
-    def trains_by_sides(self, batch_is_full: bool) -> bool:
-        """See `Backbone.trains_by_sides`. Moments in which padding has no part need its forward.
-
-        The compiled loop is for a CPU and float32.
-        """
-        weight = self.linear.weight
-        if self.config.precision != "float32" or weight.dtype != torch.float32 or weight.device.type != "cpu":
-            return False
-        has_batch_norm = self.mlp is not None and self.mlp.norms is not None
-        return self._is_own_formula and self.training and (batch_is_full or not has_batch_norm) and has_trained_rows()
-
-    def logit_of_sides(self, sides: Sequence[BatchSide]) -> torch.Tensor:
-        """See `compiled_head.py`; `forward` is its reference."""
-        if self._trained_head is None:
-            self._trained_head = TrainedHead(self)
-        return self._trained_head.logit(sides)
+    def trained_head(self) -> TrainedHead | None:
+        """Makes the compiled loop that may train the backbone on a CPU instead of `forward`, where it has one."""
+        return None

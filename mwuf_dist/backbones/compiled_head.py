@@ -9,12 +9,12 @@ intermediate anew.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from mwuf_kernels import TrainedLayer, TrainedNorm, TrainedRows, TrainedSide
+from mwuf_kernels import BatchSide, TrainedLayer, TrainedNorm, TrainedRows
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -23,30 +23,19 @@ from mwuf_dist.runtime.collectives import sum_over_ranks_
 from mwuf_dist.runtime.draws import row_noise
 
 if TYPE_CHECKING:
-    from mwuf_dist.backbones.base import LinearFirstLayer
-
-
-@dataclass(frozen=True)
-class BatchSide:
-    """Some fields of the rows of a batch.
-
-    Attributes:
-        embeddings: of those fields side by side [n, f*D].
-        index: which of the n each row of the batch has [B]; None where row i has the i-th.
-        column: where the fields begin in the input of the backbone's first layer.
-    """
-
-    embeddings: torch.Tensor
-    index: torch.Tensor | None
-    column: int
+    from mwuf_dist.backbones.linear import LinearFirstLayer
 
 
 class TrainedHead:
-    """See above. Its parameters are listed once: walking a module for them in every step took 0.1 ms."""
+    """Computes a backbone in training by `TrainedRows`.
+
+    Its parameters are listed once: walking a module for them in every step took 0.1 ms.
+    """
 
     def __init__(self, backbone: LinearFirstLayer) -> None:
         self._dim, self._interactions = backbone.shape.dim, backbone.uses_interactions
         self._linear, self._mlp = backbone.linear, backbone.mlp
+        self.has_norm = backbone.mlp is not None and backbone.mlp.norms is not None
         self._names, self._parameters = zip(*backbone.named_parameters(), strict=True)
 
     def logit(self, sides: Sequence[BatchSide]) -> torch.Tensor:
@@ -64,7 +53,7 @@ class TrainedHead:
         num_rows = next(len(s.embeddings if s.index is None else s.index) for s in sides)
         layers = [] if mlp is None else [self._layer(depth, num_rows) for depth in range(len(mlp.linears))]
         return TrainedRows(
-            [TrainedSide(side.embeddings.detach(), side.index, side.column) for side in sides],
+            [replace(side, embeddings=side.embeddings.detach()) for side in sides],
             layers,
             (self._linear.weight[0], self._linear.bias),
             None if mlp is None else (mlp.out.weight[0], mlp.out.bias),

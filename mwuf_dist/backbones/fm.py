@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mwuf_dist.backbones.base import LinearFirstLayer
+from mwuf_dist.backbones.linear import LinearFirstLayer
 from mwuf_dist.config import BackboneConfig
 
 

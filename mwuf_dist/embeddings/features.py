@@ -7,7 +7,7 @@ import functools
 
 import numpy as np
 import torch
-from mwuf_kernels import EntityFields, has_table_rows
+from mwuf_kernels import BatchSide, EntityFields
 from torch import nn
 from torchrec import KeyedJaggedTensor
 
@@ -42,21 +42,22 @@ class FeatureStore:
         first = np.cumsum([0, *(field.size for field in self.fields)])[:-1]
         self._first = torch.from_numpy(first).to(device)  # of each table, in the matrix of all [F]
         pools_by_mean = {spec.pooling for spec in self.specs(1)} == {"mean"}
-        self._ids = _Ids.of(columns, first, entities.num_rows, pools_by_mean, device)
+        self.ids = _Ids.of(columns, first, entities.num_rows, pools_by_mean, device)
         self._ones: dict[int, torch.Tensor] = {}
 
     @property
     def num_bytes(self) -> int:
         """Bytes that the ids take, and the combinations once `sides` has made them."""
-        held = [self._ids.ids, self._ids.lengths, self._ids.starts]
-        profiles = self.__dict__.get("_profiles")
+        held = [self.ids.ids, self.ids.lengths, self.ids.starts]
+        profiles = self.__dict__.get("profiles")
         if profiles is not None:
             held += [profiles.of_entity, profiles.shared.ids]
         return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
 
     @functools.cached_property
-    def _profiles(self) -> _Profiles | None:
-        return _Profiles.of(self._ids, self.num_rows)
+    def profiles(self) -> Profiles | None:
+        """The combinations of fields that many entities share; None where few do."""
+        return Profiles.of(self.ids, self.num_rows)
 
     def specs(self, dim: int) -> list[TableSpec]:
         """One table per field."""
@@ -69,27 +70,16 @@ class FeatureStore:
         ]
 
     def lookup(self, tables: Tables, index: torch.Tensor) -> torch.Tensor:
-        """Field embeddings [n, F*D] of the entities `index` [n] from the tables of `specs`. A collective."""
-        if tables.direct is None or not tables.direct.is_one_matrix or not self.names:
-            return tables(self.features(index))
-        if has_table_rows():
-            return tables.direct.entity_rows(self._ids, index)
-        ids, lengths = self._ids.of_entities(index)
-        rows = tables.direct.matrix_rows(ids) if lengths is None else tables.direct.bags(ids, lengths)
-        return rows.view(len(index), -1)
+        """Looks up field embeddings [n, F*D] of the entities `index` [n] in the tables of `specs`. A collective."""
+        return tables.lookups.fields(self, index)
 
-    def sides(self, tables: Tables, index: torch.Tensor, runtime: Runtime) -> list[FieldSide]:
-        """What `lookup` gives, by columns: what many entities share stands there once. A collective."""
-        profiles = self._profiles
-        if tables.direct is None or not tables.direct.is_one_matrix or profiles is None or not has_table_rows():
-            return [FieldSide(self.lookup(tables, index), None, 0)]
-        distinct, inverse = runtime.distinct(profiles.of_entity.index_select(0, index), profiles.number)
-        own, shared = tables.direct.entity_rows_of([(profiles.own, index), (profiles.shared, distinct)])
-        return [FieldSide(own, None, 0), FieldSide(shared, inverse, own.shape[1])]
+    def sides(self, tables: Tables, index: torch.Tensor, runtime: Runtime) -> list[BatchSide]:
+        """Looks up what `lookup` gives, by columns: what many entities share may stand there once. A collective."""
+        return tables.lookups.sides(self, index, runtime)
 
     def features(self, index: torch.Tensor) -> KeyedJaggedTensor:
         """Ids of every field of the entities `index` [n], with n bags per field."""
-        ids, lengths = self._ids.by_field(index)
+        ids, lengths = self.ids.by_field(index)
         if lengths is None:
             values = (ids.view(len(self.names), -1) - self._first[:, None]).view(-1)
             return KeyedJaggedTensor(self.tables, values, lengths=self._ones_like(values))
@@ -110,8 +100,8 @@ class FeatureStore:
 
         Values of all fields are counted through.
         """
-        num_fields, value = len(self.names), self._ids.ids.cpu().numpy()
-        lengths = 1 if self._ids.lengths is None else self._ids.lengths.view(-1).cpu().numpy()
+        num_fields, value = len(self.names), self.ids.ids.cpu().numpy()
+        lengths = 1 if self.ids.lengths is None else self.ids.lengths.view(-1).cpu().numpy()
         bag = np.repeat(np.arange(self.num_rows * num_fields), lengths)
         known = value > self._first.cpu().numpy()[bag % num_fields] if num_fields else np.empty(0, bool)
         pairs = np.unique(np.stack([bag[known] // max(num_fields, 1), value[known]]), axis=1)
@@ -127,17 +117,8 @@ class FeatureStore:
 
 
 @dataclasses.dataclass(frozen=True)
-class FieldSide:
-    """Some fields of n entities: embeddings [m, f*D], which of them each has [n] (None: its own), first column."""
-
-    embeddings: torch.Tensor
-    index: torch.Tensor | None
-    column: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Profiles:
-    """The combinations of all fields but the first, where few of them occur: of users, all but the ID.
+class Profiles:
+    """Holds the combinations of all fields but the first, where few of them occur: of users, all but the ID.
 
     Attributes:
         own: the first field of each entity.
@@ -152,7 +133,7 @@ class _Profiles:
     number: int
 
     @staticmethod
-    def of(ids: EntityFields, num_rows: int) -> _Profiles | None:
+    def of(ids: EntityFields, num_rows: int) -> Profiles | None:
         """None where fields have several values each, or most entities are the only one of their combination."""
         if ids.lengths is not None or ids.num_fields < 2 or not num_rows:
             return None
@@ -162,12 +143,12 @@ class _Profiles:
             return None
         own = EntityFields(ids.ids, None, None, 1, ids.pools_by_mean, step=ids.num_fields)
         shared = EntityFields(combinations.reshape(-1), None, None, ids.num_fields - 1, ids.pools_by_mean)
-        return _Profiles(own, shared, place, len(combinations))
+        return Profiles(own, shared, place, len(combinations))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Ids(EntityFields):
-    """The ids of all fields of an entity side by side, as rows of one matrix of all tables: see `DirectTables`."""
+    """The ids of all fields of an entity side by side, as rows of one matrix of all tables: see `LoopLookups`."""
 
     @staticmethod
     def of(
@@ -193,13 +174,6 @@ class _Ids(EntityFields):
         starts = ends[:, 0] - lengths[:, 0]
         whole = [torch.from_numpy(array).to(device) for array in (ids, lengths, starts)]
         return _Ids(whole[0], whole[1], whole[2], num_fields, pools_by_mean)
-
-    def of_entities(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(ids [m], lengths of the bags [n * F], or None) of entities [n], in their order."""
-        if self.lengths is None or self.starts is None:
-            return self.ids.view(-1, self.num_fields).index_select(0, index).view(-1), None
-        lengths = self.lengths.index_select(0, index)
-        return self._ranges(self.starts.index_select(0, index), lengths.sum(1)), lengths.view(-1)
 
     def by_field(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(ids [m], lengths of the bags [F * n], or None) of entities [n], field after field."""

@@ -29,7 +29,7 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from mwuf_dist.config import EmbeddingConfig
-from mwuf_dist.embeddings.local_tables import DirectTables
+from mwuf_dist.embeddings.lookups import KernelLookups, LoopLookups
 from mwuf_dist.embeddings.replicated import ReplicatedTables
 from mwuf_dist.embeddings.sharding import Placement, TableSpec, placements, sharding_of
 from mwuf_dist.runtime import Runtime, generator_seed
@@ -101,8 +101,7 @@ class Tables:
             self._shard(specs, config, layout)
         self.is_whole = runtime.world_size == 1 or self._replicated is not None
         self._local = self._local_kernel()
-        self.direct = self._direct_tables()
-        self._arange = torch.arange(1, device=runtime.device)
+        self.lookups = self._chosen_lookups()
 
     def _shard(self, specs: Sequence[TableSpec], config: EmbeddingConfig, layout: dict[str, Placement]) -> None:
         """Makes TorchRec's collection of the tables."""
@@ -152,18 +151,11 @@ class Tables:
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows [n, widths] of every table at the same `ids` [n]. A collective."""
-        if self.direct is not None:
-            return self.direct.rows(ids)
-        num = len(self._names)
-        # How ids are sent to other ranks takes no strides into account: a strided column would fetch other rows.
-        values = ids.contiguous() if num == 1 else ids.repeat(num)
-        return self(KeyedJaggedTensor(self._names, values, offsets=self._offsets_of_one(len(values), ids.device)))
+        return self.lookups.rows(ids)
 
-    def _offsets_of_one(self, num_bags: int, device: torch.device) -> torch.Tensor:
-        """Offsets [n + 1] of bags of one id each: a prefix of one cached arange."""
-        if num_bags >= len(self._arange):
-            self._arange = torch.arange(2 * num_bags + 1, device=device)
-        return self._arange[: num_bags + 1]
+    def rows_by_table(self, ids: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Looks up rows [n, width] of each table at the same `ids` [n], without gradients. A collective."""
+        return self.lookups.rows_by_table(ids)
 
     def _local_kernel(self) -> nn.Module | None:
         """The kernel that holds all tables, where this rank is the only one and they share a kernel.
@@ -189,23 +181,35 @@ class Tables:
         if self._replicated is not None:
             yield
             return
-        before = self._local, self.direct
-        self._local, self.direct = None, None
+        before, self._local = self._local, None
+        with self.by_kernel():
+            yield
+        self._local = before
+
+    @contextlib.contextmanager
+    def by_kernel(self) -> Iterator[None]:
+        """Within it a lookup takes TorchRec's kernel, as on an accelerator."""
+        before, self.lookups = self.lookups, self._kernel_lookups()
         try:
             yield
         finally:
-            self._local, self.direct = before
+            self.lookups = before
 
-    def _direct_tables(self) -> DirectTables | None:
-        """The same weights without TorchRec, where this rank holds them all and no fused kernel trains them.
+    def _kernel_lookups(self) -> KernelLookups:
+        return KernelLookups(list(self.specs.values()), self, self._runtime.device)
 
-        On CPU only: there its gathers are faster than the kernel's, and its sums have one order.
-        """
-        if self._local is None or self._runtime.device.type != "cpu" or "adam" not in self.kernels.values():
-            return None
+    def _chosen_lookups(self) -> KernelLookups | LoopLookups:
+        """Compiled loops where this rank holds all tables and no fused kernel trains them, else TorchRec's kernel."""
+        if self._local is None or not self._runtime.is_compiled or "adam" not in self.kernels.values():
+            return self._kernel_lookups()
         weights = self._local.weights
         assert isinstance(weights, nn.Parameter)
-        return DirectTables(weights, list(self.specs.values()))
+        return LoopLookups(weights, list(self.specs.values()))
+
+    @property
+    def implementation(self) -> str:
+        """Names how rows are looked up: "compiled" or "torchrec"."""
+        return self.lookups.implementation
 
     def rows_of(self, table: str, ids: torch.Tensor) -> torch.Tensor:
         """Rows [n, width] of one table; the others get empty bags. A collective."""
@@ -216,11 +220,7 @@ class Tables:
 
     def bag_sums(self, ids: torch.Tensor) -> torch.Tensor:
         """Sums [n, width] of the rows `ids` [n, k] of the only table. A collective."""
-        if self.direct is not None:
-            return self.direct.bag_sums(ids)
-        (name,) = self._names
-        lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
-        return self(KeyedJaggedTensor([name], ids.contiguous().view(-1), lengths=lengths))
+        return self.lookups.bag_sums(ids)
 
     def flat_parameters(self) -> list[FlatParameter]:
         """Local weights that a torch optimizer trains (the fused ones train in their backward), kernel by kernel."""

@@ -127,15 +127,6 @@ class Method(nn.Module):
         """(scale [U, D], shift [U, D]) of items with fields [U, Fi*D] and mean users [U, D]; None: left as they are."""
         return None
 
-    def scale_and_shift_by_hand(
-        self, item_context: torch.Tensor, user_mean: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor, torch.Tensor], None]] | None:
-        """`scale_and_shift` without autograd, and what gives the weights their gradients from those of both [U, D].
-
-        None, which every method may return: autograd does it.
-        """
-        return None
-
     def fit(
         self, start: torch.Tensor, item: torch.Tensor, label: torch.Tensor, offset: torch.Tensor, slope: torch.Tensor
     ) -> torch.Tensor:

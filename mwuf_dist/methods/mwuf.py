@@ -5,10 +5,8 @@ v_warm = v * h(X_item) + g(G(U(v)))        (equation 5; h is equation 3, g is eq
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from mwuf_kernels import Network, bulk_warm, meta_networks, meta_networks_by_hand
+from mwuf_kernels import Network, bulk_warm, meta_networks
 from torch import nn
 
 from mwuf_dist.config import Width, section
@@ -80,22 +78,6 @@ class Mwuf(Method):
                 scale = 1 + scale
         shift = torch.zeros_like(scale) if self.shifting is None else self.shifting(user_mean)
         return scale, shift
-
-    def scale_and_shift_by_hand(
-        self, item_context: torch.Tensor, user_mean: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor, torch.Tensor], None]] | None:
-        """See `Method.scale_and_shift_by_hand`."""
-        h, g = _weights(self.scaling), _weights(self.shifting)
-        is_own = type(self).scale_and_shift is Mwuf.scale_and_shift
-        if h is None or g is None or not is_own:
-            return None
-        scale, shift, backward = meta_networks_by_hand(item_context, user_mean, h, g, residual=self.config.residual)
-
-        def set_gradients(d_scale: torch.Tensor, d_shift: torch.Tensor) -> None:
-            for weight, gradient in zip((*h, *g), backward(d_scale, d_shift), strict=True):
-                weight.grad = gradient
-
-        return scale, shift, set_gradients
 
     def warm_rows(self, rows: torch.Tensor, item_context: torch.Tensor, user_mean: torch.Tensor) -> torch.Tensor:
         """See `Method.warm_rows`. A network that is switched off is a constant one."""

@@ -31,6 +31,7 @@ from mwuf_dist.embeddings.sharding import Placement, TableSpec, placements
 from mwuf_dist.methods import Method
 from mwuf_dist.planning.devices import Device
 from mwuf_dist.runtime import Runtime
+from mwuf_dist.training.implementations import AutogradTrained, change_of
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.stages.pretrain import Pretrain
 
@@ -119,6 +120,8 @@ def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, 
     loader = model.pretrain_rows(prepared, config.pretrain.order, rows, config.seed)
     batch = next(loader.epoch(0))
     times = _step_times(config, prepared, stage)
+    # From here on as an accelerator does it, and a rank of several.
+    stage.trained = AutogradTrained(model, change_of(method))
     with contextlib.ExitStack() as ways:
         for tables in model.pretrained_tables:
             ways.enter_context(tables.as_if_shared())
@@ -134,9 +137,12 @@ def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, 
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    # As an accelerator would do it: of the loops that are compiled for a CPU nothing can be counted.
-    with without_library(), FlopCounterMode(display=False) as flops, _CountOps() as ops, hooks:
-        stage.step(batch)
+    with contextlib.ExitStack() as ways:
+        for tables in model.pretrained_tables:
+            ways.enter_context(tables.by_kernel())
+        # Of the loops that are compiled for a CPU nothing can be counted.
+        with without_library(), FlopCounterMode(display=False) as flops, _CountOps() as ops, hooks:
+            stage.step(batch)
     stores = (model.users, model.items)
     return Counts(
         ops.num_ops,
@@ -165,7 +171,7 @@ def _step_times(config: Config, prepared: Prepared, stage: Pretrain, as_if_share
         config: of the run.
         prepared: its data.
         stage: that is timed; it is trained.
-        as_if_shared: like a rank of several, which takes autograd's way through the backbone.
+        as_if_shared: like a rank of several, whose batch has padding.
     """
     settings = config.pretrain
     most = min(_TIMED_ROWS, settings.batch_size)

@@ -26,16 +26,13 @@ from mwuf_dist.runtime.heartbeat import Peers
 from mwuf_dist.runtime.shutdown import RankLostError
 from mwuf_dist.runtime.threads import default_threads
 
-# Possible ids for each that is given: with more, looking at all of them takes longer than sorting those that are there.
-_FEW = 16
-
 
 @dataclass(frozen=True)
 class Runtime:
     """This process among its peers, and the few collectives that the package needs outside TorchRec.
 
     `lane_coordinator` names the Ray actor that leases lanes to the ranks; empty where there is none. `threads` is how
-    many this rank may use.
+    many this rank may use. `is_compiled` says whether its CPU computes in compiled loops; what has none, in torch.
     """
 
     rank: int
@@ -47,6 +44,7 @@ class Runtime:
     lane_coordinator: str = ""
     group: dist.ProcessGroup | None = None  # of `share`, `gather` and `on_main`; None: that of all collectives
     threads: int = 1
+    is_compiled: bool = False
 
     def beside(self) -> Runtime:
         """The same ranks with a way of their own to talk, for a thread beside training. A collective."""
@@ -89,12 +87,9 @@ class Runtime:
         which is the same everywhere: unlike `pad`, this needs no exchange, so it is for the steps of training. A row
         looked up for padding gets a gradient of zero.
         """
-        from mwuf_kernels import distinct_ids, has_table_rows  # late: `prepare` has no use for it
+        from mwuf_kernels import distinct_ids  # late: `prepare` has no use for it
 
-        if num_ids is not None and num_ids <= _FEW * len(ids) and ids.device.type == "cpu" and has_table_rows():
-            values, inverse = distinct_ids(ids, num_ids)
-        else:
-            values, inverse = torch.unique(ids, return_inverse=True)
+        values, inverse = distinct_ids(ids, num_ids)
         if pads and self.world_size > 1:
             values = torch.nn.functional.pad(values, (0, len(ids) - len(values)))
         return values, inverse
@@ -189,7 +184,7 @@ def start(config: Config) -> Iterator[Runtime]:
     rank, world_size, local_rank, ranks_per_host = _place()
     device = _device(settings, local_rank)
     threads = settings.threads or default_threads(ranks_per_host)
-    _share_out(threads, device)
+    is_compiled = _share_out(threads, device)
     torch.manual_seed(generator_seed(config.seed, 0))
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -212,13 +207,16 @@ def start(config: Config) -> Iterator[Runtime]:
     try:
         with _naming_the_lost_rank(rank, peers):
             show = progress and rank == 0
-            yield Runtime(rank, world_size, device, show, ranks_per_host, peers, coordinator, threads=threads)
+            found = Runtime(rank, world_size, device, show, ranks_per_host, peers, coordinator, threads=threads)
+            yield replace(found, is_compiled=is_compiled)
     finally:
         dist.destroy_process_group()
 
 
-def _share_out(threads: int, device: torch.device) -> None:
+def _share_out(threads: int, device: torch.device) -> bool:
     """Gives the compiled loops of a CPU so many threads, and torch one where there are loops.
+
+    Returns whether there are.
 
     OpenMP's threads spin between two operators, on the core that the loops' threads would have, and a sum of torch's on
     several threads has other bits than on one.
@@ -226,7 +224,9 @@ def _share_out(threads: int, device: torch.device) -> None:
     from mwuf_kernels import native  # late: `prepare` has no use for it
 
     native.set_num_threads(threads)
-    torch.set_num_threads(1 if device.type == "cpu" and native.has_library() else threads)
+    is_compiled = device.type == "cpu" and native.has_library()
+    torch.set_num_threads(1 if is_compiled else threads)
+    return is_compiled
 
 
 @contextlib.contextmanager

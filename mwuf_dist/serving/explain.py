@@ -28,7 +28,7 @@ from mwuf_dist.serving.warm.job import seen_by_run
 from mwuf_dist.serving.warm.rows import WarmJob
 from mwuf_dist.training.checkpoint.files import Cursor, Meta
 from mwuf_dist.training.checkpoint.save import Checkpointer
-from mwuf_dist.training.frozen_model import Frozen
+from mwuf_dist.training.implementations import frozen_model
 from mwuf_dist.training.loop import Session
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.optimizers import Adam
@@ -136,7 +136,8 @@ class _Replay(WarmUp):
         """Takes the item's score as it is now."""
         items = torch.full_like(self.users, self.item)
         history = self.histories.whole(self.users) if self.histories is not None else None
-        logits = self._logit(self.users, items, history)
+        embedding = self.scored_rows(items[:1]).expand(len(items), -1)
+        logits = self.frozen.logit(embedding, self.frozen.part(self.users, items, history))
         self.history.append(Point(self.phase, self.clicks, float(logits.sigmoid().mean())))
 
 
@@ -209,7 +210,7 @@ def _history(run: FinishedRun, index: int, users: torch.Tensor) -> tuple[list[Po
             tables.shards(name)[0].weight.copy_(theirs.shards(name)[0].weight)
     model.backbone.load_state_dict(run.model.backbone.state_dict())
     initialise_new_ids(config, model, run.method, from_row=model.num_old)
-    stage = _Replay(config, model, Frozen(model, config.embedding, run.mean_user), run.method, index, users)
+    stage = _Replay(config, model, frozen_model(model, config.embedding, run.mean_user), run.method, index, users)
     stage.finish_phase(prepared, 0)
     stage.look()
     with tempfile.TemporaryDirectory() as scratch:

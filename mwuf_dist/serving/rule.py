@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mwuf_dist.backbones.frozen_head import FoldedHead
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.config.registry import find_class
 from mwuf_dist.data.shards import Prepared
@@ -264,16 +263,6 @@ def _step_by_step(begins: np.ndarray, ends: np.ndarray, active: np.ndarray, size
     place = (begins[item] + step * size)[:, None] + np.arange(size)
     is_there = is_item[:, None] & (place < ends[item][:, None])
     return np.where(is_there, place, begins[0]), is_there
-
-
-def folded_slope(head: FoldedHead) -> Slope:
-    """The gradient by a folded head's own backward."""
-
-    def slope(item: torch.Tensor, part: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        logit, states, direction = head.forward(item, part)
-        return head.backward((logit.sigmoid_() - label) * weight, states, direction)
-
-    return slope
 
 
 def module_slope(module: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Slope:

@@ -4,38 +4,47 @@ All that is frozen is computed once and held in tables, which shard like any oth
 item in the logit, and the inputs of the meta networks. A step then looks up one bag of two rows instead of every
 field, and has no backward but that of the item embedding. Measured on MovieLens-1M with DeepFM, this alone made
 meta_train 2.4 times faster (prototype).
+
+`Frozen` does it by autograd, on any device and for any backbone; `CompiledFrozen` does the same in loops that are
+compiled for this CPU. `implementations.py` chooses.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from typing import Any
 
-import mwuf_kernels
 import torch
-from mwuf_kernels import PartRows
+from mwuf_kernels import FrozenRows, PartRows, warm_embedding, warm_embedding_backward
+from torch.autograd.function import once_differentiable
 
 from mwuf_dist.backbones import FoldedHead
 from mwuf_dist.config import EmbeddingConfig
 from mwuf_dist.data.batches.histories import History
+from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.training.model import Model
+from mwuf_dist.training.model import Model, loss_sum
+
+# From item indices [n] to the embeddings [n, D] that these are scored with.
+Embeddings = Callable[[torch.Tensor], torch.Tensor]
+ScaleAndShift = tuple[torch.Tensor, torch.Tensor]
 
 
 class Frozen:
-    """Frozen parts of one pretrained model.
+    """Frozen parts of one pretrained model, with losses and scores by autograd.
 
     Args:
         model: pretrained; put into eval mode here (a BatchNorm left in train mode drifts).
         config: how tables are sharded.
         mean_user: embedding of the mean user [D], for an item that nobody has interacted with.
-        fold: use the backbone's folded head where it has one; False takes the plain path, the reference.
     """
 
-    def __init__(self, model: Model, config: EmbeddingConfig, mean_user: torch.Tensor, fold: bool = True) -> None:
+    implementation = "autograd"
+
+    def __init__(self, model: Model, config: EmbeddingConfig, mean_user: torch.Tensor) -> None:
         self._model = model
         self._mean_user = mean_user
         model.backbone.eval()
@@ -53,33 +62,19 @@ class Frozen:
             runtime,
             trained=False,
         )
-        self._head = model.backbone.fold() if fold else None
-        assert self._head is None or not model.backbone.uses_history, "a folded head has no place for histories"
+        self._head = model.backbone.fold()
+        assert self._head is None or not model.backbone.uses_history, "a folded head has no column for histories"
         self._num_users = model.users.num_rows
+        width, num_parts = shape.num_user_fields * shape.dim, self._num_users
         if self._head is not None:
-            # One table for both sides, so that a row's part is one bag of two ids. New items stand in it a second
-            # time, with the embedding that they are scored with: see `serve`.
-            width, num_new = self._head.width, model.num_items - model.num_old
-            self._first_served = self._num_users + model.num_items
-            spec = TableSpec("parts", self._first_served + num_new, width)
-            self._parts = Tables("parts", [spec], config, runtime, trained=False)
-        else:
-            width = shape.num_user_fields * shape.dim
-            self._parts = Tables("parts", [TableSpec("parts", self._num_users, width)], config, runtime, trained=False)
+            # One table for both sides, so that a row's part is one bag of two ids.
+            width, num_parts = self._head.width, self._num_users + model.num_items + self._num_served_parts(model)
+        self._parts = Tables("parts", [TableSpec("parts", num_parts, width)], config, runtime, trained=False)
         self._compute_parts()
 
-    @property
-    def head(self) -> FoldedHead | None:
-        """The backbone's folded head, where it has one: what steps write their gradients by hand with, in float32."""
-        return self._head if self._model.backbone.config.precision == "float32" else None
-
-    @functools.cached_property
-    def compiled(self) -> mwuf_kernels.FrozenRows | None:
-        """The folded head as one compiled loop over rows; None where there is none, or this machine cannot have it."""
-        head = self.head
-        if head is None or self.runtime.device.type != "cpu" or not mwuf_kernels.has_frozen_rows():
-            return None
-        return mwuf_kernels.FrozenRows(*head.weights(), head.interactions)
+    def _num_served_parts(self, model: Model) -> int:
+        """Parts behind those of users and items, for what `serve` makes."""
+        return 0
 
     @property
     def model(self) -> Model:
@@ -119,42 +114,122 @@ class Frozen:
 
     @torch.no_grad()
     def inputs(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(item fields [n, Fi*D], mean users [n, D]) of items [n]: what h and g read. A collective."""
-        direct = self.meta_inputs.direct
-        if direct is not None:
-            context, mean = direct.rows_by_table(items)
-            return context, mean
-        rows = self.meta_inputs.rows(items)
-        return rows[:, : self._context_width], rows[:, self._context_width :]
+        """Looks up the item fields [n, Fi*D] and mean users [n, D] of items [n], which h and g read. A collective."""
+        context, mean = self.meta_inputs.rows_by_table(items)
+        return context, mean
+
+    def distinct(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Finds the distinct ones of items [b], and which of them each row has [b].
+
+        They are as many on every rank as lookups of phi_new and of the meta networks' inputs need.
+        """
+        pads = not (self._model.new_ids.is_whole and self.meta_inputs.is_whole)
+        return self._model.runtime.distinct(items, self._model.num_items, pads)
 
     @torch.no_grad()
     def part(self, user: torch.Tensor, item: torch.Tensor, history: History | None = None) -> torch.Tensor:
-        """The frozen part [b, P] of rows (user [b], item [b]) with what they look back at. A collective.
+        """Looks up the frozen part [b, P] of rows (user [b], item [b]) with what they look back at. A collective.
 
         A history is encoded with the rows of phi_new as they are now, without a gradient to them.
         """
         if self._head is None:
             distinct, inverse = self._model.runtime.distinct(item, self._model.num_items, not self.meta_inputs.is_whole)
-            context = self.meta_inputs.rows(distinct)[:, : self._context_width]
+            context, _ = self.inputs(distinct)
             part = torch.cat([context[inverse], self._parts.rows(user)], dim=1)
             if history is None:
                 return part
             return torch.cat([part, self._model.encoded_history(history, part)], dim=1)
-        ids = torch.stack([user, item + self._num_users], dim=1)
-        return self._parts.bag_sums(ids)
+        return self._parts.bag_sums(torch.stack([user, item + self._num_users], dim=1))
+
+    def logit(self, item_embedding: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        """Computes logits [..., b] of item embeddings [..., b, D] with frozen parts [b, P]; differentiable twice.
+
+        A leading axis holds several embeddings of each row.
+        """
+        backbone = self._model.backbone
+        if self._head is not None:
+            return backbone.in_precision(self._head.logit, item_embedding, part)
+        if item_embedding.dim() == 2:
+            return backbone.in_precision(backbone, item_embedding, part)
+        return torch.stack([backbone.in_precision(backbone, one, part) for one in item_embedding])
+
+    def losses(
+        self, batch: Batch, rows: torch.Tensor, index: torch.Tensor, scale_and_shift: ScaleAndShift | None = None
+    ) -> torch.Tensor:
+        """Computes L_cold [1] of this rank's rows, or with a scale and a shift (L_cold, L_warm) [2].
+
+        L_cold has a gradient in `rows`, L_warm in scale and shift alone (Algorithm 1): their sum makes both updates.
+
+        Args:
+            batch: the rows.
+            rows: of phi_new, of n items [n, D].
+            index: which of them each row of the batch has [b].
+            scale_and_shift: of the n items, both [n, D].
+        """
+        if scale_and_shift is None:
+            embeddings = rows.index_select(0, index).unsqueeze(0)
+        else:
+            embeddings = torch.stack(warm_embedding(rows, index, *scale_and_shift))
+        logits = self.logit(embeddings, self.part(batch.user, batch.item, batch.history))
+        return torch.stack([loss_sum(logit, batch) for logit in logits])
+
+    def serve(self, embeddings: Embeddings) -> None:
+        """Gets new items ready to be scored with these embeddings as they are now. A collective."""
+        self._embeddings = embeddings
 
     @torch.no_grad()
-    def part_rows(self, user: torch.Tensor, item: torch.Tensor) -> PartRows:
-        """The same of rows without histories, as `compiled` reads them: in place where that can be."""
-        if self._parts.direct is None:
-            return PartRows(self.part(user, item))
-        return PartRows(self._parts.direct.matrix().detach(), user.contiguous(), item + self._num_users)
+    def served_logit(self, user: torch.Tensor, item: torch.Tensor, history: History | None = None) -> torch.Tensor:
+        """Scores pairs of users [b] and new items [b], as `serve` left these: logits [b]. A collective."""
+        items, inverse = self.distinct(item)
+        return self.logit(self._embeddings(items)[inverse], self.part(user, item, history))
+
+
+class CompiledFrozen(Frozen):
+    """The same for a backbone with a folded head in float32, by loops over rows that a CPU runs.
+
+    New items stand in the table of parts a second time, with the embedding that they are scored with: see `serve`.
+    """
+
+    implementation = "compiled"
+
+    def __init__(self, model: Model, config: EmbeddingConfig, mean_user: torch.Tensor) -> None:
+        super().__init__(model, config, mean_user)
+        self._loops = FrozenRows(*self._folded.weights(), self._folded.interactions)
+        # Read in place where this rank has them all.
+        self._whole_parts = self._parts.whole("parts")
+
+    @property
+    def _folded(self) -> FoldedHead:
+        assert self._head is not None
+        return self._head
+
+    def _num_served_parts(self, model: Model) -> int:
+        return model.num_items - model.num_old
+
+    @property
+    def _first_served(self) -> int:
+        return self._num_users + self._model.num_items
 
     @torch.no_grad()
-    def serve(self, embeddings: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Puts the embeddings [n, D] of new items [n] into their parts, for `served_logit`. A collective."""
-        model, head = self._model, self._head
-        assert head is not None
+    def _part_rows(self, user: torch.Tensor, second: torch.Tensor) -> PartRows:
+        """Parts of rows, each the sum of a user's and of another of the table of parts."""
+        if self._whole_parts is None:
+            return PartRows(self._parts.bag_sums(torch.stack([user, second], dim=1)))
+        return PartRows(self._whole_parts, user.contiguous(), second)
+
+    def losses(
+        self, batch: Batch, rows: torch.Tensor, index: torch.Tensor, scale_and_shift: ScaleAndShift | None = None
+    ) -> torch.Tensor:
+        """See `Frozen.losses`: the loop sums gradients for each item's embeddings on its way over the rows."""
+        parts = self._part_rows(batch.user, batch.item + self._num_users)
+        out = _Losses.apply(self._loops, parts, index, batch, rows, *(scale_and_shift or (None, None)))
+        assert isinstance(out, torch.Tensor)
+        return out
+
+    @torch.no_grad()
+    def serve(self, embeddings: Embeddings) -> None:
+        """See `Frozen.serve`: puts the embeddings into the items' parts."""
+        model, head = self._model, self._folded
         first_item, shift = self._num_users, self._first_served - model.num_old
 
         def served(row: torch.Tensor) -> torch.Tensor:
@@ -165,25 +240,37 @@ class Frozen:
         self._parts.fill("parts", served, range(self._first_served, self._parts.specs["parts"].rows))
 
     @torch.no_grad()
-    def served_logit(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-        """Logits [b] of new items [b] as `serve` left them, for users [b]. A collective."""
-        assert self._head is not None
-        # Padding is item 0, which is old: any row will do for it, and there is one at that place.
-        served = item + (self._first_served - self._model.num_old)
-        if self.compiled is not None and self._parts.direct is not None:
-            return self.compiled.logits(PartRows(self._parts.direct.matrix().detach(), user.contiguous(), served))
-        return self._head.served_logit(self._parts.bag_sums(torch.stack([user, served], dim=1)))
+    def served_logit(self, user: torch.Tensor, item: torch.Tensor, history: History | None = None) -> torch.Tensor:
+        """See `Frozen.served_logit`."""
+        # Padding is item 0, which is old: any row will do for it, and there is one there.
+        return self._loops.logits(self._part_rows(user, item + (self._first_served - self._model.num_old)))
 
-    def logit(self, item_embedding: torch.Tensor, part: torch.Tensor, twice: bool = False) -> torch.Tensor:
-        """Logits [..., b] of item embeddings [..., b, D] with frozen parts [b, P]; a leading axis holds several.
 
-        `twice`: the result can be differentiated twice, which is slower.
-        """
-        backbone = self._model.backbone
-        if self._head is not None:
-            by_autograd = twice or self.head is None
-            logit = self._head.logit_by_autograd if by_autograd else self._head.logit
-            return backbone.in_precision(logit, item_embedding, part)
-        if item_embedding.dim() == 2:
-            return backbone.in_precision(backbone, item_embedding, part)
-        return torch.stack([backbone.in_precision(backbone, one, part) for one in item_embedding])
+class _Losses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loops: FrozenRows,
+        parts: PartRows,
+        index: torch.Tensor,
+        batch: Batch,
+        rows: torch.Tensor,
+        scale: torch.Tensor | None,
+        shift: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if scale is None or shift is None:
+            embeddings = rows.unsqueeze(0)
+        else:
+            embeddings = torch.stack(warm_embedding(rows, None, scale, shift))
+        gradients = torch.zeros_like(embeddings)
+        weight = None if batch.is_full else batch.weight
+        losses = loops.loss_and_gradient(parts, embeddings, index, batch.label, weight, 1 / batch.num_rows, gradients)
+        ctx.save_for_backward(rows, gradients)
+        return losses.to(rows.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *d_losses: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, gradients = ctx.saved_tensors
+        d_cold, *d_warm = gradients * d_losses[0][:, None, None]
+        return None, None, None, None, *warm_embedding_backward(d_cold, d_warm[0] if d_warm else None, rows, None)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mwuf_kernels import FrozenRows, PartRows
 from torch import nn
-from torch.autograd.function import once_differentiable
 
-from mwuf_dist.backbones import BatchSide, EmbeddedHistory, Shape, build_backbone
+from mwuf_dist.backbones import EmbeddedHistory, Shape, build_backbone
 from mwuf_dist.config import Config, EmbeddingConfig, Events, MetaTrainConfig, PretrainConfig, UserError
 from mwuf_dist.data.batches.histories import Histories, History
 from mwuf_dist.data.batches.loader import Batch, Batches, Loader
@@ -79,20 +76,12 @@ class Model:
             batch: the rows.
             change: what a method does to the rows' item embeddings [b, D] (`Method.pretrain_item`); None is nothing.
         """
-        # Fields of an item are looked up once per distinct item of the batch.
-        pads = not (self.old_ids.is_whole and self.item_tables.is_whole)
-        items, inverse = self.runtime.distinct(batch.item, self.num_old, pads)
         if batch.history is None:
-            item_side = torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1)
-            if change is None and self.backbone.trains_by_sides(batch.is_full):
-                width = item_side.shape[1]
-                users = self.users.sides(self.user_tables, batch.user, self.runtime)
-                sides = [BatchSide(side.embeddings, side.index, width + side.column) for side in users]
-                return self.backbone.logit_of_sides([*sides, BatchSide(item_side, inverse, 0)])
-            item_side = item_side[inverse]
-            item, item_context = item_side[:, : self.dim], item_side[:, self.dim :]
+            item_side, inverse = self.item_side(batch.item)
+            item, item_context = item_side[inverse].split([self.dim, item_side.shape[1] - self.dim], dim=1)
             context = torch.cat([item_context, self.user_fields(batch.user)], dim=1)
         else:
+            items, inverse = self._distinct_old(batch.item)
             item, history = self._old_rows(batch.item, batch.history)
             item_context = self.item_fields(items).index_select(0, inverse)
             context = torch.cat([item_context, self.user_fields(batch.user)], dim=1)
@@ -101,6 +90,18 @@ class Model:
         item = item if change is None else change(item)
         weight = None if batch.is_full else batch.weight
         return self.backbone.in_precision(self.backbone, item, context, weight)
+
+    def item_side(self, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Looks up rows of phi_old with the item fields behind them, once per distinct old item [n, D + Fi*D].
+
+        Returns them, with gradients, and which of them each of `item` [b] has [b]. A collective.
+        """
+        items, inverse = self._distinct_old(item)
+        return torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1), inverse
+
+    def _distinct_old(self, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pads = not (self.old_ids.is_whole and self.item_tables.is_whole)
+        return self.runtime.distinct(item, self.num_old, pads)
 
     def histories(self, prepared: Prepared, num_finished: int) -> Histories | None:
         """The histories once so many warm sets are finished; None for a backbone that looks at none."""
@@ -213,56 +214,6 @@ def pretrained_items(model: Model, prepared: Prepared) -> PretrainedItems:
         mean_old_row=model.mean_old_row,
         num_pretrain_rows=num_pretrain_rows,
     )
-
-
-def loss_and_gradient(logit: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """`loss_sum` of logits [..., b], summed over the leading axes, and its gradient [..., b], without autograd."""
-    weight = None if batch.is_full else batch.weight
-    label = batch.label.expand_as(logit)
-    loss = F.binary_cross_entropy_with_logits(logit, label, weight, reduction="sum") / batch.num_rows
-    gradient = torch.sigmoid(logit).sub_(batch.label).mul_(1 / batch.num_rows)
-    return loss, gradient if weight is None else gradient.mul_(weight)
-
-
-def compiled_loss(
-    head: FrozenRows, parts: PartRows, items: torch.Tensor, index: torch.Tensor, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`loss_and_gradient` of a compiled head: the loss summed over the passes, its gradient in the items [P, n, D].
-
-    Args:
-        head: of the backbone.
-        parts: of the rows.
-        items: item embeddings [P, n, D].
-        index: which of the n each row has [b].
-        batch: the rows.
-    """
-    weight = None if batch.is_full else batch.weight
-    d_items = torch.zeros_like(items)
-    loss = head.loss_and_gradient(parts, items, index, batch.label, weight, 1 / batch.num_rows, d_items)
-    return loss.sum().to(items.dtype), d_items
-
-
-def backward_from(values: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
-    """Backpropagates gradients that are known at `values`; a value that needs none is a constant.
-
-    `torch.autograd.backward` with gradients does the same, and imports sympy for the shapes of compiled graphs.
-    """
-    pairs = [pair for pair in zip(values, gradients, strict=True) if pair[0].requires_grad]
-    out = _Known.apply([gradient for _, gradient in pairs], *(value for value, _ in pairs))
-    assert isinstance(out, torch.Tensor)
-    out.backward()
-
-
-class _Known(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gradients: list[torch.Tensor], *values: torch.Tensor) -> torch.Tensor:
-        ctx.gradients = gradients
-        return values[0].new_zeros(())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, *ctx.gradients
 
 
 def loss_sum(logit: torch.Tensor, batch: Batch, row_weight: torch.Tensor | None = None) -> torch.Tensor:

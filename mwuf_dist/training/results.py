@@ -104,7 +104,9 @@ def write_scores(folder: Path, phase: int, scores: Mapping[str, np.ndarray | Non
         write_atomically(folder / "scores" / f"{PHASES[phase]}-{split}.npy", buffer.getvalue())
 
 
-def results_of(config: Config, prepared: Prepared, runtime: Runtime, meta: Meta) -> dict[str, Any]:
+def results_of(
+    config: Config, prepared: Prepared, runtime: Runtime, meta: Meta, implementation: dict[str, object]
+) -> dict[str, Any]:
     """The content of `results.json` (schema in README)."""
     splits = prepared.manifest["splits"]
     return {
@@ -130,6 +132,7 @@ def results_of(config: Config, prepared: Prepared, runtime: Runtime, meta: Meta)
         "config_hash": config_hash(config),
         "config": to_dict(config),
         "versions": meta.versions,
+        "implementation": implementation,
     }
 
 

@@ -50,6 +50,7 @@ from mwuf_dist.runtime import Runtime, generator_seed
 from mwuf_dist.training.checkpoint.files import Cursor, Meta, load_tensors, read_meta
 from mwuf_dist.training.checkpoint.save import Checkpointer
 from mwuf_dist.training.frozen_model import Frozen
+from mwuf_dist.training.implementations import frozen_model, named, trained_model
 from mwuf_dist.training.loop import Session
 from mwuf_dist.training.model import Model, pretrained_items
 from mwuf_dist.training.profile import StageProfiler
@@ -89,7 +90,7 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
             job.pretrain(pretrained)
             job.meta_train()
             job.warm_up_and_evaluate()
-        results = results_of(config, job.prepared, runtime, job.session.meta)
+        results = results_of(config, job.prepared, runtime, job.session.meta, job.implementation())
         runtime.on_main(lambda: write_json(folder / "results.json", results))
         if runtime.is_main:
             _plot(results, folder)
@@ -292,6 +293,11 @@ class Run:
         """Where the run stands."""
         return self.session.meta.cursor
 
+    def implementation(self) -> dict[str, object]:
+        """Names what this run computes with: see `implementations.py`."""
+        assert self._frozen is not None
+        return named(trained_model(self.model, self.method), self._frozen)
+
     def pretrain(self, pretrained: Path | None) -> None:
         """Stage `pretrain`, from a shared checkpoint where one is given."""
         if self.cursor.stage != "pretrain":
@@ -313,7 +319,7 @@ class Run:
 
     def meta_train(self) -> None:
         """Stage `meta_train`: phase 0 of the cursor is on episodes, phase 1 is Algorithm 1; a method may skip both."""
-        self._frozen = Frozen(self.model, self.config.embedding, self._mean_user())
+        self._frozen = frozen_model(self.model, self.config.embedding, self._mean_user())
         self.method.attach(pretrained_items(self.model, self.prepared))
         if self.cursor.stage == "warm_up":
             load_tensors(self._found(), meta_trained_tensors(self.model.new_ids, self.method))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from mwuf_kernels import native
+from mwuf_kernels import BatchSide, native
 
-from mwuf_dist.backbones import BatchSide, Shape, build_backbone
+from mwuf_dist.backbones import Shape, build_backbone
 from mwuf_dist.backbones.deepfm import DeepFM
 from mwuf_dist.config import Config
 from mwuf_dist.config.registry import backbone_config
@@ -65,7 +65,6 @@ def test_logits_gradients_and_moments_are_those_of_the_backbone_in_float64(
     of_item, of_profile = (torch.randint(0, n, (ROWS,), generator=generator) for n in (ITEMS, PROFILES))
 
     backbone = made(name, batch_norm, dropout, dim, hidden)
-    assert backbone.trains_by_sides(batch_is_full=True)
     runs = []
     for _ in range(3):
         backbone = made(name, batch_norm, dropout, dim, hidden)
@@ -75,7 +74,7 @@ def test_logits_gradients_and_moments_are_those_of_the_backbone_in_float64(
             BatchSide(user, None, 3 * dim),
             BatchSide(profile, of_profile, 4 * dim),
         ]
-        runs.append(outcome(backbone, backbone.logit_of_sides(sides), [item, user, profile]))
+        runs.append(outcome(backbone, backbone.trained_head().logit(sides), [item, user, profile]))
     found = runs[0]
     for key, value in found.items():
         assert torch.equal(value, runs[1][key]) and torch.equal(value, runs[2][key]), f"{key} has other bits"
@@ -101,21 +100,16 @@ def test_what_is_no_number_comes_through_every_layer(batch_norm: bool) -> None:
     item, user = torch.randn(ROWS, 12, requires_grad=True), torch.randn(ROWS, 12, requires_grad=True)
     with torch.no_grad():
         backbone.mlp.linears[0].weight[0] = float("nan")
-    logit = backbone.logit_of_sides([BatchSide(item, None, 0), BatchSide(user, None, 12)])
+    logit = backbone.trained_head().logit([BatchSide(item, None, 0), BatchSide(user, None, 12)])
     logit.sum().backward()
     assert logit.isnan().all() and item.grad is not None and item.grad.isnan().all()
 
 
-def test_moments_over_a_batch_that_other_ranks_share_and_other_types_are_left_to_the_backbone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("mwuf_dist.backbones.base.has_trained_rows", lambda: True)
-    assert not made("deepfm", True, 0.0).trains_by_sides(batch_is_full=False)
-    assert made("deepfm", False, 0.0).trains_by_sides(batch_is_full=False)
-    assert not made("deepfm", False, 0.0).eval().trains_by_sides(batch_is_full=True)
-    assert not made("deepfm", False, 0.0).double().trains_by_sides(batch_is_full=True)
-    monkeypatch.setattr("mwuf_dist.backbones.base.has_trained_rows", lambda: False)
-    assert not made("deepfm", False, 0.0).trains_by_sides(batch_is_full=True)
+def test_other_types_than_float32_are_left_to_the_backbone() -> None:
+    assert made("deepfm", True, 0.0).trained_head() is not None
+    assert made("deepfm", False, 0.0).double().trained_head() is None
+    config = backbone_config("deepfm", precision="bfloat16")
+    assert build_backbone(config, Shape(dim=4, num_item_fields=2, num_user_fields=3)).trained_head() is None
 
 
 def test_a_subclass_with_a_forward_of_its_own_is_computed_by_that_alone() -> None:
@@ -126,4 +120,4 @@ def test_a_subclass_with_a_forward_of_its_own_is_computed_by_that_alone() -> Non
     backbone = made("deepfm", False, 0.0)
     assert backbone.fold() is not None
     doubled = Doubled(backbone.config, backbone.shape).train()
-    assert doubled.fold() is None and not doubled.trains_by_sides(batch_is_full=True)
+    assert doubled.fold() is None and doubled.trained_head() is None

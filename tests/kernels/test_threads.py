@@ -11,16 +11,16 @@ import pytest
 import torch
 from mwuf_kernels import (
     AdamSettings,
+    BatchSide,
     EntityFields,
     FrozenRows,
     PartRows,
     TrainedLayer,
     TrainedNorm,
     TrainedRows,
-    TrainedSide,
     adam_step_,
     add_table_rows_,
-    meta_networks_by_hand,
+    meta_networks,
     native,
     set_num_threads,
     table_rows,
@@ -64,9 +64,9 @@ def trained_rows(batch_norm: bool, hidden: tuple[int, ...] = (64, 32)) -> Tensor
         layers.append(TrainedLayer(draws(out, width) / width**0.5, None if norm else draws(out), norm, noise))
         width = out
     sides = [
-        TrainedSide(draws(ITEMS, 3 * DIM), places(ROWS, ITEMS), 0),
-        TrainedSide(draws(ROWS, DIM), None, 3 * DIM),
-        TrainedSide(draws(90, DIM), places(ROWS, 90), 4 * DIM),
+        BatchSide(draws(ITEMS, 3 * DIM), places(ROWS, ITEMS), 0),
+        BatchSide(draws(ROWS, DIM), None, 3 * DIM),
+        BatchSide(draws(90, DIM), places(ROWS, 90), 4 * DIM),
     ]
     out = (draws(width), draws(1)) if hidden else None
     rows = TrainedRows(sides, layers, (draws(5 * DIM), draws(1)), out, DIM, True)
@@ -88,9 +88,11 @@ def fields_of_entities() -> Tensors:
 
 
 def networks() -> Tensors:
-    h, g = ((draws(32, width), draws(32), draws(DIM, 32), draws(DIM)) for width in (80, DIM))
-    scale, shift, backward = meta_networks_by_hand(draws(ROWS, 80), draws(ROWS, DIM), h, g, residual=True)
-    return [scale, shift, *(d for d in backward(scale.sin(), shift.sin()) if d is not None)]
+    h, g = [(draws(32, width), draws(32), draws(DIM, 32), draws(DIM)) for width in (80, DIM)]
+    weights = [weight.requires_grad_() for weight in (*h, *g)]
+    scale, shift = meta_networks(draws(ROWS, 80), draws(ROWS, DIM), h, g, residual=True)
+    slopes = [scale.detach().sin(), shift.detach().sin()]
+    return [scale.detach(), shift.detach(), *torch.autograd.grad([scale, shift], weights, slopes)]
 
 
 def adam() -> Tensors:

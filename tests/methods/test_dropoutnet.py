@@ -86,7 +86,8 @@ def test_scoring_and_warming_up_drop_nothing_and_new_items_start_at_zero(job: Ru
     with torch.no_grad():
         context = torch.cat([job.model.item_fields(item), job.model.user_fields(user)], dim=1)
         expected = job.model.backbone(weight[item], context)
-        assert_float32_close(stage._logit(user, item), expected, num_terms=100)  # fields and hidden units
+        job._frozen.serve(stage.scored_rows)
+        assert_float32_close(job._frozen.served_logit(user, item), expected, num_terms=100)  # fields and hidden units
     stage.run_phase(job.session, job.prepared, 1)
 
 

@@ -28,7 +28,7 @@ from mwuf_dist.serving.export.chunks import Chunk, Columns
 from mwuf_dist.serving.export.export import Format, export, export_backbone
 from mwuf_dist.serving.export.formats import NpyWriter, SafetensorsWriter
 from mwuf_dist.serving.finished_run import FinishedRun, open_run
-from mwuf_dist.training.frozen_model import Frozen
+from mwuf_dist.training.implementations import frozen_model
 from mwuf_dist.training.stages.warm_up import WarmUp
 from tests.bounds import assert_auc_of_rounded, assert_float32_close, float32_bound
 
@@ -57,7 +57,7 @@ def read_back(folder: Path) -> dict[str, np.ndarray]:
 
 def scores_of_the_stage(run: FinishedRun, split: str) -> np.ndarray:
     """Logits by the stage that evaluated the run, which knows nothing of `serving`."""
-    frozen = Frozen(run.model, run.config.embedding, run.mean_user)
+    frozen = frozen_model(run.model, run.config.embedding, run.mean_user)
     stage = WarmUp(run.config, run.model, frozen, run.method)
     stage.finish_phase(run.prepared, 3)
     scores = stage.score(run.prepared, split)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mwuf_dist.backbones import Shape, build_backbone
 from mwuf_dist.backbones.frozen_head import FoldedHead
 from mwuf_dist.config.registry import backbone_config
-from mwuf_dist.serving.rule import WarmRule, folded_slope, frozen_double, module_slope, warm_rows
+from mwuf_dist.serving.rule import WarmRule, frozen_double, module_slope, warm_rows
 from tests.bounds import assert_float32_close
 
 DIM, CONTEXT = 4, 12
@@ -95,12 +95,12 @@ def test_going_on_gives_the_bits_of_beginning_anew(counts: list[int], seen: list
     start, context, label = data(whole)
     part = head.user_part(context[:, DIM:]) + head.item_part(context[:, :DIM])
     none = np.zeros(len(whole), dtype=np.int64)
-    anew = warm_rows(rule, folded_slope(head), start, none, whole, lambda p: part[p], label)
+    anew = warm_rows(rule, head.gradient, start, none, whole, lambda p: part[p], label)
     early = np.minimum(whole, seen[: len(whole)])
     place = np.concatenate([np.arange(a, a + n) for a, n in zip(np.cumsum(whole) - whole, early, strict=True)])
     place = place.astype(np.int64)
-    first = warm_rows(rule, folded_slope(head), start, none, early, lambda p: part[place[p]], label[place])
-    then = warm_rows(rule, folded_slope(head), first.at_boundary, first.boundary, whole, lambda p: part[p], label)
+    first = warm_rows(rule, head.gradient, start, none, early, lambda p: part[place[p]], label[place])
+    then = warm_rows(rule, head.gradient, first.at_boundary, first.boundary, whole, lambda p: part[p], label)
     moved = whole > first.boundary
     assert torch.equal(then.rows[moved], anew.rows[moved])
     assert torch.equal(then.at_boundary, anew.at_boundary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.embeddings.tables import FlatParameter
 from mwuf_dist.methods.mwuf import Mwuf
 from mwuf_dist.runtime import Runtime
+from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.stages.meta_train import MetaTrain
 
 NUM_ITEMS, DIM, CONTEXT, ROWS = 7, 4, 6, 32
@@ -41,14 +43,16 @@ class LocalTable:
 class FrozenStub:
     """A frozen model: logit = tanh(v) . part, and the inputs of the meta networks."""
 
-    head = None
-    meta_inputs = SimpleNamespace(is_whole=True)  # held by every rank
+    losses: Any = Frozen.losses
 
     def __init__(self) -> None:
         self.context, self.user_mean = torch.randn(NUM_ITEMS, CONTEXT), torch.randn(NUM_ITEMS, DIM)
 
     def inputs(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.context[items], self.user_mean[items]
+
+    def distinct(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.unique(items, return_inverse=True)
 
     def part(self, user: torch.Tensor, item: torch.Tensor, history: None = None) -> torch.Tensor:
         return torch.sin(user[:, None] + torch.arange(DIM) + item[:, None]).double()

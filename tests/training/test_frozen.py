@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mwuf_kernels import has_frozen_rows
+from mwuf_kernels import has_library
 
 from mwuf_dist.config import Config
+from mwuf_dist.config.registry import method_config
 from mwuf_dist.data.batches.loader import Loader
+from mwuf_dist.embeddings.user_means import ItemUsers
+from mwuf_dist.methods import build_method
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
 from mwuf_dist.training.checkpoint.save import module_state
+from mwuf_dist.training.frozen_model import CompiledFrozen, Frozen
+from mwuf_dist.training.implementations import frozen_model, trained_model
 from mwuf_dist.training.run import Run
 from mwuf_dist.training.stages.meta_train import MetaTrain
 from mwuf_dist.training.stages.warm_up import WarmUp
@@ -46,7 +51,7 @@ def frozen_values(job: Run) -> dict[str, torch.Tensor]:
     if job._frozen is not None:
         (shard,) = job._frozen._parts.shards("parts")
         # Behind them stand the new items' as they are scored, anew in each phase.
-        values["parts"] = shard.weight[: job._frozen._first_served].clone()
+        values["parts"] = shard.weight[: job._frozen._num_users + job.model.num_items].clone()
     return values | {key: value.clone() for key, value in module_state("backbone", job.model.backbone).items()}
 
 
@@ -114,9 +119,6 @@ def test_folded_head_scores_and_differentiates_like_the_backbone_itself(job: Run
     rounding = {"num_terms": 2 * NUM_TERMS, "size": float(expected.abs().max())}  # there and back again
     assert_float32_close(found, expected, **rounding)
     assert_float32_close(found_gradient[0], expected_gradient[0], **rounding)
-    again = frozen.logit(v, frozen.part(user, item), twice=True)
-    assert_float32_close(again, expected, **rounding)
-    assert_float32_close(torch.autograd.grad(again.sin().sum(), v)[0], expected_gradient[0], **rounding)
     both = frozen.logit(torch.stack([v, 2 * v]), frozen.part(user, item))
     assert_float32_close(both[0], found, **rounding)
     assert_float32_close(both[1], model.backbone(2 * v, context), num_terms=NUM_TERMS)
@@ -128,7 +130,7 @@ def test_plain_frozen_path_gives_the_same_results_as_the_folded_one(tmp_path: Pa
             return run_module.run(tiny(), folder, runtime)["phases"]
 
     folded = results(tmp_path / "folded")
-    monkeypatch.setattr("mwuf_dist.backbones.base.LinearFirstLayer.fold", lambda self: None)
+    monkeypatch.setattr("mwuf_dist.backbones.linear.LinearFirstLayer.fold", lambda self: None)
     plain = results(tmp_path / "plain")
     for phase, metrics in folded.items():
         for name, value in metrics.items():
@@ -138,23 +140,22 @@ def test_plain_frozen_path_gives_the_same_results_as_the_folded_one(tmp_path: Pa
     assert folded["warm-c"]["auc_test"] > 0.65
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_steps_by_hand_have_the_losses_and_gradients_of_autograd_and_served_scores_are_those_row_by_row(
-    job: Run, compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a full batch and on one with padding; with the compiled loop over rows, and in torch alone."""
-    if compiled and not has_frozen_rows():
-        pytest.skip("no C++ compiler")
-    monkeypatch.setattr("mwuf_kernels.has_frozen_rows", lambda: compiled)
+@pytest.mark.skipif(not has_library(), reason="no C++ compiler")
+def test_compiled_losses_gradients_and_served_scores_are_those_of_autograd(job: Run) -> None:
+    """On a full batch and on one with padding."""
     job.meta_train()
-    model, frozen = job.model, job._frozen
-    assert frozen is not None and frozen.head is not None
-    assert (frozen.compiled is not None) == compiled
+    model, compiled = job.model, job._frozen
+    assert isinstance(compiled, CompiledFrozen)
+    by_autograd = Frozen(model, job.config.embedding, job._mean_user())
+    users = ItemUsers(job.prepared, ["pretrain"])
+    for frozen in (compiled, by_autograd):
+        frozen.set_users(users, range(model.num_items))
     (flat,) = model.new_ids.flat_parameters()
 
-    def outcome(loss: Callable[..., torch.Tensor], *args: Any) -> list[torch.Tensor]:
+    def outcome(loss: torch.Tensor) -> list[torch.Tensor]:
         parameters = [flat.weights, *job.method.parameters()]
-        found = [loss(*args).detach()]
+        loss.backward()
+        found = [loss.detach()]
         for parameter in parameters:
             found.append(torch.zeros(()) if parameter.grad is None else parameter.grad.clone())
             parameter.grad = None
@@ -163,20 +164,37 @@ def test_steps_by_hand_have_the_losses_and_gradients_of_autograd_and_served_scor
     full = next(iter(Loader(job.prepared, ["pretrain"], 256, 1, job.runtime).epoch(0)))
     weight = torch.arange(256).remainder(3).clamp(max=1).float()
     padded = replace(full, weight=weight, is_full=False, num_rows=int(weight.sum()))
-    meta = MetaTrain(job.config, model, frozen, job.method)
-    warm = WarmUp(job.config, model, frozen, job.method)
     for batch in (full, padded):
-        pairs = [
-            (outcome(meta._losses_by_hand, batch, frozen.head), outcome(meta.losses_by_autograd, batch)),
-            (outcome(warm._loss_by_hand, batch, frozen.head), outcome(warm.loss_by_autograd, batch)),
-        ]
-        for found, expected in pairs:
+        meta, warm = [], []
+        for frozen in (compiled, by_autograd):
+            meta.append(outcome(MetaTrain(job.config, model, frozen, job.method).losses(batch).sum()))
+            warm.append(outcome(WarmUp(job.config, model, frozen, job.method).loss(batch)))
+        for found, expected in (meta, warm):
             assert expected[1].abs().max() > 1e-4
             # Weighted means of 256 rows, each a network there and back; a wrong term is some parts in a hundred.
             assert_float32_close(found, expected, num_terms=256 + 2 * NUM_TERMS)
-    warm.finish_phase(job.prepared, 1)
     columns = job.prepared.columns("test", ("user", "item"))
     user, item = (torch.from_numpy(columns[name]).long() for name in ("user", "item"))
-    with torch.no_grad():
-        expected_scores = warm._logit(user, item)
-    assert_float32_close(frozen.served_logit(user, item), expected_scores, num_terms=NUM_TERMS)
+    scores = []
+    for frozen in (compiled, by_autograd):
+        WarmUp(job.config, model, frozen, job.method).finish_phase(job.prepared, 1)
+        scores.append(frozen.served_logit(user, item))
+    assert_float32_close(scores[0], scores[1], num_terms=NUM_TERMS)
+
+
+def test_the_choice_is_made_once_and_named(job: Run) -> None:
+    job.meta_train()
+    way = "compiled" if has_library() else "autograd"
+    lookups = dict.fromkeys(("user", "item", "old", "new"), "compiled" if has_library() else "torchrec")
+    assert job.implementation() == {"trained_model": way, "frozen_model": way, "lookups": lookups}
+    model, method = job.model, job.method
+    model.runtime = replace(job.runtime, is_compiled=False)
+    assert trained_model(model, method).implementation == "autograd"
+    assert frozen_model(model, job.config.embedding, job._mean_user()).implementation == "autograd"
+
+
+def test_what_the_loops_do_not_cover_is_left_to_autograd(job: Run) -> None:
+    model = job.model
+    model.runtime = replace(job.runtime, is_compiled=True)
+    dropping = build_method(method_config(name="dropoutnet"), model.dim, 4, model.backbone)
+    assert trained_model(model, dropping).implementation == "autograd"

@@ -11,13 +11,12 @@ import mwuf_kernels
 import pytest
 import torch
 
-from mwuf_dist.config import WARM_SETS
 from mwuf_dist.embeddings import user_means
 from mwuf_dist.methods import mwuf
 from mwuf_dist.runtime import start
+from mwuf_dist.training import frozen_model
 from mwuf_dist.training import run as run_module
 from mwuf_dist.training.run import Run
-from mwuf_dist.training.stages import meta_train, warm_up
 from tests.tiny import tiny
 
 
@@ -40,16 +39,13 @@ def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
     means: list[int] = []
     distinct: list[int] = []
     served: list[int] = []
-    backward: list[int] = []
-    compiled = mwuf_kernels.has_frozen_rows()
-    networks = "meta_networks_by_hand" if compiled else "meta_networks"
+    compiled = mwuf_kernels.has_library()
 
     def rows_of(table: torch.Tensor, inverse: torch.Tensor | None, *_: torch.Tensor) -> None:
         rows.update(meta_train=len(table if inverse is None else inverse))
 
-    spy(monkeypatch, meta_train, "warm_embedding", rows_of)
-    spy(monkeypatch, meta_train, "warm_embedding_backward", lambda cold, *_: backward.append(len(cold)))
-    spy(monkeypatch, mwuf, networks, lambda context, *_: distinct.append(len(context)))
+    spy(monkeypatch, frozen_model, "warm_embedding", rows_of)
+    spy(monkeypatch, mwuf, "meta_networks", lambda context, *_: distinct.append(len(context)))
     spy(monkeypatch, mwuf, "bulk_warm", lambda table, *_: served.append(len(table)))
     spy(monkeypatch, user_means, "user_mean", lambda table, users, offsets, *_: means.append(len(offsets) - 1))
     config = tiny(pretrain={"epochs": 1})
@@ -60,7 +56,7 @@ def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
         job.meta_train()
         prepared = job.prepared
         # Once a step, on the distinct items of its batch; each old item's mean user once.
-        assert len(backward) == len(distinct) == -(-prepared.num_rows("pretrain") // config.meta_train.batch_size)
+        assert len(distinct) == -(-prepared.num_rows("pretrain") // config.meta_train.batch_size)
         assert max(distinct) <= prepared.num_old_items and not served
         assert means == [prepared.num_old_items]
         # The compiled loop over rows reads each distinct item's embedding; torch makes one for every row.
@@ -73,17 +69,17 @@ def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
         job.session.recorder.close()
 
 
-def test_a_backbone_without_a_folded_head_is_scored_with_warm_embeddings_of_every_row(
+def test_a_backbone_without_a_folded_head_is_scored_with_warm_embeddings_of_the_items_of_a_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows: Counter[str] = Counter()
-    for module in (meta_train, warm_up):
-        name = module.__name__.rpartition(".")[2]
-        spy(monkeypatch, module, "warm_embedding", lambda t, inverse, *_, name=name: rows.update({name: len(inverse)}))
+    rows: list[int] = []
+    served: list[int] = []
+    spy(monkeypatch, frozen_model, "warm_embedding", lambda t, inverse, *_: rows.append(len(inverse)))
+    spy(monkeypatch, mwuf, "bulk_warm", lambda table, *_: served.append(len(table)))
     config = tiny(pretrain={"epochs": 1}, backbone={"name": "pnn"})
     with start(config) as runtime:
         run_module.run(config, tmp_path, runtime)
         prepared = run_module._prepare(config, runtime)
-    assert 0 <= rows["meta_train"] - prepared.num_rows("pretrain") < config.meta_train.batch_size
-    # Each phase scores the set that comes next, and the fixed test.
-    assert rows["warm_up"] == sum(map(prepared.num_rows, WARM_SETS)) + 4 * prepared.num_rows("test")
+    assert 0 <= sum(rows) - prepared.num_rows("pretrain") < config.meta_train.batch_size
+    # Each phase scores the set that comes next, and the fixed test: the distinct items of each at once.
+    assert len(served) == 7 and all(0 < num <= prepared.num_items for num in served)

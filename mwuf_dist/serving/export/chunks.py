@@ -96,7 +96,7 @@ def _num_threads(run: FinishedRun) -> int:
     """Lookups of several ranks are collectives in one order, and only plain tables may be read side by side."""
     model = run.model
     tables = (model.user_tables, model.item_tables, model.old_ids, model.new_ids)
-    if model.runtime.world_size > 1 or any(table.direct is None for table in tables):
+    if model.runtime.world_size > 1 or not all(table.lookups.is_thread_safe for table in tables):
         return 1
     return num_threads()
 

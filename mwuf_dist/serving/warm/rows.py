@@ -20,7 +20,6 @@ from mwuf_dist.serving.rule import (
     WarmedRows,
     WarmRule,
     fitted_rows,
-    folded_slope,
     frozen_double,
     item_groups,
     module_slope,
@@ -62,7 +61,7 @@ class WarmJob:
         self.method = frozen_method(run, self.items, lambda items: self._item_fields(run, items))
         head = None if self.method.fits_items else self.backbone.fold()  # pyright: ignore[reportCallIssue]
         self.head = head if isinstance(head, FoldedHead) else None
-        self.slope = folded_slope(self.head) if self.head is not None else module_slope(self.backbone)
+        self.slope = module_slope(self.backbone) if self.head is None else self.head.gradient
         old = state.rows
         touched = np.union1d(self.change.anew, self.change.going_on)
         at = np.full(state.num_items, -1, dtype=np.int64)

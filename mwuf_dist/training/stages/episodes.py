@@ -85,7 +85,7 @@ class EpisodeTrain:
         def loss_of(which: int) -> Callable[[torch.Tensor], torch.Tensor]:
             def loss(v: torch.Tensor) -> torch.Tensor:
                 rows = v[:, None].expand(-1, half, -1).reshape(num_episodes * half, -1)  # [E*K, D]
-                logit = self.frozen.logit(rows, part[:, which].flatten(0, 1), twice=True).view(num_episodes, half)
+                logit = self.frozen.logit(rows, part[:, which].flatten(0, 1)).view(num_episodes, half)
                 return F.binary_cross_entropy_with_logits(logit, label[:, which], reduction="none").mean(1)
 
             return loss

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from mwuf_kernels import FrozenRows, warm_embedding, warm_embedding_backward
 
-from mwuf_dist.backbones import FoldedHead
 from mwuf_dist.config import Config, MetaTrainConfig
 from mwuf_dist.data.batches.loader import Batch, Batches
 from mwuf_dist.data.shards import Prepared
@@ -19,7 +17,7 @@ from mwuf_dist.training.checkpoint.files import Cursor
 from mwuf_dist.training.checkpoint.save import module_state, table_state
 from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.loop import Session, place, train
-from mwuf_dist.training.model import Model, backward_from, compiled_loss, loss_and_gradient, loss_sum
+from mwuf_dist.training.model import Model
 from mwuf_dist.training.optimizers import Adam
 
 # `epochs = "auto"`: one old item in this many is held out, and played as new to see when to stop.
@@ -65,83 +63,19 @@ class MetaTrain:
         """
         if self._held_out is not None:
             batch = replace(batch, weight=batch.weight * ~self._held_out[batch.item], is_full=False)
-        head = self.frozen.head
-        loss = self.losses_by_autograd(batch) if head is None else self._losses_by_hand(batch, head)
+        loss = self.losses(batch).sum()
+        loss.backward()
         self.optimizer.sum_gradients(self.model.runtime)
         self.optimizer.step()
         return loss.detach()
 
-    def losses_by_autograd(self, batch: Batch) -> torch.Tensor:
-        """L_cold + L_warm of this rank's rows, with gradients: the reference, and where there is no folded head."""
-        loss = self._losses(batch).sum()
-        loss.backward()
-        return loss
-
-    def _losses_by_hand(self, batch: Batch, head: FoldedHead) -> torch.Tensor:
-        """The same, with the gradient written out from the loss to the rows of phi_new, the scale and the shift.
-
-        Autograd has only the lookup and the meta networks left to differentiate.
-        """
-        if self.frozen.compiled is not None:
-            return self._losses_compiled(batch, self.frozen.compiled)
-        items, inverse = self._distinct(batch.item)
+    def losses(self, batch: Batch) -> torch.Tensor:
+        """Computes (L_cold, L_warm) of this rank's rows [2], with gradients."""
+        items, index = self.frozen.distinct(batch.item)
         rows = self.model.new_ids.rows(items)
-        scale, shift = self._scale_and_shift(*self.frozen.inputs(items))
-        part = self.frozen.part(batch.user, batch.item)
-        with torch.no_grad():
-            embeddings = torch.stack(warm_embedding(rows, inverse, scale, shift))
-            logits, states, slope = head.forward(embeddings, part)
-            loss, d_logits = loss_and_gradient(logits, batch)
-            d_cold, d_warm = head.backward(d_logits, states, slope)
-            gradients = warm_embedding_backward(d_cold, d_warm, rows, inverse)
-        backward_from([rows, scale, shift], gradients)
-        return loss
-
-    def _losses_compiled(self, batch: Batch, compiled: FrozenRows) -> torch.Tensor:
-        """The same by a loop over rows that reads, and sums gradients for, each distinct item's embeddings in place."""
-        items, inverse = self._distinct(batch.item)
-        direct = self.model.new_ids.direct
-        with torch.set_grad_enabled(direct is None):
-            rows = self.model.new_ids.rows(items)
-        inputs = self.frozen.inputs(items)
-        by_hand = self.method.scale_and_shift_by_hand(*inputs)
-        scale, shift = self._scale_and_shift(*inputs) if by_hand is None else by_hand[:2]
-        with torch.no_grad():
-            embeddings = torch.stack(warm_embedding(rows, None, scale, shift))
-            parts = self.frozen.part_rows(batch.user, batch.item)
-            loss, (d_cold, d_warm) = compiled_loss(compiled, parts, embeddings, inverse, batch)
-            d_rows, d_scale, d_shift = warm_embedding_backward(d_cold, d_warm, rows, None)
-        assert d_rows is not None and d_scale is not None and d_shift is not None
-        if direct is None:
-            backward_from([rows], [d_rows])
-        else:
-            direct.set_gradient_of_rows(items, d_rows)
-        if by_hand is None:
-            backward_from([scale, shift], [d_scale, d_shift])
-        else:
-            by_hand[2](d_scale, d_shift)
-        return loss
-
-    def _distinct(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distinct items and which of them each row has, as the lookups of a step take them."""
-        model = self.model
-        pads = not (model.new_ids.is_whole and self.frozen.meta_inputs.is_whole)
-        return model.runtime.distinct(items, model.num_items, pads)
-
-    def _scale_and_shift(self, context: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scale_and_shift = self.method.scale_and_shift(context, mean)
+        scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
         assert scale_and_shift is not None, "a method without meta networks has no stage meta_train"
-        return scale_and_shift
-
-    def _losses(self, batch: Batch) -> torch.Tensor:
-        """(L_cold, L_warm) of this rank's rows [2]."""
-        items, inverse = self._distinct(batch.item)
-        rows = self.model.new_ids.rows(items)
-        scale, shift = self._scale_and_shift(*self.frozen.inputs(items))
-        part = self.frozen.part(batch.user, batch.item, batch.history)
-        embeddings = torch.stack(warm_embedding(rows, inverse, scale, shift))
-        logits = self.frozen.logit(embeddings, part)
-        return torch.stack([loss_sum(logit, batch) for logit in logits])
+        return self.frozen.losses(batch, rows, index, scale_and_shift)
 
     @torch.no_grad()
     def _held_out_loss(self, loader: Batches) -> float:
@@ -150,7 +84,7 @@ class MetaTrain:
         total = torch.zeros(2, dtype=torch.float64, device=self.model.runtime.device)
         for batch in loader.epoch(0):
             ours = replace(batch, weight=batch.weight * self._held_out[batch.item], is_full=False, num_rows=1)
-            total += torch.stack([self._losses(ours)[1].double(), ours.weight.sum().double()])
+            total += torch.stack([self.losses(ours)[1].double(), ours.weight.sum().double()])
         loss, weight = self.model.runtime.sum(total).tolist()
         return loss / max(weight, 1.0)
 

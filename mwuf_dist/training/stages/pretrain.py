@@ -16,6 +16,7 @@ from mwuf_dist.methods import Method
 from mwuf_dist.runtime import draws, generator_seed
 from mwuf_dist.training.checkpoint.files import Cursor
 from mwuf_dist.training.checkpoint.save import module_state, table_state
+from mwuf_dist.training.implementations import trained_model
 from mwuf_dist.training.loop import Session, train
 from mwuf_dist.training.model import Model, loss_sum
 from mwuf_dist.training.optimizers import Adam
@@ -42,8 +43,7 @@ class Pretrain:
         )
         self._num_steps = 0  # of the whole stage
         self._item_weight: torch.Tensor | None = None  # [num_old]
-        changes_items = type(self.method).pretrain_item is not Method.pretrain_item
-        self._change = self.method.pretrain_item if changes_items else None
+        self.trained = trained_model(self.model, self.method)
 
     def tensors(self) -> dict[str, Any]:
         """The state in the middle of the stage."""
@@ -68,7 +68,7 @@ class Pretrain:
         draws.begin(*key, first_row=batch.first_row)
         runtime.seed(generator_seed(*key, runtime.rank))
         weight = None if self._item_weight is None else self._item_weight[batch.item]
-        loss = loss_sum(self.model.logit(batch, self._change), batch, weight)
+        loss = loss_sum(self.trained.logit(batch), batch, weight)
         loss.backward()
         self.optimizer.sum_gradients(runtime)
         self.optimizer.step(self._rate(batch))

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from mwuf_kernels import warm_embedding
 
-from mwuf_dist.backbones import FoldedHead
 from mwuf_dist.config import WARM_SETS, Config
-from mwuf_dist.data.batches.histories import Histories, History
+from mwuf_dist.data.batches.histories import Histories
 from mwuf_dist.data.batches.loader import Batch, Loader
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers
@@ -20,7 +18,7 @@ from mwuf_dist.training.checkpoint.files import Cursor
 from mwuf_dist.training.checkpoint.save import table_state
 from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.loop import Session, train
-from mwuf_dist.training.model import Model, backward_from, compiled_loss, loss_and_gradient, loss_sum
+from mwuf_dist.training.model import Model
 from mwuf_dist.training.optimizers import Adam
 from mwuf_dist.training.stages.item_fit import ItemFit
 from mwuf_dist.training.stages.meta_train import initialise_new_ids
@@ -85,50 +83,16 @@ class WarmUp:
 
     def step(self, batch: Batch, optimizer: Adam) -> torch.Tensor:
         """One step on L_cold; returns this rank's part of it."""
-        head = self.frozen.head
-        loss = self.loss_by_autograd(batch) if head is None else self._loss_by_hand(batch, head)
+        loss = self.loss(batch)
+        loss.backward()
         optimizer.sum_gradients(self.model.runtime)
         optimizer.step()
         return loss.detach()
 
-    def loss_by_autograd(self, batch: Batch) -> torch.Tensor:
-        """L_cold of this rank's rows, with gradients: the reference, and for backbones without a folded head."""
-        part = self.frozen.part(batch.user, batch.item, batch.history)
-        rows, index = self._rows(batch.item)
-        loss = loss_sum(self.frozen.logit(rows.index_select(0, index), part), batch)
-        loss.backward()
-        return loss
-
-    def _loss_by_hand(self, batch: Batch, head: FoldedHead) -> torch.Tensor:
-        """The same, with the gradient written out from the loss to the rows of phi_new."""
-        rows, index = self._rows(batch.item)
-        compiled = self.frozen.compiled
-        with torch.no_grad():
-            if compiled is not None:
-                parts = self.frozen.part_rows(batch.user, batch.item)
-                loss, (d_rows,) = compiled_loss(compiled, parts, rows.unsqueeze(0), index, batch)
-            else:
-                part = self.frozen.part(batch.user, batch.item)
-                logit, states, slope = head.forward(rows.index_select(0, index), part)
-                loss, d_logit = loss_and_gradient(logit, batch)
-                d_rows = torch.zeros_like(rows).index_add_(0, index, head.backward(d_logit, states, slope))
-        direct = self.model.new_ids.direct
-        if direct is None:
-            backward_from([rows], [d_rows])
-        else:
-            direct.set_gradient(d_rows)
-        return loss
-
-    def _rows(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of phi_new [n, D], and which of them each of `items` [b] has [b].
-
-        All of them, in place, where this rank holds the table; else those of the items, each distinct one once.
-        """
-        direct = self.model.new_ids.direct
-        if direct is not None:
-            return direct.matrix(), items
-        distinct, inverse = self.model.runtime.distinct(items, self.model.num_items, pads=True)
-        return self.model.new_ids.rows(distinct), inverse
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Computes L_cold of this rank's rows, with gradients."""
+        items, index = self.frozen.distinct(batch.item)
+        return self.frozen.losses(batch, self.model.new_ids.rows(items), index).sum()
 
     def finish_phase(self, prepared: Prepared, phase: int) -> None:
         """Takes U(v) of the new items and the histories from the sets that are finished now: none is still to score.
@@ -138,10 +102,9 @@ class WarmUp:
         users = ItemUsers(prepared, WARM_SETS[:phase], events=self.config.data.events)
         self.frozen.set_users(users, range(self.model.num_old, self.model.num_items))
         self.histories = self.model.histories(prepared, phase)
-        if self.frozen.head is not None:
-            self.frozen.serve(self._scored_rows)
+        self.frozen.serve(self.scored_rows)
 
-    def _scored_rows(self, items: torch.Tensor) -> torch.Tensor:
+    def scored_rows(self, items: torch.Tensor) -> torch.Tensor:
         """The embeddings [n, D] that items [n] are scored with, as they are now."""
         return self.method.warm_rows(self.model.new_ids.rows(items), *self.frozen.inputs(items))
 
@@ -184,24 +147,9 @@ class WarmUp:
             if self.histories is not None:
                 before = torch.from_numpy(self.histories.before(split, rows.start, rows.stop).astype(np.int64))
                 history = self.histories.of(users, padded(before.to(runtime.device), size), in_pretrain=False)
-            if self.frozen.head is not None:
-                logits = self.frozen.served_logit(users, items)
-            else:
-                logits = self._logit(users, items, history)
+            logits = self.frozen.served_logit(users, items, history)
             scores.append(logits[: len(user)].double().cpu().numpy())
         return runtime.gather_rows(np.concatenate([np.empty(0), *scores]))
-
-    def _logit(self, user: torch.Tensor, item: torch.Tensor, history: History | None = None) -> torch.Tensor:
-        """The same row by row: for backbones without a folded head, and the reference."""
-        pads = not (self.model.new_ids.is_whole and self.frozen.meta_inputs.is_whole)
-        items, inverse = self.model.runtime.distinct(item, self.model.num_items, pads)
-        rows = self.model.new_ids.rows(items)
-        scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
-        if scale_and_shift is None:
-            embedding = rows.index_select(0, inverse)
-        else:
-            _, embedding = warm_embedding(rows, inverse, *scale_and_shift)
-        return self.frozen.logit(embedding, self.frozen.part(user, item, history))
 
 
 def warm_up_tensors(model: Model) -> dict[str, object]:

@@ -1,13 +1,11 @@
-"""Direct lookups read and train what TorchRec's kernel would."""
+"""Compiled lookups read and train what TorchRec's kernel would."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mwuf_kernels import has_table_rows
+from mwuf_kernels import has_library
 
 from mwuf_dist.data.schema import Field
 from mwuf_dist.data.shards import EntityTable, FieldColumn
@@ -28,20 +26,14 @@ def gradient(tables: Tables, rows: torch.Tensor) -> torch.Tensor:
     return flat.weights.grad.clone()
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_direct_lookups_give_the_rows_bags_and_gradients_of_the_kernel(
-    tmp_path: Path, compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if compiled and not has_table_rows():
-        pytest.skip("no C++ compiler")
-    for module in ("local_tables", "features"):
-        monkeypatch.setattr(f"mwuf_dist.embeddings.{module}.has_table_rows", lambda: compiled)
+@pytest.mark.skipif(not has_library(), reason="no C++ compiler")
+def test_compiled_lookups_give_the_rows_bags_and_gradients_of_the_kernel() -> None:
     config = tiny()
     with start(config) as runtime:
         model = Model(config, _prepare(config, runtime), runtime)
         kinds = set()
         for store, tables in ((model.users, model.user_tables), (model.items, model.item_tables)):
-            assert tables.direct is not None
+            assert tables.implementation == "compiled"
             index = torch.randint(0, store.num_rows, (500,), generator=torch.Generator().manual_seed(0))
             found, expected = store.lookup(tables, index), tables(store.features(index))
             assert_float32_close(found, expected, num_terms=5)  # values of a field
@@ -78,7 +70,7 @@ def test_the_sides_of_entities_are_their_fields_and_have_their_gradients() -> No
             tables.draw(0.1, 0)
             index = torch.from_numpy(draws.integers(200, size=90))
             sides = store.sides(tables, index, runtime)
-            assert len(sides) == (2 if num_values == 2 and has_table_rows() else 1)
+            assert len(sides) == (2 if num_values == 2 and has_library() else 1)
             parts = [side.embeddings if side.index is None else side.embeddings[side.index] for side in sides]
             assert [side.column for side in sides] == [0, 8][: len(sides)]
             found, expected = torch.cat(parts, dim=1), store.lookup(tables, index)
@@ -90,4 +82,4 @@ def test_tables_that_train_in_their_own_backward_are_left_to_their_kernel() -> N
     config = tiny(embedding={"optimizer": "rowwise_adagrad"})
     with start(config) as runtime:
         model = Model(config, _prepare(config, runtime), runtime)
-        assert all(tables.direct is None for tables in model.pretrained_tables)
+        assert all(tables.implementation == "torchrec" for tables in model.pretrained_tables)
