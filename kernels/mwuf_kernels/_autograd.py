@@ -5,7 +5,7 @@ than an ``autograd.Function`` (torch 2.13), which is as much as a whole batch of
 take the function made here, and ``torch.compile`` and ``torch.export`` see the registered op.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,3 +46,25 @@ def eager_function(
         return output if num_outputs is None else output[:num_outputs]
 
     return call
+
+
+def backward_from(values: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
+    """Backpropagates gradients that are known at values; one that needs none is a constant.
+
+    ``torch.autograd.backward`` with gradients does the same, and imports sympy for the shapes of compiled graphs.
+    """
+    pairs = [pair for pair in zip(values, gradients, strict=True) if pair[0].requires_grad]
+    out: Any = _Known.apply([gradient for _, gradient in pairs], *(value for value, _ in pairs))
+    out.backward()
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradients: list[torch.Tensor], *values: torch.Tensor) -> torch.Tensor:
+        ctx.gradients = gradients
+        return values[0].new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, *ctx.gradients

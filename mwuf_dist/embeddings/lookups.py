@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from mwuf_kernels import BatchSide, EntityFields, add_table_rows_, table_rows
+from mwuf_kernels import BatchSide, EntityFields, add_table_rows_, backward_from, table_rows
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torchrec import KeyedJaggedTensor
@@ -54,6 +54,14 @@ class KernelLookups:
         values = ids.contiguous() if num == 1 else ids.repeat(num)
         offsets = self._offsets_of_one(len(values), ids.device)
         return self._kernel(KeyedJaggedTensor(self._names, values, offsets=offsets))
+
+    def rows_to_train(self, ids: torch.Tensor) -> torch.Tensor:
+        """Looks up rows [n, D] of the only table, for `set_gradient`."""
+        return self.rows(ids)
+
+    def set_gradient(self, ids: torch.Tensor, rows: torch.Tensor, d_rows: torch.Tensor) -> None:
+        """Gives the table the gradient [n, D] of `rows`, which are its rows ids [n]."""
+        backward_from([rows], [d_rows])
 
     def rows_by_table(self, ids: torch.Tensor) -> Sequence[torch.Tensor]:
         """Looks up rows [n, width] of each table at the same ids [n]."""
@@ -102,6 +110,15 @@ class LoopLookups:
         (rows,) = self._looked_up([(None, ids)])
         return rows
 
+    def rows_to_train(self, ids: torch.Tensor) -> torch.Tensor:
+        """Looks up rows [n, D] of the only table, for `set_gradient`: without autograd, which takes as long again."""
+        return self._matrix.index_select(0, ids)
+
+    def set_gradient(self, ids: torch.Tensor, rows: torch.Tensor, d_rows: torch.Tensor) -> None:
+        """Gives the table the gradient [n, D] of `rows`, which are its rows ids [n], all different."""
+        assert self._weights.grad is None
+        self._weights.grad = torch.zeros_like(self._matrix).index_copy_(0, ids, d_rows).view(-1)
+
     def rows_by_table(self, ids: torch.Tensor) -> Sequence[torch.Tensor]:
         """Looks up rows [n, width] of each table at the same ids [n], without gradients."""
         assert not torch.is_grad_enabled()
@@ -133,13 +150,16 @@ class LoopLookups:
 
     def _looked_up(self, lookups: Sequence[Lookup]) -> tuple[torch.Tensor, ...]:
         """Rows of several lookups in the matrix of all tables, whose gradients come together in one tensor."""
-        (width,) = {dim for _, dim in self._shapes}
         lookups = [(fields, entities.contiguous()) for fields, entities in lookups]
         if not torch.is_grad_enabled():
-            matrix = self._weights.view(-1, width)
-            return tuple(table_rows(matrix, fields, entities) for fields, entities in lookups)
-        out: Any = _EntityRows.apply(self._weights, width, lookups)
+            return tuple(table_rows(self._matrix, fields, entities) for fields, entities in lookups)
+        out: Any = _EntityRows.apply(self._weights, self._matrix.shape[1], lookups)
         return out
+
+    @property
+    def _matrix(self) -> torch.Tensor:
+        """All rows [rows, D] of the tables, in place and without gradients."""
+        return self._weights.detach().view(-1, self._shapes[0][1])
 
 
 class _EntityRows(torch.autograd.Function):

@@ -153,6 +153,14 @@ class Tables:
         """Rows [n, widths] of every table at the same `ids` [n]. A collective."""
         return self.lookups.rows(ids)
 
+    def rows_to_train(self, ids: torch.Tensor) -> torch.Tensor:
+        """Looks up rows [n, width] of the only table for a step that knows their gradient: see `set_gradient`."""
+        return self.lookups.rows_to_train(ids)
+
+    def set_gradient(self, ids: torch.Tensor, rows: torch.Tensor, d_rows: torch.Tensor) -> None:
+        """Gives the only table the gradient [n, width] of `rows_to_train` of different `ids` [n]. A collective."""
+        self.lookups.set_gradient(ids, rows, d_rows)
+
     def rows_by_table(self, ids: torch.Tensor) -> Sequence[torch.Tensor]:
         """Looks up rows [n, width] of each table at the same `ids` [n], without gradients. A collective."""
         return self.lookups.rows_by_table(ids)

@@ -12,11 +12,9 @@ compiled for this CPU. `implementations.py` chooses.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from mwuf_kernels import FrozenRows, PartRows, warm_embedding, warm_embedding_backward
-from torch.autograd.function import once_differentiable
 
 from mwuf_dist.backbones import FoldedHead
 from mwuf_dist.config import EmbeddingConfig
@@ -156,7 +154,7 @@ class Frozen:
     def losses(
         self, batch: Batch, rows: torch.Tensor, index: torch.Tensor, scale_and_shift: ScaleAndShift | None = None
     ) -> torch.Tensor:
-        """Computes L_cold [1] of this rank's rows, or with a scale and a shift (L_cold, L_warm) [2].
+        """Computes L_cold [1] of this rank's rows, or with a scale and a shift (L_cold, L_warm) [2], by autograd.
 
         L_cold has a gradient in `rows`, L_warm in scale and shift alone (Algorithm 1): their sum makes both updates.
 
@@ -172,6 +170,15 @@ class Frozen:
             embeddings = torch.stack(warm_embedding(rows, index, *scale_and_shift))
         logits = self.logit(embeddings, self.part(batch.user, batch.item, batch.history))
         return torch.stack([loss_sum(logit, batch) for logit in logits])
+
+    def losses_and_gradients(
+        self, batch: Batch, rows: torch.Tensor, index: torch.Tensor, scale_and_shift: ScaleAndShift | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Computes `losses`, and the gradients of their sum in rows, scale and shift [n, D]. Arguments as there."""
+        leaves = [values.detach().requires_grad_() for values in (rows, *(scale_and_shift or ()))]
+        pair = (leaves[1], leaves[2]) if scale_and_shift is not None else None
+        losses = self.losses(batch, leaves[0], index, pair)
+        return losses.detach(), list(torch.autograd.grad(losses.sum(), leaves))
 
     def serve(self, embeddings: Embeddings) -> None:
         """Gets new items ready to be scored with these embeddings as they are now. A collective."""
@@ -217,14 +224,21 @@ class CompiledFrozen(Frozen):
             return PartRows(self._parts.bag_sums(torch.stack([user, second], dim=1)))
         return PartRows(self._whole_parts, user.contiguous(), second)
 
-    def losses(
+    @torch.no_grad()
+    def losses_and_gradients(
         self, batch: Batch, rows: torch.Tensor, index: torch.Tensor, scale_and_shift: ScaleAndShift | None = None
-    ) -> torch.Tensor:
-        """See `Frozen.losses`: the loop sums gradients for each item's embeddings on its way over the rows."""
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """See `Frozen.losses_and_gradients`: the loop sums up the gradients of each item on its way over the rows."""
         parts = self._part_rows(batch.user, batch.item + self._num_users)
-        out = _Losses.apply(self._loops, parts, index, batch, rows, *(scale_and_shift or (None, None)))
-        assert isinstance(out, torch.Tensor)
-        return out
+        items = rows.unsqueeze(0)
+        if scale_and_shift is not None:
+            items = torch.stack(warm_embedding(rows, None, *scale_and_shift))
+        d_items = torch.zeros_like(items)
+        weight = None if batch.is_full else batch.weight
+        losses = self._loops.loss_and_gradient(parts, items, index, batch.label, weight, 1 / batch.num_rows, d_items)
+        d_warm = None if scale_and_shift is None else d_items[1]
+        found = warm_embedding_backward(d_items[0], d_warm, rows, None)
+        return losses, [gradient for gradient in found if gradient is not None]
 
     @torch.no_grad()
     def serve(self, embeddings: Embeddings) -> None:
@@ -244,33 +258,3 @@ class CompiledFrozen(Frozen):
         """See `Frozen.served_logit`."""
         # Padding is item 0, which is old: any row will do for it, and there is one there.
         return self._loops.logits(self._part_rows(user, item + (self._first_served - self._model.num_old)))
-
-
-class _Losses(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        loops: FrozenRows,
-        parts: PartRows,
-        index: torch.Tensor,
-        batch: Batch,
-        rows: torch.Tensor,
-        scale: torch.Tensor | None,
-        shift: torch.Tensor | None,
-    ) -> torch.Tensor:
-        if scale is None or shift is None:
-            embeddings = rows.unsqueeze(0)
-        else:
-            embeddings = torch.stack(warm_embedding(rows, None, scale, shift))
-        gradients = torch.zeros_like(embeddings)
-        weight = None if batch.is_full else batch.weight
-        losses = loops.loss_and_gradient(parts, embeddings, index, batch.label, weight, 1 / batch.num_rows, gradients)
-        ctx.save_for_backward(rows, gradients)
-        return losses.to(rows.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *d_losses: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, gradients = ctx.saved_tensors
-        d_cold, *d_warm = gradients * d_losses[0][:, None, None]
-        return None, None, None, None, *warm_embedding_backward(d_cold, d_warm[0] if d_warm else None, rows, None)

@@ -30,8 +30,11 @@ class LocalTable:
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = nn.Parameter(weight.clone())
 
-    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+    def rows_to_train(self, ids: torch.Tensor) -> torch.Tensor:
         return self.weight[ids]
+
+    def set_gradient(self, ids: torch.Tensor, rows: torch.Tensor, d_rows: torch.Tensor) -> None:
+        rows.backward(d_rows)
 
     def flat_parameters(self) -> list[FlatParameter]:
         return [FlatParameter(self.weight, {"new": (0, self.weight.shape)})]
@@ -44,6 +47,7 @@ class FrozenStub:
     """A frozen model: logit = tanh(v) . part, and the inputs of the meta networks."""
 
     losses: Any = Frozen.losses
+    losses_and_gradients: Any = Frozen.losses_and_gradients
 
     def __init__(self) -> None:
         self.context, self.user_mean = torch.randn(NUM_ITEMS, CONTEXT), torch.randn(NUM_ITEMS, DIM)

@@ -154,8 +154,7 @@ def test_compiled_losses_gradients_and_served_scores_are_those_of_autograd(job: 
 
     def outcome(loss: torch.Tensor) -> list[torch.Tensor]:
         parameters = [flat.weights, *job.method.parameters()]
-        loss.backward()
-        found = [loss.detach()]
+        found = [loss]
         for parameter in parameters:
             found.append(torch.zeros(()) if parameter.grad is None else parameter.grad.clone())
             parameter.grad = None
@@ -167,8 +166,8 @@ def test_compiled_losses_gradients_and_served_scores_are_those_of_autograd(job: 
     for batch in (full, padded):
         meta, warm = [], []
         for frozen in (compiled, by_autograd):
-            meta.append(outcome(MetaTrain(job.config, model, frozen, job.method).losses(batch).sum()))
-            warm.append(outcome(WarmUp(job.config, model, frozen, job.method).loss(batch)))
+            meta.append(outcome(MetaTrain(job.config, model, frozen, job.method).loss_with_gradients(batch)))
+            warm.append(outcome(WarmUp(job.config, model, frozen, job.method).loss_with_gradients(batch)))
         for found, expected in (meta, warm):
             assert expected[1].abs().max() > 1e-4
             # Weighted means of 256 rows, each a network there and back; a wrong term is some parts in a hundred.

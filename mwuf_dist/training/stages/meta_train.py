@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from mwuf_kernels import backward_from
 
 from mwuf_dist.config import Config, MetaTrainConfig
 from mwuf_dist.data.batches.loader import Batch, Batches
@@ -63,19 +64,24 @@ class MetaTrain:
         """
         if self._held_out is not None:
             batch = replace(batch, weight=batch.weight * ~self._held_out[batch.item], is_full=False)
-        loss = self.losses(batch).sum()
-        loss.backward()
+        loss = self.loss_with_gradients(batch)
         self.optimizer.sum_gradients(self.model.runtime)
         self.optimizer.step()
-        return loss.detach()
+        return loss
 
-    def losses(self, batch: Batch) -> torch.Tensor:
-        """Computes (L_cold, L_warm) of this rank's rows [2], with gradients."""
+    def loss_with_gradients(self, batch: Batch) -> torch.Tensor:
+        """Computes L_cold + L_warm of this rank's rows, and gives phi_new and the meta networks their gradients."""
         items, index = self.frozen.distinct(batch.item)
-        rows = self.model.new_ids.rows(items)
+        rows, pair = self.model.new_ids.rows_to_train(items), self._scale_and_shift(items)
+        losses, (d_rows, *d_pair) = self.frozen.losses_and_gradients(batch, rows, index, pair)
+        self.model.new_ids.set_gradient(items, rows, d_rows)
+        backward_from(pair, d_pair)
+        return losses.sum()
+
+    def _scale_and_shift(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
         assert scale_and_shift is not None, "a method without meta networks has no stage meta_train"
-        return self.frozen.losses(batch, rows, index, scale_and_shift)
+        return scale_and_shift
 
     @torch.no_grad()
     def _held_out_loss(self, loader: Batches) -> float:
@@ -84,7 +90,9 @@ class MetaTrain:
         total = torch.zeros(2, dtype=torch.float64, device=self.model.runtime.device)
         for batch in loader.epoch(0):
             ours = replace(batch, weight=batch.weight * self._held_out[batch.item], is_full=False, num_rows=1)
-            total += torch.stack([self.losses(ours)[1].double(), ours.weight.sum().double()])
+            items, index = self.frozen.distinct(batch.item)
+            losses = self.frozen.losses(ours, self.model.new_ids.rows(items), index, self._scale_and_shift(items))
+            total += torch.stack([losses[1].double(), ours.weight.sum().double()])
         loss, weight = self.model.runtime.sum(total).tolist()
         return loss / max(weight, 1.0)
 

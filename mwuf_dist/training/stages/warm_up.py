@@ -83,16 +83,18 @@ class WarmUp:
 
     def step(self, batch: Batch, optimizer: Adam) -> torch.Tensor:
         """One step on L_cold; returns this rank's part of it."""
-        loss = self.loss(batch)
-        loss.backward()
+        loss = self.loss_with_gradients(batch)
         optimizer.sum_gradients(self.model.runtime)
         optimizer.step()
-        return loss.detach()
+        return loss
 
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """Computes L_cold of this rank's rows, with gradients."""
+    def loss_with_gradients(self, batch: Batch) -> torch.Tensor:
+        """Computes L_cold of this rank's rows, and gives phi_new its gradient."""
         items, index = self.frozen.distinct(batch.item)
-        return self.frozen.losses(batch, self.model.new_ids.rows(items), index).sum()
+        rows = self.model.new_ids.rows_to_train(items)
+        losses, (d_rows,) = self.frozen.losses_and_gradients(batch, rows, index)
+        self.model.new_ids.set_gradient(items, rows, d_rows)
+        return losses.sum()
 
     def finish_phase(self, prepared: Prepared, phase: int) -> None:
         """Takes U(v) of the new items and the histories from the sets that are finished now: none is still to score.
