@@ -186,7 +186,7 @@ class Ours:
     def meta_train(self) -> Step:
         """A step of `meta_train`, on the weights as `pretrain` has left them."""
         job, config = self._job, self._job.config
-        self.frozen = frozen_model(job.model, config.embedding, job._mean_user())
+        self.frozen = frozen_model(job.model, config.embedding)
         initialise_new_ids(config, job.model, job.method)
         self.frozen.set_users(
             ItemUsers(job.prepared, ["pretrain"], events=job.config.data.events), range(job.model.num_old)

@@ -1,7 +1,7 @@
 """Fused operations of MWUF: torch and Triton only, with a CPU path of their own (see kernels/README.md)."""
 
 from mwuf_kernels._autograd import backward_from
-from mwuf_kernels.adam import AdamSettings, adam_step_
+from mwuf_kernels.adam import AdamSettings, adam_step_, adam_step_by_row_
 from mwuf_kernels.bulk_warm import bulk_warm, bulk_warm_reference
 from mwuf_kernels.frozen_rows import FrozenRows, PartRows
 from mwuf_kernels.meta_networks import (
@@ -28,6 +28,7 @@ __all__ = [
     "TrainedNorm",
     "TrainedRows",
     "adam_step_",
+    "adam_step_by_row_",
     "add_table_rows_",
     "backward_from",
     "bulk_warm",

@@ -1,4 +1,4 @@
-"""One step of AdamW over several parameters: the CPU's way through `adam.cpp`, and torch's fused kernel elsewhere."""
+"""AdamW over several parameters, by `adam.cpp` on a CPU and torch's fused kernel elsewhere; Adam of single rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,3 +66,28 @@ def adam_step_(
         amsgrad=False,
         maximize=False,
     )
+
+
+@torch.no_grad()
+def adam_step_by_row_(
+    parameter: torch.Tensor,
+    gradient: torch.Tensor,
+    moments: tuple[torch.Tensor, torch.Tensor],
+    num_steps: torch.Tensor,
+    settings: AdamSettings,
+) -> None:
+    """Changes a parameter [n, D] and its moments in place, each row at a step of its own, without weight decay.
+
+    Args:
+        parameter: of any floating type.
+        gradient: [n, D].
+        moments: (first, second), both [n, D].
+        num_steps: which step this is to each row, from 1 [n].
+        settings: of all of them.
+    """
+    mean, square = moments
+    unbias_1, unbias_2 = (1 - beta ** num_steps.to(mean.dtype)[:, None] for beta in (settings.beta_1, settings.beta_2))
+    mean.mul_(settings.beta_1).add_(gradient, alpha=1 - settings.beta_1)
+    square.mul_(settings.beta_2).addcmul_(gradient, gradient, value=1 - settings.beta_2)
+    size_of_step = (square / unbias_2).sqrt_().add_(settings.eps)
+    parameter -= settings.rate * (mean / unbias_1) / size_of_step

@@ -64,16 +64,16 @@ class FoldedHead:
         return part
 
     def logit(self, item: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-        """Computes logits [..., B] of item embeddings [..., B, D] with summed parts [B, width].
+        """Computes logits [B] of item embeddings [B, D] with summed parts [B, width].
 
         Differentiable in the item any number of times (MetaEmb needs two).
         """
-        logit = part[..., self.constant] + item @ self._item_linear
+        logit = part[:, self.constant] + item @ self._item_linear
         if self.interactions:
-            total = part[..., self.hidden : self.constant]
-            logit = logit + (total * (0.5 * total + item)).sum(-1)
+            total = part[:, self.hidden : self.constant]
+            logit = logit + (total * (0.5 * total + item)).sum(1)
         if self._item_weight is not None:
-            x = F.relu(part[..., : self.hidden] + item @ self._item_weight)
+            x = F.relu(part[:, : self.hidden] + item @ self._item_weight)
             for weight, bias in self._layers[1:-1]:
                 x = F.relu(F.linear(x, weight, bias))
             logit = logit + x @ self._layers[-1][0][0]

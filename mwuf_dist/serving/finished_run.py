@@ -155,10 +155,8 @@ class FinishedRun:
 
     @cached_property
     def mean_user(self) -> torch.Tensor:
-        """Embedding of the mean user [D]: `pretrain` has left it in the unknown user's row."""
-        row = torch.zeros(1, dtype=torch.int64, device=self.model.runtime.device)
-        with torch.no_grad():
-            return self.model.user_tables.rows_of("user_id", row)[0].clone()
+        """Embedding of the mean user [D]."""
+        return self.model.mean_user()
 
     @cached_property
     def _users(self) -> ItemUsers:
@@ -264,7 +262,7 @@ class FinishedRun:
 
     @cached_property
     def _frozen(self) -> Frozen:
-        return Frozen(self.model, self.config.embedding, self.mean_user)
+        return Frozen(self.model, self.config.embedding)
 
     @torch.no_grad()
     def scores(self, users: Indices, items: Indices) -> torch.Tensor:

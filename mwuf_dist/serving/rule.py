@@ -26,14 +26,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mwuf_kernels import AdamSettings, adam_step_by_row_
 from torch import nn
 
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.config.registry import find_class
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import Method
+from mwuf_dist.training.stages.item_fit import line_of
 
-_BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8
 FEWEST_ROWS = 16  # of a matrix product
 # The phases of the protocol are the first blocks; every later block doubles what has been seen.
 _NUM_PHASES = 3
@@ -167,8 +168,7 @@ def _fit(
     v, moment_1, moment_2 = (torch.zeros(padded, start.shape[1], dtype=torch.float64, device=device) for _ in range(3))
     v[: len(order)] = start[torch.from_numpy(order).to(device)]
     steps_of = torch.from_numpy(num_steps).to(device)
-    powers = torch.arange(rule.epochs * int(num_steps.max()) + 1, dtype=torch.float64, device=device)
-    unbias_1, unbias_2 = 1 - _BETA_1**powers, 1 - _BETA_2**powers
+    settings = AdamSettings(rule.learning_rate)
     for epoch in range(rule.epochs):
         first = 0
         for step, (num, stop) in enumerate(zip(active.tolist(), stops.tolist(), strict=True)):
@@ -176,12 +176,8 @@ def _fit(
             item = v[:rows] if size == 1 else v[:rows].repeat_interleave(size, dim=0)
             gradient = slope(item, frozen[read], target[read], weight[read]).view(rows, size, -1).sum(1)[:num]
             first = stop
-            time = epoch * steps_of[:num] + step + 1
-            mean, square = moment_1[:num], moment_2[:num]
-            mean.mul_(_BETA_1).add_(gradient, alpha=1 - _BETA_1)
-            square.mul_(_BETA_2).addcmul_(gradient, gradient, value=1 - _BETA_2)
-            size_of_step = (square / unbias_2[time][:, None]).sqrt_().add_(_EPS)
-            v[:num] -= rule.learning_rate * (mean / unbias_1[time][:, None]) / size_of_step
+            taken = epoch * steps_of[:num] + step + 1
+            adam_step_by_row_(v[:num], gradient, (moment_1[:num], moment_2[:num]), taken, settings)
     out = torch.empty_like(start)
     out[torch.from_numpy(order).to(device)] = v[: len(order)].float()
     return out
@@ -229,13 +225,9 @@ def _line(
     module: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], part: torch.Tensor, dim: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(offset [b], slope [b, D]) of the logits of rows with frozen parts [b, P]."""
-    num = len(part)
-    part = F.pad(part, (0, 0, 0, max(0, FEWEST_ROWS - num)))
-    with torch.enable_grad():
-        zero = torch.zeros(len(part), dim, dtype=part.dtype, device=part.device, requires_grad=True)
-        offset = module(zero, part)
-        (slope,) = torch.autograd.grad(offset.sum(), zero)
-    return offset.detach()[:num], slope[:num]
+    padded = F.pad(part, (0, 0, 0, max(0, FEWEST_ROWS - len(part))))
+    offset, slope = line_of(module, padded, dim)
+    return offset[: len(part)], slope[: len(part)]
 
 
 def item_groups(counts: np.ndarray, num_rows: int) -> list[np.ndarray]:

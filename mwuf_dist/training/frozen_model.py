@@ -23,6 +23,7 @@ from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
+from mwuf_dist.methods.meta_warm_up import algorithm_1_losses
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.training.model import Model, loss_sum
 
@@ -37,14 +38,13 @@ class Frozen:
     Args:
         model: pretrained; put into eval mode here (a BatchNorm left in train mode drifts).
         config: how tables are sharded.
-        mean_user: embedding of the mean user [D], for an item that nobody has interacted with.
     """
 
     implementation = "autograd"
 
-    def __init__(self, model: Model, config: EmbeddingConfig, mean_user: torch.Tensor) -> None:
+    def __init__(self, model: Model, config: EmbeddingConfig) -> None:
         self._model = model
-        self._mean_user = mean_user
+        self._mean_user = model.mean_user()
         model.backbone.eval()
         for parameter in model.backbone.parameters():
             parameter.requires_grad_(False)
@@ -140,23 +140,16 @@ class Frozen:
         return self._parts.bag_sums(torch.stack([user, item + self._num_users], dim=1))
 
     def logit(self, item_embedding: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-        """Computes logits [..., b] of item embeddings [..., b, D] with frozen parts [b, P]; differentiable twice.
-
-        A leading axis holds several embeddings of each row.
-        """
-        backbone = self._model.backbone
-        if self._head is not None:
-            return backbone.in_precision(self._head.logit, item_embedding, part)
-        if item_embedding.dim() == 2:
-            return backbone.in_precision(backbone, item_embedding, part)
-        return torch.stack([backbone.in_precision(backbone, one, part) for one in item_embedding])
+        """Computes logits [b] of item embeddings [b, D] with frozen parts [b, P]; differentiable twice."""
+        logit = self._model.backbone if self._head is None else self._head.logit
+        return self._model.backbone.in_precision(logit, item_embedding, part)
 
     def losses(
         self, batch: Batch, rows: torch.Tensor, index: torch.Tensor, scale_and_shift: ScaleAndShift | None = None
     ) -> torch.Tensor:
         """Computes L_cold [1] of this rank's rows, or with a scale and a shift (L_cold, L_warm) [2], by autograd.
 
-        L_cold has a gradient in `rows`, L_warm in scale and shift alone (Algorithm 1): their sum makes both updates.
+        See `algorithm_1_losses` for what has a gradient in what.
 
         Args:
             batch: the rows.
@@ -164,12 +157,14 @@ class Frozen:
             index: which of them each row of the batch has [b].
             scale_and_shift: of the n items, both [n, D].
         """
+        part = self.part(batch.user, batch.item, batch.history)
+
+        def loss_of(embeddings: torch.Tensor) -> torch.Tensor:
+            return loss_sum(self.logit(embeddings, part), batch)
+
         if scale_and_shift is None:
-            embeddings = rows.index_select(0, index).unsqueeze(0)
-        else:
-            embeddings = torch.stack(warm_embedding(rows, index, *scale_and_shift))
-        logits = self.logit(embeddings, self.part(batch.user, batch.item, batch.history))
-        return torch.stack([loss_sum(logit, batch) for logit in logits])
+            return loss_of(rows.index_select(0, index)).unsqueeze(0)
+        return algorithm_1_losses(warm_embedding(rows, index, *scale_and_shift), loss_of)
 
     def losses_and_gradients(
         self, batch: Batch, rows: torch.Tensor, index: torch.Tensor, scale_and_shift: ScaleAndShift | None = None
@@ -199,8 +194,8 @@ class CompiledFrozen(Frozen):
 
     implementation = "compiled"
 
-    def __init__(self, model: Model, config: EmbeddingConfig, mean_user: torch.Tensor) -> None:
-        super().__init__(model, config, mean_user)
+    def __init__(self, model: Model, config: EmbeddingConfig) -> None:
+        super().__init__(model, config)
         self._loops = FrozenRows(*self._folded.weights(), self._folded.interactions)
         # Read in place where this rank has them all.
         self._whole_parts = self._parts.whole("parts")

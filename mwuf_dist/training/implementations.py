@@ -75,10 +75,10 @@ def change_of(method: Method) -> Callable[[torch.Tensor], torch.Tensor] | None:
     return method.pretrain_item if type(method).pretrain_item is not Method.pretrain_item else None
 
 
-def frozen_model(model: Model, config: EmbeddingConfig, mean_user: torch.Tensor) -> Frozen:
+def frozen_model(model: Model, config: EmbeddingConfig) -> Frozen:
     """Freezes a pretrained model, with losses and scores as this rank computes them best."""
     folds = model.backbone.config.precision == "float32" and model.backbone.fold() is not None
-    return (CompiledFrozen if folds and model.runtime.is_compiled else Frozen)(model, config, mean_user)
+    return (CompiledFrozen if folds and model.runtime.is_compiled else Frozen)(model, config)
 
 
 def named(trained: TrainedModel, frozen: Frozen) -> dict[str, object]:

@@ -176,6 +176,15 @@ class Model:
         used = None if num_rows == self.num_old else torch.arange(num_rows) < self.num_old
         return self.old_ids.mean_row("old", used)
 
+    @torch.no_grad()
+    def mean_user(self) -> torch.Tensor:
+        """Looks up the embedding of the mean user [D], for an item that nobody has interacted with. A collective.
+
+        The unknown user's row is no one's in pretraining, so `pretrain` has left the mean user there.
+        """
+        unknown = torch.zeros(1, dtype=torch.int64, device=self.runtime.device)
+        return self.user_tables.rows_of("user_id", unknown)[0].clone()
+
     def user_fields(self, users: torch.Tensor) -> torch.Tensor:
         """Field embeddings [n, Fu*D] of users [n]. A collective."""
         return self.users.lookup(self.user_tables, users)

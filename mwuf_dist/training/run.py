@@ -319,7 +319,7 @@ class Run:
 
     def meta_train(self) -> None:
         """Stage `meta_train`: phase 0 of the cursor is on episodes, phase 1 is Algorithm 1; a method may skip both."""
-        self._frozen = frozen_model(self.model, self.config.embedding, self._mean_user())
+        self._frozen = frozen_model(self.model, self.config.embedding)
         self.method.attach(pretrained_items(self.model, self.prepared))
         if self.cursor.stage == "warm_up":
             load_tensors(self._found(), meta_trained_tensors(self.model.new_ids, self.method))
@@ -389,12 +389,6 @@ class Run:
     def scores(self, stage: WarmUp, phase: int) -> dict[str, np.ndarray | None]:
         """Logits of the sets that a phase is scored on, by their names; see `WarmUp.score`."""
         return {split: stage.score(self.prepared, split) for split in dict.fromkeys((NEXT_SETS[phase], "test"))}
-
-    def _mean_user(self) -> torch.Tensor:
-        # The unknown user's row is no one's in pretraining, so `pretrain` has left the mean user there.
-        with torch.no_grad():
-            unknown = torch.zeros(1, dtype=torch.int64, device=self.runtime.device)
-            return self.model.user_tables.rows_of("user_id", unknown)[0].clone()
 
     def _found(self) -> Path:
         assert self._checkpoint is not None

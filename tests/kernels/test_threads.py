@@ -19,6 +19,7 @@ from mwuf_kernels import (
     TrainedNorm,
     TrainedRows,
     adam_step_,
+    adam_step_by_row_,
     add_table_rows_,
     meta_networks,
     native,
@@ -185,6 +186,24 @@ def test_adam_is_that_of_torch() -> None:
         theirs = adam()
     for found, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_row_at_a_step_of_its_own_moves_as_adam_moves_it_at_that_step() -> None:
+    gradients = [torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(5)]
+    rows, first, second = (torch.zeros(3, 4, dtype=torch.float64) for _ in range(3))
+    taken = torch.zeros(3, dtype=torch.int64)
+    for step, gradient in enumerate(gradients):
+        live = slice(0, 3 if step < 2 else 2)  # the last row takes two steps
+        taken[live] += 1
+        moments = (first[live], second[live])
+        adam_step_by_row_(rows[live], gradient[live], moments, taken[live], AdamSettings(0.1))
+    for row in range(3):
+        expected = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+        adam = torch.optim.Adam([expected], lr=0.1)
+        for gradient in gradients[: int(taken[row])]:
+            expected.grad = gradient[row].clone()
+            adam.step()
+        torch.testing.assert_close(rows[row], expected.detach(), rtol=1e-12, atol=1e-12)
 
 
 def test_a_structure_of_another_size_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

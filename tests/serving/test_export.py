@@ -57,7 +57,7 @@ def read_back(folder: Path) -> dict[str, np.ndarray]:
 
 def scores_of_the_stage(run: FinishedRun, split: str) -> np.ndarray:
     """Logits by the stage that evaluated the run, which knows nothing of `serving`."""
-    frozen = frozen_model(run.model, run.config.embedding, run.mean_user)
+    frozen = frozen_model(run.model, run.config.embedding)
     stage = WarmUp(run.config, run.model, frozen, run.method)
     stage.finish_phase(run.prepared, 3)
     scores = stage.score(run.prepared, split)

@@ -96,7 +96,7 @@ def test_common_initialisation_is_the_mean_of_the_old_rows_and_users_without_row
     table = torch.cat([shard.weight for shard in model.user_tables.shards("user_id")])
     seen = np.unique(job.prepared.columns("pretrain", ("user",))["user"]) + 1
     users = table[torch.from_numpy(seen).long()].double()
-    assert_float32_close(job._mean_user(), users.mean(0), num_terms=len(users), size=float(users.abs().mean()))
+    assert_float32_close(job.model.mean_user(), users.mean(0), num_terms=len(users), size=float(users.abs().mean()))
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,6 @@ def test_folded_head_scores_and_differentiates_like_the_backbone_itself(job: Run
     rounding = {"num_terms": 2 * NUM_TERMS, "size": float(expected.abs().max())}  # there and back again
     assert_float32_close(found, expected, **rounding)
     assert_float32_close(found_gradient[0], expected_gradient[0], **rounding)
-    both = frozen.logit(torch.stack([v, 2 * v]), frozen.part(user, item))
-    assert_float32_close(both[0], found, **rounding)
-    assert_float32_close(both[1], model.backbone(2 * v, context), num_terms=NUM_TERMS)
 
 
 def test_plain_frozen_path_gives_the_same_results_as_the_folded_one(tmp_path: Path, monkeypatch: Any) -> None:
@@ -146,7 +143,7 @@ def test_compiled_losses_gradients_and_served_scores_are_those_of_autograd(job: 
     job.meta_train()
     model, compiled = job.model, job._frozen
     assert isinstance(compiled, CompiledFrozen)
-    by_autograd = Frozen(model, job.config.embedding, job._mean_user())
+    by_autograd = Frozen(model, job.config.embedding)
     users = ItemUsers(job.prepared, ["pretrain"])
     for frozen in (compiled, by_autograd):
         frozen.set_users(users, range(model.num_items))
@@ -189,7 +186,7 @@ def test_the_choice_is_made_once_and_named(job: Run) -> None:
     model, method = job.model, job.method
     model.runtime = replace(job.runtime, is_compiled=False)
     assert trained_model(model, method).implementation == "autograd"
-    assert frozen_model(model, job.config.embedding, job._mean_user()).implementation == "autograd"
+    assert frozen_model(model, job.config.embedding).implementation == "autograd"
 
 
 def test_what_the_loops_do_not_cover_is_left_to_autograd(job: Run) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mwuf_dist.embeddings import user_means
-from mwuf_dist.methods import mwuf
+from mwuf_dist.methods import meta_warm_up
 from mwuf_dist.runtime import start
 from mwuf_dist.training import frozen_model
 from mwuf_dist.training import run as run_module
@@ -45,8 +45,8 @@ def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
         rows.update(meta_train=len(table if inverse is None else inverse))
 
     spy(monkeypatch, frozen_model, "warm_embedding", rows_of)
-    spy(monkeypatch, mwuf, "meta_networks", lambda context, *_: distinct.append(len(context)))
-    spy(monkeypatch, mwuf, "bulk_warm", lambda table, *_: served.append(len(table)))
+    spy(monkeypatch, meta_warm_up, "meta_networks", lambda context, *_: distinct.append(len(context)))
+    spy(monkeypatch, meta_warm_up, "bulk_warm", lambda table, *_: served.append(len(table)))
     spy(monkeypatch, user_means, "user_mean", lambda table, users, offsets, *_: means.append(len(offsets) - 1))
     config = tiny(pretrain={"epochs": 1})
     with start(config) as runtime:
@@ -75,7 +75,7 @@ def test_a_backbone_without_a_folded_head_is_scored_with_warm_embeddings_of_the_
     rows: list[int] = []
     served: list[int] = []
     spy(monkeypatch, frozen_model, "warm_embedding", lambda t, inverse, *_: rows.append(len(inverse)))
-    spy(monkeypatch, mwuf, "bulk_warm", lambda table, *_: served.append(len(table)))
+    spy(monkeypatch, meta_warm_up, "bulk_warm", lambda table, *_: served.append(len(table)))
     config = tiny(pretrain={"epochs": 1}, backbone={"name": "pnn"})
     with start(config) as runtime:
         run_module.run(config, tmp_path, runtime)

@@ -45,7 +45,7 @@ def by_hand(job: Run, table: torch.Tensor, splits: list[str] | tuple[str, ...], 
         for user, item, label in zip(*columns.values(), strict=True):
             if label:
                 users[int(item)].append(int(user))
-    mean_user = job._mean_user().double()
+    mean_user = job.model.mean_user().double()
     return torch.stack([table[torch.tensor(of) + 1].mean(0) if of else mean_user for of in users.values()])
 
 

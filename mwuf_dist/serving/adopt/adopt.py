@@ -25,7 +25,7 @@ from mwuf_dist.config import UserError
 from mwuf_dist.data.readers import ids as raw_ids
 from mwuf_dist.files import appearing, write_json
 from mwuf_dist.locks import locked
-from mwuf_dist.methods.meta_warm_up import MetaWarmUp
+from mwuf_dist.methods.meta_warm_up import MetaWarmUp, algorithm_1_losses
 from mwuf_dist.serving.rule import WarmRule, item_groups, module_slope, warm_rows
 from mwuf_dist.serving.served_log import find, id_keys
 
@@ -298,10 +298,11 @@ def _meta_train(
             items, inverse = torch.unique(rows.item[batch], return_inverse=True)
             pair = meta(played[items], rows.item_fields[items], rows.user_mean[items], inverse)
             context = rows.context(model, batch.numpy())
-            logits = (model(embedding, context) for embedding in pair)
-            loss = sum(F.binary_cross_entropy_with_logits(logit, rows.label[batch]) for logit in logits)
-            assert isinstance(loss, torch.Tensor)
-            gradients = torch.autograd.grad(loss, [played, *meta.parameters()])  # none to the model
+            label = rows.label[batch]
+            losses = algorithm_1_losses(
+                pair, lambda v, c=context, y=label: F.binary_cross_entropy_with_logits(model(v, c), y)
+            )
+            gradients = torch.autograd.grad(losses.sum(), [played, *meta.parameters()])  # none to the model
             for parameter, gradient in zip([played, *meta.parameters()], gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()

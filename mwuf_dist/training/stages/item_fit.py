@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,15 +99,25 @@ class ItemFit:
             history = None
             if histories is not None:
                 history = histories.of(users, runtime.pad(before[rows]), in_pretrain=False)
-            offset, slope = self._line(self.frozen.part(users, items, history))
+            offset, slope = line_of(self.frozen.logit, self.frozen.part(users, items, history), self.model.dim)
             offsets.append(offset[: len(user[rows])])
             slopes.append(slope[: len(user[rows])])
         label = torch.from_numpy(columns["label"][ours]).float().to(device)
         return Lines(item - self._items.start, label, torch.cat(offsets), torch.cat(slopes))
 
-    def _line(self, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(offset [b], slope [b, D]) of the logit of rows with frozen parts [b, P]."""
-        zero = torch.zeros(len(part), self.model.dim, device=part.device, requires_grad=True)
-        offset = self.frozen.logit(zero, part)
+
+def line_of(
+    logit: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], part: torch.Tensor, dim: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Finds the line (offset [b], slope [b, D]) that a logit is in the item embedding, for rows of parts [b, P].
+
+    Args:
+        logit: from item embeddings [b, D] and parts to logits [b], linear in the former.
+        part: frozen parts.
+        dim: D.
+    """
+    with torch.enable_grad():
+        zero = torch.zeros(len(part), dim, dtype=part.dtype, device=part.device, requires_grad=True)
+        offset = logit(zero, part)
         (slope,) = torch.autograd.grad(offset.sum(), zero)
-        return offset.detach(), slope
+    return offset.detach(), slope
