@@ -21,7 +21,7 @@ from mwuf_dist.config import UserError, build, read_toml, to_dict, to_toml, with
 from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.studies import compare, tune
 from mwuf_dist.studies.records import read_records
-from mwuf_dist.training.run import check_folder
+from mwuf_dist.training.folder import check_folder
 from tests.tiny import tiny
 
 NUM_INPUTS = int(os.environ.get("MWUF_FUZZ_INPUTS", "100"))

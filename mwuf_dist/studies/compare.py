@@ -40,7 +40,7 @@ from mwuf_dist.files import make_folder, remove, write_atomically, write_json
 from mwuf_dist.studies.ensembles import ensemble_row, with_ensembles
 from mwuf_dist.studies.records import Cell, Records, RowKey, cell_key, merged, read_audits, row_key, with_scores
 from mwuf_dist.studies.schedule import Failure, Progress, Runner, Task, do_tasks
-from mwuf_dist.training.run import check_folder, finished_results
+from mwuf_dist.training.folder import check_folder, finished_results
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,9 @@ from mwuf_dist.config import (
     PHASES,
     Config,
     UserError,
-    build,
     config_hash,
-    differences,
     hash_of_values,
-    load_run_config,
     read_toml,
-    to_toml,
 )
 from mwuf_dist.data.batches.lanes import check_lanes
 from mwuf_dist.data.batches.order import num_lanes
@@ -33,22 +29,15 @@ from mwuf_dist.data.prepare.prepare import describe, is_prepared, prepare
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.files import (
-    DamagedError,
-    is_as_written,
-    make_folder,
     parse_json,
-    read_json,
-    remove_left_overs,
     whole_lines,
-    with_text_checksum,
-    write_atomically,
     write_json,
 )
-from mwuf_dist.locks import locked
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, generator_seed
 from mwuf_dist.training.checkpoint.files import Cursor, Meta, load_tensors, read_meta
 from mwuf_dist.training.checkpoint.save import Checkpointer
+from mwuf_dist.training.folder import alone_in, check_folder, claim, finished_results
 from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.implementations import frozen_model, named, trained_model
 from mwuf_dist.training.loop import Session
@@ -77,7 +66,7 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
     Raises:
         UserError: the folder holds another run, or the data or config is wrong.
     """
-    with _alone(folder, runtime):
+    with alone_in(folder, runtime):
         runtime.on_main(lambda: check_folder(config, folder))
         results: Any = runtime.share(finished_results(folder) if runtime.is_main else None)
         if results is not None:
@@ -97,25 +86,6 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
     return results
 
 
-@contextlib.contextmanager
-def _alone(folder: Path, runtime: Runtime) -> Iterator[None]:
-    """Nobody else writes into the folder meanwhile; the main rank holds its lock."""
-    with contextlib.ExitStack() as stack:
-        runtime.on_main(lambda: stack.enter_context(locked(folder, "run")))
-        yield
-
-
-def finished_results(folder: Path) -> dict[str, Any] | None:
-    """What `results.json` holds; None where there is none yet, or a damaged one, which is said."""
-    try:
-        return read_json(folder / "results.json")
-    except FileNotFoundError:
-        return None
-    except DamagedError as error:
-        print(f"{folder}: {error}: made again from the last checkpoint", file=sys.stderr)
-        return None
-
-
 def _plot(results: dict[str, Any], folder: Path) -> None:
     """A picture, without which the run is finished too."""
     try:
@@ -130,7 +100,7 @@ def _plot(results: dict[str, Any], folder: Path) -> None:
 
 def run_pretrain(config: Config, folder: Path, runtime: Runtime) -> Path:
     """Runs `prepare` and `pretrain` only; returns the checkpoint, for several runs to start from."""
-    with _alone(folder, runtime):
+    with alone_in(folder, runtime):
         runtime.on_main(lambda: check_folder(config, folder))
         _check_batch_sizes(config, ("pretrain",), runtime)
         checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint, runtime)
@@ -202,56 +172,6 @@ def _prepare_or_reuse(config: Config, runtime: Runtime) -> tuple[Prepared, bool]
     return prepare(config.data, made_of=found[0]), found[1][0]
 
 
-def check_folder(config: Config, folder: Path) -> None:
-    """Refuses a folder that holds something else than this very run."""
-    path = folder / "config.toml"
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: name another --output")
-    remove_left_overs(folder, folder / "checkpoints", folder / "scores")
-    if path.exists():
-        different = _other_config(config, folder)
-        if different:
-            raise UserError(
-                f"{folder} holds another run, which differs in {'; '.join(different[:3])}"
-                f"{' and more' if len(different) > 3 else ''}: name another --output, or delete the folder"
-            )
-    elif folder.exists() and any(one.name != ".lock" for one in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no run: name another --output")
-
-
-def _other_config(config: Config, folder: Path) -> list[str]:
-    """In what the run of a folder differs; where its `config.toml` is damaged, `results.json` says so.
-
-    Where there is none yet, its checkpoints are of its config, and are not taken where that is another one.
-    """
-    path = folder / "config.toml"
-    is_whole = is_as_written(path.read_text(encoding="utf-8", errors="replace"))
-    try:
-        different = differences(load_run_config(folder), config)
-        if is_whole or not different:
-            return different
-    except UserError:
-        if is_whole:
-            raise
-    print(f"{path}: is damaged (its checksum differs): written again", file=sys.stderr)
-    results = finished_results(folder)
-    if results is not None and isinstance(results.get("config"), dict):
-        different = differences(build(results["config"], str(folder / "results.json"), of_any_version=True), config)
-        if not different:
-            write_atomically(path, with_text_checksum(to_toml(config)))
-        return different
-    return []
-
-
-def _claim(config: Config, folder: Path) -> None:
-    """Makes the folder this run's. Only when nothing of the config is left to find fault with: see `Run`."""
-    try:
-        make_folder(folder)
-        write_atomically(folder / "config.toml", with_text_checksum(to_toml(config)))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}): name another --output") from None
-
-
 @dataclass
 class Run:
     """The parts of a run and the stages over them. Each stage is skipped when the checkpoint is past it."""
@@ -275,7 +195,7 @@ class Run:
         found = checkpointer.latest(hash_of_values(read_toml(begun)) if begun.exists() else config_hash(config))
         fresh = Meta(Cursor("pretrain"), config_hash(config), runtime.world_size, versions())
         self._checkpoint, meta, refused = found or (None, fresh, [])
-        runtime.on_main(lambda: _claim(config, self.folder))
+        runtime.on_main(lambda: claim(config, self.folder))
         recorder = Recorder(self.folder, runtime, meta.metrics_bytes)
         for reason in refused:
             recorder.say(f"not taken: {reason}")
