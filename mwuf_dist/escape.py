@@ -17,7 +17,7 @@ def printable(text: object) -> str:
 
 
 def one_line(text: object) -> str:
-    """The same as one line."""
+    """Escapes a text into one line."""
     return " ".join(printable(text).split())
 
 

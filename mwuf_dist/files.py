@@ -30,7 +30,7 @@ _LEFT = re.compile(r"\..+\.(\d+\.tmp|partial|was)")
 
 
 class DamagedError(Exception):
-    """What lies there is not what was written, or was written by something else; the message says what is wrong."""
+    """Says that a file is not what was written, or was written by something else; the message says what is wrong."""
 
 
 def sync(path: Path) -> None:
@@ -113,7 +113,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:
-    """The same of the content of a file, or of a line.
+    """Parses the content of a JSON file, or a line.
 
     Raises:
         DamagedError: see `read_json`; the message goes on after the name of the file.

@@ -173,6 +173,31 @@ def test_a_long_file_holds_one_thing_or_is_divided():
     assert set(ONE_THING) <= long, f"not long any more: {sorted(set(ONE_THING) - long)}"
 
 
+def test_the_first_line_of_a_docstring_needs_no_neighbour():
+    wrong = []
+    for path in sources("mwuf_dist", "kernels"):
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                text = ast.get_docstring(node) or ""
+                if text.startswith(("What ", "The same")):
+                    wrong.append(f"{path}:{node.lineno}: {node.name}: begin with a verb: {text.splitlines()[0]}")
+    assert not wrong, "\n".join(wrong)
+
+
+# Who may ask whether the compiled loops are there, and who chooses by the answer.
+ASKS = {"has_library": {"runtime/runtime.py"}, "is_compiled": {"embeddings/tables.py", "training/implementations.py"}}
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_compiled_or_not_is_chosen_in_one_place(name: str):
+    asking = set()
+    for path in sources("mwuf_dist"):
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr == name:
+                asking.add(str(path.relative_to("mwuf_dist")))
+    assert asking == ASKS[name]
+
+
 def config_keys(section: type = config.Config, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type]]:
     """((section, ..., key), class of its section) of each key that holds a value."""
     for field in dataclasses.fields(section):

@@ -62,7 +62,7 @@ def bulk_warm_reference(
     *,
     residual: bool = False,
 ) -> torch.Tensor:
-    """The same in plain torch, as one would write it (arguments as in ``bulk_warm``)."""
+    """Computes ``bulk_warm`` in plain torch, as one would write it (arguments as there)."""
     scale, shift = meta_networks_reference(item_inputs, user_means, h, g, residual=residual)
     return table * scale + shift
 

@@ -47,7 +47,7 @@ def meta_networks(
 def meta_networks_reference(
     item_inputs: torch.Tensor, user_means: torch.Tensor, h: Network, g: Network, *, residual: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same in plain torch, as one would write it (arguments as in ``meta_networks``)."""
+    """Computes ``meta_networks`` in plain torch, as one would write it (arguments as there)."""
     scale = F.linear(F.relu(F.linear(item_inputs, h[0], h[1])), h[2], h[3])
     shift = F.linear(F.relu(F.linear(user_means, g[0], g[1])), g[2], g[3])
     return (1 + scale if residual else scale), shift

@@ -62,7 +62,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def address(tensor: torch.Tensor | None) -> int | None:
-    """What the library is given for a tensor, which must be contiguous and on the CPU; None for None."""
+    """Gives the address of a tensor, which must be contiguous and on the CPU; None for None."""
     if tensor is None:
         return None
     assert tensor.is_contiguous() and tensor.device.type == "cpu"
@@ -215,7 +215,7 @@ def _name(compiler: str) -> str:
 
 
 def _processor() -> str:
-    """What decides which instructions it knows."""
+    """Reads what decides which instructions this processor knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

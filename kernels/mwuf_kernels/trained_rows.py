@@ -184,7 +184,7 @@ class TrainedRows:
 
 
 class _Exchange:
-    """What the loop calls to sum over the ranks. An error cannot pass through C: it is kept, and no more is sent."""
+    """Sums over the ranks for the loop. An error cannot pass through C: it is kept, and no more is sent."""
 
     def __init__(self, sum_over_ranks: Callable[[torch.Tensor], object]) -> None:
         self._sum = sum_over_ranks

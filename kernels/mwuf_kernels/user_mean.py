@@ -33,7 +33,7 @@ def user_mean(
 def user_mean_reference(
     user_rows: torch.Tensor, users: torch.Tensor, offsets: torch.Tensor, default: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The same in plain torch, as one would write it (arguments as in ``user_mean``)."""
+    """Computes ``user_mean`` in plain torch, as one would write it (arguments as there)."""
     counts = offsets.diff()
     items = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
     sums = user_rows.new_zeros((counts.numel(), user_rows.shape[1]))

@@ -44,7 +44,7 @@ def warm_embedding(
 def warm_embedding_reference(
     rows: torch.Tensor, inverse: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computes the same in plain torch, as one would write it (arguments as in ``warm_embedding``)."""
+    """Computes ``warm_embedding`` in plain torch, as one would write it (arguments as there)."""
     cold = rows.index_select(0, inverse)
     return cold, torch.addcmul(shift.index_select(0, inverse), cold.detach(), scale.index_select(0, inverse))
 

@@ -21,7 +21,7 @@ from mwuf_dist.data.batches.histories import History, Scope
 
 @dataclass(frozen=True)
 class Shape:
-    """What a backbone is built for.
+    """Describes the fields that a backbone is built for.
 
     Attributes:
         dim: embedding width D.
@@ -78,7 +78,7 @@ class EmbeddedHistory(History):
 
 
 class Backbone(nn.Module):
-    """What the package's own backbones share; any `torch.nn.Module` with this forward is one too (see `adapter.py`).
+    """Defines a backbone; any `torch.nn.Module` with this forward is one too (see `adapter.py`).
 
     A backbone that `uses_history` gets what its `encode` has made of a row's history as the last columns of `context`.
 
@@ -116,7 +116,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def encode(self, history: EmbeddedHistory, context: torch.Tensor) -> torch.Tensor:
-        """What the rows' histories are to the logit apart from the item embedding [B, W], which it must not see.
+        """Makes of the rows' histories what the logit reads of them [B, W], without seeing the item embedding.
 
         After `pretrain` it is computed without gradients, once per batch, whatever becomes of the item embedding.
 

@@ -140,7 +140,7 @@ class Encoder(Backbone):
     def _attend(
         self, query: torch.Tensor, pairs: torch.Tensor, event: torch.Tensor, history: EmbeddedHistory
     ) -> torch.Tensor:
-        """What each row's query [B, W] finds among the events of its history [B, W]; zeros where there are none."""
+        """Attends with each row's query [B, W] to the events of its history [B, W]; zeros where there are none."""
         keys, values = self.attention_key(pairs), self.attention_value(pairs)  # [2n, W]
         lengths = history.lengths
         num_rows = torch.bincount(history.group, minlength=len(lengths))

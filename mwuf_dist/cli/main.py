@@ -281,7 +281,7 @@ def _tune(arguments: list[str]) -> int:
 
 
 def _overridden(where: str, options: StudyOptions) -> dict[str, Any]:
-    """What the command line says, which holds for every run; what a run says of itself stands above the file."""
+    """Finds what the command line says, which holds for every run; what a run says of itself stands above the file."""
     values, config = without_studies(read_toml(Path(where))), options.config
     of_file = build(values, where)
     names: dict[str, Any] = {

@@ -20,7 +20,7 @@ _FURTHEST = 8.0  # N and K that are so many times as large, or as small, are no 
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """What decides the classes of each set, for any N and K.
+    """Holds what decides the classes of each set, for any N and K.
 
     Attributes:
         counts: rows of each item [I].
@@ -98,7 +98,7 @@ def _near(old_above: int, warm_rows: int) -> Iterator[tuple[int, int]]:
 
 
 def data_notes(prepared: Prepared, config: DataConfig) -> list[str]:
-    """What to know of prepared data before training: what was not used, and sets with one class."""
+    """Says what to know of prepared data before training: what was not used, and sets with one class."""
     return [*prepared.notes, *one_class_notes(prepared, SplitRule.of(config))]
 
 

@@ -207,7 +207,7 @@ class Prepared:
 
     @property
     def notes(self) -> list[str]:
-        """What of the raw data was not used, a sentence each."""
+        """Says what of the raw data was not used, a sentence each."""
         return self.manifest.get("notes", [])
 
     @property
@@ -319,7 +319,7 @@ class Prepared:
         return path
 
     def _stops(self, split: str) -> dict[str, int]:
-        """What the IDs of a split's rows are smaller than."""
+        """Finds what the IDs of a split's rows are smaller than."""
         items = self.manifest["num_old_items"] if split == "pretrain" else self.num_stored_items
         return {"user": self.manifest["num_users"], "item": items}
 
@@ -352,7 +352,7 @@ def _check_range(name: str, values: np.ndarray, stop: int) -> None:
 
 
 def entry(path: Path) -> dict[str, int]:
-    """What the manifest says of a file that is read whole."""
+    """Makes the entry of the manifest for a file that is read whole."""
     return {"bytes": path.stat().st_size, "crc32": crc32_of(path)}
 
 

@@ -111,7 +111,7 @@ def _is_replicated(specs: Sequence[TableSpec], config: EmbeddingConfig, trained:
 
 
 def sharding_of(placement: Placement, world_size: int) -> Callable:
-    """The same in TorchRec's words."""
+    """Says a placement in TorchRec's words."""
     kernel = (EmbeddingComputeKernel.FUSED if placement.is_fused else EmbeddingComputeKernel.DENSE).value
     if placement.kind == "table_wise":
         return table_wise(rank=placement.rank, compute_kernel=kernel)

@@ -209,7 +209,7 @@ def _warm_up_step(result: Result) -> float | None:
 
 
 def _cell(result: Result) -> dict[str, Any]:
-    """What is told of a single run: where it ran and how long it took."""
+    """Tells of a single run where it ran and how long it took."""
     return {
         "seed": result["seed"],
         "device": result.get("device"),

@@ -160,7 +160,7 @@ def title(comparison: dict[str, Any]) -> str:
 
 
 def sentences(comparison: dict[str, Any]) -> list[str]:
-    """What is told in words: the study's note, the leak audit, histories, what failed, the command."""
+    """Tells in words: the study's note, the leak audit, histories, what failed, the command."""
     about, failures = comparison["about"], comparison["failures"]
     failed = [f"{cell}: {reason}" for cell, reason in failures.items()]
     histories = [f"{row['label']}: {row['history']}" for row in comparison["rows"] if row["history"]]
@@ -291,7 +291,7 @@ def _metric_table(comparison: dict[str, Any], metric: str, title: str, note: str
 def _trivial_rows(
     comparison: dict[str, Any], metric: str, scorings: tuple[str, ...]
 ) -> list[tuple[str, tuple[Cell, ...]]]:
-    """What needs no training comes first."""
+    """Puts first what needs no training."""
     return [
         (row["label"], tuple(number(row["phases"][phase].get(f"{metric}_{s}")) for s in scorings for phase in PHASES))
         for row in comparison.get("trivial", ())

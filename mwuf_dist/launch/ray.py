@@ -198,7 +198,7 @@ def _train(
     num_workers: int,
     need: dict[str, int],
 ) -> dict[str, Any]:
-    """What rank 0 answers: the results, or nothing when the ranks have left after a checkpoint."""
+    """Returns what rank 0 answers: the results, or nothing when the ranks have left after a checkpoint."""
     try:
         address, port = ray.get(ranks[0].address.remote())
     except RayActorError as error:
@@ -230,7 +230,7 @@ def _train(
 
 
 def _answers(pending: list[Any], coordinator_name: str, wants_more: bool, need: dict[str, int]) -> list[dict[str, Any]]:
-    """What the ranks answer; where one has found a mistake of the user's, only that: the others may wait for it."""
+    """Collects the ranks' answers; a mistake of the user's that one has found alone: the others may wait for it."""
     results: dict[Any, dict[str, Any]] = {}
     waiting = list(pending)
     looked = time.monotonic()
@@ -251,7 +251,7 @@ def _answers(pending: list[Any], coordinator_name: str, wants_more: bool, need: 
 
 
 def _answer(done: Any, pending: list[Any], others: list[Any]) -> dict[str, Any]:
-    """What a rank answers, where it has ended by itself and not because of a rank that was lost."""
+    """Takes the answer of a rank that has ended by itself and not because of a rank that was lost."""
     try:
         return ray.get(done)
     except RayActorError:
@@ -317,7 +317,7 @@ def cluster(num_cpus: int, address: str = "", quiet: bool = False) -> Iterator[N
 
 
 def _need(config: Config, num_workers: int) -> dict[str, int]:
-    """What a rank takes of a node."""
+    """Says what a rank takes of a node."""
     gpu = {"num_cpus": 1, "num_gpus": 1}
     if config.runtime.device != "cpu" and _room(gpu) >= num_workers:
         return gpu

@@ -118,7 +118,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def regenerated_rows(self, rows: torch.Tensor, item_context: torch.Tensor) -> torch.Tensor:
-        """What becomes of the rows [n, D] of phi_new at the end of a warm phase, given fields [n, Fi*D]."""
+        """Makes new rows of the rows [n, D] of phi_new at the end of a warm phase, given fields [n, Fi*D]."""
         return rows
 
     def scale_and_shift(

@@ -87,7 +87,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Size:
-    """What the run is planned for: ranks, rows of `pretrain`, users, items."""
+    """Holds what the run is planned for: ranks, rows of `pretrain`, users, items."""
 
     world_size: int
     num_rows: int

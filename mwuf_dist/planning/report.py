@@ -18,7 +18,7 @@ _GB = 1e9
 
 
 def plan(config: Config, world_size: int, device: str, rows: float, users: float, items: float) -> str:
-    """What `mwuf plan` prints.
+    """Writes what `mwuf plan` prints.
 
     Args:
         config: of the run that is planned; its data are prepared, and its model does two steps here.

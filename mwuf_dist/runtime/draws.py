@@ -76,7 +76,7 @@ def id_uniform(ids: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def row_noise(x: torch.Tensor, dropout: float) -> torch.Tensor:
-    """What dropout multiplies the rows of this rank x [b, ...] by: 0 for a fraction, and what keeps the mean.
+    """Draws what dropout multiplies this rank's rows x [b, ...] by: 0 for a fraction, and what keeps the mean.
 
     On CPU the fraction is right to 2^-16.
     """

@@ -41,7 +41,7 @@ class Peers:
         self._num_waits = 0
 
     def beside(self) -> Peers:
-        """The same ranks, for another thread: its waits are counted apart."""
+        """Makes peers of the same ranks for another thread: its waits are counted apart."""
         return Peers(dist.PrefixStore("beside", self._store), self._rank, self._world_size, self.timeout_s)
 
     @contextlib.contextmanager

@@ -47,7 +47,7 @@ class Runtime:
     is_compiled: bool = False
 
     def beside(self) -> Runtime:
-        """The same ranks with a way of their own to talk, for a thread beside training. A collective."""
+        """Gives the same ranks a way of their own to talk, for a thread beside training. A collective."""
         if self.peers is None:
             return replace(self, device=torch.device("cpu"), group=dist.new_group(backend="gloo"))
         group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=self.peers.timeout_s))

@@ -44,7 +44,7 @@ def asked_to_stop() -> bool:
 
 
 def ask_to_stop() -> None:
-    """What SIGTERM does."""
+    """Asks the run to stop, as SIGTERM does."""
     _request.made = True
     if not _request.holders:
         raise StoppedError("stopped by SIGTERM")

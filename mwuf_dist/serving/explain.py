@@ -55,7 +55,7 @@ class Point:
 
 @dataclass
 class Explanation:
-    """What is known about one item.
+    """Holds what is known about one item.
 
     Attributes:
         item_id: raw ID.

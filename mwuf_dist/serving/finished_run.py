@@ -188,7 +188,7 @@ class FinishedRun:
 
     @torch.no_grad()
     def embeddings(self, items: Indices) -> torch.Tensor:
-        """What the backbone reads in the place of items [n]: warm embeddings of new, rows of phi_old of old ones."""
+        """Looks up what the backbone reads of items [n]: warm embeddings of new ones, rows of phi_old of old ones."""
         items = self._items(items)
         is_old = items < self.num_old_items
         if not bool(is_old.any()):
@@ -229,7 +229,7 @@ class FinishedRun:
 
     @torch.no_grad()
     def unknown_user_context(self) -> torch.Tensor:
-        """The same of a user whom the run has never seen [Fu*D + W]: nothing known, the mean user's row, no history."""
+        """Makes the context of a user whom the run has never seen [Fu*D + W]: the mean user's row, and no history."""
         device = self.model.runtime.device
         zero = torch.zeros(1, dtype=torch.int64, device=device)
         fields = torch.cat([self.model.user_tables.rows_of(name, zero) for name in self.model.users.tables], dim=1)

@@ -82,7 +82,7 @@ def rule_of(config: Config, prepared: Prepared) -> WarmRule:
 
 @dataclass(frozen=True)
 class WarmedRows:
-    """What the rule has made of S items.
+    """Holds what the rule has made of S items.
 
     Attributes:
         rows: to be served [S, D], float32.

@@ -143,7 +143,7 @@ def _prepared_again(
 
 
 def _differences(results: dict[str, Any], prepared: Prepared) -> list[str]:
-    """What of the data is not as the run has written it down."""
+    """Lists what of the data is not as the run has written it down."""
     split, splits = results["split"], prepared.manifest["splits"]
     found = {"old_items": prepared.num_old_items, "new_items": prepared.num_new_items}
     found |= {name: one["rows"] for name, one in splits.items()}

@@ -45,7 +45,7 @@ from mwuf_dist.training.folder import check_folder, finished_results
 
 @dataclass(frozen=True)
 class Actions:
-    """What is done for a cell. Another process must be able to import them.
+    """Holds what is done for a cell; another process must be able to import it.
 
     Attributes:
         train: (config, folder, checkpoint of its pretraining) -> the run's results.
@@ -60,7 +60,7 @@ class Actions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a comparison has come to.
+    """Holds what a comparison has come to.
 
     Attributes:
         records: of its cells.
@@ -158,7 +158,7 @@ def run_configs(
 
 
 def _that_it_has(overridden: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """What the command line sets, without the keys that a run's own backbone or method does not have."""
+    """Takes what the command line sets, without the keys that a run's own backbone or method does not have."""
     out = dict(overridden)
     for kind, room in ROOMS.items():
         if kind in out and "name" not in out[kind]:
@@ -197,7 +197,7 @@ class _Plan:
         return self.folder / "runs" / cell_name(config)
 
     def tasks(self, actions: Actions) -> list[Task]:
-        """What is left to do: each cell after its pretraining, the audit of a row after its first cell."""
+        """Lists what is left to do: each cell after its pretraining, the audit of a row after its first cell."""
         tasks: dict[str, Task] = {}
         pretrained: dict[str, str] = {}  # hash of the pretraining -> name of its task
         rows_left = self._rows_to_audit()

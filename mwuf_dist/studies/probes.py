@@ -171,7 +171,7 @@ def _fit(x: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def without_training(prepared: Prepared, config: Config) -> dict[str, Any]:
-    """What a comparison says of its data before any method: `trivial`, `probes` and `sittings`, as JSON can hold it."""
+    """Says of the data before any method: `trivial`, `probes` and `sittings`, as JSON can hold it."""
     found: dict[str, Any] = {"trivial": trivial_rows(prepared), "probes": {}, "sittings": {}}
     gap_s = getattr(config.backbone, "recent_gap_s", -1.0) if getattr(config.backbone, "recent", ()) else -1.0
     if "histories/times.npy" not in prepared.manifest["histories"]:

@@ -41,7 +41,7 @@ _Number = Annotated[int, Ge(0)]
 
 
 class _Phase(TypedDict, total=False):
-    """What the metrics of a phase can be."""
+    """Types the metrics of a phase."""
 
     auc_next: _Unit | None
     auc_test: _Unit | None
@@ -55,7 +55,7 @@ class _Phase(TypedDict, total=False):
 
 
 class _Cell(TypedDict, total=False):
-    """What a run can have measured."""
+    """Types what a run can have measured."""
 
     dataset: Required[str]
     backbone: Required[str]
@@ -71,7 +71,7 @@ class _Cell(TypedDict, total=False):
 
 
 class _Audit(TypedDict, total=False):
-    """What an audit can have found."""
+    """Types what an audit can have found."""
 
     row: Required[str]
     passed: Required[bool]
@@ -238,7 +238,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def factor_out(values: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What all dicts hold alike, and for each the rest: `merge(shared, rest)` is the dict again."""
+    """Divides dicts into what all hold alike and the rest of each: `merge(shared, rest)` is the dict again."""
     shared: dict[str, Any] = {}
     rests: list[dict[str, Any]] = [dict(value) for value in values]
     if len(values) < 2:

@@ -1,4 +1,4 @@
-"""Checks and claims the output folder of a run: nobody else's, not another run's, and its files as they were written."""
+"""Checks and claims the output folder of a run: no other process's, no other run's, with its files as written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def alone_in(folder: Path, runtime: Runtime) -> Iterator[None]:
 
 
 def finished_results(folder: Path) -> dict[str, Any] | None:
-    """What `results.json` holds; None where there is none yet, or a damaged one, which is said."""
+    """Reads what `results.json` holds; None where there is none yet, or a damaged one, which is said."""
     try:
         return read_json(folder / "results.json")
     except FileNotFoundError:

@@ -187,7 +187,7 @@ class Frozen:
 
 
 class CompiledFrozen(Frozen):
-    """The same for a backbone with a folded head in float32, by loops over rows that a CPU runs.
+    """Computes losses and scores of a folded head in float32 by loops over rows that a CPU runs.
 
     New items stand in the table of parts a second time, with the embedding that they are scored with: see `serve`.
     """

@@ -30,7 +30,7 @@ _META_TRAIN_PARTS = ("episodes", "algorithm 1")
 
 @dataclass
 class Session:
-    """What the stages of a run share: who we are, where we stand, where it is written down.
+    """Holds what all stages of a run need: who we are, where we stand, where it is written down.
 
     `steps_per_epoch` cuts every epoch short, for a pass that looks at what the stages do and not at how well: an audit.
     `profiler` traces a few steps of each stage, on the main rank of a run that asks for it.
@@ -143,7 +143,7 @@ def _record(session: Session, start: Cursor, batch: Batch, done: int, trained: i
 
 
 def place(cursor: Cursor) -> dict[str, object]:
-    """What a record says of where it was made: the stage, and the phase or part of it that counts its own steps."""
+    """Says for a record where it was made: the stage, and the phase or part of it that counts its own steps."""
     if cursor.stage == "warm_up":
         return {"stage": cursor.stage, "phase": PHASES[cursor.phase]}
     if cursor.stage == "meta_train":

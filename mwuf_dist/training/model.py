@@ -143,7 +143,7 @@ class Model:
 
     @torch.no_grad()
     def encoded_history(self, history: History, context: torch.Tensor) -> torch.Tensor:
-        """What the backbone makes of rows' histories [b, W], for rows of fields [b, F*D], all frozen. A collective."""
+        """Encodes rows' histories [b, W], for rows of fields [b, F*D], all frozen. A collective."""
         return self.backbone.in_precision(self.backbone.encode, self.embedded_history(history), context)
 
     @torch.no_grad()

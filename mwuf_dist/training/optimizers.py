@@ -37,7 +37,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Moments:
-    """What a checkpoint holds of one parameter: views of the moments, sharded as the table they belong to is."""
+    """Holds what a checkpoint keeps of one parameter: views of the moments, sharded as their table is."""
 
     name: str
     group: _Group

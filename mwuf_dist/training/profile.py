@@ -34,7 +34,7 @@ class StageProfiler:
         return self._folder / f"{stage.replace(' ', '-')}.json"
 
     def steps(self, stage: str, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; what happens between the fourth and the ninth of them is traced.
+        """Passes batches on; what happens between the fourth and the ninth of them is traced.
 
         A stage that has been traced, in an earlier epoch, is not traced again, and one of three steps or fewer is not
         traced at all.

@@ -57,7 +57,7 @@ def phase_metrics(
 
 
 def defined(values: Any) -> Any:
-    """The same with None for what is not defined: a NaN, which JSON has not."""
+    """Replaces what is not defined, a NaN, which JSON has not, by None."""
     if isinstance(values, Mapping):
         return {key: defined(value) for key, value in values.items()}
     if isinstance(values, list):

@@ -21,7 +21,7 @@ Scope = Literal["before", "all"]
 
 @dataclass(frozen=True)
 class History:
-    """What the b rows of a batch look back at, as g jagged histories, oldest event first.
+    """Holds what the b rows of a batch look back at, as g jagged histories, oldest event first.
 
     Several rows may share one history, so that what is made of it is made once; none need to (g = b).
 

@@ -53,7 +53,7 @@ class Batch:
 
 
 class Batches(Protocol):
-    """What every loader is: global batches, epoch by epoch, from any step on."""
+    """Gives global batches, epoch by epoch, from any step on."""
 
     @property
     def batch_size(self) -> int:
@@ -203,7 +203,7 @@ class Loader:
     def _rows(
         self, order: EpochOrder, lanes: range, first: int, steps: int
     ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """The same in time order, where a lane is a range of columns of the global batches."""
+        """Reads rows in time order, where a lane is a range of columns of the global batches."""
         begin, end = first * self.batch_size, min((first + steps) * self.batch_size, order.num_rows)
         read = self._read(order.ranges(begin, end))
         width, slots = order.rows_per_lane, self._slots(order)

@@ -30,7 +30,7 @@ _VALUES_NAMED = 5
 
 @dataclass
 class Checked:
-    """What is different in new files.
+    """Lists what is different in new files.
 
     Attributes:
         faults: what has to be put right before the files can be used, a sentence each.

@@ -38,7 +38,7 @@ _ONE_USER_SHARE = 0.2  # A user with so many of the rows is probably "nobody".
 
 @dataclass(frozen=True)
 class Asked:
-    """What the person says; empty where it is to be found out.
+    """Holds what the person says; empty where it is to be found out.
 
     Attributes:
         user, item, time, label: columns.
@@ -65,7 +65,7 @@ class Asked:
 
 @dataclass
 class Proposal:
-    """What was found.
+    """Holds what was found.
 
     Attributes:
         options: section `data.logs`.

@@ -52,7 +52,7 @@ def _encoding(path: Path, options: LogsConfig) -> str:
 
 
 def _delimiter(path: Path, options: LogsConfig) -> str:
-    """What divides the lines into equally many columns, empty where that is the default."""
+    """Finds what divides the lines into equally many columns, empty where that is the default."""
     usual = csv_text.delimiter_of(path, options)
     best, most = usual, 1
     for one in (usual, *_DELIMITERS):

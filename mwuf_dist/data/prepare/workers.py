@@ -23,7 +23,7 @@ class Pool(Protocol):
     """Who does the pieces of work."""
 
     def map(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """What `function(*one)` returns for each of the arguments, in their order."""
+        """Returns what `function(*one)` returns for each of the arguments, in their order."""
         ...
 
 

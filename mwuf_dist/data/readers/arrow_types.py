@@ -54,7 +54,7 @@ def simple(column: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
 
 
 def _stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """What an extension type (uuid, json) is made of."""
+    """Finds what an extension type (uuid, json) is made of."""
     kind = column.type
     if not isinstance(kind, pa.BaseExtensionType):
         return column

@@ -33,12 +33,12 @@ _FOOTER = re.compile(r"^\s*(#|--|\(?\d+ rows?( affected| selected)?\)?\.?\s*$|=+
 
 
 def delimiter_of(path: Path, options: LogsConfig) -> str:
-    """What stands between two columns of a file."""
+    """Finds what stands between two columns of a file."""
     return options.delimiter or ("\t" if ".tsv" in path.name.lower() else ",")
 
 
 def parsed_delimiter(path: Path, options: LogsConfig) -> str:
-    """What stands there once `Lines` has passed."""
+    """Names the delimiter that stands in a file once `Lines` has passed."""
     named = delimiter_of(path, options)
     return named if len(named) == 1 else ONE_LETTER
 

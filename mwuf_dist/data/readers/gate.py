@@ -87,7 +87,7 @@ class Rows:
     remarks: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
-        """What was not used, and what was taken in a way that may surprise; a sentence each."""
+        """Says what was not used, and what was taken in a way that may surprise; a sentence each."""
         left = [f"{num:,} of {self.table.num_rows:,} rows are left out: {why}" for why, num in self.left_out.items()]
         return [*left, *self.remarks, *self.table.notes]
 

@@ -69,7 +69,7 @@ def label_of(values: pa.Array, options: LogsConfig, whole: LogTable | None = Non
 
 
 def why_wrong(name: str, value: object, options: LogsConfig) -> str:
-    """What is wrong with a value of the label's column, and what to do."""
+    """Says what is wrong with a value of the label's column, and what to do."""
     if options.label:
         return (
             f"{name} is {value!r}, neither 0 nor 1; to make labels of such a column set data.logs.label_from = "

@@ -68,7 +68,7 @@ class Format:
 
 @dataclass(frozen=True)
 class Found:
-    """What lies at a path.
+    """Describes what lies at a path.
 
     Attributes:
         files: the files to read, in the order of their names (numbers in them by value: log_2 before log_10).

@@ -121,7 +121,7 @@ def as_first_prepared(form: TimeForm) -> TimeForm:
 
 
 def why_bad(table: LogTable, options: LogsConfig, times: Times, row: int) -> str:
-    """What is wrong with the time of a row, and what to do."""
+    """Says what is wrong with the time of a row, and what to do."""
     value = table.columns[options.time][row].as_py()
     if options.time_format:
         return (

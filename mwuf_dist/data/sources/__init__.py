@@ -15,10 +15,10 @@ from mwuf_dist.data.sources import cikm2019, logs, movielens, synthetic, taobao_
 
 
 class Source(Protocol):
-    """What a module of this folder offers."""
+    """Defines what a module of this folder offers."""
 
     def fingerprint(self, config: DataConfig) -> dict[str, Any]:
-        """What the data is made of: version of the reader, checksums of raw files, options."""
+        """Says what the data is made of: version of the reader, checksums of raw files, options."""
         ...
 
     def pieces(self, config: DataConfig) -> RawPieces:

@@ -229,7 +229,7 @@ _cached_world = functools.lru_cache(maxsize=1)(make_world)  # every piece of a d
 
 
 def _effect(generator: np.random.Generator, size: int, dim: int) -> np.ndarray:
-    """What each value of a field does to the vector of its entity [size, dim]."""
+    """Draws what each value of a field does to the vector of its entity [size, dim]."""
     return generator.standard_normal((size, dim), dtype=np.float32)
 
 

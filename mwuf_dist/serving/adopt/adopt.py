@@ -34,7 +34,7 @@ _CHUNK_ROWS = 1 << 16
 
 
 class RankingModel(nn.Module):
-    """What the factory of a user's model must return. Any module with these four methods is one.
+    """Defines what the factory of a user's model must return: any module with these four methods.
 
     `rows` is a part of the logs, an Arrow table with all of its columns.
     """
@@ -253,7 +253,7 @@ class _Interactions:
 
     @torch.no_grad()
     def context(self, model: nn.Module, rows: np.ndarray) -> torch.Tensor:
-        """What the model makes of some rows [m, C]."""
+        """Asks the model for the context of some rows [m, C]."""
         return _asked(model, "context", self.logs, self.order[rows])
 
 

@@ -26,7 +26,7 @@ _TABLES_NAMED = 20
 
 @dataclass(frozen=True)
 class AdoptInput:
-    """What the command is given.
+    """Holds what the command is given.
 
     Attributes:
         weights: checkpoint folder or file.
@@ -99,7 +99,7 @@ def adopt_files(given: AdoptInput, output: Path) -> Adopted:
 
 
 def check_fit(given: AdoptInput) -> Fit:
-    """The same without learning or writing anything: which tables, shapes and logs fit."""
+    """Says which tables, shapes and logs fit, without learning or writing anything."""
     fit = Fit()
     try:
         read = _read(given, fit)
@@ -160,7 +160,7 @@ def _count_items(fit: Fit, read: _Read, settings: AdoptSettings) -> None:
 
 
 def _try_model(fit: Fit, read: _Read) -> None:
-    """What the model makes of the first rows of the logs."""
+    """Tries the model on the first rows of the logs."""
     rows = read.logs.slice(0, _ROWS_TRIED)
     read.model.eval()
     made: dict[str, torch.Tensor] = {}

@@ -37,7 +37,7 @@ class Chunk:
 
 
 def item_columns(run: FinishedRun, context: bool) -> Columns:
-    """What an export says of an item.
+    """Names the columns of an item in an export.
 
     `embedding`, what the backbone reads in the item's place; `phase`, a code in `PHASE_NAMES`; `interactions`, the
     number of its rows that the model has seen; with `context` its share of what the model reads beside the embedding.
@@ -48,7 +48,7 @@ def item_columns(run: FinishedRun, context: bool) -> Columns:
 
 
 def user_columns(run: FinishedRun) -> Columns:
-    """What an export says of a user: the user's share of what the model reads beside the embedding."""
+    """Names the columns of a user in an export: the user's part of what the model reads beside the embedding."""
     width = run.model.shape.num_user_fields * run.model.dim + run.model.backbone.history_width
     return {"user_context": ("float32", width)}
 

@@ -32,7 +32,7 @@ MANIFEST = "export.json"
 
 
 class DenseModel(nn.Module):
-    """What a server runs: logits [B] from item embeddings [B, D] and the other fields' embeddings [B, F*D].
+    """Computes logits [B] from item embeddings [B, D] and the other fields' embeddings [B, F*D], for a server.
 
     A backbone that looks at histories reads what it made of them [B, W] behind the fields.
 
@@ -121,7 +121,7 @@ def write_items(
 def _write_some(
     run: FinishedRun, items: np.ndarray | range, kind: Format, folder: Path, context: bool, progress: bool = False
 ) -> int:
-    """The same for the items with these indices."""
+    """Writes the items with these indices."""
     ids = run.ids_of(items)
     writer = _writer(kind, folder, "item", ids, item_columns(run, context))
     _write(writer, item_chunks(run, items, context), len(ids), progress)
@@ -161,7 +161,7 @@ def export_model(run: FinishedRun, path: Path) -> None:
 
 
 def export_backbone(backbone: nn.Module, shape: Shape, device: torch.device, name: str, path: Path) -> None:
-    """The same for any backbone in eval mode; `name` is for the message."""
+    """Writes any backbone in eval mode by `torch.export`; `name` is for the message."""
     width = (shape.num_fields - 1) * shape.dim + getattr(backbone, "history_width", 0)
     example = (torch.zeros(2, shape.dim, device=device), torch.zeros(2, width, device=device))
     batch = {0: torch.export.Dim("batch", min=1)}

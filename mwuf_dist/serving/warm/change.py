@@ -19,7 +19,7 @@ from mwuf_dist.serving.served_state import WarmState, unknown_fields
 
 @dataclass(frozen=True)
 class Change:
-    """What new rows do to a state, before any row of phi_new has moved.
+    """Holds what new interactions do to a state, before any row of phi_new has moved.
 
     Attributes:
         state: with the new items and interactions; `rows` are those of before, under the new indices.

@@ -74,7 +74,7 @@ def first_rows(
 
 @torch.no_grad()
 def regenerated_rows(method: Method, rows: torch.Tensor, item_fields: torch.Tensor) -> torch.Tensor:
-    """What the method makes of rows [n, D], float32, at the end of a block, given fields [n, Fi*D]."""
+    """Regenerates rows [n, D], float32, at the end of a block, given fields [n, Fi*D]."""
     padding = (0, 0, 0, FEWEST_ROWS)
     return method.regenerated_rows(F.pad(rows.double(), padding), F.pad(item_fields, padding))[: len(rows)].float()
 

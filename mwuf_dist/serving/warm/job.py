@@ -48,7 +48,7 @@ _NUM_PROOFS = 1 << 14
 
 @dataclass(frozen=True)
 class WarmReport:
-    """What a job has done.
+    """Reports what a job has done.
 
     Attributes:
         folder: the output.
@@ -194,7 +194,7 @@ def _read_rows(
 
 
 def seen_by_run(prepared: Prepared, items: np.ndarray, user_ids: pa.Array) -> Log:
-    """What the run has seen of its own new items among these, in the order of its sets."""
+    """Reads what the run has seen of its own new items among these, in the order of its sets."""
     wanted = np.zeros(prepared.num_items + 1, dtype=bool)
     wanted[items] = True
     wanted[: prepared.num_old_items] = wanted[-1] = False
@@ -209,7 +209,7 @@ def seen_by_run(prepared: Prepared, items: np.ndarray, user_ids: pa.Array) -> Lo
 
 
 def _made_from(folder: Path, checkpoint: str, state: WarmState) -> dict[str, str]:
-    """What tells one job from another: the run, the state before, and what is known after it."""
+    """Digests what tells one job from another: the run, the state before, and what is known after it."""
     known = hashlib.sha256()
     for values in (*state.log.values(), state.listed):
         known.update(np.ascontiguousarray(values).data)

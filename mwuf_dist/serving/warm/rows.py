@@ -172,7 +172,7 @@ class WarmJob:
     def _parts(
         self, run: FinishedRun, rule: WarmRule, items: np.ndarray, counts: np.ndarray, boundary: np.ndarray, rows: Log
     ) -> _Frozen:
-        """What is frozen of a group's items and interactions. Looks up on every rank alike."""
+        """Looks up what is frozen of a group's items and interactions, on every rank alike."""
         place = np.arange(len(rows["item"])) - np.repeat(np.cumsum(counts) - counts, counts)
         needed = np.flatnonzero((place >= np.repeat(boundary, counts)) | rule.carry_over | self.method.fits_items)
         unknown, device = self.users.num_rows - 1, self.runtime.device
@@ -204,7 +204,7 @@ class WarmJob:
 
     @torch.no_grad()
     def _encoded(self, run: FinishedRun, users: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """What the backbone makes of users' histories [b, W] as they were at the end of the run, for fields [b, F*D].
+        """Encodes users' histories [b, W] as they were at the end of the run, for fields [b, F*D].
 
         In float64, rounded to float32: the company of a row, by which padding differs, changes last bits of the former.
         """
@@ -220,7 +220,7 @@ class WarmJob:
 
 @dataclass(frozen=True)
 class _Frozen:
-    """What is frozen of a group of items and their n interactions, in float64.
+    """Holds what is frozen of a group of items and their n interactions, in float64.
 
     Attributes:
         item_fields: of each item (and some more) [g, Fi*D].

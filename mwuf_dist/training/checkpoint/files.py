@@ -95,7 +95,7 @@ class Cursor:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file must be."""
+    """Records what a file must be."""
 
     bytes: int
     crc32: int
@@ -103,7 +103,7 @@ class FileRecord:
 
 @dataclass
 class Meta:
-    """What `meta.json` holds beside the tensors.
+    """Holds what `meta.json` holds beside the tensors.
 
     `held_out_loss` is that of the last finished epoch of a stage that trains until it stops falling.
     """
@@ -171,7 +171,7 @@ def _check_values(meta: Meta) -> None:
 
 
 def content_problem(path: Path, meta: Meta, part: int = 0, num_parts: int = 1) -> str | None:
-    """What is wrong with the content of the files; None where nothing is.
+    """Says what is wrong with the content of the files; None where nothing is.
 
     Args:
         path: of the checkpoint.

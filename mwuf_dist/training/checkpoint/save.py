@@ -246,7 +246,7 @@ class Checkpointer:
         return None
 
     def _candidates(self) -> list[Path]:
-        """What `LATEST` names, then those before it, the nearest first."""
+        """Lists what `LATEST` names, then those before it, the nearest first."""
         checkpoints = self._in_order()
         name = _pointed_at(self._folder)
         newest = self._folder / name
@@ -259,7 +259,7 @@ class Checkpointer:
 
 
 def _pointed_at(folder: Path) -> str:
-    """What `LATEST` says, whatever that is."""
+    """Reads what `LATEST` says, whatever that is."""
     try:
         return (folder / "LATEST").read_bytes().decode(errors="replace").strip().replace("\0", "")
     except OSError:

@@ -128,7 +128,7 @@ def train_epochs(
 
 
 def meta_trained_tensors(new_ids: Tables, method: Method) -> dict[str, Any]:
-    """What the stage has made: phi_new and the meta networks."""
+    """Lists what the stage has made: phi_new and the meta networks."""
     return table_state(new_ids) | module_state("method", method)
 
 

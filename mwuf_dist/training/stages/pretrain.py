@@ -83,13 +83,13 @@ class Pretrain:
 
 
 def equal_item_weights(prepared: Prepared) -> torch.Tensor:
-    """What a row of each old item weighs [num_old] for all items to weigh the same and the mean row to weigh 1."""
+    """Weighs rows by their old item [num_old] so that all items weigh the same and the mean row weighs 1."""
     counts = np.bincount(prepared.columns("pretrain", ("item",))["item"], minlength=prepared.num_old_items)
     return torch.from_numpy(counts.sum() / len(counts) / np.maximum(counts, 1)).float()
 
 
 def pretrained_tensors(model: Model) -> dict[str, Any]:
-    """What the stage has made: tables and backbone."""
+    """Lists what the stage has made: tables and backbone."""
     return table_state(*model.pretrained_tables) | module_state("backbone", model.backbone)
 
 

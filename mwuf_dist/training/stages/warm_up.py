@@ -155,5 +155,5 @@ class WarmUp:
 
 
 def warm_up_tensors(model: Model) -> dict[str, object]:
-    """What the stage has made so far: phi_new."""
+    """Lists what the stage has made so far: phi_new."""
     return table_state(model.new_ids)
