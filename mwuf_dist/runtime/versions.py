@@ -27,7 +27,7 @@ def installed(distribution: str) -> str | None:
 
 
 def version_problem() -> str | None:
-    """Says what is wrong with the installed torch, torchrec and fbgemm, and how to mend it; None if they go together."""
+    """Says what is wrong with the installed torch, torchrec and fbgemm, and how to mend it; None where nothing is."""
     torch, torchrec = installed("torch"), installed("torchrec")
     fbgemms = {name: version for name in FBGEMM_DISTRIBUTIONS if (version := installed(name)) is not None}
     missing = [name for name, version in (("torch", torch), ("torchrec", torchrec)) if version is None]
