@@ -139,6 +139,15 @@ def _kind_of_numbers(name: str, numbers: np.ndarray, num_values: int) -> _Kind:
     """Codes are categories; amounts, and numbers of which nearly each is another, are numeric."""
     if np.mod(numbers, 1).any():
         return "numeric"
-    if num_values < NUMERIC_FROM or names.is_code(name):
+    if num_values < NUMERIC_FROM or names.is_code(name) or (_are_alike_ids(numbers) and not names.is_amount(name)):
         return "categorical"
     return "numeric"
+
+
+def _are_alike_ids(numbers: np.ndarray) -> bool:
+    """Whether whole numbers are written like IDs: nearly all of as many digits, four and more, and no years."""
+    values = np.unique(np.abs(numbers))
+    digits = np.floor(np.log10(np.maximum(values, 1))).astype(np.int64) + 1
+    most = int(np.bincount(digits).argmax())
+    is_year = bool(((values >= 1800) & (values <= 2100)).all())
+    return most >= 4 and not is_year and float((digits == most).mean()) >= 0.95

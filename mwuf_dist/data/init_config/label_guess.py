@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,13 +14,14 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.data.init_config import names
+from mwuf_dist.data.init_config import names, vocabulary
 from mwuf_dist.data.readers import encode, labels
 from mwuf_dist.data.readers.arrow_types import text_of
 from mwuf_dist.data.readers.ids import codes
 from mwuf_dist.data.readers.log_tables import LogTable
 
 NEGATIVES = 4
+_MOST_CODES = 12  # of kinds of events
 NO_LABEL = "none"  # --label none: every row is a positive.
 # From the rarest and most telling on: the first that is there is what counts as positive.
 POSITIVE_ACTIONS = (
@@ -87,22 +87,33 @@ def guess_label(
             return dataclasses.replace(found, note=note)
     if scored:
         raise UserError(_not_understood(table, scored[0]))
-    rating = names.by_word([one for one in rest if one not in of_items], names.RATING)
+    rating = names.rating_of([one for one in rest if one not in of_items])
     if rating and numbers_of(table.columns[rating]) is not None:
         return _halved(table, options, rating)
-    action = names.by_word(rest, names.ACTION)
+    action = names.action_of(rest)
     if action:
         found = _by_action(table, options, action)
         if found is not None:
             return found
-    flags = [one for one in rest if one not in (*of_items, *of_users) and _is_zero_or_one(table.columns[one])]
+    kind = next((one for one in rest if names.words(one) == ["type"] and one not in (*of_items, *of_users)), "")
+    if kind and (found := _by_type(table, options, kind)) is not None:
+        return found
+    changing = [one for one in rest if one not in (*of_items, *of_users)]
+    for name in changing:
+        if _says_what_happened(table, name) and (found := _by_action(table, options, name)) is not None:
+            return dataclasses.replace(found, note=f"by its values: {found.note}")
+    flags = [one for one in changing if _is_zero_or_one(table, options, one)]
     if flags:
         raise UserError(
             f"{table.files[0]}: no column is named like a label, and {', '.join(flags)} hold 0 and 1: --label "
             f"{flags[0]} "
             "takes it as the label, --label none takes every row as a positive"
         )
-    return _positives(options, "no column looks like a label: every row is taken as a positive")
+    numbers = [one for one in changing if not _is_zero_or_one(table, options, one) and _is_amount(table, one)][:4]
+    strength = (
+        f"; {', '.join(numbers)} are numbers of a row (--label {numbers[0]} --label-at-least N)" if numbers else ""
+    )
+    return _positives(options, f"no column looks like a label: every row is taken as a positive{strength}")
 
 
 def _positives(options: LogsConfig, note: str) -> LabelGuess:
@@ -117,8 +128,8 @@ def _named(
     label_is: Sequence[str],
     label_at_least: float | None,
 ) -> LabelGuess:
-    name = named or names.by_word(rest, names.ACTION) or next(filter(names.label_score, rest), "")
-    name = name or names.by_word(rest, names.RATING)
+    name = named or names.action_of(rest) or next(filter(names.label_score, rest), "")
+    name = name or names.rating_of(rest)
     if name not in table.columns.column_names:
         raise UserError(f"{table.files[0]}: no column {name!r} for the label; --label takes one of {', '.join(rest)}")
     if label_is:
@@ -177,9 +188,32 @@ def _by_action(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
     if chosen is not None:
         made = dataclasses.replace(options, label_from=name, label_is=(chosen,))
         return LabelGuess(made, "label_is", f"of {_listed(table, name)}; --label-is VALUE chooses others")
-    if names.by_word([name], names.ACTION):
+    if names.action_of([name]):
         raise UserError(_not_understood(table, name))
     return None
+
+
+def _by_type(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | None:
+    """A rule for a column that is called `type`, which may hold what happened, as words or as codes, or anything."""
+    values = text_of(codes(table.columns[name])[1]).to_pylist()
+    if positive_action(values) is not None:
+        return _by_action(table, options, name)
+    if 2 <= len(values) <= _MOST_CODES and all(value.isdecimal() for value in values):
+        raise UserError(_not_understood(table, name))
+    return None
+
+
+def _says_what_happened(table: LogTable, name: str) -> bool:
+    """Whether a column's few words are what a person did: a positive one, and one that is none."""
+    values = codes(table.columns[name])[1]
+    if not 2 <= len(values) <= _MOST_CODES or not pa.types.is_string(values.type):
+        return False
+    of_value = [set(names.words(value)) for value in values.to_pylist()]
+    return positive_action(values.to_pylist()) is not None and any(one & vocabulary.NO_POSITIVE for one in of_value)
+
+
+def _is_amount(table: LogTable, name: str) -> bool:
+    return names.words(name)[-1:] != ["id"] and numbers_of(table.columns[name]) is not None
 
 
 def positive_action(values: Sequence[str]) -> str | None:
@@ -187,9 +221,9 @@ def positive_action(values: Sequence[str]) -> str | None:
     if len(values) > 200:
         return None
     of_value = {value: names.words(value) for value in values}
-    good = {v: parts for v, parts in of_value.items() if not set(parts) & names.NEGATIONS}
+    good = {v: parts for v, parts in of_value.items() if not set(parts) & vocabulary.NEGATIONS}
     for kinds in POSITIVE_ACTIONS:
-        found = [value for value, parts in good.items() if set(parts) & set(kinds)]
+        found = [value for value, parts in good.items() if {*parts, *(part.rstrip("s") for part in parts)} & set(kinds)]
         if found:
             return min(found, key=lambda value: (len(of_value[value]), value))
     return None
@@ -230,12 +264,12 @@ def numbers_of(column: pa.ChunkedArray) -> np.ndarray | None:
     return None if np.isnan(numbers).any() else np.append(numbers, np.nan)[index]
 
 
-def _is_zero_or_one(column: pa.ChunkedArray) -> bool:
-    values = codes(column)[1]
+def _is_zero_or_one(table: LogTable, options: LogsConfig, name: str) -> bool:
+    """Whether a column says yes or no in each row, however it is written."""
+    values = codes(table.columns[name])[1]
     if not 2 <= len(values) <= 6:
         return False
-    text = {re.sub(r"\.0+$", "", one.lower()) for one in text_of(values).to_pylist()}
-    return text == {"0", "1"} or text == {"true", "false"}
+    return set(labels.label_of(values, dataclasses.replace(options, label=name)).tolist()) == {0, 1}
 
 
 def _listed(table: LogTable, name: str) -> str:

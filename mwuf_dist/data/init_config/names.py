@@ -3,289 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-USER = (
-    "user",
-    "usr",
-    "uid",
-    "customer",
-    "cust",
-    "member",
-    "visitor",
-    "account",
-    "listener",
-    "reader",
-    "viewer",
-    "client",
-    "buyer",
-    "shopper",
-    "reviewer",
-    "consumer",
-    "subscriber",
-    "household",
-    "person",
-    "player",
-    "student",
-    "msno",
-)
-ITEM = (
-    "item",
-    "iid",
-    "movie",
-    "film",
-    "product",
-    "article",
-    "adgroup",
-    "ad",
-    "track",
-    "song",
-    "video",
-    "book",
-    "recipe",
-    "news",
-    "sku",
-    "asin",
-    "isbn",
-    "game",
-    "app",
-    "business",
-    "anime",
-    "hotel",
-    "listing",
-    "restaurant",
-    "venue",
-    "poi",
-    "course",
-    "job",
-    "post",
-    "photo",
-    "place",
-    "podcast",
-    "show",
-    "stock",
-    "artist",
-    "creative",
-    "content",
-    "goods",
-)
-TIME = (
-    "timestamp",
-    "time_stamp",
-    "event_time",
-    "unix_review_time",
-    "time",
-    "ts",
-    "datetime",
-    "date",
-    "created",
-    "played",
-    "occurred",
-    "viewed",
-    "clicked_at",
-    "purchased_at",
-    "at",
-    "day",
-    "dat",
-    "when",
-    "dt",
-    "hour",
-    "week",
-)
-LABEL = (
-    "label",
-    "clicked",
-    "click",
-    "clk",
-    "target",
-    "liked",
-    "like",
-    "purchased",
-    "purchase",
-    "bought",
-    "converted",
-    "conversion",
-    "is_buy",
-    "buy",
-    "reward",
-    "is_positive",
-    "y",
-)
-RATING = ("rating", "rate", "stars", "star", "score", "overall", "grade", "review_score")
-ACTION = (
-    "event_type",
-    "event_name",
-    "event",
-    "behavior_type",
-    "behaviour_type",
-    "behavior",
-    "behaviour",
-    "action_type",
-    "action",
-    "btag",
-    "interaction_type",
-    "interaction",
-    "activity",
-)
-
-_ID_WORDS = {
-    "id",
-    "ids",
-    "key",
-    "code",
-    "no",
-    "num",
-    "nr",
-    "number",
-    "uuid",
-    "guid",
-    "hash",
-    "idx",
-    "index",
-    "sk",
-    "pk",
-    "ref",
-}
-_PREFIXES = {
-    "the",
-    "hashed",
-    "anon",
-    "anonymous",
-    "encrypted",
-    "raw",
-    "target",
-    "click",
-    "clicked",
-    "full",
-    "fk",
-    "dim",
-}
-_NOT_A_TIME = {
-    "birth",
-    "release",
-    "released",
-    "signup",
-    "registration",
-    "registered",
-    "join",
-    "joined",
-    "launch",
-    "zone",
-    "on",
-    "launched",
-    "publish",
-    "published",
-    "expire",
-    "expires",
-    "expiry",
-    "spent",
-    "dwell",
-    "watch",
-    "duration",
-    "elapsed",
-    "first",
-    "last",
-    "updated",
-    "modified",
-    "of",
-    "per",
-    "play",
-    "session",
-    "load",
-    "response",
-    "since",
-}
-_NO_LABEL = {
-    "count",
-    "counts",
-    "id",
-    "time",
-    "at",
-    "date",
-    "rate",
-    "ratio",
-    "url",
-    "type",
-    "encoder",
-    "ts",
-    "timestamp",
-}
-NEGATIONS = {
-    "no",
-    "not",
-    "non",
-    "un",
-    "dis",
-    "remove",
-    "removed",
-    "removal",
-    "cancel",
-    "cancelled",
-    "canceled",
-    "delete",
-    "skip",
-    "skipped",
-    "return",
-    "returned",
-    "refund",
-    "refunded",
-    "without",
-    "never",
-    "hide",
-    "report",
-    "from",
-}
-_AMOUNTS = {
-    "age",
-    "price",
-    "cost",
-    "amount",
-    "count",
-    "num",
-    "year",
-    "size",
-    "length",
-    "duration",
-    "weight",
-    "score",
-    "avg",
-    "mean",
-    "sum",
-    "total",
-    "ratio",
-    "rate",
-    "income",
-    "salary",
-    "distance",
-    "quantity",
-    "qty",
-    "seats",
-}
-_CODES = {
-    "category",
-    "categories",
-    "cat",
-    "cate",
-    "type",
-    "class",
-    "brand",
-    "zip",
-    "genre",
-    "city",
-    "country",
-    "region",
-    "segment",
-    "cluster",
-    "group",
-    "shop",
-    "store",
-    "seller",
-    "merchant",
-    "publisher",
-    "language",
-    "lang",
-    "os",
-}
+from mwuf_dist.data.init_config import vocabulary
 
 
 def words(name: str) -> list[str]:
@@ -299,7 +19,7 @@ def entity_score(name: str, wanted: Sequence[str]) -> int:
     """How surely a column holds IDs of one of the wanted kinds; 0: it does not.
 
     A name is an ID's when it is the word, or the word and one for IDs (`movie_id`), perhaps behind others; a name that
-    goes on with another word (`user_agent`, `item_price`) is an attribute's.
+    goes on with another word (`user_agent`, `item_price`) is an attribute's. A name or title is the last resort.
     """
     parts = words(name)
     for place, word in enumerate(wanted):
@@ -312,55 +32,112 @@ def entity_score(name: str, wanted: Sequence[str]) -> int:
                 continue
             at = len(parts) - 1 - parts[::-1].index(one)
             before, after = parts[:at], parts[at + 1 :]
-            if after and not set(after) <= _ID_WORDS:
+            if word in vocabulary.NUMBERED:
+                after = [part for part in after if not part.isdecimal()]
+            if after and set(after) <= vocabulary.NAMES:
+                return rank
+            if len(after) > 1:
+                after = [part for part in after if part not in vocabulary.WORDS_BEFORE_ID]
+            if after and not set(after) <= vocabulary.ID_WORDS:
                 continue
-            if not set(before) - _PREFIXES:
+            if not set(before) - vocabulary.PREFIXES:
                 return (400 if after else 300) + rank
             return (200 if after else 100) + rank
+    if (
+        wanted is vocabulary.ITEM
+        and len(parts) > 1
+        and parts[-2] in vocabulary.ITEM_BY_ID
+        and parts[-1] in vocabulary.ID_WORDS
+    ):
+        return 150
     return 0
 
 
 def time_score(name: str) -> int:
     """How surely a column is the time of the event by its name; 0: it is not."""
     parts = words(name)
-    if set(parts) & _NOT_A_TIME:
+    if set(parts) & vocabulary.NOT_A_TIME:
         return 0
+    for known in ("_".join(parts), "_".join(part for part in parts if part not in vocabulary.UNITS)):
+        for place, word in enumerate(vocabulary.TIME):
+            if known in (word, word.replace("_", "")) or known.replace("_", "") == word:
+                return 300 - place
+        if known in vocabulary.ALONE:
+            return 250
     joined = "_".join(parts)
-    for place, word in enumerate(TIME):
-        if joined in (word, word.replace("_", "")):
-            return 300 - place
-    for place, word in enumerate(TIME):
+    for place, word in enumerate(vocabulary.TIME):
         if word in parts or f"_{word}_" in f"_{joined}_" or any(part in (f"{word}s", f"event{word}") for part in parts):
             return 200 - place
     return 0
 
 
+def is_part_of_a_date(name: str, others: Sequence[str]) -> bool:
+    """Whether a column is the day, month, ... of a time that stands in several columns."""
+    last = words(name)[-1:]
+    there = {parts[-1] for one in others if (parts := words(one))}
+    return (
+        bool(last)
+        and last[0] in ("year", "month", "day", "hour", "minute", "second")
+        and {"year", "month", "day"} <= there
+    )
+
+
 def label_score(name: str) -> int:
-    """How surely a column says whether the row is a positive; 0: it does not."""
+    """How surely a column says whether the row is a positive; 0: it does not.
+
+    The word for it stands at the end: `is_click` is one, `click_os` is not.
+    """
     parts = [part for part in words(name) if part not in ("is", "has", "was", "did", "n", "num")]
-    if set(parts) & (NEGATIONS | _NO_LABEL):
+    while len(parts) > 1 and parts[-1] in vocabulary.AFTER_LABEL:
+        parts = parts[:-1]
+    if not parts or set(parts) & (vocabulary.NEGATIONS | vocabulary.NO_LABEL):
         return 0
     joined = "_".join(parts)
-    for place, word in enumerate(LABEL):
+    for place, word in enumerate(vocabulary.LABEL):
         if joined in (word, word.removeprefix("is_")):
             return 300 - place
-    return next((200 - place for place, word in enumerate(LABEL) if word in parts and len(word) > 1), 0)
+    if joined in vocabulary.LABEL_COUNTS:
+        return 100
+    return next((200 - place for place, word in enumerate(vocabulary.LABEL) if word == parts[-1] and len(word) > 1), 0)
 
 
-def by_word(names: Sequence[str], wanted: Sequence[str]) -> str:
-    """The column whose name is one of the wanted, or has one as a whole word; empty where there is none."""
-    plain = {name: "_".join(words(name)) for name in names}
-    for exact in (True, False):
-        for word in wanted:
-            for name, text in plain.items():
-                if text == word if exact else f"_{word}_" in f"_{text}_" and not set(words(name)) & {"count", "id"}:
-                    return name
+def rating_of(names: Sequence[str]) -> str:
+    """The column whose name is a rating's, or ends with the word; empty where there is none."""
+    return _of(
+        names, vocabulary.RATING, lambda parts, word: parts[-1] == word and not set(parts) & vocabulary.NO_RATING
+    )
+
+
+def action_of(names: Sequence[str]) -> str:
+    """The column whose name says that it holds what happened; empty where there is none."""
+    return _of(
+        names,
+        vocabulary.ACTION,
+        lambda parts, word: f"_{word}_" in f"_{'_'.join(parts)}_" and not set(parts) & vocabulary.NO_ACTION,
+    )
+
+
+def _of(names: Sequence[str], wanted: Sequence[str], ends: Callable[[list[str], str], bool]) -> str:
+    plain = {name: parts for name in names if (parts := words(name))}
+    for word in wanted:
+        for name, parts in plain.items():
+            if "_".join(parts) == word:
+                return name
+    for word in wanted:
+        for name, parts in plain.items():
+            if len(parts) > 1 and ends(parts, word):
+                return name
     return ""
+
+
+def is_amount(name: str) -> bool:
+    """Whether a name says that numbers are amounts."""
+    return bool(set(words(name)) & vocabulary.AMOUNTS)
 
 
 def is_code(name: str) -> bool:
     """Whether a name says that numbers are codes, not amounts."""
     parts = words(name)
-    if set(parts) & _AMOUNTS:
+    if is_amount(name):
         return False
-    return bool(set(parts) & _CODES) or (bool(parts) and parts[-1] in _ID_WORDS)
+    return bool(set(parts) & vocabulary.CODES) or (bool(parts) and parts[-1] in vocabulary.ID_WORDS)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.data.init_config import fields, names
+from mwuf_dist.data.init_config import fields, names, vocabulary
 from mwuf_dist.data.init_config.label_guess import guess_label
 from mwuf_dist.data.init_config.written import how_written, looks_like_data
 from mwuf_dist.data.readers import gate, log_files, log_tables, times
@@ -33,6 +33,7 @@ TIME_FORMATS += ("%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d-%m-%Y", "%m/%d/%y %H
 TIME_FORMATS += ("%d-%b-%Y %H:%M:%S", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p", "%a %b %d %H:%M:%S %z %Y")
 TIME_FORMATS += ("%d/%b/%Y:%H:%M:%S %z", "%b %d, %Y")
 CONSTANT_SHARE = 0.99  # So many of the users (or items) have one value of the column: it is theirs.
+_MOST_GAPS = 0.2  # So many rows without an ID are worth a question.
 _ONE_USER_SHARE = 0.2  # A user with so many of the rows is probably "nobody".
 
 
@@ -143,7 +144,7 @@ def _read(found: Proposal, files: Sequence[Path], columns: Sequence[str], asked:
 
 def _propose_ids(found: Proposal, log: LogTable, asked: Asked) -> None:
     taken = ""
-    for side, wanted, named in (("user", names.USER, asked.user), ("item", names.ITEM, asked.item)):
+    for side, wanted, named in (("user", vocabulary.USER, asked.user), ("item", vocabulary.ITEM, asked.item)):
         columns = [one for one in log.columns.column_names if one != taken]
         if named and named not in columns:
             raise UserError(f"{log.files[0]}: no column {named!r}; --{side} takes one of {', '.join(columns)}")
@@ -159,11 +160,25 @@ def _propose_ids(found: Proposal, log: LogTable, asked: Asked) -> None:
                 f"{log.files[0]}: no column looks like the {side}; name it: --{side} one of {', '.join(columns)}"
             )
         taken = named or scored[0][1]
+        if not named:
+            _refuse_gaps(log, side, taken, [one for _, one in scored])
         others = [one for _, one in scored if one != taken][:3]
         against = f"; {', '.join(others)} could be it, too (--{side})" if others else ""
         num = len(codes(log.columns[taken])[1])
         found.notes[side] = ("as --" + side + " says" if named else "by its name") + f", {num:,} values{against}"
         found.options = dataclasses.replace(found.options, **{side: taken})
+
+
+def _refuse_gaps(log: LogTable, side: str, taken: str, candidates: Sequence[str]) -> None:
+    """Asks where the column that is named best is mostly empty, and another could be meant."""
+    gaps = {name: log.columns[name].null_count / log.num_rows for name in candidates}
+    fuller = [name for name in candidates if gaps[name] < 0.5 * gaps[taken]]
+    if gaps[taken] > _MOST_GAPS and fuller:
+        raise UserError(
+            f"{log.files[0]}: column {taken!r} looks like the {side}, but {gaps[taken]:.0%} of the rows have none, and "
+            f"{', '.join(fuller)} could be it, too: --{side} {fuller[0]} takes that one, --{side} {taken} leaves the "
+            "rows without it out"
+        )
 
 
 def _could_be_id(log: LogTable, name: str) -> bool:
@@ -173,7 +188,9 @@ def _could_be_id(log: LogTable, name: str) -> bool:
     values = codes(column)[1]
     if pa.types.is_floating(values.type) and np.mod(values.drop_null().to_numpy(zero_copy_only=False), 1).any():
         return False
-    return len(values) > 1
+    # One value in each row is the row's own ID: nobody comes back.
+    is_of_rows = len(values) > 100 and len(values) > 0.98 * (log.num_rows - column.null_count)
+    return len(values) > 1 and not is_of_rows
 
 
 def _propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
@@ -184,24 +201,35 @@ def _propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
         return
     if asked.time and asked.time not in rest:
         raise UserError(f"{log.files[0]}: no column {asked.time!r}; --time takes one of {', '.join(rest)}")
-    scored = sorted((one for one in rest if names.time_score(one)), key=names.time_score, reverse=True)
-    dates = [one for one in rest if one not in scored and _holds_dates(log.columns[one])]
+    parts = [one for one in rest if names.is_part_of_a_date(one, rest)]
+    whole = [one for one in rest if one not in parts]
+    scored = sorted((one for one in whole if names.time_score(one)), key=names.time_score, reverse=True)
+    dates = [one for one in whole if one not in scored and _holds_dates(log.columns[one])]
     tried: list[str] = []
+    accepted: dict[str, str] = {}
     for name in [asked.time] if asked.time else [*scored, *dates]:
-        if not asked.time and (pa.types.is_nested(log.columns[name].type) or len(codes(_flat(log, name))[1]) < 2):
+        if not asked.time and (pa.types.is_nested(log.columns[name].type) or len(codes(log.columns[name])[1]) < 2):
             tried.append(f"{name} has one value")
             continue
         form = _time_format(found, log, name, asked.time_format)
         if form is None:
             tried.append(f"{name} is like {log.columns[name].drop_null()[0].as_py()!r}")
             continue
-        others = [one for one in [*scored, *dates] if one != name][:3]
+        accepted[name] = form
+    if accepted:
+        name = asked.time or _finest(found, log, accepted)
+        form, others = accepted[name], [one for one in [*scored, *dates] if one != name][:3]
         why = "as --time says" if asked.time else "by its name" if name in scored else "its values are dates"
         found.notes["time"] = why + (f"; {', '.join(others)} could be it, too (--time)" if others else "")
         found.options = dataclasses.replace(options, time=name, time_format=form)
         if "%d/%m" in form or "%m/%d" in form:
             found.notes["time_format"] = "day and month may be the other way round: look at a date above 12"
         return
+    if parts:
+        raise UserError(
+            f"{log.files[0]}: the time is written in parts ({', '.join(parts)}, ...): make one column of them, name "
+            "another with --time COLUMN, or say --time none, so that the order of the rows counts"
+        )
     refused = [one for one in tried if not one.endswith("one value")]
     if refused:
         raise UserError(
@@ -216,8 +244,17 @@ def _propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
     found.options = dataclasses.replace(options, time="")
 
 
-def _flat(log: LogTable, name: str) -> pa.ChunkedArray:
-    return log.columns[name]
+def _finest(found: Proposal, log: LogTable, accepted: dict[str, str]) -> str:
+    """Of columns that are times the one that is named best, or a much finer one of true times (a date beside it)."""
+    first = next(iter(accepted))
+    moments: dict[str, int] = {}
+    for name, form in accepted.items():
+        read = times.read_times(log, dataclasses.replace(found.options, time=name, time_format=form))
+        is_moment = read.form.kind == "date" or read.form.is_recent
+        is_full = read.has.mean() > 1 - _MOST_GAPS
+        moments[name] = len(codes(log.columns[name])[1]) if is_moment and is_full and names.time_score(name) else 0
+    finest = max(accepted, key=lambda name: moments[name])
+    return finest if moments[finest] >= 2 * max(1, moments[first]) else first
 
 
 def _holds_dates(column: pa.ChunkedArray) -> bool:
