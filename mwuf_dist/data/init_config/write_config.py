@@ -32,8 +32,9 @@ def write_config(found: Proposal) -> str:
     counts = np.bincount(item, minlength=dataset.items.num_rows)
     old_above, warm_rows = choose(counts)
     positives = float(label.mean())
-    pairs = np.unique(dataset.interactions["user"].to_numpy() * np.int64(len(counts)) + item)
-    if positives == 1.0 and len(pairs) == dataset.users.num_rows * len(counts):
+    num_pairs = dataset.users.num_rows * len(counts)
+    # Only then is it worth counting the distinct pairs.
+    if positives == 1.0 and num_pairs <= len(item) and num_pairs == len(_pairs(dataset)):
         raise UserError(
             f"no row of label 0 could be drawn: each of {dataset.users.num_rows:,} users has every item. A log of "
             "positives needs users who do not take everything; more of them, or a column of labels (--label)"
@@ -65,6 +66,12 @@ def write_config(found: Proposal) -> str:
         lines += ["", *_field(one, dataset, found.notes.get(f"field {one.name}", ""))]
     num_rows = int(counts[counts > old_above].sum()) * (1 + found.options.negatives_per_positive)
     return "\n".join([*lines, "", *_training(num_rows), ""])
+
+
+def _pairs(dataset: RawDataset) -> np.ndarray:
+    """Distinct pairs of a user and an item."""
+    user, item = (dataset.interactions[name].to_numpy() for name in ("user", "item"))
+    return np.unique(user * np.int64(dataset.items.num_rows) + item)
 
 
 def choose(counts: np.ndarray) -> tuple[int, int]:

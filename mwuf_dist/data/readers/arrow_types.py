@@ -205,7 +205,19 @@ def together(parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray | tuple[int, i
             parts = _one_type([_plain(part) for part in parts])
     kind = parts[0].type
     column = pa.chunked_array([chunk for part in parts for chunk in part.chunks], kind)
-    return column.unify_dictionaries() if pa.types.is_dictionary(kind) else column
+    return pa.chunked_array([with_one_dictionary(column)]) if pa.types.is_dictionary(kind) else column
+
+
+def with_one_dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    """A column of dictionaries as one array.
+
+    Arrow's own `combine_chunks` joins the dictionaries again, for each chunk anew: 2 s for 60 chunks that share one of
+    half a million values.
+    """
+    if not column.num_chunks:
+        return pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], column.type.value_type))
+    chunks = column.unify_dictionaries().chunks
+    return pa.DictionaryArray.from_arrays(pa.concat_arrays([one.indices for one in chunks]), chunks[0].dictionary)
 
 
 def _plain(part: pa.ChunkedArray) -> pa.ChunkedArray:

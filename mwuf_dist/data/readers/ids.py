@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
-from mwuf_dist.data.readers.arrow_types import text_of
+from mwuf_dist.data.readers.arrow_types import text_of, with_one_dictionary
 
 _INTEGER = r"^(0|-?[1-9][0-9]*)$"
 _WITH_POINT = r"^-?[0-9]+\.[0-9]+$"
@@ -71,9 +71,7 @@ def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     """
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
-    whole = column.unify_dictionaries().combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):  # no rows at all
-        whole = pa.array([], column.type) if not whole.num_chunks else whole.chunk(0)
+    whole = with_one_dictionary(column)
     if whole.dictionary.null_count:
         whole = pa.chunked_array([whole]).cast(column.type.value_type).dictionary_encode().combine_chunks()
         whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
