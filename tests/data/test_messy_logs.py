@@ -43,7 +43,19 @@ def proposed(folder: Path, text: str, name: str = "log.csv", **asked: Any) -> Pr
     return propose(str(write(folder, name, text)), asked=Asked(**asked))
 
 
-@pytest.mark.parametrize(("zero", "one"), [("0.0", "1.0"), ("-1", "1"), ("f", "t"), ("no", "yes"), ("False", "True")])
+@pytest.mark.parametrize(
+    ("zero", "one"),
+    [
+        ("0.0", "1.0"),
+        ("-1", "1"),
+        ("f", "t"),
+        ("no", "yes"),
+        ("False", "True"),
+        ("negative", "positive"),
+        ("off", "on"),
+        ("-1.0", "+1"),
+    ],
+)
 def test_a_label_is_read_however_it_is_written(zero: str, one: str, tmp_path: Path) -> None:
     found = proposed(tmp_path, csv_of(log(label=[(zero, one)[index % 3 == 0] for index in range(NUM)])))
     assert found.options.label == "label" and not found.options.negatives_per_positive
@@ -65,6 +77,11 @@ def test_a_column_named_label_that_is_not_understood_is_refused_with_the_options
     with pytest.raises(UserError, match=r"column 'label' looks like the label.*--label none"):
         proposed(tmp_path, text)
     assert proposed(tmp_path, text, label="none").options.negatives_per_positive == 4
+
+
+def test_a_label_that_is_missing_where_it_should_be_zero_is_refused_and_the_gaps_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is '1' in every row that has one \(40 have none; if that means 0, write 0"):
+        proposed(tmp_path, csv_of(log(label=["1" if index % 3 == 0 else "" for index in range(NUM)])))
 
 
 def test_actions_count_as_whole_words() -> None:

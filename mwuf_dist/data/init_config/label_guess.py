@@ -163,12 +163,14 @@ def _by_values(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
             chosen = dataclasses.replace(options, label=name)
             note = f"by its name and its values ({_listed(table, name)}); {share:.1%} positive"
             return LabelGuess(chosen, "label", note)
-        one = values[0].as_py()
+        one, num_gaps = values[0].as_py(), int((index < 0).sum())
         if share == 1 and not (index < 0).any():
             return _positives(options, f"column {name!r} is {one!r} in every row: a log of positives")
         raise UserError(
-            f"{table.files[0]}: column {name!r} looks like the label, but is {one!r} in every row that has one: there "
-            "is nothing to learn; name another with --label COLUMN, or --label none to take every row as a positive"
+            f"{table.files[0]}: column {name!r} looks like the label, but is {one!r} in every row that has one"
+            + (f" ({num_gaps:,} have none; if that means 0, write 0 there)" if num_gaps else "")
+            + ": there is nothing to learn; name another with --label COLUMN, or --label none to take every row as a "
+            "positive"
         )
     numbers = numbers_of(table.columns[name])
     if numbers is not None and (known := numbers[~np.isnan(numbers)]).min() == 0 and not np.mod(known, 1).any():
@@ -281,10 +283,8 @@ def _listed(table: LogTable, name: str) -> str:
 
 
 def _not_understood(table: LogTable, name: str) -> str:
-    value = text_of(codes(table.columns[name])[1])[0].as_py()
     return (
         f"{table.files[0]}: column {name!r} looks like the label, but its values ({_listed(table, name)}) do not say "
-        "what is a "
-        f"positive. Say it: --label {name} --label-is {value!r} (the values that are), --label {name} --label-at-least "
-        "NUMBER, another --label COLUMN, or --label none to take every row as a positive"
+        f"what is a positive. Say it: --label {name} --label-is VALUE (the values that are), --label {name} "
+        "--label-at-least NUMBER, another --label COLUMN, or --label none to take every row as a positive"
     )

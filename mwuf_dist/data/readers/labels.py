@@ -18,7 +18,7 @@ from mwuf_dist.data.readers.log_tables import LogTable
 
 MISSING = -1  # The row has no label.
 WRONG = -2  # It has something that the rule cannot read.
-_ZERO, _ONE = ("false", "f", "no", "n"), ("true", "t", "yes", "y")
+_ZERO, _ONE = ("false", "f", "no", "n", "negative", "neg", "off"), ("true", "t", "yes", "y", "positive", "pos", "on")
 
 
 def read_labels(table: LogTable, options: LogsConfig, whole: bool = True) -> np.ndarray:
