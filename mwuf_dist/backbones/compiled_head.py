@@ -35,23 +35,47 @@ class TrainedHead:
     def __init__(self, backbone: LinearFirstLayer) -> None:
         self._dim, self._interactions = backbone.shape.dim, backbone.uses_interactions
         self._linear, self._mlp = backbone.linear, backbone.mlp
-        self.has_norm = backbone.mlp is not None and backbone.mlp.norms is not None
         self._names, self._parameters = zip(*backbone.named_parameters(), strict=True)
 
-    def logit(self, sides: Sequence[BatchSide]) -> torch.Tensor:
+    def logit(self, sides: Sequence[BatchSide], weight: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [B] of the rows whose fields the `sides` are, with gradients to embeddings and weights.
 
-        BatchNorm takes its moments over the rows of all ranks: for batches without padding.
-        """
-        out = _Function.apply(self, sides, *(side.embeddings for side in sides), *self._parameters)
-        assert isinstance(out, torch.Tensor)
-        return out
+        BatchNorm takes its moments over the rows of all ranks.
 
-    def rows(self, sides: Sequence[BatchSide]) -> TrainedRows:
-        """One forward pass to be made, with dropout drawn for it."""
-        mlp = self._mlp
+        Args:
+            sides: the rows' fields.
+            weight: 0 for padding [B], which is left out and has a logit of 0; None where there is none.
+        """
         num_rows = next(len(s.embeddings if s.index is None else s.index) for s in sides)
-        layers = [] if mlp is None else [self._layer(depth, num_rows) for depth in range(len(mlp.linears))]
+        kept = None if weight is None else weight.nonzero().squeeze(1)
+        if kept is not None:
+            sides = [
+                replace(side, embeddings=side.embeddings.index_select(0, kept))
+                if side.index is None
+                else replace(side, index=side.index.index_select(0, kept))
+                for side in sides
+            ]
+        noise = self._noise(num_rows, kept)
+        out = _Function.apply(self, sides, noise, *(side.embeddings for side in sides), *self._parameters)
+        assert isinstance(out, torch.Tensor)
+        return out if kept is None else out.new_zeros(num_rows).index_copy(0, kept, out)
+
+    def _noise(self, num_rows: int, kept: torch.Tensor | None) -> list[torch.Tensor | None]:
+        """Draws dropout's noise for each layer, as for all rows of the batch: each place has its own."""
+        if self._mlp is None:
+            return []
+        noise: list[torch.Tensor | None] = [None] * len(self._mlp.linears)
+        for depth, linear in enumerate(self._mlp.linears):
+            assert isinstance(linear, nn.Linear)
+            if self._mlp.dropout:
+                drawn = row_noise(linear.weight.new_empty(num_rows, linear.out_features), self._mlp.dropout)
+                noise[depth] = drawn if kept is None else drawn.index_select(0, kept)
+        return noise
+
+    def rows(self, sides: Sequence[BatchSide], noise: Sequence[torch.Tensor | None]) -> TrainedRows:
+        """Prepares one forward pass."""
+        mlp = self._mlp
+        layers = [] if mlp is None else [self._layer(depth, one) for depth, one in enumerate(noise)]
         return TrainedRows(
             [replace(side, embeddings=side.embeddings.detach()) for side in sides],
             layers,
@@ -62,14 +86,11 @@ class TrainedHead:
             sum_over_ranks_ if dist.get_world_size() > 1 else None,
         )
 
-    def _layer(self, depth: int, num_rows: int) -> TrainedLayer:
+    def _layer(self, depth: int, noise: torch.Tensor | None) -> TrainedLayer:
         mlp = self._mlp
         assert mlp is not None
         linear, norm = mlp.linears[depth], None if mlp.norms is None else mlp.norms[depth]
         assert isinstance(linear, nn.Linear) and (norm is None or isinstance(norm, GlobalBatchNorm))
-        noise = None
-        if mlp.dropout:
-            noise = row_noise(linear.weight.new_empty(num_rows, linear.out_features), mlp.dropout)
         moments = None
         if norm is not None:
             tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
@@ -96,11 +117,17 @@ class TrainedHead:
 
 class _Function(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, head: TrainedHead, sides: Sequence[BatchSide], *_: torch.Tensor) -> torch.Tensor:
-        ctx.head, ctx.rows = head, head.rows(sides)
+    def forward(
+        ctx: Any,
+        head: TrainedHead,
+        sides: Sequence[BatchSide],
+        noise: Sequence[torch.Tensor | None],
+        *_: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.head, ctx.rows = head, head.rows(sides, noise)
         return ctx.rows.forward()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_logit: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, None, *ctx.head.gradients(ctx.rows, d_logit.contiguous())
+        return None, None, None, *ctx.head.gradients(ctx.rows, d_logit.contiguous())

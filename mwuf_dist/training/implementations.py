@@ -54,13 +54,12 @@ class CompiledTrained:
     def logit(self, batch: Batch) -> torch.Tensor:
         """See `TrainedModel.logit`."""
         model = self._model
-        if not batch.is_full and self._head.has_norm:
-            return model.logit(batch)  # the last batch of an epoch: padding has no part in moments
         item_side, inverse = model.item_side(batch.item)
         users = model.users.sides(model.user_tables, batch.user, model.runtime)
         width = item_side.shape[1]
         sides = [BatchSide(side.embeddings, side.index, width + side.column) for side in users]
-        return self._head.logit([*sides, BatchSide(item_side, inverse, 0)])
+        weight = None if batch.is_full else batch.weight
+        return self._head.logit([*sides, BatchSide(item_side, inverse, 0)], weight)
 
 
 def trained_model(model: Model, method: Method) -> TrainedModel:

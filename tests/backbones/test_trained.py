@@ -50,10 +50,11 @@ needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ com
 
 
 @needs_compiler
+@pytest.mark.parametrize("is_padded", [False, True])
 @pytest.mark.parametrize(("dim", "hidden"), SIZES)
 @pytest.mark.parametrize(("name", "batch_norm", "dropout"), PLAIN + WITH_NORM_AND_DROPOUT)
 def test_logits_gradients_and_moments_are_those_of_the_backbone_in_float64(
-    name: str, batch_norm: bool, dropout: float, dim: int, hidden: tuple[int, ...]
+    name: str, batch_norm: bool, dropout: float, dim: int, hidden: tuple[int, ...], is_padded: bool
 ) -> None:
     generator = torch.Generator().manual_seed(1)
 
@@ -64,7 +65,8 @@ def test_logits_gradients_and_moments_are_those_of_the_backbone_in_float64(
     item, user, profile = leaf(ITEMS, 3 * dim), leaf(ROWS, dim), leaf(PROFILES, 2 * dim)
     of_item, of_profile = (torch.randint(0, n, (ROWS,), generator=generator) for n in (ITEMS, PROFILES))
 
-    backbone = made(name, batch_norm, dropout, dim, hidden)
+    # Padding, here every fifth row, has no part in moments and gradients, and a logit that nobody reads.
+    weight = (torch.arange(ROWS) % 5 > 0).float() if is_padded else None
     runs = []
     for _ in range(3):
         backbone = made(name, batch_norm, dropout, dim, hidden)
@@ -74,7 +76,7 @@ def test_logits_gradients_and_moments_are_those_of_the_backbone_in_float64(
             BatchSide(user, None, 3 * dim),
             BatchSide(profile, of_profile, 4 * dim),
         ]
-        runs.append(outcome(backbone, backbone.trained_head().logit(sides), [item, user, profile]))
+        runs.append(outcome(backbone, backbone.trained_head().logit(sides, weight), [item, user, profile]))
     found = runs[0]
     for key, value in found.items():
         assert torch.equal(value, runs[1][key]) and torch.equal(value, runs[2][key]), f"{key} has other bits"
@@ -84,7 +86,8 @@ def test_logits_gradients_and_moments_are_those_of_the_backbone_in_float64(
     inputs = [x.detach().double().requires_grad_() for x in (item, user, profile)]
     item_rows = inputs[0][of_item]
     context = torch.cat([item_rows[:, dim:], inputs[1], inputs[2][of_profile]], dim=1)
-    expected = outcome(backbone, backbone(item_rows[:, :dim], context), inputs)
+    logit = backbone(item_rows[:, :dim], context, weight)
+    expected = outcome(backbone, logit if weight is None else logit * weight.double(), inputs)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         # Layers there and back, and a sum over the batch in gradients and moments.

@@ -189,8 +189,11 @@ def own_log(folder: Path, num_old: int, num_new: int, num_users: int) -> dict[st
     item = item[random.permutation(len(item))]
     user = random.integers(num_users, size=len(item))
     label = random.random(len(item)) < np.where(user % 2 == item % 2, 0.7, 0.2)
-    columns = {"user_id": user, "item_id": item, "timestamp": 1_600_000_000 + np.arange(len(item)), "label": label}
+    color = np.array(["red", "blue"])[item % 2]  # or all items would have the same field, see below
+    times = 1_600_000_000 + np.arange(len(item))
+    columns = {"user_id": user, "item_id": item, "timestamp": times, "label": label, "color": color}
     log = {"interactions": str(write(pa.table(columns), folder / "log.csv")), "label": "label"}
+    log |= {"fields": [{"name": "color", "side": "item"}]}
     data = {"name": "logs", "old_above": 50, "warm_rows": 4, "logs": log}
     return {key: value for key, value in VALUES.items() if key != "data"} | {"data": data}
 

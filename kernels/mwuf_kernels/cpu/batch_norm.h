@@ -53,7 +53,8 @@ using SumOverRanks = void (*)(double* values, long n);
 
 // The mean of a layer's product over the rows of this rank: what squared distances are taken to.
 inline void set_own_mean(const Layer& layer, const std::vector<double>& sum, long n) {
-    for (long i = 0; i < layer.out; i++) layer.mean[i] = float(sum[i] / double(n));
+    const double rows = std::max(1.0, double(n));  // a rank may have none
+    for (long i = 0; i < layer.out; i++) layer.mean[i] = float(sum[i] / rows);
 }
 
 // Mean and 1 / deviation over the whole batch, and what that makes of the running moments, from this rank's sums [out]
@@ -87,13 +88,17 @@ inline void set_moments(const Layer& layer, const std::vector<double>& sum, std:
 }
 
 // d of what a norm gives becomes that of what it was given:
-// factor * (d - mean of d - normalised z * mean of d times normalised z) = factor * (d - shift - slope * z)
+// factor * (d - mean of d - normalised z * mean of d times normalised z) = factor * (d - rest - slope * (z - mean))
+//
+// Its sum over the batch is zero, which is the gradient of all that is the same in every row, and Adam makes steps of
+// what rounding leaves of it: so z is taken to its mean first, where `rest + slope * mean` would be off alike in all rows.
 struct NormBack {
-    std::vector<float> factor, shift, slope;
+    std::vector<float> factor, rest, slope;
+    const float* mean;
 
     // From this rank's sums of d [out] and of d times normalised z [out].
     NormBack(const Layer& layer, const Moments& moments, long n, SumOverRanks sum_over_ranks)
-        : factor(layer.out), shift(layer.out), slope(layer.out) {
+        : factor(layer.out), rest(layer.out), slope(layer.out), mean(layer.mean) {
         std::vector<double> sums = moments.total();
         for (long i = 0; i < layer.out; i++) {
             layer.d_beta[i] = float(sums[i]);
@@ -105,13 +110,13 @@ struct NormBack {
         for (long i = 0; i < layer.out; i++) {
             factor[i] = layer.gamma[i] * layer.scale[i];
             slope[i] = float(sums[layer.out + i] / rows) * layer.scale[i];
-            shift[i] = float(sums[i] / rows) - layer.mean[i] * slope[i];
+            rest[i] = float(sums[i] / rows);
         }
     }
 
     void operator()(const float* z, float* d) const {
-        const float *by = factor.data(), *less = shift.data(), *tilt = slope.data();
-        for (size_t i = 0; i < factor.size(); i++) d[i] = by[i] * (d[i] - less[i] - tilt[i] * z[i]);
+        const float *by = factor.data(), *less = rest.data(), *tilt = slope.data();
+        for (size_t i = 0; i < factor.size(); i++) d[i] = by[i] * (d[i] - less[i] - tilt[i] * (z[i] - mean[i]));
     }
 };
 
