@@ -94,6 +94,7 @@ def _lock_of(folder: Path, advice: str) -> Path | None:
 def _take(lock: Path, folder: Path, command: str, wait: Callable[[str], None] | None) -> int:
     """The descriptor of the lock file, locked and with our name in it."""
     deadline, seen = time.monotonic() + GRACE_S, 0
+    sign, sign_at = 0, time.monotonic()
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         is_held, is_alive, holder = False, True, _holder(descriptor)
@@ -113,7 +114,14 @@ def _take(lock: Path, folder: Path, command: str, wait: Callable[[str], None] | 
                 return descriptor
             is_alive = seen not in (0, renewed)  # renewed while we looked on
             deadline, seen = time.monotonic(), renewed
+        if sign != (sign := os.fstat(descriptor).st_mtime_ns):
+            sign_at = time.monotonic()
         os.close(descriptor)
+        if time.monotonic() - sign_at > LEASE_S:
+            raise UserError(
+                f"{_told(folder, holder)}, which gives no sign for {LEASE_S:g} s: it is stopped or hangs; let it go "
+                "on, or end it"
+            )
         if is_alive and (wait is not None or time.monotonic() >= deadline):
             if wait is None:
                 raise UserError(f"{_told(folder, holder)}: wait for it to end, or name another --output")

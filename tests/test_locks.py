@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -78,6 +79,23 @@ def test_who_may_wait_waits_and_says_for_whom_once(tmp_path: Path) -> None:
     with locked(tmp_path / "out", "prepare", wait=tell):
         holder.join()
     assert len(told) == 1 and "`mwuf prepare`" in told[0]
+
+
+def test_a_holder_that_is_stopped_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "LEASE_S", 0.5)
+    told: list[str] = []
+    with (tmp_path / ".out.lock").open("w") as lock:
+        lock.write('{"command": "prepare", "pid": 7, "host": "here"}')
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as a process that is stopped: it holds the lock and renews nothing
+        with (
+            pytest.raises(UserError, match=r"`mwuf prepare` \(process 7 .* gives no sign for 0.5 s: it is stopped or"),
+            locked(tmp_path / "out", "prepare", wait=told.append),
+        ):
+            pass
+    assert len(told) == 1
 
 
 def test_a_lease_of_another_host_counts_as_long_as_it_is_renewed(tmp_path: Path) -> None:

@@ -23,9 +23,11 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -33,6 +35,11 @@ _CPU = Path(__file__).parent / "cpu"
 _SOURCES = sorted(_CPU.glob("*.cpp"))
 _HEADERS = sorted(_CPU.glob("*.h"))
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared", "-pthread")
+
+# Seconds that the compiler may take, and that others wait for a process that compiles: it takes some 20 on one core.
+COMPILE_S = 120.0
+LOCK_S = 120.0
+_SECONDS_BETWEEN_TRIES = 0.1
 
 _is_out_of_use = False
 _num_threads = 1
@@ -139,19 +146,30 @@ def _compiled(found: str) -> Path:
     if path.exists() and not others_may_write(path) and _is_whole(path):
         return path
     # Several ranks ask at once: one compiles, the others wait for it and take what it has made. The lock dies with its
-    # process.
+    # process; where that is stopped, the others compile too, each beside its place.
     with (path.parent / f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _take(lock, LOCK_S)
         if not (path.exists() and not others_may_write(path) and _is_whole(path)):
             _compile(found, path)
     return path
+
+
+def _take(lock: TextIO, seconds: float) -> None:
+    """Takes a lock, or does without it when the time is up."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+    return None
 
 
 def _compile(found: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as beside:
         made = Path(beside) / "kernels.so"
         command = [found, *_flags(), *map(str, _SOURCES), "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_S)
         made.chmod(0o755)
         with made.open("ab") as file:
             file.write(hashlib.sha256(made.read_bytes()).digest())  # loaders of ELF do not look behind its end

@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
+from ray.exceptions import AuthenticationError, GetTimeoutError, RayActorError, RayTaskError
 
 from mwuf_dist.config import Config, DataConfig, UserError, build, to_dict
 from mwuf_dist.data.batches.lanes import LanesMove, start_coordinator
 from mwuf_dist.data.prepare.prepare import is_prepared, prepare
 from mwuf_dist.data.prepare.workers import OnRay
 from mwuf_dist.data.shards import Prepared
+from mwuf_dist.launch.watch import SECONDS_BETWEEN_QUESTIONS, LostRank, Watch, told_to_stop
 from mwuf_dist.runtime.shutdown import RankLostError, StoppedError, asked_to_stop, held_back, sigterm_asks
 
 # Times that lost ranks are started again without a new checkpoint in between.
@@ -36,16 +35,13 @@ MAX_RESTARTS = 3
 _START_S = 60.0
 # The peers of a lost rank fail in a collective, often before Ray knows of the loss: how long Ray may take for it.
 _LOSS_S = 60.0
-# For room for one more rank; and whether to stop.
+# For room for one more rank.
 _SECONDS_BETWEEN_LOOKS = 5.0
-_SECONDS_BETWEEN_QUESTIONS = 0.5
+# Seconds beyond `runtime.timeout_s`, in which the peers of a rank that is stopped find that out by themselves.
+_PEERS_FIRST_S = 15.0
 # Ray's names of what an actor asks for and of what a node has.
 _FIRST_WITH_TOKENS = (2, 59)
 _KEYS = {"num_cpus": "CPU", "num_gpus": "GPU"}
-
-
-class _RankLost(Exception):
-    """A rank ended without an answer, or says that another one is gone."""
 
 
 @ray.remote
@@ -69,7 +65,7 @@ class _Rank:
         from mwuf_dist.launch import local
 
         try:
-            with _told_to_stop(environment["MWUF_LANE_COORDINATOR"]):
+            with told_to_stop(environment["MWUF_LANE_COORDINATOR"], int(environment["RANK"])):
                 return local.train(build(config), Path(folder))
         except UserError as error:
             return {"error": str(error)}
@@ -77,27 +73,6 @@ class _Rank:
             return {"stopped": str(stop)}
         except LanesMove:
             return {}
-
-
-@contextlib.contextmanager
-def _told_to_stop(coordinator_name: str) -> Iterator[None]:
-    """Sends this process SIGTERM when the launcher got one, which Ray does not pass on."""
-    ended = threading.Event()
-
-    def listen() -> None:
-        while not ended.wait(_SECONDS_BETWEEN_QUESTIONS):
-            with contextlib.suppress(RayError, ValueError):  # it is being started again
-                if ray.get(ray.get_actor(coordinator_name).is_stopping.remote()):
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    return
-
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        listener.join()
 
 
 def prepare_data(config: DataConfig, num_workers: int, address: str = "", progress: bool = False) -> Prepared:
@@ -146,18 +121,18 @@ def train(config: Config, folder: Path, num_workers: int, address: str = "") -> 
         need = _need(config, num_workers)
         if not is_prepared(config.data):
             prepare(config.data, os.isatty(2), OnRay(num_workers))
-        restarts, saved, num_ranks, timeout_s = 0, _latest(folder), num_workers, None
+        restarts, saved, num_ranks, timeout_s = 0, _latest(folder), num_workers, config.runtime.timeout_s + _START_S
         while restarts <= MAX_RESTARTS:
             coordinator_name = f"mwuf-lanes-{uuid.uuid4().hex}"
             coordinator = start_coordinator(coordinator_name)
             ranks: list[Any] = []
             try:
                 ranks = _start_ranks(num_ranks, need, timeout_s)
-                results = _train(ranks, config, folder, coordinator_name, num_workers, need)
+                results = _train(ranks, config, folder, (coordinator_name, coordinator), num_workers, need)
                 if results:
                     return results
                 print(f"{len(ranks)} ranks have left after a checkpoint: more can go on from there")
-            except _RankLost as error:
+            except LostRank as error:
                 restarts = restarts + 1 if _latest(folder) == saved else 1
                 print(f"a rank was lost ({error}): the others end, and restart {restarts} goes on from the last save")
             finally:
@@ -186,7 +161,7 @@ def _start_ranks(num_ranks: int, need: dict[str, int], timeout_s: float | None) 
         if answer not in ready:
             ray.kill(rank)
     if not ready:
-        raise _RankLost("none could be started")
+        raise LostRank("none could be started")
     return [rank for rank, answer in zip(ranks, answers, strict=True) if answer in ready]
 
 
@@ -194,15 +169,17 @@ def _train(
     ranks: list[Any],
     config: Config,
     folder: Path,
-    coordinator_name: str,
+    named_coordinator: tuple[str, Any],
     num_workers: int,
     need: dict[str, int],
 ) -> dict[str, Any]:
     """Returns what rank 0 answers: the results, or nothing when the ranks have left after a checkpoint."""
+    coordinator_name, coordinator = named_coordinator
+    timeout_s = config.runtime.timeout_s
     try:
-        address, port = ray.get(ranks[0].address.remote())
-    except RayActorError as error:
-        raise _RankLost(type(error).__name__) from None
+        address, port = ray.get(ranks[0].address.remote(), timeout=timeout_s)
+    except (RayActorError, GetTimeoutError) as error:
+        raise LostRank(f"rank 0: {type(error).__name__}") from None
     pending = [
         rank.train.remote(
             to_dict(config),
@@ -220,7 +197,8 @@ def _train(
         for number, rank in enumerate(ranks)
     ]
     with held_back():  # a request to stop is the ranks' to heed, who have something to save
-        results = _answers(pending, coordinator_name, len(ranks) < num_workers, need)
+        watch = Watch(coordinator, len(ranks), timeout_s + _PEERS_FIRST_S)
+        results = _answers(pending, coordinator, watch, need if len(ranks) < num_workers else None)
     for result in results:
         if "error" in result:
             raise UserError(result["error"])
@@ -229,24 +207,32 @@ def _train(
     return results[0]
 
 
-def _answers(pending: list[Any], coordinator_name: str, wants_more: bool, need: dict[str, int]) -> list[dict[str, Any]]:
-    """Collects the ranks' answers; a mistake of the user's that one has found alone: the others may wait for it."""
+def _answers(pending: list[Any], coordinator: Any, watch: Watch, wanted: dict[str, int] | None) -> list[dict[str, Any]]:
+    """Collects the ranks' answers; a mistake of the user's that one has found alone: the others may wait for it.
+
+    Args:
+        pending: the answers to come, by rank.
+        coordinator: is told to stop the ranks, and to move them where there is room for one more.
+        watch: over them.
+        wanted: what one more rank takes; None where there are enough.
+    """
     results: dict[Any, dict[str, Any]] = {}
     waiting = list(pending)
     looked = time.monotonic()
     # In the order of their ending, because the peers of a rank that is lost wait for it in a collective.
     while waiting:
-        done, waiting = ray.wait(waiting, num_returns=1, timeout=_SECONDS_BETWEEN_QUESTIONS)
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=SECONDS_BETWEEN_QUESTIONS)
         for rank in done:
             results[rank] = _answer(rank, pending, waiting)
             if "error" in results[rank]:
                 return [results[rank]]
+        watch.look([pending.index(rank) for rank in waiting])
         if asked_to_stop():
-            ray.get_actor(coordinator_name).stop.remote()
-        elif wants_more and time.monotonic() - looked > _SECONDS_BETWEEN_LOOKS:
+            coordinator.stop.remote()
+        elif wanted is not None and time.monotonic() - looked > _SECONDS_BETWEEN_LOOKS:
             looked = time.monotonic()
-            if _has_free(need):
-                ray.get_actor(coordinator_name).move.remote()
+            if _has_free(wanted):
+                coordinator.move.remote()
     return [results[rank] for rank in pending]
 
 
@@ -255,9 +241,9 @@ def _answer(done: Any, pending: list[Any], others: list[Any]) -> dict[str, Any]:
     try:
         return ray.get(done)
     except RayActorError:
-        raise _RankLost(f"rank {pending.index(done)} has died") from None
+        raise LostRank(f"rank {pending.index(done)} has died") from None
     except RankLostError as error:  # the peers of a rank that is lost may be heard first
-        raise _RankLost(str(getattr(error, "cause", error)).partition("; the same command")[0]) from None
+        raise LostRank(str(getattr(error, "cause", error)).partition("; the same command")[0]) from None
     except RayTaskError as error:
         deadline = time.monotonic() + _LOSS_S
         while others and time.monotonic() < deadline:
@@ -267,7 +253,7 @@ def _answer(done: Any, pending: list[Any], others: list[Any]) -> dict[str, Any]:
                     try:
                         ray.get(other)
                     except RayActorError:
-                        raise _RankLost(f"rank {pending.index(other)} has died") from None
+                        raise LostRank(f"rank {pending.index(other)} has died") from None
         raise error
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import functools
 import itertools
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +24,13 @@ import torch.distributed as dist
 
 from mwuf_dist.config import Config, RuntimeConfig, UserError
 from mwuf_dist.runtime.collectives import sum_over_ranks_
-from mwuf_dist.runtime.heartbeat import Peers
+from mwuf_dist.runtime.heartbeat import COME_S, Peers
 from mwuf_dist.runtime.shutdown import RankLostError
 from mwuf_dist.runtime.threads import default_threads
+from mwuf_dist.runtime.waits import NoAnswerError, within
+
+# Seconds beyond `runtime.timeout_s` for calls that keep to that themselves, unless the store hangs behind them.
+MARGIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,14 @@ class Runtime:
     group: dist.ProcessGroup | None = None  # of `share`, `gather` and `on_main`; None: that of all collectives
     threads: int = 1
     is_compiled: bool = False
+    timeout_s: float = 600.0  # how long another process may give no sign
 
     def beside(self) -> Runtime:
         """Gives the same ranks a way of their own to talk, for a thread beside training. A collective."""
         if self.peers is None:
             return replace(self, device=torch.device("cpu"), group=dist.new_group(backend="gloo"))
-        group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=self.peers.timeout_s))
+        timeout = datetime.timedelta(seconds=self.timeout_s)
+        group = self.peers.ask(lambda _: dist.new_group(backend="gloo", timeout=timeout), self.timeout_s + MARGIN_S)
         return replace(self, device=torch.device("cpu"), group=group, peers=self.peers.beside())
 
     @property
@@ -194,23 +202,23 @@ def start(config: Config) -> Iterator[Runtime]:
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = datetime.timedelta(seconds=settings.timeout_s)
-    peers = None
-    if world_size == 1:
-        # No launcher: a store in this process, so that no port is opened.
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    else:
-        store = _store()
-        peers = Peers(dist.PrefixStore("peers", store), rank, world_size, settings.timeout_s)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     coordinator = os.environ.get("MWUF_LANE_COORDINATOR", "")
-    progress = settings.progress == "on" or (settings.progress == "auto" and os.isatty(2))
-    try:
-        with _naming_the_lost_rank(rank, peers):
-            show = progress and rank == 0
+    show = rank == 0 and (settings.progress == "on" or (settings.progress == "auto" and os.isatty(2)))
+    store, peers = _store(rank, world_size, settings.timeout_s)
+    with _naming_the_lost_rank(rank, peers):
+        if peers is None:
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        else:
+            peers.meet()
+            join = functools.partial(
+                dist.init_process_group, backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+            )
+            peers.ask(lambda _: join(), settings.timeout_s + MARGIN_S)
+        try:
             found = Runtime(rank, world_size, device, show, ranks_per_host, peers, coordinator, threads=threads)
-            yield replace(found, is_compiled=is_compiled)
-    finally:
-        dist.destroy_process_group()
+            yield replace(found, is_compiled=is_compiled, timeout_s=settings.timeout_s)
+        finally:
+            dist.destroy_process_group()
 
 
 def _share_out(threads: int, device: torch.device) -> bool:
@@ -250,24 +258,55 @@ def _is_of_a_collective(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
-def _store() -> dist.Store:
+def _store(rank: int, world_size: int, timeout_s: float) -> tuple[dist.Store, Peers | None]:
     """Where the launcher's ranks find each other, with a corner of its own for every process group.
 
     A comparison makes one group after the other. Without corners, a rank that is ahead reads the address that a peer
     had in the group before, and waits for an answer until the timeout.
     """
+    if world_size == 1:
+        # No launcher: a store in this process, so that no port is opened.
+        return dist.HashStore(), None
     names = ("MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in names if name not in os.environ]
     if missing:
         raise UserError(f"RANK and WORLD_SIZE are set but {', '.join(missing)} is not: launch with torchrun")
-    store, corners = _meeting_point(*(os.environ[name] for name in names))
-    return dist.PrefixStore(f"group-{next(corners)}", store)
+    is_launchers = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    holder = "torchrun" if is_launchers else "rank 0"
+    address, port, seconds = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0), timeout_s + COME_S
+    try:
+        found, corners = within(
+            seconds + MARGIN_S, lambda: _meeting_point(address, port, rank == 0 and not is_launchers, seconds)
+        )
+    except (NoAnswerError, dist.DistError) as error:
+        raise RankLostError(
+            f"rank {rank} stops, because {holder} does not answer at {address}:{port} within {seconds:g} s "
+            f"(runtime.timeout_s and {COME_S:g} s): it has not come, is stopped or hangs ({str(error).splitlines()[0]})"
+        ) from None
+    store = dist.PrefixStore(f"group-{next(corners)}", found)
+    return store, Peers(dist.PrefixStore("peers", store), rank, world_size, timeout_s, holder)
 
 
 @functools.cache
-def _meeting_point(address: str, port: str) -> tuple[dist.Store, Iterator[int]]:
-    store, _, _ = next(iter(dist.rendezvous("env://")))
+def _meeting_point(address: str, port: int, is_ours: bool, timeout_s: float) -> tuple[dist.Store, Iterator[int]]:
+    timeout = datetime.timedelta(seconds=timeout_s)
+    listening = _listening(address, port) if is_ours else None
+    store = dist.TCPStore(address, port, None, is_ours, timeout, wait_for_workers=False, master_listen_fd=listening)
     return store, itertools.count()
+
+
+def _listening(address: str, port: int) -> int | None:
+    """A socket that listens at an address alone; None where it is not one of this host: torch listens on all then."""
+    try:
+        family, _, _, _, name = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(name[:2], family=family) as server:
+            return server.detach()
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            return None
+        raise UserError(
+            f"MASTER_ADDR={address}, MASTER_PORT={port}: cannot be listened at ({error.strerror})"
+        ) from None
 
 
 def _place() -> tuple[int, int, int, int]:

@@ -31,7 +31,8 @@ class Recording:
     _known: set[str] = field(default_factory=set)
     _content: dict[tuple[int, int, int], bytes] = field(default_factory=dict)
     _synced: dict[int, bytes] = field(default_factory=dict)  # inode -> content
-    _listed: dict[int, dict[str, int]] = field(default_factory=dict)  # inode of a folder -> what it lists
+    # inode of a folder -> what it lists: inodes, and whether they are folders
+    _listed: dict[int, dict[str, tuple[int, bool]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._listed[self.folder.stat().st_ino] = self._entries(self.folder)
@@ -55,7 +56,6 @@ class Recording:
     def moment(self, name: str) -> None:
         """Keeps the states in which the power may be cut now."""
         now = self._now()
-        paths = {inode: path for path, inode, _ in now}
         written = {self._name(path): content for path, _, content in now}
         named = {self._name(path): self._synced.get(inode, b"") if content is not None else None
                  for path, inode, content in now}  # fmt: skip
@@ -63,9 +63,7 @@ class Recording:
         folders = [("", os.stat(self.folder).st_ino)]
         while folders:
             prefix, inode = folders.pop()
-            for entry, child in self._listed.get(inode, {}).items():
-                path = paths.get(child)
-                is_folder = path.is_dir() if path is not None else child in self._listed
+            for entry, (child, is_folder) in self._listed.get(inode, {}).items():
                 durable[prefix + entry] = None if is_folder else self._synced.get(child, b"")
                 if is_folder:
                     folders.append((f"{prefix}{entry}/", child))
@@ -78,8 +76,8 @@ class Recording:
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self.folder))
 
-    def _entries(self, folder: Path) -> dict[str, int]:
-        return {path.name: path.lstat().st_ino for path in folder.iterdir()}
+    def _entries(self, folder: Path) -> dict[str, tuple[int, bool]]:
+        return {path.name: (path.lstat().st_ino, path.is_dir()) for path in folder.iterdir()}
 
     def _now(self) -> list[tuple[Path, int, bytes | None]]:
         found = []

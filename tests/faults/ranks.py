@@ -166,14 +166,29 @@ def launched(
 
 @contextlib.contextmanager
 def forked(
-    function: Callable[..., None], arguments: tuple[Any, ...], log: Path, ranks: int, cache: Path | None = None
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+    log: Path,
+    ranks: int,
+    cache: Path | None = None,
+    port: int | None = None,
 ) -> Iterator[Launch]:
-    """Calls a function in each of some ranks, as `torchrun` would start them; they write to `log` and their number."""
-    shared = {"MWUF_CACHE_DIR": str(cache or os.environ["MWUF_CACHE_DIR"]), "OMP_NUM_THREADS": "1"}
+    """Calls a function in each of some ranks, as `torchrun` would start them; they write to `log` and their number.
+
+    The store in which they meet lies here, or with rank 0 where a port for it is given.
+    """
+    ours = Path(os.environ["MWUF_CACHE_DIR"])
+    if cache is not None and not (cache / "native").exists():  # what is compiled already
+        cache.mkdir(exist_ok=True)
+        (ours / "native").mkdir(parents=True, exist_ok=True)
+        (cache / "native").symlink_to((ours / "native").resolve())
+    shared = {"MWUF_CACHE_DIR": str(cache or ours), "OMP_NUM_THREADS": "1"}
     store = None
     if ranks > 1:
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        if port is None:
+            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port if store else port)}
+        shared |= {"TORCHELASTIC_USE_AGENT_STORE": str(store is not None)}
         shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     launch = Launch([], [log.with_suffix(f".{rank}.log") for rank in range(ranks)], store)
     for rank, path in enumerate(launch.logs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -85,3 +86,18 @@ def test_of_processes_that_ask_at_once_one_compiles(tmp_path: Path):
     asking = [subprocess.Popen([sys.executable, "-W", "error", "-c", code], env=environment) for _ in range(3)]
     assert [process.wait(250) for process in asking] == [0, 0, 0]
     assert sum("-shared" in line for line in log.read_text().splitlines()) == 1
+
+
+def test_a_process_that_stops_while_it_compiles_is_waited_for_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "LOCK_S", 0.3)
+    monkeypatch.setattr(native, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(native, "_compile", lambda found, path: path.write_bytes(b"compiled"))
+    compiler = native.compiler()
+    assert compiler is not None
+    path = tmp_path / f"kernels-{native._name(compiler)}.so"
+    with (tmp_path / f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert native._compiled(compiler) == path
+    assert path.read_bytes() == b"compiled"

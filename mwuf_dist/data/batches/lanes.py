@@ -13,10 +13,13 @@ who is who a rank says when it asks, and the launcher repeats what it wants.
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any
 
 from mwuf_dist.config import UserError
 from mwuf_dist.runtime import Runtime
+from mwuf_dist.runtime.shutdown import RankLostError
+from mwuf_dist.runtime.waits import NoAnswerError, within
 
 
 class StaleLease(RuntimeError):
@@ -32,6 +35,7 @@ class LaneCoordinator:
 
     def __init__(self) -> None:
         self._is_moving = self._is_stopping = False
+        self._signs: dict[int, float] = {}  # a rank's last sign of life
 
     def lease(self, rank: int, world_size: int, num_lanes: int) -> range:
         """The lanes of a rank: neighbours, as even as can be, each lane at exactly one rank."""
@@ -49,9 +53,15 @@ class LaneCoordinator:
         """Asks the ranks to save and leave now."""
         self._is_stopping = True
 
-    def is_stopping(self) -> bool:
-        """Whether the ranks were asked to save and leave."""
+    def is_stopping(self, rank: int) -> bool:
+        """Whether the ranks were asked to save and leave. A rank asks all the time, and is known to live by that."""
+        self._signs[rank] = time.monotonic()
         return self._is_stopping
+
+    def silence(self) -> dict[int, float]:
+        """Seconds since each rank has asked something, of those that ever have."""
+        now = time.monotonic()
+        return {rank: now - last for rank, last in self._signs.items()}
 
 
 class Leases:
@@ -92,12 +102,19 @@ class Leases:
         if self._local is not None:
             return getattr(self._local, question)(*values)
         import ray
-        from ray.exceptions import RayActorError
+        from ray.exceptions import GetTimeoutError, RayActorError
 
+        rank, name, timeout_s = self._runtime.rank, self._runtime.lane_coordinator, self._runtime.timeout_s
         try:
-            return ray.get(getattr(ray.get_actor(self._runtime.lane_coordinator), question).remote(*values))
+            # Finding the actor may hang as well as asking it.
+            return within(timeout_s, lambda: ray.get(getattr(ray.get_actor(name), question).remote(*values)))
+        except (NoAnswerError, GetTimeoutError):
+            raise RankLostError(
+                f"rank {rank} stops, because the Ray actor that leases the lanes gives no answer for {timeout_s:g} s: "
+                "it is stopped or hangs; the same command goes on from the last checkpoint"
+            ) from None
         except (RayActorError, ValueError) as error:  # ValueError: no actor of this name
-            raise StaleLease(f"rank {self._runtime.rank} has been replaced: {error}") from None
+            raise StaleLease(f"rank {rank} has been replaced: {error}") from None
 
 
 def start_coordinator(name: str) -> Any:

@@ -32,7 +32,7 @@ from torch.distributed.remote_device import _remote_device
 from mwuf_dist.config import CheckpointConfig, UserError
 from mwuf_dist.data.batches.lanes import LanesMove
 from mwuf_dist.embeddings.tables import Tables
-from mwuf_dist.files import DamagedError, make_folder, remove_left_overs, sync, sync_tree, write_atomically
+from mwuf_dist.files import DamagedError, make_folder, remove, remove_left_overs, sync, sync_tree, write_atomically
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.runtime.shutdown import StoppedError, asked_to_stop, held_back
 from mwuf_dist.training.checkpoint.files import INDEX, META, STAGES, Meta, content_problem, parse_meta, record
@@ -199,8 +199,7 @@ class Checkpointer:
             meta.files[INDEX] = record(beside / INDEX)
             (beside / META).write_text(meta.to_json(), encoding="utf-8")
             sync_tree(beside)
-            if final.exists():  # it is damaged, or the run would not be here
-                shutil.rmtree(final)
+            remove(final)  # it is damaged, or the run would not be here
             beside.rename(final)
             sync(self._folder)
             write_atomically(self._folder / "LATEST", final.name)
