@@ -67,7 +67,7 @@ def _rows(job: Run, runtime: Runtime) -> Loader:
 def measure(config: Config, num_steps: int, rounds: int) -> list[Row]:
     """One row per stage, on the ranks that the launcher has started."""
     with tempfile.TemporaryDirectory() as folder, start(config) as runtime:
-        folder = str(runtime.share(folder))
+        folder = str(runtime.broadcast(folder))
         job = Run(config, Path(folder), runtime, _prepare(config, runtime))
         stages, rows = Stages(job), []
         for name in ("pretrain", "meta_train", "warm_up"):

@@ -2,8 +2,8 @@
 
 A frozen head maps an item embedding v [D] and a part [width], the sum of a user's and an item's, to a logit:
 
-    part = [first layer's share, H | sum S of the other fields' embeddings, D (only with interactions) | constant]
-    logit = constant + |S|^2 / 2 + (S + linear) . v + layers(relu(share + v W))
+    part = [first layer's sums, H | sum S of the other fields' embeddings, D (only with interactions) | constant]
+    logit = constant + |S|^2 / 2 + (S + linear) . v + layers(relu(sums + v W))
 
 `mwuf_dist.backbones.FoldedHead` is the same in torch, and what a test holds this equal to.
 """

@@ -184,7 +184,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _folder() -> Path:
-    """The first place for libraries in which nobody else can write."""
+    """The first folder for libraries in which nobody else can write."""
     named = os.environ.get("MWUF_CACHE_DIR")
     caches = [Path(named).expanduser()] if named else []
     with contextlib.suppress(RuntimeError):  # no home

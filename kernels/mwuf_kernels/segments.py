@@ -1,7 +1,7 @@
 """Sums over segments of gathered rows: the backward of every gather in this package, and the forward of user_mean.
 
 A segment is a slice of an index; its sum is the sum of the rows the slice names. No atomics: each sum is made by one
-program (or, past ``_SPAN`` entries, from partial sums at fixed places), in an order that depends on the sizes alone,
+program (or, past ``_SPAN`` entries, from partial sums at fixed positions), in an order that depends on the sizes alone,
 so the same input gives the same bits on every run.
 """
 
@@ -19,21 +19,21 @@ _TORCH_RADIX_ROWS = 32768  # torch.sort on CPU is a radix sort only above this s
 
 
 def segments(inverse: torch.Tensor, num_unique: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sorts the places of a batch by the unique row they point to.
+    """Sorts the positions of a batch by the unique row they point to.
 
     A data loader can make this ahead of time, once per batch, and pass it to every op that sums over unique rows.
 
     Args:
         inverse: [B] int32 or int64, each in ``[0, num_unique)``.
-        num_unique: U, the number of unique rows; rows that no place points to are allowed.
+        num_unique: U, the number of unique rows; rows that no position points to are allowed.
 
     Returns:
-        ``order`` [B] int64, the places sorted by ``inverse`` (ties in order of place), and ``offsets`` [U + 1] int64:
-        the places of row u are ``order[offsets[u]:offsets[u + 1]]``.
+        ``order`` [B] int64, the positions sorted by ``inverse`` (ties in their order), and ``offsets`` [U + 1] int64:
+        the positions of row u are ``order[offsets[u]:offsets[u + 1]]``.
     """
     if inverse.device.type == "cpu":
         if _HAS_NUMPY and num_unique <= 1 << 16:
-            # NumPy sorts 16-bit keys by radix: 8192 places take 30 microseconds, torch.sort takes 290.
+            # NumPy sorts 16-bit keys by radix: 8192 positions take 30 microseconds, torch.sort takes 290.
             order = torch.from_numpy(inverse.numpy().astype("uint16").argsort(kind="stable"))
         else:
             keys = inverse.to(torch.int32) if inverse.numel() >= _TORCH_RADIX_ROWS else inverse

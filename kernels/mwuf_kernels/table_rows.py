@@ -56,7 +56,7 @@ def add_table_rows_(
 
 
 def distinct_ids(ids: torch.Tensor, num_ids: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Finds (distinct values [u] in order, place of each of `ids` [n] among them [n]) of int64 ids.
+    """Finds (distinct values [u] in order, position of each of `ids` [n] among them [n]) of int64 ids.
 
     As `torch.unique`; on a CPU without its sort, in time that grows with n + num_ids.
 

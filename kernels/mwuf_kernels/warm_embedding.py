@@ -21,13 +21,13 @@ def warm_embedding(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cold and warm embeddings of a batch whose items are given once each.
 
-    With S the sum of ``d warm`` over the places of a unique item, the gradients are ``d rows = sum of d cold``,
+    With S the sum of ``d warm`` over the positions of a unique item, the gradients are ``d rows = sum of d cold``,
     ``d scale = v * S`` and ``d shift = S``: nothing flows from warm to rows.
 
     Args:
         rows: [U, D] the unique items' embeddings, as a lookup returns them. float32, bfloat16 or float64.
-        inverse: [B] int32 or int64, each place's unique item, in ``[0, U)`` (not checked on a GPU); None where the
-            places are the unique items themselves, in order.
+        inverse: [B] int32 or int64, each position's unique item, in ``[0, U)`` (not checked on a GPU); None where the
+            positions are the unique items themselves, in order.
         scale: [U, D], of the type of ``rows``.
         shift: [U, D], of the type of ``rows``.
 
@@ -60,7 +60,7 @@ def _forward(
 
 
 def _summed(d: torch.Tensor, inverse: torch.Tensor, num_unique: int) -> torch.Tensor:
-    """Sums [U, D] of the places' gradients [B, D] by unique item, by `table_rows.cpp`."""
+    """Sums [U, D] of the positions' gradients [B, D] by unique item, by `table_rows.cpp`."""
     sums = d.new_zeros(num_unique, d.shape[1])
     add_table_rows_(sums, None, inverse.contiguous(), d.contiguous())
     return sums
@@ -85,7 +85,7 @@ def warm_embedding_backward(
     else:
         given = [d for d in (d_cold, d_warm) if d is not None]
         if inverse.dtype == torch.int64 and has_library(*given):
-            # One place after another needs no order, and takes less time than sorting.
+            # One position after another needs no order, and takes less time than sorting.
             d_rows, d_shift = (None if d is None else _summed(d, inverse, len(rows)) for d in (d_cold, d_warm))
         else:
             d_rows, d_shift = segment_sums((d_cold, d_warm), *segments(inverse, len(rows)))

@@ -32,7 +32,7 @@ def as_backbone(cls: type[nn.Module], config: BackboneConfig, shape: Shape) -> B
 
 
 def _drop_by_place(module: nn.Module) -> None:
-    """Puts `RowDropout` in the place of each `torch.nn.Dropout`, whose masks would change with the number of ranks."""
+    """Puts `RowDropout` instead of each `torch.nn.Dropout`, whose masks would change with the number of ranks."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:

@@ -32,7 +32,7 @@ class Din(Backbone):
     item's embedding and the other fields. It is zero for a user without history. An event is a positive row, as their
     behaviours are clicks (`data.events`).
 
-    Deviation: PReLU in the place of Dice, and the elementwise product in the place of the outer one.
+    Deviation: PReLU instead of Dice, and the elementwise product instead of the outer one.
     """
 
     Config = DinConfig
@@ -62,7 +62,7 @@ class Din(Backbone):
         dim = self.shape.dim
         fields, events = context.split([context.shape[1] - self.history_width, self.history_width], dim=1)
         events = events.reshape(len(item), -1, dim)  # [B, L, D]
-        # The share of v_A in the unit is the same for every event of a row.
+        # The part of v_A in the unit is the same for every event of a row.
         of_event, of_item = self.unit.weight.split([2 * dim, dim], dim=1)
         hidden = torch.cat([events, events * item[:, None]], dim=2) @ of_event.t()  # [B, L, 36]
         hidden = self.activation(hidden + (item @ of_item.t() + self.unit.bias)[:, None])

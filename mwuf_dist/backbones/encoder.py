@@ -202,6 +202,6 @@ def _pieces(lengths: torch.Tensor, num_rows: torch.Tensor) -> list[torch.Tensor]
 
 
 def _padded(first: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places first[j], first[j] + 1, ... [g, longest], and which of them are within lengths[j]."""
+    """Positions first[j], first[j] + 1, ... [g, longest], and which of them are within lengths[j]."""
     step = torch.arange(max(1, int(lengths.max())), device=first.device)
     return first[:, None] + step, step < lengths[:, None]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class FoldedHead:
     """A frozen `LinearFirstLayer` as a small head over (item embedding, user part + item part).
 
-    The part of a user or an item is [its share of the first layer, H | the sum of its field embeddings, D (only with
+    The part of a user or an item is [its part of the first layer, H | the sum of its field embeddings, D (only with
     interactions) | a constant]; parts of the two sides add up. What is left per row is one D x H product and the
     layers above. With S the sum of all other fields' embeddings and v the item's, the second-order term is
     |S|^2 / 2 + S.v - (sum of the fields' |e|^2) / 2; the last goes into the constants.

@@ -27,7 +27,7 @@ class Gru4Rec(Backbone):
         h^_t = tanh(W x_t + U (r_t * h_{t-1}))
         r_t  = sigmoid(W_r x_t + U_r h_{t-1})
 
-    `torch.nn.GRU` computes it in cuDNN's form: with biases, with r_t * (U h_{t-1} + b) in the place of
+    `torch.nn.GRU` computes it in cuDNN's form: with biases, with r_t * (U h_{t-1} + b) instead of
     U (r_t * h_{t-1}), and with 1 - z_t called z_t. The paper ranks all items by the last state. Here, as in MWUF's
     evaluation, the last state (D wide) enters an MLP beside the item's embedding and the other fields. It is zero for a
     user without history. An event is a positive row, as theirs are clicks (`data.events`).

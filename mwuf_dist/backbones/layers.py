@@ -107,7 +107,7 @@ class MLP(nn.Module):
         width: of the input.
         hidden: widths of the hidden layers, at least one.
         batch_norm: with `GlobalBatchNorm`.
-        dropout: share of hidden units dropped in training.
+        dropout: fraction of hidden units dropped in training.
     """
 
     linears: nn.ModuleList
@@ -151,7 +151,7 @@ class MLP(nn.Module):
 
 
 class RowDropout(nn.Module):
-    """`torch.nn.Dropout` of rows of the batch [b, ...], whose mask is by place in the global batch: see `draws`."""
+    """`torch.nn.Dropout` of rows of the batch [b, ...], whose mask is by position in the global batch: see `draws`."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ class Pnn(Backbone):
         self.has_inner = config.product in ("inner", "both")
         self.has_outer = config.product in ("outer", "both")
         fields, dim = shape.num_fields, shape.dim
-        # Places of the pairs i < j in a flattened [F, F] matrix.
+        # Positions of the pairs i < j in a flattened [F, F] matrix.
         first, second = torch.triu_indices(fields, fields, offset=1)
         self.register_buffer("pairs", first * fields + second, persistent=False)
         width = fields * dim + self.has_inner * len(self.pairs) + self.has_outer * dim * dim

@@ -37,7 +37,7 @@ from mwuf_dist.runtime.shutdown import STOPPED_EXIT_CODE, RankLostError, Stopped
 from mwuf_dist.runtime.versions import version_problem
 
 if TYPE_CHECKING:
-    from mwuf_dist.cli.studies import Place
+    from mwuf_dist.cli.studies import Executor
 
 # Time for the launcher to end the ranks that wait for the main one to say what is wrong.
 _OTHER_RANKS_WAIT_S = 10.0
@@ -263,7 +263,7 @@ def _compare(arguments: list[str]) -> int:
         where,
         _overridden(where, options),
         options.output,
-        _studies_place(options),
+        _executor(options),
         seeds=options.seeds,
         first_seed=options.first_seed,
         record_paths=options.records,
@@ -277,7 +277,7 @@ def _tune(arguments: list[str]) -> int:
 
     where = arguments[0]
     overridden = _overridden(where, options)
-    return studies.tune_command(where, options.config, overridden, options.output, _studies_place(options))
+    return studies.tune_command(where, options.config, overridden, options.output, _executor(options))
 
 
 def _overridden(where: str, options: StudyOptions) -> dict[str, Any]:
@@ -292,17 +292,19 @@ def _overridden(where: str, options: StudyOptions) -> dict[str, Any]:
     return merge(names, changed(to_dict(config), to_dict(build(merge(values, names), where))))
 
 
-def _studies_place(options: StudyOptions) -> Place:
+def _executor(options: StudyOptions) -> Executor:
     """Where the runs of a study are done."""
     from mwuf_dist.embeddings.torchrec_import import import_torchrec
 
     import_torchrec()
-    from mwuf_dist.cli.studies import Place
+    from mwuf_dist.cli.studies import Executor
     from mwuf_dist.launch import local
     from mwuf_dist.launch.side_by_side import side_by_side
 
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    return Place(local.train, local.pretrain, side_by_side, options.parallel, options.ray_address, is_main(), num_ranks)
+    return Executor(
+        local.train, local.pretrain, side_by_side, options.parallel, options.ray_address, is_main(), num_ranks
+    )
 
 
 def _serve(command: str, arguments: list[str]) -> int:

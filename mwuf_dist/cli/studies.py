@@ -34,7 +34,7 @@ _ROWS_WORTH_RAY = 20_000_000
 
 
 @dataclass(frozen=True)
-class Place:
+class Executor:
     """Where the runs of a study are done.
 
     Attributes:
@@ -101,7 +101,7 @@ def compare_command(
     where: str,
     overridden: dict[str, Any],
     folder: Path,
-    place: Place,
+    executor: Executor,
     *,
     seeds: int,
     first_seed: int,
@@ -113,7 +113,7 @@ def compare_command(
         where: path of the config file.
         overridden: the keys that the command line sets.
         folder: of the output.
-        place: where runs are done.
+        executor: where runs are done.
         seeds: number of seeds; 0 takes the study's.
         first_seed: the first of them.
         record_paths: results of other comparisons.
@@ -121,37 +121,39 @@ def compare_command(
     Returns:
         The exit code: 1 where a cell failed or a leak was found.
     """
-    place.check()
+    executor.check()
     if first_seed < 0:
         raise UserError(f"--first-seed {first_seed}: a seed is 0 or more")
     values = read_toml(Path(where))
     study = compare.read_study(values, where, seeds)
     configs = compare.run_configs(values, study, where, overridden, first_seed)
     others = [(str(path), read_records(path)) for path in record_paths]
-    with _alone(folder, "compare", place):
-        _prepare_all(configs, place)
+    with _alone(folder, "compare", executor):
+        _prepare_all(configs, executor)
         # Where each set that is scored has one class, a shuffle of labels changes none.
         has_labels_to_shuffle = HiddenLabels(configs[0].seed).num_moved(prepare(configs[0].data)) > 0
-        actions = compare.Actions(place.train, place.pretrain, audit if has_labels_to_shuffle else None)
-        outcome = compare.compare(configs, folder, actions, place.runner, place.say, others, study.ensemble)
-        if place.is_main:
+        actions = compare.Actions(executor.train, executor.pretrain, audit if has_labels_to_shuffle else None)
+        outcome = compare.compare(configs, folder, actions, executor.runner, executor.say, others, study.ensemble)
+        if executor.is_main:
             about = {key: getattr(study, key) for key in ("title", "regime", "note")}
             about["command"] = shlex.join(["mwuf", "compare", where, *_options(overridden, seeds, first_seed)])
-            _write_report(outcome, configs[0], about, folder, place)
+            _write_report(outcome, configs[0], about, folder, executor)
     return 1 if outcome.failures or not all(one["passed"] for one in outcome.records.audits) else 0
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, command: str, place: Place) -> Iterator[None]:
+def _alone(folder: Path, command: str, executor: Executor) -> Iterator[None]:
     """Nobody else writes into the folder of a study meanwhile."""
     with contextlib.ExitStack() as stack:
-        if place.is_main:
+        if executor.is_main:
             stack.enter_context(locked(folder, command))
             remove_left_overs(folder, folder / "audits")
         yield
 
 
-def _write_report(outcome: compare.Outcome, config: Config, about: dict[str, str], folder: Path, place: Place) -> None:
+def _write_report(
+    outcome: compare.Outcome, config: Config, about: dict[str, str], folder: Path, executor: Executor
+) -> None:
     failures = _reasons(outcome.failures, folder)
     if outcome.records.cells:
         records = outcome.records
@@ -161,13 +163,13 @@ def _write_report(outcome: compare.Outcome, config: Config, about: dict[str, str
         add_intervals(comparison, outcome.finished, prepared)
         report.print_comparison(report.write_comparison(comparison, folder))
         write_records(records, folder / "records.json")
-        place.say(f"report: {folder / 'report.html'}   plot: {folder / 'phases.png'}")
-    _tell_failures(len(failures), place)
+        executor.say(f"report: {folder / 'report.html'}   plot: {folder / 'phases.png'}")
+    _tell_failures(len(failures), executor)
 
 
-def _tell_failures(num_failures: int, place: Place) -> None:
+def _tell_failures(num_failures: int, executor: Executor) -> None:
     if num_failures:
-        place.say(f"{num_failures} failed: the same command does what is missing")
+        executor.say(f"{num_failures} failed: the same command does what is missing")
 
 
 def _reasons(failures: dict[str, Failure], folder: Path) -> dict[str, str]:
@@ -177,20 +179,20 @@ def _reasons(failures: dict[str, Failure], folder: Path) -> dict[str, str]:
     }
 
 
-def tune_command(where: str, config: Config, overridden: dict[str, Any], folder: Path, place: Place) -> int:
+def tune_command(where: str, config: Config, overridden: dict[str, Any], folder: Path, executor: Executor) -> int:
     """`mwuf tune`; as `compare_command`, and `config` is the file's with what the command line sets."""
-    place.check()
+    executor.check()
     plan = tune.read_tune(read_toml(Path(where)), where)
-    show = place.is_main and os.isatty(2)
+    show = executor.is_main and os.isatty(2)
     played = prepare(replace(config.data, old_items_as_new=True), show).num_new_items
     tries = tune.tries(to_dict(config), plan, played / prepare(config.data, show).num_new_items, where)
     configs = [one.config for one in tries]
-    with _alone(folder, "tune", place):
-        _prepare_all(configs, place)
-        actions = compare.Actions(place.train, place.pretrain)
-        outcome = compare.compare(configs, folder, actions, place.runner, place.say)
+    with _alone(folder, "tune", executor):
+        _prepare_all(configs, executor)
+        actions = compare.Actions(executor.train, executor.pretrain)
+        outcome = compare.compare(configs, folder, actions, executor.runner, executor.say)
         failures = _reasons(outcome.failures, folder)
-        if place.is_main and not failures:  # which setting is best is not known before all are done
+        if executor.is_main and not failures:  # which setting is best is not known before all are done
             summary = tune.summarise(tries, outcome.records.cells, plan)
             write_json(folder / "tune.json", summary)
             # Named after the search: `compare` names the folder of its results after the config.
@@ -198,16 +200,16 @@ def tune_command(where: str, config: Config, overridden: dict[str, Any], folder:
             write_atomically(chosen, tune.chosen_toml(summary, plan, Path(where), overridden, folder))
             print(printable(tune.table(summary)))
             print(f"the best of each run: mwuf compare {chosen}")
-    _tell_failures(len(failures), place)
+    _tell_failures(len(failures), executor)
     return 1 if failures else 0
 
 
-def _prepare_all(configs: Sequence[Config], place: Place) -> None:
+def _prepare_all(configs: Sequence[Config], executor: Executor) -> None:
     """Prepares every data set of the runs once, before several of them want it."""
     for data in _data_sets(configs):
-        prepared = prepare(data, progress=place.is_main and os.isatty(2))
+        prepared = prepare(data, progress=executor.is_main and os.isatty(2))
         for note in data_notes(prepared, data):
-            place.say(note)
+            executor.say(note)
 
 
 def _data_sets(configs: Sequence[Config]) -> list[DataConfig]:

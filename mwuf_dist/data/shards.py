@@ -5,8 +5,8 @@
     pretrain/part-00000.parquet, ...       and warm_a, warm_b, warm_c, test
     histories/                             see histories.py
 
-Rows of a split are ascending by (time, place in the raw file). Its row groups all have the same number of rows, but for
-the last one, and never cross files: row r is in group r // row_group_rows.
+Rows of a split are ascending by (time, position in the raw file). Its row groups all have the same number of rows,
+but for the last one, and never cross files: row r is in group r // row_group_rows.
 """
 
 from __future__ import annotations
@@ -278,8 +278,8 @@ class Prepared:
 
         Args:
             split: one of `SPLITS`.
-            names: of `user` int32, `item` int32 (new index), `label` int8, `time` int64, `row` int64 (place in the raw
-                file) and, where known, `bayes_logit` float32.
+            names: of `user` int32, `item` int32 (new index), `label` int8, `time` int64, `row` int64 (position in the
+                raw file) and, where known, `bayes_logit` float32.
         """
         return self.read_rows(split, 0, self.num_rows(split), names)
 
@@ -346,7 +346,7 @@ class Prepared:
 
 
 def _check_range(name: str, values: np.ndarray, stop: int) -> None:
-    """Loops that are compiled take these for places in tables and do not look again."""
+    """Loops that are compiled take these for rows of tables and do not look again."""
     if len(values) and not (values.min() >= 0 and values.max() < stop):
         raise ValueError(f"column {name} has values outside 0 to {stop - 1}")
 
@@ -357,7 +357,7 @@ def entry(path: Path) -> dict[str, int]:
 
 
 def _footer_crc32(path: Path) -> int:
-    """CRC-32 of what has no checksum in Parquet: names, types, places. A file ends with its length and 4 letters."""
+    """CRC-32 of what has no checksum in Parquet: names, types, positions. A file ends with its length and 4 letters."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - 8))

@@ -2,7 +2,7 @@
 
 An old item has more than N rows, a new item between 3K and N, the others are dropped. `pretrain` holds all rows of old
 items; `warm_a`, `warm_b` and `warm_c` the first, second and third K rows by time of each new item, `test` the rest.
-Rows of one second are ordered by their place in the raw file. Of data of positives only N and K count
+Rows of one second are ordered by their position in the raw file. Of data of positives only N and K count
 positives, and a row of label 0 that is drawn for one is in the set of that one.
 """
 
@@ -54,7 +54,7 @@ class Roles:
     Attributes:
         item_order: raw items [num_old_items + num_new_items], old ones first, each group ascending.
         num_old_items: how many of them are old.
-        new_index: place of each raw item in that order, or DROPPED or LEFT_OUT, int32 [raw items].
+        new_index: position of each raw item in that order, or DROPPED or LEFT_OUT, int32 [raw items].
         new_item_rows: raw rows of each new item, int64 [num_new_items].
     """
 
@@ -149,7 +149,7 @@ def order_by(*keys: np.ndarray) -> np.ndarray:
             return np.argsort(keys[0], kind="stable")
         order = order_by(*keys[1:])
         return order[order_by(keys[0][order])]
-    # One sort of keys and place together, which numpy vectorises; a stable argsort it does not.
+    # One sort of keys and position together, which numpy vectorises; a stable argsort it does not.
     packed = np.zeros(num_rows, dtype=np.int64)
     for key, low, width in zip(keys, lows, widths, strict=True):
         packed = (packed << width) | (key.astype(np.int64, copy=False) - low)

@@ -3,8 +3,8 @@
 Of the 6.7 CPU seconds that `import torchrec` takes beyond torch, 4.4 go to two modules that it touches in passing:
 tensordict (for an `isinstance` of an input that no lookup has), which brings torch's compiler, and torch's symbolic
 shapes (for guards on sizes that only a compiler leaves open), which bring sympy. While TorchRec is imported, something
-else stands in their places: functions that go to the real module when they are called, and classes of which nothing
-is an instance. Afterwards the places are empty, and whoever imports these modules gets the real ones.
+else stands for them: functions that go to the real module when they are called, and classes of which nothing
+is an instance. Afterwards they are gone, and whoever imports these modules gets the real ones.
 
 Only a process that is a rank does this. A program that imports `mwuf_dist` gets TorchRec as it is.
 """

@@ -78,8 +78,8 @@ def _events(prepared: Prepared, split: str, events: Events) -> dict[str, np.ndar
 def _by_item(user: np.ndarray, item: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarray]:
     """(users [n] item by item, each item's in their order; offsets [I + 1] int64) of interactions [n]."""
     assert len(item) < 1 << 32
-    # NumPy sorts plain int64 with vector instructions: with key and place in one number that is faster than a counting
-    # sort (scipy's tocsc), and than a stable argsort.
+    # NumPy sorts plain int64 with vector instructions: with key and position in one number that is faster than a
+    # counting sort (scipy's tocsc), and than a stable argsort.
     key = np.left_shift(item, 32, dtype=np.int64)
     np.bitwise_or(key, np.arange(len(item), dtype=np.uint32), out=key)
     key.sort()

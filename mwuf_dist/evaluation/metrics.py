@@ -78,7 +78,7 @@ def log_loss(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def calibration(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Mean predicted probability over the observed share of clicks: 1 is calibrated, above 1 promises too much.
+    """Mean predicted probability over the observed fraction of clicks: 1 is calibrated, above 1 promises too much.
 
     Args:
         logits: log odds of a click, [n].

@@ -2,7 +2,7 @@
 
 Ray places the ranks, watches them, and starts them again from the last checkpoint when one is lost: as many as there is
 room for then, and more at the next checkpoint when there is room again. What a rank does is the function that a plain
-run and `torchrun` call too; it finds its place in the same environment variables. The output folder and the prepared
+run and `torchrun` call too; it finds its rank in the same environment variables. The output folder and the prepared
 shards must lie where every node can read them.
 """
 

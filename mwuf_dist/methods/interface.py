@@ -49,7 +49,7 @@ class Episodes:
         item_context: the items' own field embeddings [E, Fi*D], frozen.
         support_loss: from item embeddings [E, D] to the mean L_cold [E] of each item's support rows.
         query_loss: the same for the query rows. Both can be differentiated twice.
-        normal: [E, n] draws from N(0, 1) for a number n; each a function of the step and the episode's place in the
+        normal: [E, n] draws from N(0, 1) for a number n; each a function of the step and the episode's position in the
             global batch alone, so that neither ranks nor a restart change them.
     """
 
@@ -71,7 +71,7 @@ class Method(nn.Module):
     4. `initial_rows`, for a method whose `initialisation` is "own", gives phi_new its first rows;
     5. `scale_and_shift`, for a method that is `meta_trained`, is trained by Algorithm 1 of MWUF and applied wherever a
        new item is scored;
-    6. `fit`, for a method that `fits_items`, takes the place of the steps of `warm_up`;
+    6. `fit`, for a method that `fits_items`, replaces the steps of `warm_up`;
     7. `regenerated_rows`, for a method that `regenerates`, has the last word on the rows that a warm phase has trained.
 
     Args:
@@ -82,7 +82,7 @@ class Method(nn.Module):
 
     initialisation = "random"  # Of phi_new: "random", "mean", "zero" or "own"; the config may name another.
     episode_trained = False  # Whether `episode_loss` has weights to train.
-    fits_items = False  # Whether `fit` takes the place of the steps of `warm_up`.
+    fits_items = False  # Whether `fit` replaces the steps of `warm_up`.
     meta_trained = False  # Whether `scale_and_shift` has weights to train.
     regenerates = False  # Whether `regenerated_rows` changes anything.
     Config: ClassVar[type[MethodConfig]] = MethodConfig  # Section `method` of a config that names this class.
@@ -101,8 +101,8 @@ class Method(nn.Module):
         """The item embeddings [b, D] that the backbone sees in `pretrain`, from those of phi_old [b, D].
 
         A method that leaves it alone has a faster `pretrain`. Random numbers of `runtime.draws` are a function of step
-        and place in the global batch. torch's generator has been seeded too, by step and rank: with it, another number
-        of ranks is another run.
+        and position in the global batch. torch's generator has been seeded too, by step and rank: with it, another
+        number of ranks is another run.
         """
         return item
 

@@ -14,7 +14,7 @@ _MOST_STEPS = 50
 _MOST_HALVINGS = 20
 # An item is done when no coordinate of its gradient is larger.
 _SMALLEST_SLOPE = 1e-8
-# Clicks whose share of the curvature is made at once (a matrix D x D each).
+# Clicks whose part of the curvature is made at once (a matrix D x D each).
 _CURVATURE_ROWS = 1 << 13
 
 

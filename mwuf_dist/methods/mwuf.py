@@ -28,7 +28,7 @@ class Mwuf(MetaNetworks, Method):
 
     `residual` makes the scale 1 + h and starts the last layers of h and g at zero, so that meta training starts from
     the common initialisation itself; without it the scale is h, as in the paper. `initialisation = "metaemb"` puts
-    MetaEmb's generator in the place of the common initialisation (research question 4): it is trained first, then
+    MetaEmb's generator instead of the common initialisation (research question 4): it is trained first, then
     Algorithm 1 runs on rows that it made.
 
     Deviation: U(v) holds the users of positive rows (`data.events`) with repeats, in meta training the user of the row

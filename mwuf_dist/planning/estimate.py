@@ -59,7 +59,7 @@ _ACTIVATION_PASSES = 4
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Steps of one rank timed here: seconds of a step without rows, seconds per row; the loader's share included."""
+    """Steps of one rank timed here: seconds of a step without rows, seconds per row; the loader's part included."""
 
     fixed_s: float
     row_s: float

@@ -1,4 +1,4 @@
-"""Random numbers of training by place: a function of (seed, stage, epoch, step, place in the global batch).
+"""Random numbers of training by position: a function of (seed, stage, epoch, step, position in the global batch).
 
 So neither the number of ranks nor a restart changes a mask. A stage calls `begin` before a step. Who draws then gets
 the numbers of this rank's rows, which are neighbours in the global batch, or those of ids, wherever they stand. Calls
@@ -51,7 +51,7 @@ def begin(*key: int, first_row: int) -> None:
 
     Args:
         key: seed, number of the stage, epoch and step.
-        first_row: place of this rank's first row in the global batch; its others follow.
+        first_row: position of this rank's first row in the global batch; its others follow.
     """
     global _step
     _step = _Step(key, first_row)

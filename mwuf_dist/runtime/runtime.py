@@ -48,7 +48,7 @@ class Runtime:
     ranks_per_host: int = 1
     peers: Peers | None = None  # None for a rank that is alone
     lane_coordinator: str = ""
-    group: dist.ProcessGroup | None = None  # of `share`, `gather` and `on_main`; None: that of all collectives
+    group: dist.ProcessGroup | None = None  # of `broadcast`, `gather` and `on_main`; None: that of all collectives
     threads: int = 1
     is_compiled: bool = False
     timeout_s: float = 600.0  # how long another process may give no sign
@@ -75,7 +75,7 @@ class Runtime:
         return self.maxima([value])[0]
 
     def maxima(self, values: Sequence[int]) -> list[int]:
-        """The largest of the ranks' values, place by place, in one exchange."""
+        """The largest of the ranks' values, position by position, in one exchange."""
         if self.world_size == 1:
             return list(values)
         tensor = torch.tensor(values, device=self.device)
@@ -124,7 +124,7 @@ class Runtime:
         dist.gather_object(array, parts)
         return np.concatenate(parts) if parts is not None else None
 
-    def share(self, value: object) -> object:
+    def broadcast(self, value: object) -> object:
         """The main rank's value, on every rank."""
         if self.world_size == 1:
             return value
@@ -156,7 +156,7 @@ class Runtime:
                     action()
                 except UserError as error:
                     problem = str(error)
-        problem = self.share(problem)
+        problem = self.broadcast(problem)
         if problem is not None:
             raise UserError(problem)
 
@@ -189,7 +189,7 @@ def start(config: Config) -> Iterator[Runtime]:
         UserError: a GPU was asked for where there is none, or the environment of the launcher is not complete.
     """
     settings = config.runtime
-    rank, world_size, local_rank, ranks_per_host = _place()
+    rank, world_size, local_rank, ranks_per_host = _ranks()
     device = _device(settings, local_rank)
     threads = settings.threads or default_threads(ranks_per_host)
     is_compiled = _share_out(threads, device)
@@ -309,7 +309,7 @@ def _listening(address: str, port: int) -> int | None:
         ) from None
 
 
-def _place() -> tuple[int, int, int, int]:
+def _ranks() -> tuple[int, int, int, int]:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     present = [name for name in names if name in os.environ]
     if not present:

@@ -61,7 +61,7 @@ class Explanation:
         item_id: raw ID.
         phase: of the item, or "old".
         interactions: number of its rows that the model has seen.
-        positives: share of clicks among its rows of each finished set that has some, by the set's name.
+        positives: fraction of clicks among its rows of each finished set that has some, by the set's name.
         scale: [D], None for an old item or a method without scaling and shifting.
         shift: [D], the same.
         nearest: (raw ID, cosine) of the old items nearest by what the backbone reads, best first.
@@ -105,7 +105,7 @@ class Explanation:
 
 
 def _thinned(points: list[Point]) -> list[Point]:
-    """At most a dozen points, the first and the last among them, at places that grow by about the same factor."""
+    """At most a dozen points, the first and the last among them, at positions that grow by about the same factor."""
     if len(points) <= _NUM_PRINTED:
         return points
     places = np.geomspace(1, len(points), _NUM_PRINTED).round().astype(int) - 1

@@ -1,4 +1,4 @@
-"""What callers name items and users by, checked before any code reads at such a place."""
+"""What callers name items and users by, checked before any code reads at such a position."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def checked_indices(indices: Indices, num: int, what: str, device: torch.device)
 
 
 def place_of(raw_id: object, ids: pa.Array) -> int:
-    """Place of a raw ID, -1 where there is none, whatever it is."""
+    """Position of a raw ID, -1 where there is none, whatever it is."""
     if isinstance(raw_id, bool | np.bool_):
         return -1
     if isinstance(raw_id, float | np.floating) and float(raw_id).is_integer():

@@ -115,7 +115,7 @@ def warm_rows(
         start: rows at the boundary [S, D], float32.
         boundary: number of interactions of each item before it [S]: the end of a block, or 0.
         counts: number of interactions of each item [S]; its interactions are counts[i] consecutive ones of the n.
-        parts: frozen parts [m, P] in float64 of the interactions with these places [m] among the n.
+        parts: frozen parts [m, P] in float64 of the interactions with these positions [m] among the n.
         labels: of the interactions [n].
         finish: what the method makes of the rows [m, D] of some of the items [m] at the end of a block.
         missing: interactions that an item's blocks count and that are not there [S]; below 0: there are more than they
@@ -238,14 +238,14 @@ def item_groups(counts: np.ndarray, num_rows: int) -> list[np.ndarray]:
 
 
 def _step_by_step(begins: np.ndarray, ends: np.ndarray, active: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(places, whether they are there), both [m, size]: what each step reads, a line per item, step after step.
+    """(positions, whether they are there), both [m, size]: what each step reads, a line per item, step after step.
 
     Args:
-        begins: first place of each item [S], those with most steps first.
-        ends: place behind the last one of each.
+        begins: first position of each item [S], those with most steps first.
+        ends: position behind the last one of each.
         active: how many of the items have a j-th step, for each j.
-        size: places of one step of an item. Lines are filled up with places that are not there, and so are steps with
-            fewer than `FEWEST_ROWS` places.
+        size: positions of one step of an item. Lines are filled up with positions that are not there, and so are steps
+            with fewer than `FEWEST_ROWS`.
     """
     lines = np.maximum(active, -(-FEWEST_ROWS // size))
     step = np.repeat(np.arange(len(active)), lines)

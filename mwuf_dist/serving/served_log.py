@@ -2,7 +2,7 @@
 
 Two rows are the same interaction if they agree in user, item, time and label (whatever file they stand in). The order
 of an item's interactions is by time, then by a hash of the user's raw ID, then by label: rows of several files have no
-common place in a file, and an order that any of them had would make the result depend on how they were cut.
+common position in a file, and an order that any of them had would make the result depend on how they were cut.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -28,7 +28,7 @@ class NewRows:
 
     Attributes:
         item_ids: distinct raw IDs, ascending [I'].
-        log: columns `LOG_COLUMNS`; `item` is a place in `item_ids`, `user` the index of a user, -1 of one never seen.
+        log: columns `LOG_COLUMNS`; `item` is a position in `item_ids`, `user` the index of a user or -1, never seen.
         num_unseen_users: number of distinct users whom the run has never seen.
         num_read: rows of the files, those that are left out too.
         notes: what was not used, and what may surprise, a sentence each.
@@ -53,7 +53,7 @@ class NewRows:
 
 
 def find(ids: pa.Array, known: pa.Array) -> np.ndarray:
-    """Place of each of `ids` [n] among known ones, -1 where it is none of them; int32 [n]."""
+    """Position of each of `ids` [n] among known ones, -1 where it is none of them; int32 [n]."""
     if ids.type != known.type:
         ids, known = ids.cast(pa.string()), known.cast(pa.string())
     return pc.fill_null(pc.index_in(ids, value_set=known), -1).to_numpy(zero_copy_only=False).astype(np.int32)
@@ -120,5 +120,5 @@ def together(logs: list[Log]) -> Log:
 
 
 def taken(log: Log, rows: np.ndarray) -> Log:
-    """Some rows of a log, by place or mask."""
+    """Some rows of a log, by position or mask."""
     return {name: values[rows] for name, values in log.items()}

@@ -129,7 +129,7 @@ def audit(config: Config, folder: Path) -> dict[str, Any]:
         blind = _scores(quiet, folder / "blind", runtime, prepared, labels)
         runtime.barrier()
         runtime.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
-        found: Any = runtime.share(_compare(honest, blind))  # only the main rank has gathered the scores
+        found: Any = runtime.broadcast(_compare(honest, blind))  # only the main rank has gathered the scores
     num_scores, changed = found
     return {
         "passed": not changed and num_labels > 0,

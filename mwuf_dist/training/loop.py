@@ -139,10 +139,10 @@ def _record(session: Session, start: Cursor, batch: Batch, done: int, trained: i
             "new output folder"
         )
     record = {"epoch": batch.epoch, "step": done, "samples": trained, "loss": round(value, 6)}
-    session.recorder.write(place(start) | record, done)
+    session.recorder.write(named_position(start) | record, done)
 
 
-def place(cursor: Cursor) -> dict[str, object]:
+def named_position(cursor: Cursor) -> dict[str, object]:
     """Says for a record where it was made: the stage, and the phase or part of it that counts its own steps."""
     if cursor.stage == "warm_up":
         return {"stage": cursor.stage, "phase": PHASES[cursor.phase]}

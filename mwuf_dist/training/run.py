@@ -68,7 +68,7 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
     """
     with alone_in(folder, runtime):
         runtime.on_main(lambda: check_folder(config, folder))
-        results: Any = runtime.share(finished_results(folder) if runtime.is_main else None)
+        results: Any = runtime.broadcast(finished_results(folder) if runtime.is_main else None)
         if results is not None:
             return results
         _check_batch_sizes(config, ("pretrain", "meta_train", "warm_up"), runtime)
@@ -168,7 +168,7 @@ def _prepare_or_reuse(config: Config, runtime: Runtime) -> tuple[Prepared, bool]
 
     # The main rank reads the raw files and builds what is missing, then the others find it.
     runtime.on_main(build)
-    found: Any = runtime.share((made_of, reused))
+    found: Any = runtime.broadcast((made_of, reused))
     return prepare(config.data, made_of=found[0]), found[1][0]
 
 

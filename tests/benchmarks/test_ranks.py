@@ -12,8 +12,10 @@ from tests.tiny import tiny
 
 def test_every_stage_is_timed_through_the_sharded_collections(monkeypatch: pytest.MonkeyPatch) -> None:
     ways = []
-    rows_of = Tables.rows
-    monkeypatch.setattr(Tables, "rows", lambda self, ids: (ways.append(self.implementation), rows_of(self, ids))[1])
+    rows_of = Tables.rows_to_train
+    monkeypatch.setattr(
+        Tables, "rows_to_train", lambda self, ids: (ways.append(self.implementation), rows_of(self, ids))[1]
+    )
     monkeypatch.setattr(ranks, "BATCH_SIZE", 128)
     take_turns = ranks._take_turns
     monkeypatch.setattr(ranks, "_take_turns", lambda *args: (ways.clear(), take_turns(*args))[1])

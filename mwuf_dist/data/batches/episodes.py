@@ -61,7 +61,7 @@ class EpisodeLoader:
         counts = np.bincount(self._columns["item"][ours], minlength=1)
         per_item = counts // self._rows
         starts = np.concatenate([[0], np.cumsum(counts)])[:-1]
-        # First place of each episode among the rows grouped by item.
+        # First position of each episode among the rows grouped by item.
         place = np.arange(per_item.sum()) - np.repeat(np.cumsum(per_item) - per_item, per_item)
         self._first = np.repeat(starts, per_item) + place * self._rows
         self._per_batch = batch_size // self._rows

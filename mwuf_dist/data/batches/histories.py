@@ -1,4 +1,4 @@
-"""Histories: the events of each user in (time, place) order, and which of them a row may look back at.
+"""Histories: the events of each user in (time, position) order, and which of them a row may look back at.
 
 What the files hold says history_files.py. Jagged throughout: an event is stored once, whatever the length of a history.
 """
@@ -94,7 +94,7 @@ class Histories:
         if events == "positives":
             kept &= labels != 0
         small = len(kept) < 2**31
-        # Place of an event among those that may be seen.
+        # Position of an event among those that may be seen.
         place = np.zeros(len(kept) + 1, np.int32 if small else np.int64)
         np.cumsum(kept, out=place[1:])
         self._place = torch.from_numpy(place).to(device)
@@ -172,7 +172,7 @@ class Histories:
 
 
 def _without(history: History, place: torch.Tensor, is_there: torch.Tensor) -> History:
-    """Histories without the event at a place [g] of each, counted from its first, where there is one."""
+    """Histories without the event at a position [g] of each, counted from its first, where there is one."""
     kept = torch.ones_like(history.items, dtype=torch.bool)
     kept[(history.offsets[:-1] + place)[is_there]] = False
     offsets = history.offsets - F.pad(torch.cumsum(is_there, 0), (1, 0))

@@ -93,7 +93,7 @@ class Leases:
         if self._runtime.is_main:
             with contextlib.suppress(StaleLease):
                 answer = self._ask("renew")
-        answer = self._runtime.share(answer)
+        answer = self._runtime.broadcast(answer)
         if answer is None:
             raise StaleLease("other ranks have gone on with this run: no checkpoint is written")
         return bool(answer)

@@ -36,7 +36,7 @@ class Batch:
         num_rows: rows of the global batch that are not padding: what the loss is divided by.
         is_full: no rank's part has padding.
         epoch, step: the cursor: after this batch, training goes on at (epoch, step + 1).
-        first_row: place of the first row in the global batch; the others follow, padding too.
+        first_row: position of the first row in the global batch; the others follow, padding too.
         history: what the rows look back at, for a backbone that `uses_history`; padding has none.
     """
 

@@ -1,4 +1,4 @@
-"""The files of histories: the events of each user in (time, place) order, and how many of them are before each row.
+"""The files of histories: the events of each user in (time, position) order, and how many of them are before each row.
 
     histories/offsets.npy       int64 [U + 1]; the events of user u are offsets[u] to offsets[u + 1] - 1
     histories/items.npy         int32 [E]; item, `num_items` for any item that was dropped

@@ -38,7 +38,7 @@ class Chunk:
 
     Attributes:
         name: of its files.
-        start: place of its first row in the raw file.
+        start: position of its first row in the raw file.
         num_rows: number of rows.
     """
 
@@ -48,7 +48,7 @@ class Chunk:
 
     @property
     def places(self) -> tuple[int, int]:
-        """Place of its first row and of the row after its last."""
+        """Position of its first row and of the row after its last."""
         return self.start, self.start + self.num_rows
 
 

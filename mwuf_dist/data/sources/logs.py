@@ -2,7 +2,7 @@
 
 The rules, in this order:
 
-* Files of a folder are read by name, one after another; a row's place in them breaks ties in time.
+* Files of a folder are read by name, one after another; a row's position in them breaks ties in time.
 * A row without user, item, time or label is an error, or left out with `drop_incomplete`.
 * Of rows alike in user, item, time and label the first stays (`repeated_rows`).
 * With no label column every row is positive, and rows of label 0 are drawn (`negatives.py` states how).

@@ -246,7 +246,8 @@ def _tags(generator: np.random.Generator, effect: np.ndarray, num_items: int) ->
     used[:, 1:] &= tags[:, 1:] != tags[:, :-1]
     lengths = used.sum(axis=1)
     part = np.zeros((num_items, effect.shape[1]), dtype=np.float32)
-    for place in range(MAX_TAGS):  # One place at a time: a gather of all places would need MAX_TAGS times the memory.
+    # One tag at a time: a gather of all would need MAX_TAGS times the memory.
+    for place in range(MAX_TAGS):
         part += effect[tags[:, place]] * used[:, place, None]
     part /= np.sqrt(lengths, dtype=np.float32)[:, None]
     return list_column(lengths, tags[used] + 1), part

@@ -12,8 +12,8 @@ Label: `clk`. The item is the ad. Rules:
 * Of several rows of an ad or a user the first counts.
 * The price is a number in quantile buckets, all other fields are categories. Their vocabularies and the buckets are
   those of ads with at least 3K impressions: the others are dropped, and a value that only they have is never trained.
-* `pid` (the place on the page) is a feature of neither side and is not read. Nor is behavior_log.csv: a user's history
-  is made of the interactions themselves.
+* `pid` (the position on the page) is a feature of neither side and is not read. Nor is behavior_log.csv: a user's
+  history is made of the interactions themselves.
 
 Checked against public sources that read the real files: names and order of all columns, the blank, NULL brands and
 empty levels, the order of raw_sample, 26,557,961 impressions, 846,811 ads, 6,769 categories, 423,436 campaigns,

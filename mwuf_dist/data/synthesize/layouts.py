@@ -32,7 +32,7 @@ class Layout:
         rows, users, items, categories, brands, tag_sets: size of the public data set (tag sets: advertisers or shops);
             fewer rows have proportionally fewer of all but categories, which fall with the square root.
         zipf_exponent: popularity of items.
-        offset: log-odds that give its share of positives.
+        offset: log-odds that give its fraction of positives.
         span_s: seconds from the first row to the last.
         sorted_by: the ID by which the interactions lie sorted.
         interactions_file: their file.

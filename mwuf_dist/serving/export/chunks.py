@@ -39,8 +39,8 @@ class Chunk:
 def item_columns(run: FinishedRun, context: bool) -> Columns:
     """Names the columns of an item in an export.
 
-    `embedding`, what the backbone reads in the item's place; `phase`, a code in `PHASE_NAMES`; `interactions`, the
-    number of its rows that the model has seen; with `context` its share of what the model reads beside the embedding.
+    `embedding`, what the backbone reads for the item; `phase`, a code in `PHASE_NAMES`; `interactions`, the
+    number of its rows that the model has seen; with `context` its part of what the model reads beside the embedding.
     """
     columns = {"embedding": ("float32", run.model.dim), "phase": ("uint8", 0), "interactions": ("int64", 0)}
     width = run.model.shape.num_item_fields * run.model.dim

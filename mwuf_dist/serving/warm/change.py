@@ -104,7 +104,7 @@ def change_by(
 
 
 def _moved(item: np.ndarray, moved: np.ndarray, num_run_items: int) -> np.ndarray:
-    """Indices of before as indices of now: the run's stay, the others' place is `moved` [A]."""
+    """Indices of before as indices of now: the run's stay, the others' position is `moved` [A]."""
     table = np.append(moved, 0)  # never read, so that an empty one can be indexed
     return np.where(item < num_run_items, item, num_run_items + table[np.maximum(item - num_run_items, -1)])
 
@@ -114,7 +114,7 @@ def _late(state: WarmState, moved: np.ndarray, item: np.ndarray, is_new: np.ndar
 
     Args:
         state: of before.
-        moved: place of its items among the grown ones.
+        moved: position of its items among the grown ones.
         item: of each interaction, in order [R].
         is_new: whether it is new [R].
         run_rows: interactions that the run has seen of each of its own items.
@@ -130,7 +130,7 @@ def _late(state: WarmState, moved: np.ndarray, item: np.ndarray, is_new: np.ndar
 def _grow(
     state: WarmState, item_ids: pa.Array, listed: tuple[pa.Array, pa.Table], run_ids: pa.Array, prepared: Prepared
 ) -> tuple[WarmState, np.ndarray]:
-    """The state with all items, and the place of each of the items of before among them [A]."""
+    """The state with all items, and the position of each of the items of before among them [A]."""
     fresh = []
     for ids in (item_ids, listed[0]):
         own = _as_type(ids, run_ids.type)

@@ -122,7 +122,7 @@ def _words(column: pa.ChunkedArray, rows: np.ndarray, separator: str) -> _Words:
     lengths = pc.fill_null(pc.list_value_length(taken), 0).to_numpy(zero_copy_only=False)
     text = encode.words_of(taken.flatten())
     entity = np.repeat(np.arange(len(rows)), lengths)
-    # Each word of an entity once, at its first place; empty ones are none.
+    # Each word of an entity once, at its first position; empty ones are none.
     code = text.dictionary_encode()
     place = np.unique(entity * (len(code.dictionary) + 1) + code.indices.to_numpy(), return_index=True)[1]
     place = np.sort(place)

@@ -43,7 +43,7 @@ _ENCODED_ROWS = 1 << 13
 class WarmJob:
     """The rows that must move, and what the rule needs of each.
 
-    Lookups are collectives, so that every rank makes the same ones; the rule itself runs on a share of the items.
+    Lookups are collectives, so that every rank makes the same ones; the rule itself runs on a part of the items.
     """
 
     config: Config
@@ -226,7 +226,7 @@ class _Frozen:
         item_fields: of each item (and some more) [g, Fi*D].
         sides: (of the items [g, P], of the users [u, P]).
         is_folded: they are to be summed, for a folded head; else they stand side by side.
-        item_of, user_of: place of each interaction's item and user in them [n].
+        item_of, user_of: position of each interaction's item and user in them [n].
         encoded: what the backbone makes of its history [n, W]; None for one that looks at none.
     """
 
@@ -248,7 +248,7 @@ class _Frozen:
 
 
 def _of_items(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Places of the interactions of some items, whose `counts` stand one after another."""
+    """Positions of the interactions of some items, whose `counts` stand one after another."""
     mask = np.zeros(len(counts), dtype=bool)
     mask[chosen] = True
     return np.flatnonzero(np.repeat(mask, counts))

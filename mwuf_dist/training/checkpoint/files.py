@@ -220,7 +220,7 @@ def stored_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a folder of `torch.distributed.checkpoint` of any origin, by name; what is none is left unread.
 
     Raises:
-        UserError: its index is none, or names what has no place in one.
+        UserError: its index is none, or names what does not belong in one.
     """
     tensors = {
         name: torch.empty(about.size, dtype=about.properties.dtype)

@@ -204,7 +204,7 @@ class Checkpointer:
             sync(self._folder)
             write_atomically(self._folder / "LATEST", final.name)
         # One that is further than this is damaged, or the run would not be here.
-        before = [path for path in self._in_order() if _place(path) <= _place(final)]
+        before = [path for path in self._in_order() if _position(path) <= _position(final)]
         for path in {*self._in_order()} - {*before} | {*self.policy.to_forget(before)}:
             shutil.rmtree(path)
 
@@ -212,7 +212,7 @@ class Checkpointer:
         """The checkpoints of the run, by how far they are."""
         if not self._folder.is_dir():
             return []
-        return sorted((path for path in self._folder.iterdir() if _place(path) != _NOWHERE), key=_place)
+        return sorted((path for path in self._folder.iterdir() if _position(path) != _NOWHERE), key=_position)
 
     def latest(self, config_hash: str) -> tuple[Path, Meta, list[str]] | None:
         """The checkpoint to go on from, with what is wrong with those after it; None when there is none yet.
@@ -222,7 +222,7 @@ class Checkpointer:
         Raises:
             UserError: none of them is whole and of this config and version.
         """
-        candidates: Any = self._runtime.share([path.name for path in self._candidates()])
+        candidates: Any = self._runtime.broadcast([path.name for path in self._candidates()])
         refused = []
         for name in candidates:
             path = self._folder / name
@@ -249,11 +249,13 @@ class Checkpointer:
         checkpoints = self._in_order()
         name = _pointed_at(self._folder)
         newest = self._folder / name
-        if newest.name != name or _place(newest) == _NOWHERE:  # nothing, or nothing that a save has written
+        if newest.name != name or _position(newest) == _NOWHERE:  # nothing, or nothing that a save has written
             return checkpoints[::-1]
         # LATEST goes by the order of saves, and the order of the names by that of training: a run saves in it.
         is_there = newest in checkpoints
-        before = [path for path in checkpoints if path != newest and (_place(path) < _place(newest) or not is_there)]
+        before = [
+            path for path in checkpoints if path != newest and (_position(path) < _position(newest) or not is_there)
+        ]
         return [newest, *before[::-1]]
 
 
@@ -320,7 +322,7 @@ def _of_the_disk(error: BaseException) -> BaseException:
     return error
 
 
-def _place(path: Path) -> tuple[int, ...]:
+def _position(path: Path) -> tuple[int, ...]:
     """How far a checkpoint is, from its name; `_NOWHERE` for a name that is none."""
     stage, *numbers = path.name.split("-")
     if stage not in STAGES or len(numbers) != 3 or not all(re.fullmatch("[0-9]{1,18}", number) for number in numbers):

@@ -38,7 +38,7 @@ class Lines:
 
 @dataclass
 class ItemFit:
-    """Fits the new items' rows of phi_new to their clicks. Every rank fits a share of the items."""
+    """Fits the new items' rows of phi_new to their clicks. Every rank fits a part of the items."""
 
     model: Model
     frozen: Frozen

@@ -17,13 +17,13 @@ from mwuf_dist.methods import Method
 from mwuf_dist.training.checkpoint.files import Cursor
 from mwuf_dist.training.checkpoint.save import module_state, table_state
 from mwuf_dist.training.frozen_model import Frozen
-from mwuf_dist.training.loop import Session, place, train
+from mwuf_dist.training.loop import Session, named_position, train
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.optimizers import Adam
 
 # `epochs = "auto"`: one old item in this many is held out, and played as new to see when to stop.
 _HELD_OUT_ONE_IN = 10
-# The held-out loss has stopped falling when it falls by less than this share.
+# The held-out loss has stopped falling when it falls by less than this fraction.
 _SMALLEST_GAIN = 1e-4
 
 
@@ -120,7 +120,7 @@ def train_epochs(
     for epoch in range(start.epoch, settings.max_epochs):
         train(session, replace(start, epoch=epoch), loader, epoch + 1, step, tensors)
         loss = held_out_loss()
-        session.recorder.write(place(start) | {"epoch": epoch, "held_out_loss": loss}, epoch)
+        session.recorder.write(named_position(start) | {"epoch": epoch, "held_out_loss": loss}, epoch)
         if best is not None and loss > best * (1 - _SMALLEST_GAIN):
             return
         session.meta.held_out_loss = best = loss
