@@ -20,7 +20,7 @@ from mwuf_dist import cli
 from mwuf_dist.backbones import BACKBONES, Shape, build_backbone
 from mwuf_dist.config import UserError, fitting
 from mwuf_dist.config.registry import backbone_config, method_config
-from mwuf_dist.methods import mwuf
+from mwuf_dist.methods import meta_warm_up
 from mwuf_dist.methods.mwuf import Mwuf
 from mwuf_dist.serving.export import chunks as chunks_module
 from mwuf_dist.serving.export import export as export_module
@@ -154,13 +154,13 @@ def test_every_warm_embedding_of_an_export_comes_from_the_bulk_kernel_once(
     run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[torch.Tensor] = []
-    assert mwuf.bulk_warm is mwuf_kernels.bulk_warm
+    assert meta_warm_up.bulk_warm is mwuf_kernels.bulk_warm
 
     def spied(table: torch.Tensor, *args: Any, **keys: Any) -> torch.Tensor:
         rows.append(table)
         return mwuf_kernels.bulk_warm(table, *args, **keys)
 
-    monkeypatch.setattr(mwuf, "bulk_warm", spied)
+    monkeypatch.setattr(meta_warm_up, "bulk_warm", spied)
     export(run, "parquet", tmp_path / "export", old_items=True)
     weight = run.model.new_ids.shards("new")[0].weight
     torch.testing.assert_close(torch.cat(rows), weight[run.num_old_items :], rtol=0, atol=0)
