@@ -26,8 +26,8 @@ from mwuf_dist.config import Config, build
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.launch import local
 from mwuf_dist.runtime import start
-from mwuf_dist.serving.warm import rows as warm_job
 from mwuf_dist.serving.warm.job import warm
+from mwuf_dist.training.item_rule import frozen_items as warm_job
 
 _UNSEEN_SHARE = 0.05  # of the clicks, by users whom the run has never seen
 

@@ -9,14 +9,12 @@ common position in a file, and an order that any of them had would make the resu
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
-_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 LOG_COLUMNS = {"item": np.int32, "user": np.int32, "user_key": np.uint64, "time": np.int64, "label": np.int8}
 
 Log = dict[str, np.ndarray]
@@ -57,29 +55,6 @@ def find(ids: pa.Array, known: pa.Array) -> np.ndarray:
     if ids.type != known.type:
         ids, known = ids.cast(pa.string()), known.cast(pa.string())
     return pc.fill_null(pc.index_in(ids, value_set=known), -1).to_numpy(zero_copy_only=False).astype(np.int32)
-
-
-def id_keys(ids: pa.Array) -> np.ndarray:
-    """64-bit hashes of raw IDs [n], uint64: of a number the same whether it was read as one or as text."""
-    if pa.types.is_integer(ids.type):
-        return mixed(ids.cast(pa.int64()).to_numpy().view(np.uint64))
-    text = ids.cast(pa.string())
-    number = pc.match_substring_regex(text, _INTEGER).to_numpy(zero_copy_only=False)
-    keys = np.empty(len(ids), dtype=np.uint64)
-    keys[number] = mixed(text.filter(pa.array(number)).cast(pa.int64()).to_numpy().view(np.uint64))
-    hashes = [
-        hashlib.blake2b(one.encode(), digest_size=8).digest() for one in text.filter(pa.array(~number)).to_pylist()
-    ]
-    keys[~number] = np.frombuffer(b"".join(hashes), dtype="<u8")
-    return keys
-
-
-def mixed(values: np.ndarray) -> np.ndarray:
-    """Hashes [n] of uint64 [n]: the finaliser of SplitMix64 (Steele, Lea and Flood 2014, figure 16), a bijection."""
-    z = values + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 def in_order(log: Log) -> np.ndarray:

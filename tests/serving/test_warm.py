@@ -24,10 +24,10 @@ from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving.explain import explain
 from mwuf_dist.serving.export.export import export
 from mwuf_dist.serving.finished_run import FinishedRun, load_run
-from mwuf_dist.serving.rule import frozen_double
 from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.serving.warm import job as warm_module
 from mwuf_dist.serving.warm.job import warm
+from mwuf_dist.training.item_rule.rule import frozen_double
 from tests.bounds import assert_float32_close, near
 from tests.faults.ranks import forked
 from tests.serving.test_export import ROUNDING, served_scores

@@ -10,9 +10,9 @@ import pyarrow.csv as pa_csv
 import pytest
 
 from mwuf_dist.config import Config, UserError, build
+from mwuf_dist.data.id_keys import id_keys
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.serving.served_log import id_keys
 from mwuf_dist.serving.warm.interactions import Columns, log_options
 from mwuf_dist.serving.warm.item_fields import read_fields
 

@@ -18,10 +18,10 @@ from mwuf_dist.launch import local
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving.explain import explain
 from mwuf_dist.serving.finished_run import FinishedRun, load_run
-from mwuf_dist.serving.rule import check_rule_fits
 from mwuf_dist.serving.run_files import read_run
-from mwuf_dist.serving.warm.first_rows import frozen_method, regenerated_rows
 from mwuf_dist.serving.warm.job import warm
+from mwuf_dist.training.item_rule.first_rows import frozen_method, regenerated_rows
+from mwuf_dist.training.item_rule.rule import check_rule_fits
 from tests.bounds import assert_float32_close, near
 from tests.faults.ranks import forked
 from tests.serving.test_warm import state_of

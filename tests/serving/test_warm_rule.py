@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mwuf_dist.backbones import Shape, build_backbone
 from mwuf_dist.backbones.frozen_head import FoldedHead
 from mwuf_dist.config.registry import backbone_config
-from mwuf_dist.serving.rule import WarmRule, frozen_double, module_slope, warm_rows
+from mwuf_dist.training.item_rule.rule import WarmRule, frozen_double, module_slope, warm_rows
 from tests.bounds import assert_float32_close
 
 DIM, CONTEXT = 4, 12

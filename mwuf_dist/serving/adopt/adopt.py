@@ -22,12 +22,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from mwuf_dist.config import UserError
+from mwuf_dist.data.id_keys import id_keys
 from mwuf_dist.data.readers import ids as raw_ids
 from mwuf_dist.files import appearing, write_json
 from mwuf_dist.locks import locked
 from mwuf_dist.methods.meta_warm_up import MetaWarmUp, algorithm_1_losses
-from mwuf_dist.serving.rule import WarmRule, item_groups, module_slope, warm_rows
-from mwuf_dist.serving.served_log import find, id_keys
+from mwuf_dist.serving.served_log import find
+from mwuf_dist.training.item_rule.rule import WarmRule, item_groups, module_slope, warm_rows
 
 # Rows of the logs whose embeddings are asked for at once.
 _CHUNK_ROWS = 1 << 16

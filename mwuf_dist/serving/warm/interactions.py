@@ -13,11 +13,12 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.config.logs import LogsConfig
+from mwuf_dist.data.id_keys import id_keys
 from mwuf_dist.data.readers import gate, ids, log_files, times
 from mwuf_dist.data.readers.gate import DataForm
 from mwuf_dist.data.schema import Side
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.serving.served_log import LOG_COLUMNS, NewRows, id_keys
+from mwuf_dist.serving.served_log import LOG_COLUMNS, NewRows
 
 _INTEGER = r"^-?[0-9]{1,19}$"
 

@@ -21,6 +21,7 @@ import torch
 
 from mwuf_dist.config import WARM_SETS, UserError
 from mwuf_dist.config.logs import LogsConfig
+from mwuf_dist.data.id_keys import id_keys
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.files import appearing
 from mwuf_dist.locks import locked
@@ -28,15 +29,15 @@ from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving import served_state
 from mwuf_dist.serving.export.export import Format, write_export
 from mwuf_dist.serving.finished_run import FinishedRun, load_run
-from mwuf_dist.serving.rule import check_rule_fits
 from mwuf_dist.serving.run_files import open_prepared, read_run
-from mwuf_dist.serving.served_log import LOG_COLUMNS, Log, NewRows, find, id_keys, taken, together
+from mwuf_dist.serving.served_log import LOG_COLUMNS, Log, NewRows, find, taken, together
 from mwuf_dist.serving.served_state import WarmState, unknown_fields
 from mwuf_dist.serving.warm.change import Change, change_by
 from mwuf_dist.serving.warm.interactions import Columns, log_options, read_interactions
 from mwuf_dist.serving.warm.item_fields import read_fields
 from mwuf_dist.serving.warm.negatives import add_negatives
 from mwuf_dist.serving.warm.rows import WarmJob
+from mwuf_dist.training.item_rule.rule import check_rule_fits
 
 # Jobs whose rows are compared with those of the next.
 _DAYS = 14

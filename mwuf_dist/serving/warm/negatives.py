@@ -20,9 +20,10 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 
+from mwuf_dist.data.id_keys import id_keys, mixed
 from mwuf_dist.data.readers.negatives import MAX_DRAWS
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.serving.served_log import Log, NewRows, id_keys, is_known, mixed, taken, together
+from mwuf_dist.serving.served_log import Log, NewRows, is_known, taken, together
 
 # Rows of the run read at once.
 _READ_ROWS = 1 << 22

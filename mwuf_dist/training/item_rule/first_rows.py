@@ -4,22 +4,48 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mwuf_dist.config import Config
+from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.features import FeatureStore
 from mwuf_dist.methods import Method, build_method
-from mwuf_dist.serving.finished_run import FinishedRun
-from mwuf_dist.serving.rule import FEWEST_ROWS
-from mwuf_dist.training.model import pretrained_items
+from mwuf_dist.training.item_rule.rule import FEWEST_ROWS
+from mwuf_dist.training.model import Model, pretrained_items
 
 # Field embeddings [n, Fi*D] in float64 of items [n].
 ItemFields = Callable[[torch.Tensor], torch.Tensor]
 
 
-def frozen_method(run: FinishedRun, features: FeatureStore, item_fields: ItemFields) -> Method:
+class Trained(Protocol):
+    """What the rule reads of a run: a finished one, or one whose warm-up has not begun."""
+
+    @property
+    def config(self) -> Config:
+        """Of the run."""
+        ...
+
+    @property
+    def prepared(self) -> Prepared:
+        """Its data."""
+        ...
+
+    @property
+    def model(self) -> Model:
+        """Theta and the tables, in eval mode."""
+        ...
+
+    @property
+    def method(self) -> Method:
+        """With its meta networks, trained."""
+        ...
+
+
+def frozen_method(run: Trained, features: FeatureStore, item_fields: ItemFields) -> Method:
     """The run's method in float64, attached to the run's old items and to all items that there are by now.
 
     Args:
@@ -45,7 +71,7 @@ def frozen_method(run: FinishedRun, features: FeatureStore, item_fields: ItemFie
 
 @torch.no_grad()
 def first_rows(
-    run: FinishedRun, method: Method, items: torch.Tensor, keys: np.ndarray, item_fields: ItemFields
+    run: Trained, method: Method, items: torch.Tensor, keys: np.ndarray, item_fields: ItemFields
 ) -> torch.Tensor:
     """First rows of phi_new [n, D], float32: as `initialise_new_ids` makes them, but by raw ID and not by index.
 
