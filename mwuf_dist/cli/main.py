@@ -229,7 +229,12 @@ def _run(arguments: list[str]) -> int:
     if is_main():
         from mwuf_dist.evaluation import report
 
-        report.print_comparison(report.build_comparison([results]))
+        if "stream" in results:
+            from mwuf_dist.evaluation import stream_report
+
+            stream_report.print_stream_comparison(stream_report.build_stream_comparison([results]))
+        else:
+            report.print_comparison(report.build_comparison([results]))
         print(f"results, metrics, plot and checkpoints: {options.output}")
         if config.runtime.profile:
             print(f"traces, for https://ui.perfetto.dev: {options.output / 'profile'}")

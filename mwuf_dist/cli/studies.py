@@ -17,13 +17,15 @@ from tqdm import tqdm
 from mwuf_dist.config import Config, DataConfig, RuntimeConfig, UserError, read_toml, to_dict, without_studies
 from mwuf_dist.data.both_classes import data_notes
 from mwuf_dist.data.prepare.prepare import prepare
+from mwuf_dist.data.shards import Prepared
 from mwuf_dist.escape import printable
-from mwuf_dist.evaluation import report
-from mwuf_dist.evaluation.comparison import build_comparison
+from mwuf_dist.evaluation import report, stream_report
+from mwuf_dist.evaluation.comparison import build_comparison, row_label
 from mwuf_dist.files import remove_left_overs, write_atomically, write_json
 from mwuf_dist.locks import locked
 from mwuf_dist.studies import compare, tune
 from mwuf_dist.studies.audit import HiddenLabels, audit
+from mwuf_dist.studies.audit_stream import audit_stream
 from mwuf_dist.studies.intervals import add_intervals
 from mwuf_dist.studies.probes import without_training
 from mwuf_dist.studies.records import read_records, write_records
@@ -130,9 +132,7 @@ def compare_command(
     others = [(str(path), read_records(path)) for path in record_paths]
     with _alone(folder, "compare", executor):
         _prepare_all(configs, executor)
-        # Where each set that is scored has one class, a shuffle of labels changes none.
-        has_labels_to_shuffle = HiddenLabels(configs[0].seed).num_moved(prepare(configs[0].data)) > 0
-        actions = compare.Actions(executor.train, executor.pretrain, audit if has_labels_to_shuffle else None)
+        actions = compare.Actions(executor.train, executor.pretrain, _audit_of(configs[0]))
         outcome = compare.compare(configs, folder, actions, executor.runner, executor.say, others, study.ensemble)
         if executor.is_main:
             about = {key: getattr(study, key) for key in ("title", "regime", "note")}
@@ -158,12 +158,45 @@ def _write_report(
     if outcome.records.cells:
         records = outcome.records
         prepared = prepare(config.data)
+        if config.data.protocol == "stream":
+            _write_stream_report(outcome, prepared, about, failures, folder, executor)
+            return
         around = without_training(prepared, config)
         comparison = build_comparison(records.cells, records.audits, about, failures, around)
         add_intervals(comparison, outcome.finished, prepared)
         report.print_comparison(report.write_comparison(comparison, folder))
         write_records(records, folder / "records.json")
         executor.say(f"report: {folder / 'report.html'}   plot: {folder / 'phases.png'}")
+    _tell_failures(len(failures), executor)
+
+
+def _audit_of(config: Config) -> Callable[[Config, Path], dict[str, Any]] | None:
+    """The leak audit of the config's protocol; None where each set that is scored has one class: nothing to shuffle."""
+    if config.data.protocol == "stream":
+        return audit_stream
+    return audit if HiddenLabels(config.seed).num_moved(prepare(config.data)) > 0 else None
+
+
+def _write_stream_report(
+    outcome: compare.Outcome,
+    prepared: Prepared,
+    about: dict[str, str],
+    failures: dict[str, str],
+    folder: Path,
+    executor: Executor,
+) -> None:
+    records = outcome.records
+    comparison = stream_report.build_stream_comparison(records.cells, records.audits, about, failures)
+    scores: dict[str, dict[int, Path]] = {}
+    for cell, run in outcome.finished:
+        label = row_label(cell["backbone"], cell["method"], cell.get("variant", ""))
+        scores.setdefault(label, {})[cell["seed"]] = run / "scores" / "stream-test.npy"
+    columns = prepared.columns("test", ("label", "item"))
+    stream_report.add_intervals(comparison, scores, columns["label"], columns["item"])
+    stream_report.write_stream_comparison(comparison, folder)
+    stream_report.print_stream_comparison(comparison)
+    write_records(records, folder / "records.json")
+    executor.say(f"report: {folder / 'report.html'}   plot: {folder / 'stream.png'}")
     _tell_failures(len(failures), executor)
 
 

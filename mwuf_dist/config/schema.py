@@ -47,10 +47,29 @@ class SyntheticConfig:
 
 
 @_section
+class StreamConfig:
+    """The stream protocol: train on rows before day 0, then score and learn day by day. `[study] protocol` asks for it.
+
+    A method learns by the rule of `mwuf warm`, with the rates and epochs of section `warm_up`.
+    """
+
+    pretrain_days: Count = 30  # Day 0 comes so many days after the day of the first row.
+    max_age_days: Count = 30  # Rows of new items are scored until their item is so old.
+    num_days: CountOrZero = 0  # Days from day 0 on; 0: all.
+    day_s: Positive = 86_400.0  # Seconds of a day, for a log that is shorter, or longer, than its days are.
+    ranked_users: CountOrZero = 200  # Users a day, at most, for whom new items are ranked among all items alive.
+    # The base, trained from scratch before every n-th day on all rows up to it, instead of learning; 0: the method.
+    retrain_every_days: CountOrZero = 0
+
+
+@_section
 class DataConfig:
     """Which data, and the rule that splits it into old and new items."""
 
     name: str = "synthetic"  # Data set: a name of `mwuf_dist.data.sources`.
+    # paper: per item, by rows; stream: by days, see section `data.stream`.
+    protocol: Literal["paper", "stream"] = "paper"
+    stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)  # Of `protocol = "stream"`.
     old_above: Count = 200  # N: an old item has more labelled rows than this.
     # K: rows in each warm set; a new item has 3K to N rows. Of a log of positives only, N and K count positives.
     warm_rows: Count = 20

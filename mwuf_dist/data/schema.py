@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -96,7 +97,8 @@ class RawPieces:
         read: the rows of a piece, some at a time: `user` and `item` (IDs, integers), `label`, `time` and, where the
             true probabilities are known, `bayes_logit`, arrays [R]. Any process may call it.
         entities: users and items, ascending by ID, from the distinct user IDs of the interactions, the distinct item
-            IDs and the number of rows of each.
+            IDs and the number of rows of each; under the stream protocol also from who makes the vocabularies and
+            buckets (`stream_rule.Seen`).
         ids_are_rows: the entities are known before, and an ID is a row of their table.
         is_in_memory: `read` holds the rows, which should not travel to another process.
         negatives_per_positive: rows of label 0 that are drawn for each positive and stand before it, of the same user
@@ -104,16 +106,18 @@ class RawPieces:
             of label 0 are as they come.
         form: how own logs write IDs and times (`gate.DataForm.to_dict`), kept for later files; None for other data.
         notes: what of the raw data was not used, a sentence each; the manifest keeps them.
+        fewest: field -> entities that a value must have to be in its vocabulary, where more than one.
     """
 
     pieces: tuple[Any, ...]
     read: Callable[[Any], Iterator[dict[str, np.ndarray]]]
-    entities: Callable[[np.ndarray, np.ndarray, np.ndarray], Entities]
+    entities: Callable[..., Entities]
     ids_are_rows: bool = False
     is_in_memory: bool = False
     negatives_per_positive: int = 0
     form: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    fewest: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class RawDataset:
         interactions: `user` int32 (row of users), `item` int32 (row of items), `label` int8 (0 or 1), `time` int64 and,
             where the true probabilities are known, `bayes_logit` float32. Row r is the r-th line of the raw file.
         users, items, fields: see `Entities`.
-        negatives_per_positive, form, notes: see `RawPieces`.
+        negatives_per_positive, form, notes, fewest: see `RawPieces`.
     """
 
     interactions: pa.Table
@@ -134,6 +138,7 @@ class RawDataset:
     negatives_per_positive: int = 0
     form: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    fewest: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def entities(self) -> Entities:
@@ -182,6 +187,7 @@ class RawDataset:
             negatives_per_positive=self.negatives_per_positive,
             form=self.form,
             notes=self.notes,
+            fewest=self.fewest,
         )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mwuf_dist.config import DataConfig, UserError
+from mwuf_dist.data.stream_rule import StreamRule
 
 SPLITS = ("pretrain", "warm_a", "warm_b", "warm_c", "test")
 NO_SPLIT = -1  # of a row, beside the indices of SPLITS
@@ -32,19 +33,36 @@ class SplitRule:
         old_items_as_new: keep only old items; a random fifth of them, cut to their first N rows, plays new. Choices
             made on this split never see a row of a really new item.
         old_items_as_new_seed: which fifth.
+        stream: the rule of the stream protocol, which takes the place of all of these.
     """
 
     old_above: int
     warm_rows: int
     old_items_as_new: bool = False
     old_items_as_new_seed: int = 0
+    stream: StreamRule | None = None
 
     @staticmethod
     def of(config: DataConfig) -> SplitRule:
         """The rule of a config."""
+        if config.protocol == "stream":
+            return SplitRule(config.old_above, config.warm_rows, stream=_stream_rule(config))
         # Which fifth plays new decides nothing where none does: one folder serves every such seed.
         seed = config.old_items_as_new_seed if config.old_items_as_new else 0
         return SplitRule(config.old_above, config.warm_rows, config.old_items_as_new, seed)
+
+
+def _stream_rule(config: DataConfig) -> StreamRule:
+    if config.old_items_as_new:
+        raise UserError(
+            "data.old_items_as_new does not go with data.protocol = 'stream': settings are chosen on old items played "
+            "as new under data.protocol = 'paper'"
+        )
+    stream = config.stream
+    day = round(stream.day_s * (1_000_000 if config.name == "logs" else 1))
+    if day < 1:
+        raise UserError(f"data.stream.day_s = {stream.day_s}: the times of this log are whole seconds")
+    return StreamRule(day, stream.pretrain_days, stream.max_age_days, stream.num_days)
 
 
 @dataclass(frozen=True)
@@ -104,6 +122,25 @@ def item_roles(counts: np.ndarray, rule: SplitRule) -> Roles:
     return Roles(item_order, len(old), new_index, counts[new])
 
 
+def stream_roles(counts: np.ndarray, before: np.ndarray) -> Roles:
+    """The roles of items by the stream protocol. None may be new, where a model is trained for a late day.
+
+    Args:
+        counts: number of rows of each raw item.
+        before: how many of them are before day 0.
+
+    Raises:
+        UserError: no item is old.
+    """
+    old, new = np.flatnonzero(before), np.flatnonzero((counts > 0) & (before == 0))
+    if not len(old):
+        raise UserError("no item has a row before day 0, so that none is old: raise data.stream.pretrain_days")
+    item_order = np.concatenate([old, new])
+    new_index = np.full(len(counts), DROPPED, dtype=np.int32)
+    new_index[item_order] = np.arange(len(item_order), dtype=np.int32)
+    return Roles(item_order, len(old), new_index, counts[new])
+
+
 def sets_by_place(before: np.ndarray, rule: SplitRule) -> np.ndarray:
     """The set of rows of new items before which so many rows of the item stand that count [R].
 
@@ -114,13 +151,14 @@ def sets_by_place(before: np.ndarray, rule: SplitRule) -> np.ndarray:
     return np.where(before >= rule.old_above, NO_SPLIT, found)
 
 
-def splits_of_new_rows(item: np.ndarray, time: np.ndarray, rule: SplitRule) -> np.ndarray:
+def splits_of_new_rows(item: np.ndarray, time: np.ndarray, rule: SplitRule, day_0: int = 0) -> np.ndarray:
     """The split of rows of new items: of each item here all rows are, in raw file order.
 
     Args:
         item: the item of each row [R].
         time: its time [R].
         rule: the thresholds.
+        day_0: of the stream protocol.
 
     Returns:
         Index into SPLITS, or NO_SPLIT for rows that are cut off while old items play new; int8 [R].
@@ -130,8 +168,13 @@ def splits_of_new_rows(item: np.ndarray, time: np.ndarray, rule: SplitRule) -> n
     is_first = np.ones(len(order), dtype=bool)
     is_first[1:] = sorted_item[1:] != sorted_item[:-1]
     starts = np.flatnonzero(is_first)
-    before = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    lengths = np.diff(starts, append=len(order))
     out = np.empty(len(order), dtype=np.int8)
+    if rule.stream is not None:
+        scored = rule.stream.is_scored(time[order], np.repeat(time[order][starts], lengths), day_0)
+        out[order] = np.where(scored, SPLITS.index("test"), NO_SPLIT)
+        return out
+    before = np.arange(len(order)) - np.repeat(starts, lengths)
     out[order] = sets_by_place(before, rule)
     return out
 

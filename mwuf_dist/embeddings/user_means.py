@@ -40,10 +40,20 @@ class ItemUsers:
         parts = [_events(prepared, split, events) for split in splits]
         user = np.concatenate([np.empty(0, np.int32), *(part["user"] for part in parts)])
         item = np.concatenate([np.empty(0, np.int32), *(part["item"] for part in parts)])
+        self._hold(user, item, prepared.num_items, users_per_item, seed)
+
+    @classmethod
+    def of_rows(cls, user: np.ndarray, item: np.ndarray, num_items: int) -> ItemUsers:
+        """The users [n] of items [n], whatever set they are from."""
+        made = cls.__new__(cls)
+        made._hold(user, item, num_items)
+        return made
+
+    def _hold(self, user: np.ndarray, item: np.ndarray, num_items: int, users_per_item: int = 0, seed: int = 0) -> None:
         if users_per_item:
             shuffled = np.random.default_rng([seed, 3]).permutation(len(user))
             user, item = user[shuffled], item[shuffled]
-        user, offsets = _by_item(user, item, prepared.num_items)
+        user, offsets = _by_item(user, item, num_items)
         if users_per_item:
             counts = np.diff(offsets)
             place = np.arange(len(user)) - np.repeat(offsets[:-1], counts)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 from annotated_types import Ge, Le
@@ -85,6 +85,7 @@ class Study:
         note: a sentence for the report.
         ensemble: also show, as a row of its own behind each row, the mean logit of so many seeds at a time
             (with fewer seeds there is none); 0: do not.
+        protocol: `paper`: per item, by rows; `stream`: day by day, see section `data.stream`.
     """
 
     seeds: Annotated[int, Ge(1), Le(10_000)] = 1
@@ -93,6 +94,7 @@ class Study:
     regime: str = ""
     note: str = ""
     ensemble: CountOrZero = 0
+    protocol: Literal["paper", "stream"] = "paper"
 
 
 def read_study(values: dict[str, Any], where: str, seeds: int = 0) -> Study:
@@ -119,6 +121,8 @@ def read_study(values: dict[str, Any], where: str, seeds: int = 0) -> Study:
         raise UserError(f"{where}: `{key}` = {first['input']!r}: {first['msg']}") from None
     if study.ensemble == 1:
         raise UserError(f"{where}: `study.ensemble` = 1: the mean of at least 2 seeds; 0 leaves it out")
+    if study.ensemble and study.protocol == "stream":
+        raise UserError(f"{where}: `study.ensemble` does not go with `study.protocol` = 'stream'")
     if not study.runs:
         raise UserError(f"{where}: [study] has no [[study.runs]]: see configs/demo.toml")
     return study
@@ -146,6 +150,7 @@ def run_configs(
     for seed in range(first_seed, first_seed + study.seeds):
         for number, run in enumerate(study.runs):
             own = merge(merge(run, _that_it_has(overridden, merge(shared, run))), {"seed": seed})
+            own = merge(own, {"data": {"protocol": "stream"}}) if study.protocol == "stream" else own
             configs.append(build(merge(shared, own), f"{where}, run {number + 1} of [study]"))
     names = [cell_name(config) for config in configs[: len(study.runs)]]
     for number, name in enumerate(names):

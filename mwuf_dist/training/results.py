@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mwuf_dist.config import PHASES, WARM_SETS, Config, config_hash, to_dict
+from mwuf_dist.config import WARM_SETS, Config, config_hash, to_dict
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.evaluation.metrics import auc, auc_by_clicks, calibration, log_loss
 from mwuf_dist.files import make_folder, write_atomically
@@ -93,7 +93,7 @@ def counted_within_item(item: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return place
 
 
-def write_scores(folder: Path, phase: int, scores: Mapping[str, np.ndarray | None]) -> None:
+def write_scores(folder: Path, name: str, scores: Mapping[str, np.ndarray | None]) -> None:
     """Keeps a phase's logits as `scores/PHASE-SET.npy`, float32 where that loses nothing."""
     make_folder(folder / "scores")
     for split, logits in scores.items():
@@ -101,7 +101,7 @@ def write_scores(folder: Path, phase: int, scores: Mapping[str, np.ndarray | Non
         short = logits.astype(np.float32)
         buffer = io.BytesIO()
         np.save(buffer, short if np.array_equal(short, logits, equal_nan=True) else logits)
-        write_atomically(folder / "scores" / f"{PHASES[phase]}-{split}.npy", buffer.getvalue())
+        write_atomically(folder / "scores" / f"{name}-{split}.npy", buffer.getvalue())
 
 
 def results_of(

@@ -48,6 +48,7 @@ from mwuf_dist.training.results import NEXT_SETS, phase_metrics, results_of, ver
 from mwuf_dist.training.stages.episodes import EpisodeTrain
 from mwuf_dist.training.stages.meta_train import MetaTrain, initialise_new_ids, meta_trained_tensors
 from mwuf_dist.training.stages.pretrain import Pretrain, pretrained_tensors
+from mwuf_dist.training.stages.stream import stream
 from mwuf_dist.training.stages.warm_up import WarmUp, warm_up_tensors
 
 
@@ -78,10 +79,11 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
                 job.session.recorder.say("\n".join(data_notes(job.prepared, config.data)))
             job.pretrain(pretrained)
             job.meta_train()
-            job.warm_up_and_evaluate()
+            found = job.stream() if config.data.protocol == "stream" else job.warm_up_and_evaluate()
         results = results_of(config, job.prepared, runtime, job.session.meta, job.implementation())
+        results |= {} if found is None else {"stream": found}
         runtime.on_main(lambda: write_json(folder / "results.json", results))
-        if runtime.is_main:
+        if runtime.is_main and found is None:
             _plot(results, folder)
     return results
 
@@ -209,6 +211,12 @@ class Run:
         self._frozen: Frozen | None = None
 
     @property
+    def frozen(self) -> Frozen:
+        """The frozen model, once `meta_train` has been."""
+        assert self._frozen is not None
+        return self._frozen
+
+    @property
     def cursor(self) -> Cursor:
         """Where the run stands."""
         return self.session.meta.cursor
@@ -286,6 +294,12 @@ class Run:
                 pretrained_tensors(model) | meta_trained_tensors(model.new_ids, self.method) | warm_up_tensors(model),
             )
 
+    def stream(self) -> dict[str, Any]:
+        """The days of the stream protocol, in the place of the phases; see `stages/stream.py`."""
+        made = pretrained_tensors(self.model) | meta_trained_tensors(self.model.new_ids, self.method)
+        self.session.save(Cursor("warm_up"), made | warm_up_tensors(self.model))
+        return stream(self)
+
     def evaluate(self, stage: WarmUp, phase: int) -> None:
         """Stage `evaluate` of one phase: scores the next set and `test`, then looks at their labels."""
         clock = time.perf_counter()
@@ -299,7 +313,7 @@ class Run:
             return
         metrics = phase_metrics(self.prepared, phase, self.config.data.warm_rows, scores, self.runtime.threads)
         metrics |= {} if scale is None or not math.isfinite(scale) else {"mean_abs_scale": scale}
-        write_scores(self.folder, phase, scores)
+        write_scores(self.folder, PHASES[phase], scores)
         self.session.meta.phases[PHASES[phase]] = metrics
         record: dict[str, object] = {"stage": "evaluate", "phase": PHASES[phase]}
         self.session.recorder.write(record | metrics, phase)

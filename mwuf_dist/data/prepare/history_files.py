@@ -56,7 +56,7 @@ def join(scratch: Path, folder: Path, groups: range, splits: dict[str, Any]) -> 
 
 def _concatenate(paths: Sequence[Path], column: str, path: Path) -> dict[str, int]:
     """Writes a column of some runs as one .npy, which need not fit into memory; its entry in the manifest."""
-    parts = [sorted_runs.read(part)[column] for part in paths]
+    parts = [sorted_runs.read(part)[column] for part in paths] or [np.empty(0, dtype=np.int32)]
     shape = (sum(len(part) for part in parts),)
     header = {"descr": np.lib.format.dtype_to_descr(parts[0].dtype), "fortran_order": False, "shape": shape}
     with path.open("wb") as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from mwuf_dist.data.prepare import history_files, sorted_runs, steps
 from mwuf_dist.data.prepare.steps import Chunk
 from mwuf_dist.data.prepare.workers import InProcess, Pool
 from mwuf_dist.data.schema import INTERACTION_TYPES, Entities, RawPieces
-from mwuf_dist.data.split import SPLITS, Roles, SplitRule, item_roles
+from mwuf_dist.data.split import SPLITS, Roles, SplitRule, item_roles, stream_roles
+from mwuf_dist.data.stream_rule import Seen, StreamRule, past_only
 
 STEPS = ("read", "split", "users", "histories", "shards")
 
@@ -59,14 +60,17 @@ def write_prepared(
     scratch.mkdir()
     step("read")
     chunks = _read(raw, scratch, InProcess() if raw.is_in_memory else pool)
-    entities, users, items = _entities(raw, scratch, chunks)
+    users, items = _ids(raw, scratch, chunks)
+    past = None if rule.stream is None else _past(raw, scratch, chunks, rule.stream, users, items, pool)
+    entities = _entities(raw, users, items, past)
     step("split")
-    roles = item_roles(items.rows, rule)
+    roles = item_roles(items.rows, rule) if past is None else stream_roles(items.rows, past.item_rows)
+    day_0 = None if past is None else past.day_0
     steps.write_table(scratch / "item-table", items.ids, roles.new_index)
-    steps.write_table(scratch / "user-table", users.ids, np.arange(len(users.ids), dtype=np.int32))
-    groups = _split_new_items(scratch, chunks, roles, rule, pool)
+    entities, users = _users_in_order(scratch, entities, users, past)
+    groups = _split_new_items(scratch, chunks, roles, rule, day_0, pool)
     step("users")
-    left_out = _rows_by_user(scratch, chunks, roles, groups, pool)
+    left_out = _rows_by_user(scratch, chunks, roles, groups, day_0, pool)
     step("histories")
     groups = _histories(scratch, chunks, users, raw.negatives_per_positive > 0, pool)
     step("shards")
@@ -76,6 +80,7 @@ def write_prepared(
         "negatives_per_positive": raw.negatives_per_positive,
         **({} if raw.form is None else {"form": raw.form}),
         **({"notes": list(raw.notes)} if raw.notes else {}),
+        **({} if day_0 is None or rule.stream is None else {"day_0": day_0, "day": rule.stream.day}),
         "positive_share": _positive_share(splits, left_out if rule.old_items_as_new else None),
         "histories": history_files.join(scratch, folder, groups, splits),
     }
@@ -98,14 +103,48 @@ def _read(raw: RawPieces, scratch: Path, pool: Pool) -> list[Chunk]:
     return chunks
 
 
-def _entities(raw: RawPieces, scratch: Path, chunks: Sequence[Chunk]) -> tuple[Entities, _Ids, _Ids]:
-    """Users and items, with the IDs that the chunks have for them."""
+@dataclass(frozen=True)
+class _Past:
+    """What there is before day 0: when that is, users and items by the place of their IDs, rows of each item."""
+
+    day_0: int
+    seen: Seen
+    item_rows: np.ndarray
+
+
+def _ids(raw: RawPieces, scratch: Path, chunks: Sequence[Chunk]) -> tuple[_Ids, _Ids]:
+    """The IDs that the chunks have for users and for items."""
     users, items = (_distinct([scratch / f"{side}s-{chunk.name}" for chunk in chunks]) for side in ("user", "item"))
-    entities = raw.entities(users.ids, items.ids, items.rows)
+    if not raw.ids_are_rows:
+        return users, items
+    known = raw.entities(users.ids, items.ids, items.rows)
+    return _of_all(users, known.users), _of_all(items, known.items)
+
+
+def _past(
+    raw: RawPieces, scratch: Path, chunks: Sequence[Chunk], rule: StreamRule, users: _Ids, items: _Ids, pool: Pool
+) -> _Past:
+    first = min(pool.map(steps.first_time, ((scratch, chunk) for chunk in chunks)))
+    day_0 = rule.day_0(first)
+    only_positives = raw.negatives_per_positive > 0
+    seen = Seen(np.zeros(len(users.ids), dtype=bool), np.zeros(len(items.ids), dtype=bool))
+    item_rows = np.zeros(len(items.ids), dtype=np.int64)
+    work = ((scratch, chunk, day_0, only_positives) for chunk in chunks)
+    for of_users, of_items, num_rows in pool.map(steps.rows_before, work):
+        seen.users[np.searchsorted(users.ids, of_users)] = True
+        item_rows[np.searchsorted(items.ids, of_items)] += num_rows
+    seen.items[item_rows > 0] = True
+    return _Past(day_0, seen, item_rows)
+
+
+def _entities(raw: RawPieces, users: _Ids, items: _Ids, past: _Past | None) -> Entities:
+    """Users and items; under the stream protocol in the vocabularies of what was there before day 0."""
+    if past is None:
+        entities = raw.entities(users.ids, items.ids, items.rows)
+    else:
+        entities = past_only(raw.entities(users.ids, items.ids, items.rows, past.seen), past.seen, raw.fewest)
     entities.check()
-    if raw.ids_are_rows:
-        users, items = _of_all(users, entities.users), _of_all(items, entities.items)
-    return entities, users, items
+    return entities
 
 
 def _distinct(paths: Sequence[Path]) -> _Ids:
@@ -136,6 +175,17 @@ def _of_all(found: _Ids, table: pa.Table) -> _Ids:
     return _Ids(np.arange(table.num_rows), rows)
 
 
+def _users_in_order(scratch: Path, entities: Entities, users: _Ids, past: _Past | None) -> tuple[Entities, _Ids]:
+    """The users in the order of their index, which is written for `look_up`: ascending, those before day 0 first."""
+    order = np.arange(len(users.ids)) if past is None else np.argsort(~past.seen.users, kind="stable")
+    index = np.empty(len(order), dtype=np.int32)
+    index[order] = np.arange(len(order), dtype=np.int32)
+    steps.write_table(scratch / "user-table", users.ids, index)
+    if past is None:
+        return entities, users
+    return replace(entities, users=entities.users.take(pa.array(order))), _Ids(users.ids[order], users.rows[order])
+
+
 def _groups(rows: np.ndarray) -> list[tuple[int, int]]:
     """Neighbouring entities, a piece of work together: the first of each group and the one after its last."""
     ends = np.cumsum(rows)
@@ -145,19 +195,23 @@ def _groups(rows: np.ndarray) -> list[tuple[int, int]]:
     return list(itertools.pairwise(sorted({0, *bounds, len(rows)})))
 
 
-def _split_new_items(scratch: Path, chunks: Sequence[Chunk], roles: Roles, rule: SplitRule, pool: Pool) -> range:
+def _split_new_items(
+    scratch: Path, chunks: Sequence[Chunk], roles: Roles, rule: SplitRule, day_0: int | None, pool: Pool
+) -> range:
     _all(pool.map(steps.new_item_rows, ((scratch, chunk, roles.num_old_items) for chunk in chunks)))
     groups = [(first + roles.num_old_items, stop + roles.num_old_items) for first, stop in _groups(roles.new_item_rows)]
-    work = ((scratch, chunks, number, *group, rule) for number, group in enumerate(groups))
+    work = ((scratch, chunks, number, *group, rule, day_0 or 0) for number, group in enumerate(groups))
     _all(pool.map(steps.split_new_items, work))
     _remove(scratch, "new-*")
     return range(len(groups))
 
 
-def _rows_by_user(scratch: Path, chunks: Sequence[Chunk], roles: Roles, groups: range, pool: Pool) -> tuple[int, int]:
+def _rows_by_user(
+    scratch: Path, chunks: Sequence[Chunk], roles: Roles, groups: range, day_0: int | None, pool: Pool
+) -> tuple[int, int]:
     """Number and positives of the rows of really new items that are left out."""
     num_items = len(roles.item_order)
-    work = ((scratch, chunk, roles.num_old_items, num_items, len(groups)) for chunk in chunks)
+    work = ((scratch, chunk, roles.num_old_items, num_items, len(groups), day_0) for chunk in chunks)
     left_out = np.sum([(0, 0), *pool.map(steps.rows_by_user, work)], axis=0)
     _remove(scratch, "chunk-*", "split-*")
     return int(left_out[0]), int(left_out[1])
@@ -199,7 +253,7 @@ def _positive_share(splits: dict[str, Any], left_out: tuple[int, int] | None) ->
     of_new = [splits[name] for name in SPLITS[1:]]
     share = {
         "old_items": splits["pretrain"]["positives"] / splits["pretrain"]["rows"],
-        "new_items": sum(one["positives"] for one in of_new) / sum(one["rows"] for one in of_new),
+        "new_items": sum(one["positives"] for one in of_new) / max(1, sum(one["rows"] for one in of_new)),
     }
     if left_out is not None:
         share["really_new_items"] = left_out[1] / left_out[0] if left_out[0] else 0.0

@@ -62,7 +62,7 @@ def describe(config: DataConfig) -> dict[str, Any]:
     """Everything that decides the content of the shards: the source's fingerprint, the rule, the layout."""
     return {
         "source": sources.find(config.name).fingerprint(config),
-        "rule": asdict(SplitRule.of(config)),
+        "rule": {key: value for key, value in asdict(SplitRule.of(config)).items() if value is not None},
         "layout": manifests.LAYOUT_VERSION,
     }
 

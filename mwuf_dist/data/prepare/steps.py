@@ -85,6 +85,23 @@ def read_piece(
     return chunks
 
 
+def first_time(scratch: Path, chunk: Chunk) -> int:
+    """The earliest time of a chunk's rows."""
+    return int(sorted_runs.read(scratch / f"chunk-{chunk.name}")["time"].min())
+
+
+def rows_before(
+    scratch: Path, chunk: Chunk, day_0: int, positives_count: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of a chunk's rows before day 0: distinct users, distinct items, and rows (or positives) of each of the items."""
+    columns = sorted_runs.read(scratch / f"chunk-{chunk.name}")
+    is_before = columns["time"] < day_0
+    if positives_count:
+        is_before &= columns["label"] == 1
+    items, num_rows = np.unique(columns["item"][is_before], return_counts=True)
+    return np.unique(columns["user"][is_before]).astype(np.int64), items.astype(np.int64), num_rows
+
+
 def write_table(path: Path, ids: np.ndarray, values: np.ndarray) -> None:
     """Writes a table for `look_up`: the value of each ID; IDs ascend."""
     if not len(ids) or (ids[0] >= 0 and ids[-1] < max(_DENSE_IDS, 4 * len(ids))):
@@ -115,19 +132,21 @@ def new_item_rows(scratch: Path, chunk: Chunk, num_old_items: int) -> None:
 
 
 def split_new_items(
-    scratch: Path, chunks: Sequence[Chunk], number: int, first: int, stop: int, rule: SplitRule
+    scratch: Path, chunks: Sequence[Chunk], number: int, first: int, stop: int, rule: SplitRule, day_0: int
 ) -> None:
     """Writes the split of each row of some new items, by row."""
     rows = sorted_runs.take(
         sorted_runs.ranges_of([scratch / f"new-{chunk.name}" for chunk in chunks], "item", first, stop)
     )
     # Where rows of label 0 are drawn, the source has said in which set they are.
-    split = rows[SET] if SET in rows else splits_of_new_rows(rows["item"], rows["time"], rule)
+    split = rows[SET] if SET in rows else splits_of_new_rows(rows["item"], rows["time"], rule, day_0)
     order = order_by(rows["row"])
     sorted_runs.write(scratch / f"split-{number}", {"row": rows["row"][order], "split": split[order]})
 
 
-def rows_by_user(scratch: Path, chunk: Chunk, num_old_items: int, num_items: int, num_groups: int) -> tuple[int, int]:
+def rows_by_user(
+    scratch: Path, chunk: Chunk, num_old_items: int, num_items: int, num_groups: int, day_0: int | None
+) -> tuple[int, int]:
     """Writes a chunk's rows that are in a split or an event of a dropped item, by (user, row).
 
     Returns:
@@ -136,7 +155,8 @@ def rows_by_user(scratch: Path, chunk: Chunk, num_old_items: int, num_items: int
     columns = dict(sorted_runs.read(scratch / f"chunk-{chunk.name}"))
     item = look_up(scratch / "item-table", columns["item"])
     split = np.full(len(item), _LEFT_OUT, dtype=np.int8)
-    split[(item >= 0) & (item < num_old_items)] = PRETRAIN
+    is_old = (item >= 0) & (item < num_old_items)
+    split[is_old if day_0 is None else is_old & (columns["time"] < day_0)] = PRETRAIN
     split[item == DROPPED] = _EVENT_OF_DROPPED
     for number in range(num_groups):
         path, first, stop = sorted_runs.ranges_of([scratch / f"split-{number}"], "row", *chunk.places)[0]

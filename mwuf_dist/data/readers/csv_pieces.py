@@ -249,7 +249,13 @@ def narrow(column: pa.Array) -> np.ndarray:
 
 
 def join(
-    side: Side, ids: np.ndarray, table: LogTable, id_column: str, fields: Mapping[str, LogsField], kept: np.ndarray
+    side: Side,
+    ids: np.ndarray,
+    table: LogTable,
+    id_column: str,
+    fields: Mapping[str, LogsField],
+    kept: np.ndarray,
+    seen: np.ndarray | None = None,
 ) -> tuple[pa.Table, list[Field]]:
     """The entity table of one side: a left join, in which entities without a row are unknown (index 0).
 
@@ -260,6 +266,7 @@ def join(
         id_column: its column of IDs.
         fields: column of the table -> the field made of it.
         kept: whose values make the vocabularies and buckets; the others are unknown in every field [E].
+        seen: who makes them under the stream protocol, where all are kept [E].
 
     Raises:
         UserError: a malformed value, or a table that has none of the entities.
@@ -269,7 +276,8 @@ def join(
         raise UserError(f"{table.files[0]}: none of its {table.what} is in the interactions; is it the right file?")
     everything = np.ones(table.num_rows, dtype=bool)
     rows = encode.first_rows(entity, everything, np.arange(table.num_rows), len(ids))
-    rows[~kept] = -1
+    if seen is None:
+        rows[~kept] = -1
     columns: dict[str, Any] = {RAW_ID: ids}
     made = []
     if side == "user":
@@ -280,7 +288,7 @@ def join(
         def refuse(row: int, why: str, name: str = name) -> UserError:
             return UserError(f"{table.place(row)}: {name} {why}")
 
-        one, columns[field.name] = encode.encode_field(field, table.columns[name], rows, refuse)
+        one, columns[field.name] = encode.encode_field(field, table.columns[name], rows, refuse, seen)
         made.append(one)
     return pa.table(columns), made
 

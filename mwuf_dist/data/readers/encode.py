@@ -44,7 +44,11 @@ def first_rows(entity: np.ndarray, present: np.ndarray, order: np.ndarray, num: 
 
 
 def encode_field(
-    field: LogsField, column: pa.ChunkedArray, rows: np.ndarray, refuse: Callable[[int, str], UserError]
+    field: LogsField,
+    column: pa.ChunkedArray,
+    rows: np.ndarray,
+    refuse: Callable[[int, str], UserError],
+    seen: np.ndarray | None = None,
 ) -> tuple[Field, pa.Array]:
     """Values of one field for all entities of its side.
 
@@ -53,6 +57,7 @@ def encode_field(
         column: the raw column [R].
         rows: the row that holds each entity's value, -1 for none [E].
         refuse: makes the error of a row of the column, from what is wrong with it.
+        seen: whose values make the vocabulary or the buckets [E]; None: everyone's.
 
     Returns:
         The field with its size; its column of the entity table.
@@ -64,18 +69,21 @@ def encode_field(
     if nested and field.kind != "multi_valued":
         raise refuse(0, f"is a list, and field {field.name!r} is {field.kind}; set its kind to multi_valued")
     if field.kind == "multi_valued":
-        size, values = _multi_valued(field, column, rows, nested)
+        size, values = _multi_valued(field, column, rows, nested, seen)
         return Field(field.name, "multi_valued", field.side, size), values
     index, values = codes(column)
     of_entity = np.where(rows >= 0, index[rows], -1) if len(index) else np.full(len(rows), -1)
     encode = _numeric if field.kind == "numeric" else _categorical
-    size, encoded = encode(field, values, of_entity, lambda code, why: refuse(int(np.argmax(index == code)), why))
+    seen = np.ones(len(rows), dtype=bool) if seen is None else seen
+    size, encoded = encode(field, values, of_entity, seen, lambda code, why: refuse(int(np.argmax(index == code)), why))
     return Field(field.name, "categorical", field.side, size), pa.array(encoded)
 
 
-def _categorical(field: LogsField, values: pa.Array, code: np.ndarray, _: object) -> tuple[int, np.ndarray]:
+def _categorical(
+    field: LogsField, values: pa.Array, code: np.ndarray, seen: np.ndarray, _: object
+) -> tuple[int, np.ndarray]:
     """An index per distinct value that at least `min_count` entities have."""
-    counts = np.bincount(code[code >= 0], minlength=len(values))
+    counts = np.bincount(code[seen & (code >= 0)], minlength=len(values))
     index, size = _vocabulary(text_of(values), counts, field.min_count)
     return size, index[code]
 
@@ -90,12 +98,13 @@ def _vocabulary(values: pa.Array, counts: np.ndarray, min_count: int) -> tuple[n
 
 
 def _numeric(
-    field: LogsField, values: pa.Array, code: np.ndarray, refuse: Callable[[int, str], UserError]
+    field: LogsField, values: pa.Array, code: np.ndarray, seen: np.ndarray, refuse: Callable[[int, str], UserError]
 ) -> tuple[int, np.ndarray]:
     """An index per quantile bucket: bucket j has the values in (edge j - 1, edge j].
 
     The edges are the j/B quantiles (the lower of two neighbours) of the entities' values; equal edges count once, so
-    that there may be fewer buckets. Up to B distinct values have one each. Infinite values are missing.
+    that there may be fewer buckets. Up to B distinct values have one each. Infinite values are missing. What is above
+    the last edge, which only an entity that was not seen can be, is in the last bucket.
     """
     if pa.types.is_string(values.type):
         number = to_float(values)
@@ -107,13 +116,13 @@ def _numeric(
         number = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     number = np.append(number, np.nan)[code]
     known = np.isfinite(number)
-    distinct = np.unique(number[known])
+    distinct = np.unique(number[known & seen])
     edges = distinct
     if len(distinct) > field.buckets:
         shares = np.arange(1, field.buckets) / field.buckets
-        edges = np.unique(np.append(np.quantile(number[known], shares, method="lower"), distinct[-1]))
+        edges = np.unique(np.append(np.quantile(number[known & seen], shares, method="lower"), distinct[-1]))
     index = np.zeros(len(number), dtype=np.int32)
-    index[known] = 1 + np.searchsorted(edges, number[known], side="left")
+    index[known] = np.minimum(1 + np.searchsorted(edges, number[known], side="left"), len(edges))
     return len(edges) + 1, index
 
 
@@ -164,7 +173,9 @@ def words_of(values: pa.Array) -> pa.Array:
     return pc.utf8_trim(text_of(values), characters=_AROUND)
 
 
-def _multi_valued(field: LogsField, column: pa.ChunkedArray, rows: np.ndarray, nested: bool) -> tuple[int, pa.Array]:
+def _multi_valued(
+    field: LogsField, column: pa.ChunkedArray, rows: np.ndarray, nested: bool, seen: np.ndarray | None
+) -> tuple[int, pa.Array]:
     """A list of distinct indices per entity in the order of the raw value, [0] where there is none."""
     if not nested and not pa.types.is_dictionary(column.type):
         column = column.cast(pa.string())
@@ -186,7 +197,8 @@ def _multi_valued(field: LogsField, column: pa.ChunkedArray, rows: np.ndarray, n
     _, places = np.unique(entity * (len(values) + 1) + code, return_index=True)
     places = np.sort(places[code[places] >= 0])
     entity, code = entity[places], code[places]
-    index, size = _vocabulary(values, np.bincount(code, minlength=len(values)), field.min_count)
+    counted = code if seen is None else code[seen[entity]]
+    index, size = _vocabulary(values, np.bincount(counted, minlength=len(values)), field.min_count)
     kept = index[code] > 0
     entity, encoded = entity[kept], index[code][kept]
     lengths = np.bincount(entity, minlength=len(rows))

@@ -9,7 +9,8 @@ each of its own positives there. N and K count positives. An item that is drawn
 * is none that the user ever has a positive row with, and is drawn once for a positive.
 
 The items of a set are dealt out to its rows in an order that is shuffled within a window of time, and what breaks the
-rule is exchanged with a random neighbour until nothing does. So user, time, history and the popularity of the item
+rule is exchanged with a random neighbour until nothing does. Under the stream protocol a day is a set, and what the
+user likes on a later day is not looked at. So user, time, history and the popularity of the item
 tell nothing about the label, in every set, and neither does the class. Where no exchange helps (nearly everyone likes
 the item, or a user nearly all items) another item of the set is drawn freely, and where there is none the row is left
 out.
@@ -17,14 +18,16 @@ out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mwuf_dist.data.split import NO_SPLIT, SPLITS, SplitRule, item_roles, sets_by_place
+from mwuf_dist.data.stream_rule import StreamRule
 
 MAX_DRAWS = 20  # for a row that no exchange has helped
 _WINDOW_ROWS = 1024  # Positive rows of a set on either side: as near in time as a sitting of hundreds of rows allows.
+_TEST = SPLITS.index("test")
 _EXCHANGES = 24  # rounds within the window; after them it is doubled in each round until it is the whole set.
 
 
@@ -49,19 +52,23 @@ def add_negatives(
     order = np.argsort(time, kind="stable")
     log = _Log.of(user[order].astype(np.int64), item[order].astype(np.int64), time[order], num_items, rule)
     source, drawn = [], []
-    for index in range(len(SPLITS)):
+    sets = np.unique(log.row_set)
+    for index in sets[sets != NO_SPLIT].tolist():
         rows = np.flatnonzero(log.row_set == index)
-        if len(rows):
-            found = _deal(log, rows, per_positive, np.random.default_rng([seed, index, 7]))
-            source.append(order[np.repeat(rows, per_positive)[found.reshape(-1) >= 0]])
-            drawn.append(found[found >= 0])
+        if rule.stream is not None:  # what the user will like on a later day is not known
+            last = int(log.time[rows[-1]])
+            log = replace(log, known_until=last - last % rule.stream.day + rule.stream.day)
+        found = _deal(log, rows, per_positive, np.random.default_rng([seed, index, 7]))
+        source.append(order[np.repeat(rows, per_positive)[found.reshape(-1) >= 0]])
+        drawn.append(found[found >= 0])
     num = len(user)
     row = np.concatenate([*source, np.arange(num)])
     items = np.concatenate([*drawn, item])
     label = np.repeat(np.array([0, 1], dtype=np.int8), [len(row) - num, num])
     place = np.argsort(row, kind="stable")
     of_positive = np.empty(num, dtype=np.int8)
-    of_positive[order] = log.row_set
+    # A day of the stream is a set by itself here, and all of them are `test`.
+    of_positive[order] = log.row_set if rule.stream is None else np.where(log.row_set > 0, _TEST, log.row_set)
     return row[place], items[place].astype(np.int32), label[place], of_positive[row[place]]
 
 
@@ -74,6 +81,8 @@ class _Log:
         row_set: index into SPLITS, NO_SPLIT of none [R].
         first: time of each item's first row [I].
         pairs: user * I + item of each pair, ascending.
+        pair_times: time of each pair's first row.
+        known_until: pairs from this time on are not known.
     """
 
     user: np.ndarray
@@ -82,28 +91,45 @@ class _Log:
     row_set: np.ndarray
     first: np.ndarray
     pairs: np.ndarray
+    pair_times: np.ndarray
+    known_until: int = np.iinfo(np.int64).max
 
     @staticmethod
     def of(user: np.ndarray, item: np.ndarray, time: np.ndarray, num_items: int, rule: SplitRule) -> _Log:
         """The log of rows in order of time."""
-        counts = np.bincount(item, minlength=num_items)
-        roles = item_roles(counts, rule)
-        by_item = np.argsort(item, kind="stable")
-        starts = np.cumsum(counts) - counts
-        before = np.empty(len(item), dtype=np.int64)
-        before[by_item] = np.arange(len(item)) - np.repeat(starts, counts)
         first = np.full(num_items, np.iinfo(np.int64).max)
         np.minimum.at(first, item, time)
-        index = roles.new_index[item]
-        row_set = np.where(index < roles.num_old_items, SPLITS.index("pretrain"), sets_by_place(before, rule))
-        row_set[index < 0] = NO_SPLIT
-        return _Log(user, item, time, row_set, first, np.unique(user * num_items + item))
+        pairs, places = np.unique(user * num_items + item, return_index=True)
+        row_set = _sets(item, num_items, rule) if rule.stream is None else _days(first[item], time, rule.stream)
+        return _Log(user, item, time, row_set, first, pairs, time[places])
 
     def fits(self, row: np.ndarray, item: np.ndarray) -> np.ndarray:
         """Whether items [n] may be drawn for rows [n] of their own set."""
         pair = self.user[row] * len(self.first) + item
         place = np.minimum(np.searchsorted(self.pairs, pair), len(self.pairs) - 1)
-        return (self.first[item] <= self.time[row]) & (self.pairs[place] != pair)
+        liked = (self.pairs[place] == pair) & (self.pair_times[place] < self.known_until)
+        return (self.first[item] <= self.time[row]) & ~liked
+
+
+def _sets(item: np.ndarray, num_items: int, rule: SplitRule) -> np.ndarray:
+    """The set of each row [R] in order of time: index into SPLITS, or NO_SPLIT."""
+    counts = np.bincount(item, minlength=num_items)
+    roles = item_roles(counts, rule)
+    by_item = np.argsort(item, kind="stable")
+    starts = np.cumsum(counts) - counts
+    before = np.empty(len(item), dtype=np.int64)
+    before[by_item] = np.arange(len(item)) - np.repeat(starts, counts)
+    index = roles.new_index[item]
+    row_set = np.where(index < roles.num_old_items, SPLITS.index("pretrain"), sets_by_place(before, rule))
+    row_set[index < 0] = NO_SPLIT
+    return row_set
+
+
+def _days(born: np.ndarray, time: np.ndarray, rule: StreamRule) -> np.ndarray:
+    """0 for rows before day 0; 1 + the day of rows that are scored; NO_SPLIT for others [R]."""
+    day_0 = rule.day_0(int(time.min(initial=0)))
+    days = np.where(rule.is_scored(time, born, day_0), 1 + (time - day_0) // rule.day, NO_SPLIT)
+    return np.where(time < day_0, 0, days)
 
 
 def _deal(log: _Log, rows: np.ndarray, per_positive: int, generator: np.random.Generator) -> np.ndarray:

@@ -45,6 +45,7 @@ from mwuf_dist.data.readers.csv_pieces import Column, RawCsv
 from mwuf_dist.data.schema import Entities, RawPieces
 from mwuf_dist.data.sources.content import content_of
 from mwuf_dist.data.sources.synthesized import mark_of
+from mwuf_dist.data.stream_rule import Seen
 
 VERSION = 1  # Raise it when the same raw files would give other tables.
 
@@ -143,13 +144,15 @@ def _entities(
     user_ids: np.ndarray,
     item_ids: np.ndarray,
     item_rows: np.ndarray,
+    seen: Seen | None = None,
 ) -> Entities:
     kept = item_rows >= fewest_rows
     table = _side_table(items_files, "items", "item", ITEM_FIELDS)
-    items, item_fields = csv_pieces.join("item", item_ids, table, "item", ITEM_FIELDS, kept)
+    of_items, of_users = (None, None) if seen is None else (seen.items, seen.users)
+    items, item_fields = csv_pieces.join("item", item_ids, table, "item", ITEM_FIELDS, kept, of_items)
     table = _side_table(users_files, "users", "user", USER_FIELDS)
     everyone = np.ones(len(user_ids), dtype=bool)
-    users, user_fields = csv_pieces.join("user", user_ids, table, "user", USER_FIELDS, everyone)
+    users, user_fields = csv_pieces.join("user", user_ids, table, "user", USER_FIELDS, everyone, of_users)
     return Entities(users, items, (*user_fields, *item_fields))
 
 

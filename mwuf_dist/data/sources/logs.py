@@ -31,6 +31,7 @@ from mwuf_dist.data.readers.negatives import add_negatives
 from mwuf_dist.data.schema import RAW_ID, SET, SIDES, USER_ID, Field, RawDataset, RawPieces, Side
 from mwuf_dist.data.sources.content import content_of
 from mwuf_dist.data.split import SplitRule
+from mwuf_dist.data.stream_rule import Seen
 
 ANY_ITEM = "any_item"  # Of items without fields; index 0, like what an item never seen has.
 VERSION = 4  # Raise it when the same files would give other tables.
@@ -90,7 +91,8 @@ def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDa
     """
     again = repeated(log, options.repeated_rows)
     kept, notes = log.kept[~again], [*log.notes(), *_repeated_notes(again, options.repeated_rows)]
-    sides = {side: _entity_table(side, log, kept, options, notes) for side in SIDES}
+    seen = _seen(log, kept, rule)
+    sides = {side: _entity_table(side, log, kept, options, notes, seen) for side in SIDES}
     rows, row_item, row_label = kept, log.item[kept], log.label[kept]
     num_drawn, more = options.negatives_per_positive, {}
     if num_drawn and rule is not None:
@@ -210,8 +212,19 @@ def repeated(log: Rows, rule: str) -> np.ndarray:
     return out
 
 
+def _seen(log: Rows, kept: np.ndarray, rule: SplitRule | None) -> Seen | None:
+    """Who has a row before day 0 of the stream protocol; None under the other."""
+    if rule is None or rule.stream is None or not len(kept):
+        return None
+    before = kept[log.time[kept] < rule.stream.day_0(int(log.time[kept].min()))]
+    return Seen(
+        np.bincount(log.user[before], minlength=len(log.user_ids)) > 0,
+        np.bincount(log.item[before], minlength=len(log.item_ids)) > 0,
+    )
+
+
 def _entity_table(
-    side: Side, log: Rows, kept: np.ndarray, options: LogsConfig, notes: list[str]
+    side: Side, log: Rows, kept: np.ndarray, options: LogsConfig, notes: list[str], seen: Seen | None
 ) -> tuple[pa.Table, list[Field]]:
     """The table of one side, and its fields; `notes` gets what of a side table has no use."""
     own_ids, of_row = (log.user_ids, log.user) if side == "user" else (log.item_ids, log.item)
@@ -236,7 +249,8 @@ def _entity_table(
         column = table.columns[name]
         rows = encode.first_rows(entity, column.is_valid().to_numpy(), order, len(own_ids))
         refuse = _Refuse(table, name)
-        made, columns[field.name] = encode.encode_field(field, column, rows, refuse)
+        of_side = None if seen is None else (seen.users if side == "user" else seen.items)
+        made, columns[field.name] = encode.encode_field(field, column, rows, refuse, of_side)
         fields.append(made)
     if not fields:
         columns[ANY_ITEM] = np.zeros(len(own_ids), dtype=np.int32)

@@ -158,7 +158,8 @@ def read_folder(folder: Path) -> RawDataset:
     user_ids, users, user_fields = _read_users(folder / "users.dat")
     item_ids, items, item_fields = _read_movies(folder / "movies.dat")
     interactions = _read_ratings(folder / "ratings.dat", user_ids, item_ids)
-    return RawDataset(interactions, users, items, (*user_fields, *item_fields))
+    fields = (*user_fields, *item_fields)
+    return RawDataset(interactions, users, items, fields, fewest={"title": MIN_TOKEN_COUNT})
 
 
 def _read_ratings(path: Path, user_ids: np.ndarray, item_ids: np.ndarray) -> pa.Table:

@@ -42,6 +42,7 @@ from mwuf_dist.data.schema import Entities, RawPieces
 from mwuf_dist.data.sources.content import content_of
 from mwuf_dist.data.sources.known_counts import report_split
 from mwuf_dist.data.sources.synthesized import mark_of
+from mwuf_dist.data.stream_rule import Seen
 
 VERSION = 1  # Raise it when the same raw files would give other tables.
 
@@ -137,16 +138,17 @@ def _entities(
     user_ids: np.ndarray,
     item_ids: np.ndarray,
     item_rows: np.ndarray,
+    seen: Seen | None = None,
 ) -> Entities:
-    is_known = item_rows.sum() == KNOWN_ROWS and (config.old_above, config.warm_rows) == KNOWN_RULE
+    is_known = seen is None and item_rows.sum() == KNOWN_ROWS and (config.old_above, config.warm_rows) == KNOWN_RULE
     if are_real and is_known:
         report_split(NAME, item_rows, config.old_above, config.warm_rows, KNOWN_SPLIT)
     kept = item_rows >= 3 * config.warm_rows
-    items, item_fields = csv_pieces.join("item", item_ids, *_side_table(ads, "ads", "adgroup_id", AD_FIELDS), kept)
+    table = _side_table(ads, "ads", "adgroup_id", AD_FIELDS)
+    items, item_fields = csv_pieces.join("item", item_ids, *table, kept, None if seen is None else seen.items)
     everyone = np.ones(len(user_ids), dtype=bool)
-    users, user_fields = csv_pieces.join(
-        "user", user_ids, *_side_table(profiles, "users", "userid", USER_FIELDS), everyone
-    )
+    table = _side_table(profiles, "users", "userid", USER_FIELDS)
+    users, user_fields = csv_pieces.join("user", user_ids, *table, everyone, None if seen is None else seen.users)
     return Entities(users, items, (*user_fields, *item_fields))
 
 
