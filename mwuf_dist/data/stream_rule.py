@@ -54,7 +54,7 @@ class Seen:
 
 
 def past_only(entities: Entities, seen: Seen, fewest: Mapping[str, int]) -> Entities:
-    """The same with every vocabulary made of what was seen: other values are unknown, the rest are counted anew.
+    """Makes every vocabulary anew of what was seen: other values are unknown.
 
     Args:
         entities: users and items, in vocabularies of all of them.

@@ -101,7 +101,7 @@ def _row(key: tuple[str, str, str], runs: Sequence[dict[str, Any]]) -> dict[str,
 
 
 def _buckets(curves: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The same buckets of several seeds: of one data set and split they have the same rows."""
+    """Summarises the same buckets of several seeds: of one data set and split they have the same rows."""
     return [
         {name: of_seeds[0][name] for name in ("from", "to", "rows", "positives")}
         | {name: summarize([one[name] for one in of_seeds]) for name in METRICS}
@@ -171,7 +171,7 @@ def conclude(comparison: dict[str, Any]) -> None:
 
 
 def sentences(comparison: dict[str, Any]) -> list[str]:
-    """What is told in words."""
+    """Tells in words what the tables do not."""
     about, first = comparison["about"], comparison["rows"][0]
     passed = [one["row"] for one in comparison["audits"] if one["passed"]]
     failed = [one["row"] for one in comparison["audits"] if not one["passed"]]

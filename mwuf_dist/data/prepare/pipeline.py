@@ -105,7 +105,7 @@ def _read(raw: RawPieces, scratch: Path, pool: Pool) -> list[Chunk]:
 
 @dataclass(frozen=True)
 class _Past:
-    """What there is before day 0: when that is, users and items by the place of their IDs, rows of each item."""
+    """Holds what there is before day 0: when that is, users and items by the place of their IDs, rows of each item."""
 
     day_0: int
     seen: Seen

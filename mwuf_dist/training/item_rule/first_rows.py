@@ -22,7 +22,7 @@ ItemFields = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Trained(Protocol):
-    """What the rule reads of a run: a finished one, or one whose warm-up has not begun."""
+    """Holds what the rule reads of a run: a finished one, or one whose warm-up has not begun."""
 
     @property
     def config(self) -> Config:

@@ -31,7 +31,7 @@ _SCORED_ROWS = 1 << 15  # at once
 
 @dataclass(frozen=True)
 class StreamScores:
-    """What the days have come to.
+    """Holds what the days have come to.
 
     Attributes:
         logits: of the rows of `test` in stored order [n].
