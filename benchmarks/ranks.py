@@ -1,102 +1,160 @@
-"""How fast are the stages through TorchRec's DistributedModelParallel on one and on two ranks, against plain PyTorch?
+"""How fast are the stages on one and on several ranks, by the clock, beside plain PyTorch with DistributedDataParallel?
 
-    python -m benchmarks.ranks configs/movielens-1m.toml [--section.key VALUE ...]
+    python -m benchmarks.ranks configs/movielens-1m.toml [--ranks 1 2] [--batch-sizes 2048 8192 32768]
+        [--section.key VALUE ...]
 
-The global batch has 8192 rows, however many ranks share it; tables are row-wise unless `--embedding.sharding` says
-otherwise. Every table in shards is looked up by TorchRec's collections, also on one rank, where `mwuf run` would read
-it in place. The plain program is one process; while it takes its turn the ranks wait. "ours" is rows of the global
-batch over the processor time of the busiest rank: what each rank would need if it had a core for itself, with what it
-does to exchange rows, but without waiting for the others.
+A batch size is that of the global batch, which the ranks share. Both programs run on the same ranks and take turns:
+while one works, the other waits. Tables are where `embedding.sharding` puts them (`auto`: small ones are replicated);
+`--embedding.sharding row_wise` has all of them sharded. The plain program is what one would write today: each rank has
+all weights, DistributedDataParallel sums the gradients, and each rank takes the moments of its own rows in BatchNorm.
+A turn ends when the last rank has ended. One thread per rank: leave as many cores idle as there are ranks.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks import plain_torch
 from benchmarks.contest import Feed, Ours, Plain, Step, full_batches, plain_model
 from benchmarks.record import Figure, Record, Row, command_line, read, table
 from benchmarks.train_step import benchmark_config, start_command
+from mwuf_dist.cli.options import PrepareOptions, parse
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.data.batches.loader import Loader
-from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.training.run import Run, _prepare
 
-BATCH_SIZE = 8192
-_WARM_STEPS = 2
+_WARM_STEPS = 3
+_ALTERNATIVE = "plain DDP"
 
 
-class Stages:
-    """The training stages of both programs; the plain one on the main rank only, with weights of its own."""
+class _Logits(nn.Module):
+    """The plain program's forward as one module, which is what DistributedDataParallel wraps."""
 
-    def __init__(self, job: Run) -> None:
-        if job.prepared.num_rows("pretrain") < BATCH_SIZE:
-            raise UserError(f"a batch has {BATCH_SIZE} rows and {job.config.data.name} fewer to train on: take another")
-        self._job = job
-        batches = full_batches(_rows(job, job.runtime))
-        self._ours, self._plain = Ours(job, lambda: next(batches)), None
-        if job.runtime.is_main:
-            alone = Runtime(0, 1, job.runtime.device, False)
-            feed = Feed(_rows(job, alone), job.model.num_old + 1, job.model.backbone.history_length)
-            model = plain_model(job.config, alone, job.prepared)
-            self._plain = Plain(job.config, model, job.model.num_items, feed.plain)
+    def __init__(self, model: plain_torch.PlainModel, ids: nn.Embedding) -> None:
+        super().__init__()
+        self.model, self.ids = model, ids
 
-    def steps(self, name: str) -> tuple[Step, Step | None]:
-        """(ours, the plain program's) step of the next stage."""
-        return getattr(self._ours, name)(), self._plain and getattr(self._plain, name)()
-
-    def tables(self, name: str) -> list[Tables]:
-        """What a step of a stage looks up."""
-        model = self._job.model
-        frozen = [] if name == "pretrain" else [self._ours.frozen.meta_inputs, self._ours.frozen._parts]
-        return [*model.pretrained_tables, model.new_ids, *frozen]
+    def forward(self, batch: plain_torch.Batch) -> torch.Tensor:
+        return self.model.logits(batch, self.ids.weight)
 
 
-def _rows(job: Run, runtime: Runtime) -> Loader:
-    return Loader(job.prepared, ["pretrain"], BATCH_SIZE, job.config.seed, runtime)
+class PlainRanks(Plain):
+    """The plain program's stages on several ranks; on one it is `Plain` itself."""
+
+    def pretrain(self) -> Step:
+        """A step of `pretrain` through DistributedDataParallel."""
+        if dist.get_world_size() == 1:
+            return super().pretrain()
+        optimizer = plain_torch.adam(self.model, self._config.pretrain.learning_rate)
+        return self._step(self.model, self.model.phi_old, optimizer)
+
+    def warm_up(self) -> Step:
+        """A step of `warm_up` likewise: nothing but phi_new has a gradient."""
+        if dist.get_world_size() == 1:
+            return super().warm_up()
+        optimizer = plain_torch.adam(self.phi_new, self._config.warm_up.learning_rate)
+        return self._step(self.model, self.phi_new, optimizer)
+
+    def meta_train(self) -> Step:
+        """A step of `meta_train`: each of its two losses has gradients of its own, which are summed in one go each."""
+        step, num_ranks = super().meta_train(), dist.get_world_size()
+        if num_ranks == 1:
+            return step
+        for module in (self.phi_new, self.meta):
+            _sum_after_backward(module, num_ranks)
+        return step
+
+    def _step(self, model: plain_torch.PlainModel, ids: nn.Embedding, optimizer: torch.optim.Optimizer) -> Step:
+        wrapped = DistributedDataParallel(_Logits(model, ids), broadcast_buffers=False)
+
+        def step() -> torch.Tensor:
+            batch = self._next()
+            optimizer.zero_grad()
+            loss = F.binary_cross_entropy_with_logits(wrapped(batch), batch.label)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return step
 
 
-def measure(config: Config, num_steps: int, rounds: int) -> list[Row]:
-    """One row per stage, on the ranks that the launcher has started."""
+def _sum_after_backward(module: nn.Module, num_ranks: int) -> None:
+    """Makes the gradients of a module's parameters those of all ranks, in one flat exchange once all are there."""
+    parameters = list(module.parameters())
+    waiting: set[nn.Parameter] = set()
+
+    def arrived(parameter: torch.Tensor) -> None:
+        waiting.add(parameter)  # type: ignore[arg-type]
+        if len(waiting) < len(parameters):
+            return
+        waiting.clear()
+        gradients: list[Any] = [parameter.grad for parameter in parameters]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= num_ranks
+        for gradient, summed in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(arrived)
+
+
+def measure(config: Config, batch_size: int, num_steps: int, rounds: int) -> list[Row]:
+    """One row per training stage, on the ranks that the launcher has started."""
     with tempfile.TemporaryDirectory() as folder, start(config) as runtime:
         folder = str(runtime.broadcast(folder))
         job = Run(config, Path(folder), runtime, _prepare(config, runtime))
-        stages, rows = Stages(job), []
+        if job.prepared.num_rows("pretrain") < batch_size:
+            raise UserError(f"a batch has {batch_size} rows and {config.data.name} fewer to train on: take another")
+        batches = full_batches(Loader(job.prepared, ["pretrain"], batch_size, config.seed, runtime))
+        ours = Ours(job, lambda: next(batches))
+        alone = Runtime(0, 1, runtime.device, False)
+        own = Loader(job.prepared, ["pretrain"], batch_size // runtime.world_size, config.seed + runtime.rank, alone)
+        feed = Feed(own, job.model.num_old + 1, job.model.backbone.history_length)
+        torch.manual_seed(config.seed)  # the same weights on every rank
+        theirs = PlainRanks(config, plain_model(config, alone, job.prepared), job.model.num_items, feed.plain)
+        rows = []
         for name in ("pretrain", "meta_train", "warm_up"):
-            ours, theirs = stages.steps(name)
-            with contextlib.ExitStack() as stack:
-                for tables in stages.tables(name):
-                    stack.enter_context(tables.as_if_shared())
-                seconds = _take_turns(ours, theirs, num_steps, rounds, runtime)
-            mine, plains = (Figure.of(key, [BATCH_SIZE / value for value in values]) for key, values in seconds.items())
-            rows.append(Row(name, "samples/CPU s", True, mine, plains, config={"ranks": runtime.world_size}))
+            steps = {_ALTERNATIVE: getattr(theirs, name)(), "ours": getattr(ours, name)()}
+            seconds = _take_turns(steps, num_steps, rounds, runtime)
+            plain, mine = (Figure.of(key, [batch_size / value for value in values]) for key, values in seconds.items())
+            about = {"ranks": runtime.world_size, "batch_size": batch_size}
+            rows.append(Row(name, "samples/s", True, mine, plain, config=about))
         job.session.recorder.close()
         runtime.barrier()
     return rows
 
 
 def _take_turns(
-    ours: Step, theirs: Step | None, num_steps: int, rounds: int, runtime: Runtime
+    steps: dict[str, Callable[[], object]], num_steps: int, rounds: int, runtime: Runtime
 ) -> dict[str, list[float]]:
-    """Processor seconds of a step of the busiest rank, and of the plain program."""
-    seconds: dict[str, list[float]] = {"ours": [], "plain PyTorch": []}
+    """Seconds by the clock of a step of each program, over the ranks' slowest, in every round but the first."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(rounds + 1):
-        for name, step in (("plain PyTorch", theirs), ("ours", ours)):
+        for name, step in steps.items():
             num = num_steps if round_ else _WARM_STEPS
             runtime.barrier()
-            begin = time.process_time()
-            for _ in range(num if step is not None else 0):
-                assert step is not None
+            begin = time.perf_counter()
+            for _ in range(num):
                 step()
-            found = runtime.max(int((time.process_time() - begin) / num * 1e9)) / 1e9
+            found = runtime.max(int((time.perf_counter() - begin) / num * 1e9)) / 1e9
             if round_:
                 seconds[name].append(found)
     return seconds
@@ -107,40 +165,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", default="configs/demo.toml")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--steps", type=int, default=5, help="steps of one turn")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant; the median counts")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[2048, 8192, 32768], help="of the global batch")
+    parser.add_argument("--steps", type=int, default=10, help="steps of one turn")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each program; the median counts")
     parser.add_argument("--output", type=Path, help="JSON file of the record")
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)  # one of the ranks: where its rows go
     options, keys = parser.parse_known_args()
     warnings.filterwarnings("ignore")
-    config = benchmark_config([options.config, *keys], BATCH_SIZE)
-    about = {"data": config.data.name, "backbone": config.backbone.name, "batch_size": BATCH_SIZE}
-    question = (
-        f"Stages through DistributedModelParallel, {config.data.name}, {config.backbone.name}, batch {BATCH_SIZE}"
-    )
+    # As it is shipped, BatchNorm and dropout too.
+    shipped = parse("prepare", [options.config, *keys], PrepareOptions).config
+    config = replace(benchmark_config([options.config, *keys], options.batch_sizes[0]), backbone=shipped.backbone)
+    about = {"data": config.data.name, "backbone": config.backbone.name}
+    question = f"Stages on several ranks by the clock, {config.data.name}, {config.backbone.name}"
     if options.rank:
-        rows = measure(config, options.steps, options.rounds)
+        rows = measure(config, options.batch_sizes[0], options.steps, options.rounds)
         if os.environ.get("RANK", "0") == "0":
             Record(question, "", about, rows, 1).write(options.rank)
         return
     rows = []
-    for ranks in options.ranks:
-        rows += _launch(ranks, [options.config, *keys], options)
+    for batch_size in options.batch_sizes:
+        for ranks in options.ranks:
+            rows += _launch(ranks, batch_size, [options.config, *keys], options)
     record = Record(question, command_line("ranks", sys.argv[1:]), about, rows, threads=1)
     print(table([record]))
     if options.output:
         record.write(options.output)
 
 
-def _launch(ranks: int, arguments: list[str], options: argparse.Namespace) -> list[Row]:
+def _launch(ranks: int, batch_size: int, arguments: list[str], options: argparse.Namespace) -> list[Row]:
     one = [sys.executable, "-W", "ignore"]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.json"
-        times = ["--steps", str(options.steps), "--rounds", str(options.rounds), "--rank", str(path)]
-        # Replicated tables, which `auto` makes of small ones, would be read in place.
-        sharding = [] if "--embedding.sharding" in arguments else ["--embedding.sharding", "row_wise"]
-        command = [*one, *launcher, "-m", "benchmarks.ranks", *arguments, *sharding, *times]
+        times = ["--steps", str(options.steps), "--rounds", str(options.rounds), "--batch-sizes", str(batch_size)]
+        command = [*one, *launcher, "-m", "benchmarks.ranks", *arguments, *times, "--rank", str(path)]
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
         return read(path).rows
 

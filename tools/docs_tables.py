@@ -111,15 +111,17 @@ def growth_table(name: str) -> str:
 
 
 def ranks_table(name: str) -> str:
-    """A record of `benchmarks.ranks`: rates of both programs and their ratio by stage and number of ranks."""
-    rows = []
+    """A record of `benchmarks.ranks`: rates of both programs by stage, batch size and number of ranks."""
+    rows, of_one = [], {}
     for row in _record(name)["rows"]:
         ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
-        cells = (f"{plain / 1e3:,.0f}", f"{ours / 1e3:,.0f}", f"{ours / plain:.2f}")
-        rows.append((str(row["config"]["ranks"]), row["name"], *cells))
-    return rows_table(
-        ("ranks", "thousand samples/CPU s of the busiest rank", "plain PyTorch", "mwuf-dist", "ratio"), rows
-    )
+        ranks, batch_size = row["config"]["ranks"], row["config"]["batch_size"]
+        of_one.setdefault((row["name"], batch_size), ours)
+        gain = f"{ours / of_one[row['name'], batch_size]:.2f}"
+        cells = (f"{plain / 1e3:,.0f}", f"{ours / 1e3:,.0f}", f"{ours / plain:.2f}", gain)
+        rows.append((row["name"], f"{batch_size:,}", str(ranks), *cells))
+    heads = ("", "global batch", "ranks", "plain DDP, thousand samples/s", "mwuf-dist", "ratio", "to its one rank")
+    return rows_table(heads, rows)
 
 
 def loader_table(name: str) -> str:
