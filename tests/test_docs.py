@@ -214,9 +214,13 @@ def test_the_figures_of_the_readme_are_those_of_the_records():
         aucs = [found["phases"][phase][f"auc_{scoring}"] for phase in ("cold", "warm-a", "warm-b", "warm-c")]
         cells = [f"{auc['mean']:.4f} ± {auc['std']:.4f}".replace("0.", ".") for auc in aucs]
         assert f"| {label} | {' | '.join(cells)} |" in readme
-    *stages, whole = [row.ratio(row.alternative) for row in record.read(record.RESULTS / "train-step.json").rows]
-    assert f"the stages run at {min(stages):.1f} to {max(stages):.1f} times" in " ".join(readme.split())
-    assert f"a whole run at {whole:.1f}" in " ".join(readme.split())
+    rows = record.read(record.RESULTS / "ranks.json").rows
+    one, two = ({(r.name, r.config["batch_size"]): r for r in rows if r.config["ranks"] == n} for n in (1, 2))
+    to_plain = sorted(row.ratio(row.alternative) for row in two.values())
+    gains = sorted(row.ratio(one[key].ours) for key, row in two.items())
+    text = " ".join(readme.split())
+    assert f"the training stages run at {to_plain[0]:.1f} to {to_plain[-1]:.1f} times plain PyTorch with DDP" in text
+    assert f"A second rank makes them {gains[0]:.2f} to {gains[-1]:.2f} times".replace(" 0.", " .") in text
 
 
 def test_the_strong_base_is_above_every_published_row_as_the_pages_say():
