@@ -101,6 +101,15 @@ class _Pass(Run):
             self.labels.reveal(phase)
 
 
+def quietly(config: Config) -> Config:
+    """Makes the config of an audit's pass: no progress is shown, and no more is saved than a run needs."""
+    return dataclasses.replace(
+        config,
+        runtime=dataclasses.replace(config.runtime, progress="off"),
+        checkpoint=dataclasses.replace(config.checkpoint, every_s=0.0, keep_last=1),
+    )
+
+
 def audit(config: Config, folder: Path) -> dict[str, Any]:
     """Audits one run.
 
@@ -115,11 +124,7 @@ def audit(config: Config, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the data or config is wrong.
     """
-    quiet = dataclasses.replace(
-        config,
-        runtime=dataclasses.replace(config.runtime, progress="off"),
-        checkpoint=dataclasses.replace(config.checkpoint, every_s=0.0, keep_last=1),
-    )
+    quiet = quietly(config)
     with start(quiet) as runtime:
         runtime.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
         prepared = prepare(quiet.data)

@@ -22,6 +22,7 @@ from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.schema import RawPieces
 from mwuf_dist.data.sources import logs
 from mwuf_dist.runtime import Runtime, start
+from mwuf_dist.studies.audit import quietly
 from mwuf_dist.training.run import Run
 
 _STEPS_PER_EPOCH = 20
@@ -105,11 +106,7 @@ def audit_stream(config: Config, folder: Path) -> dict[str, Any]:
         config: of the run; its base trained anew is not looked at, only what it starts from.
         folder: for what the two passes leave; it is removed.
     """
-    quiet = dataclasses.replace(
-        config,
-        runtime=dataclasses.replace(config.runtime, progress="off"),
-        checkpoint=dataclasses.replace(config.checkpoint, every_s=0.0, keep_last=1),
-    )
+    quiet = quietly(config)
     with start(quiet) as runtime:
         runtime.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
         prepared = prepare(quiet.data)
