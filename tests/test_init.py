@@ -120,3 +120,32 @@ def test_the_choice_of_n_and_k_has_old_and_new_items_or_says_why_not() -> None:
     assert (counts > old_above).sum() >= 10 and ((counts >= 3 * warm_rows) & (counts <= old_above)).sum() >= 10
     with pytest.raises(UserError, match="at most 3 rows each"):
         choose(np.full(50, 3))
+
+
+def test_new_items_that_came_long_ago_are_said_and_a_launch_date_is_proposed(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    counts = np.concatenate([np.full(30, 300), np.full(30, 60)])
+    item = np.repeat(np.arange(60), counts)
+    begin = np.where(item < 45, 0.0, 0.8)  # of the 30 items with few rows 15 come late
+    day = begin + (1 - begin) * random.random(len(item))
+    columns = {
+        "user_id": random.integers(50, size=len(item)),
+        "item_id": item,
+        "timestamp": 1_600_000_000 + (100 * 86_400 * day).astype(int),
+        "label": random.integers(2, size=len(item)),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    path = tmp_path / "mine.toml"
+    assert mwuf("init", tmp_path / "log.parquet", "--output", path) == 0
+    text = path.read_text()
+    assert "15 of these 30 new items" not in text  # half of them: no majority
+    pq.write_table(pa.table(columns).filter(pa.array(item != 59)), tmp_path / "log.parquet")
+    path.unlink()
+    assert mwuf("init", tmp_path / "log.parquet", "--output", path) == 0
+    text = path.read_text()
+    assert "# 15 of these 29 new items were first seen in the first tenth" in text
+    line = next(one for one in text.split("\n") if one.startswith("# new_since"))
+    assert "would take the 14 items" in line
+    since = line.split('"')[1]
+    prepared = prepare(load_config(path, {"data": {"new_since": since, "warm_rows": 20}}).data)
+    assert sorted(prepared.raw_ids("item").to_pylist()[prepared.num_old_items :]) == list(range(45, 59))

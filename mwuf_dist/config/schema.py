@@ -75,6 +75,9 @@ class DataConfig:
     warm_rows: Count = 20
     # What histories and U(v) hold; all: rows of label 0 too, whose label the encoder reads (GRU4Rec and DIN read none).
     events: Events = "positives"
+    # Launch date, ISO 8601 (UTC) or seconds since 1970: items first seen since then are new (3K rows and more), all
+    # others old; N decides nothing then. Empty: by N and K alone.
+    new_since: str = ""
     old_items_as_new: bool = False  # Validation: a fifth of the old items plays new, real new items are left out.
     old_items_as_new_seed: Seed = 0  # Which fifth.
     prepared_dir: str = ""  # Folder of prepared shards; empty: `prepared` in $MWUF_CACHE_DIR or ~/.cache/mwuf-dist.

@@ -121,7 +121,7 @@ def one_class_notes(prepared: Prepared, rule: SplitRule) -> list[str]:
     all_sets = ", ".join(f"{name} {positives:,} of {rows:,}" for name, (rows, positives) in classes.items())
     said = f"AUC is not defined, and is shown as –, where a set has one class: {'; '.join(lacking)}."
     said += f" Positives: {all_sets}."
-    if prepared.negatives_per_positive or rule.old_items_as_new:
+    if prepared.negatives_per_positive or rule.old_items_as_new or rule.new_since is not None:
         return [said]
     # Items under 3K rows are not at hand; a smaller K makes new ones of some of them, which takes no class away.
     better = rows_of(prepared).better(rule.old_above, rule.warm_rows)

@@ -4,10 +4,13 @@ An old item has more than N rows, a new item between 3K and N, the others are dr
 items; `warm_a`, `warm_b` and `warm_c` the first, second and third K rows by time of each new item, `test` the rest.
 Rows of one second are ordered by their position in the raw file. Of data of positives only N and K count
 positives, and a row of label 0 that is drawn for one is in the set of that one.
+
+With a launch date the place of N takes time: an item with a row before it is old, one without is new if it has 3K rows.
 """
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +37,7 @@ class SplitRule:
             made on this split never see a row of a really new item.
         old_items_as_new_seed: which fifth.
         stream: the rule of the stream protocol, which takes the place of all of these.
+        new_since: the launch date, in the unit of the rows' times; None where N decides.
     """
 
     old_above: int
@@ -41,15 +45,47 @@ class SplitRule:
     old_items_as_new: bool = False
     old_items_as_new_seed: int = 0
     stream: StreamRule | None = None
+    new_since: int | None = None
 
     @staticmethod
     def of(config: DataConfig) -> SplitRule:
         """The rule of a config."""
         if config.protocol == "stream":
+            if config.new_since:
+                raise UserError(
+                    "data.new_since goes with data.protocol = 'paper': under 'stream' an item is new that comes after "
+                    "data.stream.pretrain_days"
+                )
             return SplitRule(config.old_above, config.warm_rows, stream=_stream_rule(config))
         # Which fifth plays new decides nothing where none does: one folder serves every such seed.
         seed = config.old_items_as_new_seed if config.old_items_as_new else 0
-        return SplitRule(config.old_above, config.warm_rows, config.old_items_as_new, seed)
+        since = _launch_date(config)
+        return SplitRule(config.old_above, config.warm_rows, config.old_items_as_new, seed, new_since=since)
+
+
+def _ticks_per_s(config: DataConfig) -> int:
+    return 1_000_000 if config.name == "logs" else 1
+
+
+def _launch_date(config: DataConfig) -> int | None:
+    if not config.new_since:
+        return None
+    if config.name == "logs" and not config.logs.time:
+        raise UserError("data.new_since is a time, and this log has none: name the column with data.logs.time")
+    try:
+        seconds = float(config.new_since)
+    except ValueError:
+        try:
+            moment = datetime.datetime.fromisoformat(config.new_since)
+        except ValueError:
+            raise UserError(
+                f"data.new_since = {config.new_since!r} is neither a date like '2020-09-01' or '2020-09-01T12:00:00' "
+                "nor a number of seconds"
+            ) from None
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
+    if not abs(seconds) < 1e12:
+        raise UserError(f"data.new_since = {config.new_since!r} is no number of seconds since 1970")
+    return round(seconds * _ticks_per_s(config))
 
 
 def _stream_rule(config: DataConfig) -> StreamRule:
@@ -59,7 +95,7 @@ def _stream_rule(config: DataConfig) -> StreamRule:
             "as new under data.protocol = 'paper'"
         )
     stream = config.stream
-    day = round(stream.day_s * (1_000_000 if config.name == "logs" else 1))
+    day = round(stream.day_s * _ticks_per_s(config))
     if day < 1:
         raise UserError(f"data.stream.day_s = {stream.day_s}: the times of this log are whole seconds")
     return StreamRule(day, stream.pretrain_days, stream.max_age_days, stream.num_days)
@@ -87,30 +123,34 @@ class Roles:
         return len(self.item_order) - self.num_old_items
 
 
-def item_roles(counts: np.ndarray, rule: SplitRule) -> Roles:
+def item_roles(counts: np.ndarray, rule: SplitRule, before: np.ndarray | None = None) -> Roles:
     """Applies the rule to items.
 
     Args:
         counts: number of rows of each raw item.
         rule: the thresholds.
+        before: how many of them are before `rule.new_since`, where there is one.
 
     Raises:
         UserError: the thresholds contradict each other, or no item is old, or none is new, or `test` is empty.
     """
     smallest_new = 3 * rule.warm_rows
-    if rule.old_above < smallest_new:
+    if rule.old_above < smallest_new and (before is None or rule.old_items_as_new):
         raise UserError(
             f"data.old_above = {rule.old_above} is below 3 * data.warm_rows = {smallest_new}, so that no item can be "
             "new: raise data.old_above or lower data.warm_rows"
         )
-    is_old = counts > rule.old_above
+    is_old = counts > rule.old_above if before is None else before > 0
     is_new = (counts >= smallest_new) & ~is_old
     new_index = np.where(counts < smallest_new, DROPPED, LEFT_OUT).astype(np.int32)
     left = counts
     if rule.old_items_as_new:
-        is_old, is_new = _old_ones_play_new(is_old, rule)
+        is_old, is_new = _old_ones_play_new(is_old, counts >= smallest_new, rule)
         left = np.where(is_old, counts, np.where(is_new, np.minimum(counts, rule.old_above), 0))
-    _refuse_empty_groups(left, is_old, is_new, rule)
+    if before is None:
+        _refuse_empty_groups(left, is_old, is_new, rule)
+    elif not is_old.any() or not is_new.any():
+        raise UserError(_none_by_date(counts, before, is_old, rule))
     old, new = np.flatnonzero(is_old), np.flatnonzero(is_new)
     if left[new].max() == smallest_new:
         raise UserError(
@@ -148,7 +188,7 @@ def sets_by_place(before: np.ndarray, rule: SplitRule) -> np.ndarray:
         Index into SPLITS, or NO_SPLIT for rows that are cut off while old items play new.
     """
     found = np.minimum(before // rule.warm_rows + 1, SPLITS.index("test"))
-    return np.where(before >= rule.old_above, NO_SPLIT, found)
+    return np.where(before >= rule.old_above, NO_SPLIT, found) if rule.old_items_as_new else found
 
 
 def splits_of_new_rows(item: np.ndarray, time: np.ndarray, rule: SplitRule, day_0: int = 0) -> np.ndarray:
@@ -201,13 +241,25 @@ def order_by(*keys: np.ndarray) -> np.ndarray:
     return packed & ((1 << bits) - 1)
 
 
-def _old_ones_play_new(is_old: np.ndarray, rule: SplitRule) -> tuple[np.ndarray, np.ndarray]:
+def _old_ones_play_new(is_old: np.ndarray, enough: np.ndarray, rule: SplitRule) -> tuple[np.ndarray, np.ndarray]:
     """Masks of the items that stay old and of those that play new, cut to N rows each; the really new ones go."""
-    old = np.flatnonzero(is_old)
+    old = np.flatnonzero(is_old & enough)
     plays_new = np.zeros(len(is_old), dtype=bool)
     generator = np.random.default_rng(rule.old_items_as_new_seed)
     plays_new[generator.permutation(old)[: round(len(old) / 5)]] = True
     return is_old & ~plays_new, plays_new
+
+
+def _none_by_date(counts: np.ndarray, before: np.ndarray, is_old: np.ndarray, rule: SplitRule) -> str:
+    later = counts[before == 0]
+    missing, what = ("new", "An earlier") if is_old.any() else ("old", "A later")
+    return (
+        f"no item is {missing}: of {len(counts)} items, {int((before > 0).sum())} have a row before data.new_since "
+        f"(old), {int((later >= 3 * rule.warm_rows).sum())} have none and at least 3 * data.warm_rows = "
+        f"{3 * rule.warm_rows} rows (new); the most rows of an item first seen since then are "
+        f"{int(later.max(initial=0))}. {what} "
+        f"data.new_since{' or a lower data.warm_rows' if missing == 'new' else ''} is needed"
+    )
 
 
 def _refuse_empty_groups(counts: np.ndarray, is_old: np.ndarray, is_new: np.ndarray, rule: SplitRule) -> None:

@@ -23,7 +23,9 @@ class Split:
 
 
 def split_rows(item: np.ndarray, time: np.ndarray, num_items: int, rule: SplitRule) -> Split:
-    roles = item_roles(np.bincount(item, minlength=num_items), rule)
+    since = rule.new_since
+    launched = None if since is None else np.bincount(item[time < since], minlength=num_items)
+    roles = item_roles(np.bincount(item, minlength=num_items), rule, launched)
     index = roles.new_index[item]
     split = np.where((index >= 0) & (index < roles.num_old_items), SPLITS.index("pretrain"), NO_SPLIT)
     new = np.flatnonzero(index >= roles.num_old_items)

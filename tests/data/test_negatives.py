@@ -134,3 +134,23 @@ def test_the_rule_of_the_draw_is_part_of_what_prepared_data_is_made_of(tmp_path:
     labelled = DataConfig(name="logs", logs=LogsConfig(interactions=str(path), label="label"))
     drawn = DataConfig(name="logs", logs=LogsConfig(interactions=str(path), negatives_per_positive=2))
     assert "negatives_rule" not in logs.fingerprint(labelled) and logs.fingerprint(drawn)["negatives_rule"] == 2
+
+
+def test_a_launch_date_splits_a_log_of_positives_and_its_negatives_alike(tmp_path: Path) -> None:
+    user, item, time = positives()
+    first = np.array([time[item == one].min() for one in range(NUM_ITEMS)])
+    launch = 1_600_000_000
+    pq.write_table(
+        pa.table({"user_id": user, "item_id": item, "timestamp": launch - 200 + time}), tmp_path / "log.parquet"
+    )
+    logs = {"interactions": str(tmp_path / "log.parquet"), "negatives_per_positive": PER_POSITIVE}
+    data = {"name": "logs", "new_since": "2020-09-13T12:26:40Z", "warm_rows": 5, "logs": logs}
+    found = prepare(build({"data": data | {"prepared_dir": str(tmp_path / "prepared")}}).data)
+    new = np.flatnonzero(first >= 200)
+    assert found.raw_ids("item").to_pylist()[found.num_old_items :] == new.tolist()
+    assert found.num_old_items == NUM_ITEMS - len(new)
+    for split in SPLITS[1:4]:
+        columns = found.columns(split, ("item", "label"))
+        of_positives = columns["item"][columns["label"] == 1]
+        assert (np.bincount(of_positives, minlength=found.num_items)[found.num_old_items :] == 5).all()
+        assert (columns["item"] >= found.num_old_items).all()

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mwuf_dist.config import UserError
+from mwuf_dist.config import DataConfig, UserError
+from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.split import SPLITS, SplitRule, order_by
 from tests.data.splits import Split, split_rows
 
@@ -171,3 +172,73 @@ def test_rows_are_ordered_by_their_keys_and_then_by_place(rows: list[tuple[int, 
     keys = np.array(rows, dtype=np.int64).reshape(len(rows), 3).T * unit
     expected = sorted(range(len(rows)), key=lambda row: (*rows[row], row))
     assert order_by(*keys).tolist() == expected
+
+
+def by_launch(item: np.ndarray, time: np.ndarray, num_items: int, since: int) -> tuple[list[int], list[int]]:
+    """Old and new items by their first rows, in plain Python."""
+    times = [sorted(time[item == j].tolist()) for j in range(num_items)]
+    old = [j for j in range(num_items) if times[j] and times[j][0] < since]
+    new = [j for j in range(num_items) if len(times[j]) >= 3 * K and times[j][0] >= since]
+    return old, new
+
+
+@given(interactions(), st.integers(-5, 25))
+def test_items_first_seen_since_the_launch_date_are_the_new_ones(
+    data: tuple[np.ndarray, np.ndarray, int], since: int
+) -> None:
+    item, time, num_items = data
+    old, new = by_launch(item, time, num_items, since)
+    rule = SplitRule(1, K, new_since=since)  # N decides nothing
+    if not (old and new) or max(np.bincount(item)[new]) == 3 * K:
+        with pytest.raises(UserError, match="no item is|`test` is empty"):
+            split_rows(*data, rule)
+        return
+    split = split_rows(*data, rule)
+    assert (split.item_order.tolist(), split.num_old_items) == (old + new, len(old))
+    for name, (start, stop) in {"warm_a": (0, K), "warm_b": (K, 2 * K), "warm_c": (2 * K, 3 * K)}.items():
+        ours = [sorted(np.flatnonzero(item == j), key=lambda row: (time[row], row))[start:stop] for j in new]
+        assert sorted(split.rows[name].tolist()) == sorted(int(row) for rows in ours for row in rows)
+    num = {name: len(rows) for name, rows in split.rows.items()}
+    assert num["pretrain"] == sum(int((item == j).sum()) for j in old)
+    assert sum(num.values()) == sum(int((item == j).sum()) for j in old + new), "no row is cut off"
+
+
+def test_items_of_before_the_launch_date_play_new_and_later_ones_are_left_out() -> None:
+    item = np.repeat(np.arange(14), 7)
+    time = np.tile(np.arange(7), 14) + np.where(item >= 12, 100, 0)
+    split = split_rows(item, time, 14, SplitRule(N, K, True, 0, new_since=50))
+    assert sorted(split.item_order.tolist()) == list(range(12)) and split.num_new_items == 2
+
+
+def test_no_item_since_the_launch_date_is_an_error_with_the_counts() -> None:
+    item = np.repeat([0, 1, 2], [10, 12, 5])
+    time = np.where(item == 2, 100, 0)
+    with pytest.raises(UserError, match=r"is new: of 3 items, 2 have a row before data.new_since.* are 5. An earlier"):
+        split_rows(item, time, 3, SplitRule(N, K, new_since=50))
+    with pytest.raises(UserError, match="no item is old.*A later data.new_since is needed"):
+        split_rows(item, time, 3, SplitRule(N, K, new_since=0))
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("2020-09-01", 1_598_918_400),
+        ("2020-09-01T02:00:00+02:00", 1_598_918_400),
+        ("2020-09-01 00:00:00.5", 1_598_918_400.5),
+        ("1598918400", 1_598_918_400),
+        ("-5", -5),
+    ],
+)
+def test_a_launch_date_is_a_date_or_seconds(written: str, seconds: float) -> None:
+    data = DataConfig(name="logs", new_since=written, logs=LogsConfig(interactions="x"))
+    assert SplitRule.of(data).new_since == round(seconds * 1e6)
+
+
+@pytest.mark.parametrize("written", ["yesterday", "2020-13-01", "nan", "inf", "1e300"])
+def test_a_launch_date_that_is_none_is_an_error(written: str) -> None:
+    with pytest.raises(UserError, match="data.new_since = .* is n"):
+        SplitRule.of(DataConfig(new_since=written))
+    with pytest.raises(UserError, match="this log has none"):
+        SplitRule.of(DataConfig(name="logs", new_since="2020-01-01", logs=LogsConfig(time="")))
+    with pytest.raises(UserError, match="under 'stream'"):
+        SplitRule.of(DataConfig(protocol="stream", new_since="2020-01-01"))

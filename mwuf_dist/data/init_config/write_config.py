@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from dataclasses import fields
 
@@ -12,6 +13,7 @@ from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
 from mwuf_dist.data.both_classes import LabelledRows, has_both
 from mwuf_dist.data.init_config.propose import Proposal
+from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.schema import RawDataset
 from mwuf_dist.data.sources import logs
 
@@ -54,6 +56,7 @@ def write_config(found: Proposal) -> str:
         'name = "logs"',
         *_threshold_comment(counts, old_above, warm_rows),
         *([comment(classes_note)] if classes_note else []),
+        *_launch_comment(found.rows, item, time, counts, (old_above, warm_rows)),
         f"old_above = {old_above}  # N: an old item has more rows than this.",
         f"warm_rows = {warm_rows}  # K: rows of each warm set; a new item has 3K to N rows.",
         "",
@@ -134,6 +137,30 @@ def _threshold_comment(counts: np.ndarray, old_above: int, warm_rows: int) -> li
                 mark = "  <- chosen" if (threshold, rows) == (old_above, warm_rows) else ""
                 lines.append(f"# {threshold:>6} {rows:>6} {old:>11,} {new:>11,} {old_rows:>16,} {test:>12,}{mark}")
     return lines
+
+
+def _launch_comment(
+    rows: Rows, item: np.ndarray, time: np.ndarray, counts: np.ndarray, rule: tuple[int, int]
+) -> list[str]:
+    """Says that the new items are old acquaintances, where most are, and which launch date would take recent ones."""
+    old_above, warm_rows = rule
+    if rows.form.time.kind != "date" and not rows.form.time.is_recent:
+        return []
+    first = np.full(len(counts), np.iinfo(np.int64).max)
+    np.minimum.at(first, item, time)
+    new = (counts >= 3 * warm_rows) & (counts <= old_above)
+    start, stop = int(time.min()), int(time.max())
+    early = int((first[new] <= start + (stop - start) // 10).sum())
+    day = datetime.datetime.fromtimestamp(int(np.quantile(time, 0.7)) / 1e6, datetime.UTC).date()
+    since = int(datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC).timestamp() * 1e6)
+    recent = (first >= since) & (counts >= 3 * warm_rows)
+    if 2 * early <= new.sum() or recent.sum() < MIN_ITEMS:
+        return []
+    return [
+        f"# {early:,} of these {int(new.sum()):,} new items were first seen in the first tenth of the log's time: "
+        "seldom seen, not recent.",
+        f'# new_since = "{day}"  # would take the {int(recent.sum()):,} items that were first seen since then.',
+    ]
 
 
 _ALWAYS = ("interactions", "user", "item", "time")

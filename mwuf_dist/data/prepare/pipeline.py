@@ -64,7 +64,13 @@ def write_prepared(
     past = None if rule.stream is None else _past(raw, scratch, chunks, rule.stream, users, items, pool)
     entities = _entities(raw, users, items, past)
     step("split")
-    roles = item_roles(items.rows, rule) if past is None else stream_roles(items.rows, past.item_rows)
+    if past is None:
+        launched = None
+        if rule.new_since is not None:
+            launched = _rows_before(raw, scratch, chunks, rule.new_since, users, items, pool)[1]
+        roles = item_roles(items.rows, rule, launched)
+    else:
+        roles = stream_roles(items.rows, past.item_rows)
     day_0 = None if past is None else past.day_0
     steps.write_table(scratch / "item-table", items.ids, roles.new_index)
     entities, users = _users_in_order(scratch, entities, users, past)
@@ -126,15 +132,20 @@ def _past(
 ) -> _Past:
     first = min(pool.map(steps.first_time, ((scratch, chunk) for chunk in chunks)))
     day_0 = rule.day_0(first)
-    only_positives = raw.negatives_per_positive > 0
-    seen = Seen(np.zeros(len(users.ids), dtype=bool), np.zeros(len(items.ids), dtype=bool))
-    item_rows = np.zeros(len(items.ids), dtype=np.int64)
-    work = ((scratch, chunk, day_0, only_positives) for chunk in chunks)
+    has_users, item_rows = _rows_before(raw, scratch, chunks, day_0, users, items, pool)
+    return _Past(day_0, Seen(has_users, item_rows > 0), item_rows)
+
+
+def _rows_before(
+    raw: RawPieces, scratch: Path, chunks: Sequence[Chunk], time: int, users: _Ids, items: _Ids, pool: Pool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(whether each user has a row before a time [U], rows that count of each item before it [I])."""
+    has_users, item_rows = np.zeros(len(users.ids), dtype=bool), np.zeros(len(items.ids), dtype=np.int64)
+    work = ((scratch, chunk, time, raw.negatives_per_positive > 0) for chunk in chunks)
     for of_users, of_items, num_rows in pool.map(steps.rows_before, work):
-        seen.users[np.searchsorted(users.ids, of_users)] = True
+        has_users[np.searchsorted(users.ids, of_users)] = True
         item_rows[np.searchsorted(items.ids, of_items)] += num_rows
-    seen.items[item_rows > 0] = True
-    return _Past(day_0, seen, item_rows)
+    return has_users, item_rows
 
 
 def _entities(raw: RawPieces, users: _Ids, items: _Ids, past: _Past | None) -> Entities:

@@ -91,11 +91,11 @@ def first_time(scratch: Path, chunk: Chunk) -> int:
 
 
 def rows_before(
-    scratch: Path, chunk: Chunk, day_0: int, positives_count: bool
+    scratch: Path, chunk: Chunk, moment: int, positives_count: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of a chunk's rows before day 0: distinct users, distinct items, and rows (or positives) of each of the items."""
+    """Of a chunk's rows before a time: distinct users, distinct items, and rows (or positives) of each of the items."""
     columns = sorted_runs.read(scratch / f"chunk-{chunk.name}")
-    is_before = columns["time"] < day_0
+    is_before = columns["time"] < moment
     if positives_count:
         is_before &= columns["label"] == 1
     items, num_rows = np.unique(columns["item"][is_before], return_counts=True)

@@ -100,7 +100,7 @@ class _Log:
         first = np.full(num_items, np.iinfo(np.int64).max)
         np.minimum.at(first, item, time)
         pairs, places = np.unique(user * num_items + item, return_index=True)
-        row_set = _sets(item, num_items, rule) if rule.stream is None else _days(first[item], time, rule.stream)
+        row_set = _sets(item, time, num_items, rule) if rule.stream is None else _days(first[item], time, rule.stream)
         return _Log(user, item, time, row_set, first, pairs, time[places])
 
     def fits(self, row: np.ndarray, item: np.ndarray) -> np.ndarray:
@@ -111,10 +111,12 @@ class _Log:
         return (self.first[item] <= self.time[row]) & ~liked
 
 
-def _sets(item: np.ndarray, num_items: int, rule: SplitRule) -> np.ndarray:
+def _sets(item: np.ndarray, time: np.ndarray, num_items: int, rule: SplitRule) -> np.ndarray:
     """The set of each row [R] in order of time: index into SPLITS, or NO_SPLIT."""
     counts = np.bincount(item, minlength=num_items)
-    roles = item_roles(counts, rule)
+    since = rule.new_since
+    launched = None if since is None else np.bincount(item[time < since], minlength=num_items)
+    roles = item_roles(counts, rule, launched)
     by_item = np.argsort(item, kind="stable")
     starts = np.cumsum(counts) - counts
     before = np.empty(len(item), dtype=np.int64)
