@@ -13,6 +13,7 @@ Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
   mwuf plan CONFIG      what a run would need on devices that are not here
   mwuf prepare CONFIG   only read, split and write the data
   mwuf init LOGS        look at your own logs and write a config for them
+  mwuf vectors ITEMS    vectors of the items from their text, for data.item_vectors
   mwuf synthesize NAME  made-up raw files of any size, in the layout of a public data set
   mwuf export RUN       warm embeddings and dense model of a finished run, as files for a server
   mwuf warm RUN         the daily job: new interactions move new items' embeddings, and nothing else

@@ -119,7 +119,7 @@ def _what_next(command: str) -> str:
 
 def _command(name: str) -> Callable[[list[str]], int]:
     commands = {"run": _run, "compare": _compare, "tune": _tune, "plan": _plan, "prepare": _prepare}
-    commands |= {"init": _init, "synthesize": _synthesize}
+    commands |= {"init": _init, "vectors": _vectors, "synthesize": _synthesize}
     commands |= {name: functools.partial(_serve, name) for name in ("export", "warm", "explain", "adopt")}
     commands["doctor"] = _doctor
     if name not in commands:
@@ -203,6 +203,12 @@ def _check_logs(config: Path, new: Path) -> int:
 
 def _synthesize(arguments: list[str]) -> int:
     from mwuf_dist.cli.synthesize import run_command
+
+    return run_command(arguments)
+
+
+def _vectors(arguments: list[str]) -> int:
+    from mwuf_dist.cli.vectors import run_command
 
     return run_command(arguments)
 

@@ -16,7 +16,8 @@ class LogsField:
 
     name: Annotated[str, MinLen(1)]  # Name in reports and tables.
     side: Literal["user", "item"]  # Whose feature it is.
-    kind: Literal["categorical", "multi_valued", "numeric"] = "categorical"  # numeric: an index per quantile bucket.
+    # numeric: an index per quantile bucket; vector: a list of numbers, in Parquet, as many for every item.
+    kind: Literal["categorical", "multi_valued", "numeric", "vector"] = "categorical"
     column: str = ""  # Its column, in the side table or else the interactions; empty: the name.
     separator: str = "|"  # multi_valued: what stands between the values of a string (a list column needs none).
     min_count: Count = 1  # A value of fewer users (or items) than this is unknown, index 0.

@@ -80,6 +80,9 @@ class DataConfig:
     new_since: str = ""
     old_items_as_new: bool = False  # Validation: a fifth of the old items plays new, real new items are left out.
     old_items_as_new_seed: Seed = 0  # Which fifth.
+    # Parquet file with vectors of the items: a field per column of lists of numbers, beside their IDs (`item_id`). Of
+    # any encoder, or of `mwuf vectors`; empty: none.
+    item_vectors: str = ""
     prepared_dir: str = ""  # Folder of prepared shards; empty: `prepared` in $MWUF_CACHE_DIR or ~/.cache/mwuf-dist.
     verify_checksums: bool = True  # Refuse raw files of a public data set whose checksum is not the published one.
     synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)  # Options of `name = "synthetic"`.

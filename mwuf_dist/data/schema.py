@@ -15,7 +15,7 @@ from mwuf_dist.config import UserError
 
 Side = Literal["user", "item"]
 SIDES: tuple[Side, Side] = ("user", "item")
-Kind = Literal["categorical", "multi_valued"]
+Kind = Literal["categorical", "multi_valued", "vector"]
 
 RAW_ID = "raw_id"
 SET = "set"  # of an interaction, where its source says it: index into SPLITS, or NO_SPLIT
@@ -39,9 +39,10 @@ class Field:
 
     Attributes:
         name: column of the entity table that holds it.
-        kind: `categorical` is one index per entity, `multi_valued` a list of at least one.
+        kind: `categorical` is one index per entity, `multi_valued` a list of at least one; `vector` is no index but
+            `size` numbers, null for an item that has none.
         side: whose feature it is.
-        size: number of embedding rows. Row 0 stands for unknown or missing in every field.
+        size: number of embedding rows. Row 0 stands for unknown or missing in every field. Of a vector: its numbers.
         pooling: how the rows of a multi-valued field become one vector.
         ordinal: consecutive values from 1 on are neighbours (years, ages, price bands).
     """
@@ -56,7 +57,8 @@ class Field:
     @property
     def arrow_type(self) -> pa.DataType:
         """Type of the field's column in its entity table."""
-        return pa.int32() if self.kind == "categorical" else pa.list_(pa.int32())
+        kinds = {"categorical": pa.int32(), "multi_valued": pa.list_(pa.int32())}
+        return kinds.get(self.kind) or pa.list_(pa.float32(), self.size)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Entities:
         for field in self.fields:
             column = (self.users if field.side == "user" else self.items)[field.name].combine_chunks()
             assert column.type == field.arrow_type, f"field {field.name}: {column.type}, not {field.arrow_type}"
+            if field.kind == "vector":
+                continue
             if field.kind == "multi_valued":
                 lengths = np.diff(column.offsets.to_numpy())
                 assert (lengths >= 1).all(), f"field {field.name}: an empty list; use [0] for unknown"

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from mwuf_dist.config import Events, UserError
 from mwuf_dist.data import manifest as manifests
+from mwuf_dist.data import vectors
 from mwuf_dist.data.manifest import MANIFEST
 from mwuf_dist.data.schema import RAW_ID, Entities, Field, Side
 from mwuf_dist.data.split import Roles
@@ -57,7 +58,7 @@ class FieldColumn:
     Attributes:
         field: which field.
         offsets: for a multi-valued field, entity j has values[offsets[j] : offsets[j + 1]], int64 [E + 1]; else None.
-        values: embedding row indices, int32 [E] or, multi-valued, [offsets[-1]].
+        values: embedding row indices, int32 [E] or, multi-valued, [offsets[-1]]; a vector's numbers, float32 [E, size].
     """
 
     field: Field
@@ -130,11 +131,14 @@ def write_rest(
         splits: name -> what the manifest says of it.
     """
     pq.write_table(entities.users, folder / ENTITY_FILES["user"])
-    pq.write_table(entities.items.take(pa.array(roles.item_order)), folder / ENTITY_FILES["item"])
+    items = entities.items.take(pa.array(roles.item_order))
+    items, scales = vectors.standardise(items, entities.fields, roles.num_old_items)
+    pq.write_table(items, folder / ENTITY_FILES["item"])
     manifest = {
         "layout": manifests.LAYOUT_VERSION,
         **facts,
         "fields": [asdict(field) for field in entities.fields],
+        **({"vectors": scales} if scales else {}),
         "columns": columns,
         "num_users": entities.users.num_rows,
         "num_old_items": roles.num_old_items,
@@ -207,8 +211,8 @@ class Prepared:
 
     @property
     def notes(self) -> list[str]:
-        """Says what of the raw data was not used, a sentence each."""
-        return self.manifest.get("notes", [])
+        """Says what of the raw data was not used, or is missing, a sentence each."""
+        return [*self.manifest.get("notes", []), *vectors.notes(self.manifest.get("vectors", {}), self.num_items)]
 
     @property
     def ticks_per_s(self) -> int:
@@ -257,6 +261,9 @@ class Prepared:
                 if field.side != side:
                     continue
                 column = table[field.name].chunk(0)
+                if field.kind == "vector":
+                    columns[field.name] = FieldColumn(field, None, vectors.matrix(column))
+                    continue
                 if field.kind == "categorical":
                     columns[field.name] = FieldColumn(field, None, column.to_numpy())
                 else:

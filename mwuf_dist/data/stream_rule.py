@@ -75,6 +75,8 @@ def past_only(entities: Entities, seen: Seen, fewest: Mapping[str, int]) -> Enti
 
 
 def _past_column(field: Field, column: pa.Array, seen: np.ndarray, fewest: int) -> tuple[Field, pa.Array]:
+    if field.kind == "vector":
+        return field, column
     is_list = field.kind == "multi_valued"
     lengths = np.diff(column.offsets.to_numpy()) if is_list else np.ones(len(column), dtype=np.int64)
     values = (column.flatten() if is_list else column).to_numpy()

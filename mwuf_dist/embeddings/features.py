@@ -33,10 +33,16 @@ class FeatureStore:
     """
 
     def __init__(self, entities: EntityTable, device: torch.device, smooth: bool = False) -> None:
-        columns = [entities.columns[field.name] for field in entities.fields]
+        columns = [entities.columns[field.name] for field in entities.fields if field.kind != "vector"]
         columns = [with_neighbours(column) if smooth and column.field.ordinal else column for column in columns]
         self.fields = tuple(column.field for column in columns)
         self.num_rows = entities.num_rows
+        # Not in tables: [E, size] of each vector field, standardised.
+        self.vectors = {
+            field.name: torch.from_numpy(entities.columns[field.name].values).to(device)
+            for field in entities.fields
+            if field.kind == "vector"
+        }
         self.names = [field.name for field in self.fields]
         self.tables = [table_name(name) for name in self.names]
         first = np.cumsum([0, *(field.size for field in self.fields)])[:-1]
@@ -48,7 +54,7 @@ class FeatureStore:
     @property
     def num_bytes(self) -> int:
         """Bytes that the ids take, and the combinations once `sides` has made them."""
-        held = [self.ids.ids, self.ids.lengths, self.ids.starts]
+        held = [self.ids.ids, self.ids.lengths, self.ids.starts, *self.vectors.values()]
         profiles = self.__dict__.get("profiles")
         if profiles is not None:
             held += [profiles.of_entity, profiles.shared.ids]
@@ -213,6 +219,9 @@ def without_rare_values(entities: EntityTable, num_known: int, min_known: int) -
     """The entities with 0 (unknown) for every value that fewer than `min_known` of the first `num_known` have."""
     columns = {}
     for name, column in entities.columns.items():
+        if column.field.kind == "vector":
+            columns[name] = column
+            continue
         offsets = np.arange(entities.num_rows + 1) if column.offsets is None else column.offsets
         known = column.values[: offsets[num_known]]
         counts = np.bincount(known, minlength=column.field.size)

@@ -209,6 +209,7 @@ def _history(run: FinishedRun, index: int, users: torch.Tensor) -> tuple[list[Po
         for name in tables.specs:
             tables.shards(name)[0].weight.copy_(theirs.shards(name)[0].weight)
     model.backbone.load_state_dict(run.model.backbone.state_dict())
+    model.vector_fields.load_state_dict(run.model.vector_fields.state_dict())
     initialise_new_ids(config, model, run.method, from_row=model.num_old)
     stage = _Replay(config, model, frozen_model(model, config.embedding), run.method, index, users)
     stage.finish_phase(prepared, 0)

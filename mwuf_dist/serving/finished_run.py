@@ -357,7 +357,7 @@ def load_run(
         _fill_new_ids(model, run_rows, state, config)
     model.backbone.eval()
     method.eval()
-    for parameter in (*model.backbone.parameters(), *method.parameters()):
+    for parameter in (*model.dense_parameters(), *method.parameters()):
         parameter.requires_grad_(False)
     return FinishedRun(folder, config, results, data, model, method, state, run_rows)
 

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mwuf_dist.config import PHASES, UserError
+from mwuf_dist.data import vectors
 from mwuf_dist.data.schema import RAW_ID, Field, list_column
 from mwuf_dist.data.shards import EntityTable, FieldColumn, Prepared, Side
 from mwuf_dist.files import DamagedError, read_json, write_json
@@ -100,10 +101,16 @@ class WarmState:
             "boundary": self.rows.boundary,
         }
         # Read back, the elements of a list have another name; the files must not tell.
-        plain = [pa.list_(pa.int32()) if pa.types.is_list(kind) else kind for kind in self.fields.schema.types]
+        plain = [_plain_type(kind) for kind in self.fields.schema.types]
         fields = self.fields.cast(pa.schema(list(zip(self.fields.column_names, plain, strict=True))))
         items = fields.append_column(_LISTED, pa.array(self.listed)).add_column(0, RAW_ID, self.ids)
         return dict(zip(_FILES, (items, pa.table(self.log), pa.table(rows)), strict=True))
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(pa.float32(), kind.list_size)
+    return pa.list_(pa.int32()) if pa.types.is_list(kind) else kind
 
 
 def new_state(prepared: Prepared, id_type: pa.DataType, dim: int) -> WarmState:
@@ -228,6 +235,10 @@ class Grown(Prepared):
 
 def _appended(column: FieldColumn, extra: pa.Table | None) -> FieldColumn:
     """A column with rows behind it: those of a table, or one of index 0."""
+    if column.field.kind == "vector":
+        assert extra is not None, "only items have vectors"
+        more = vectors.matrix(_array(extra[column.field.name]))
+        return FieldColumn(column.field, None, np.concatenate([column.values, more]))
     if column.offsets is None:
         values = np.zeros(1, dtype=np.int32) if extra is None else extra[column.field.name].to_numpy()
         return FieldColumn(column.field, None, np.concatenate([column.values, values]))
@@ -241,7 +252,7 @@ def _appended(column: FieldColumn, extra: pa.Table | None) -> FieldColumn:
 
 
 def unknown_fields(prepared: Prepared, num: int) -> pa.Table:
-    """The fields of `num` items of which nothing is known: index 0 everywhere."""
+    """The fields of `num` items of which nothing is known: index 0, and for a vector zeros, everywhere."""
     columns = {
         field.name: as_column(field, np.zeros(num, dtype=np.int32), np.ones(num, dtype=np.int64))
         for field in prepared.fields
@@ -252,6 +263,8 @@ def unknown_fields(prepared: Prepared, num: int) -> pa.Table:
 
 def as_column(field: Field, values: np.ndarray, lengths: np.ndarray) -> pa.Array:
     """A field's column from the values of all entities one after another, and how many each has [n]."""
+    if field.kind == "vector":
+        return vectors.column_of(np.zeros((len(lengths), field.size)))
     return pa.array(values) if field.kind == "categorical" else list_column(lengths, values)
 
 

@@ -46,7 +46,7 @@ class Frozen:
         self._model = model
         self._mean_user = model.mean_user()
         model.backbone.eval()
-        for parameter in model.backbone.parameters():
+        for parameter in model.dense_parameters():
             parameter.requires_grad_(False)
         shape, runtime = model.shape, model.runtime
         self._context_width = shape.num_item_fields * shape.dim

@@ -19,6 +19,7 @@ from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.features import FeatureStore, without_rare_values
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.embeddings.tables import Tables
+from mwuf_dist.embeddings.vector_fields import VectorFields
 from mwuf_dist.methods import PretrainedItems
 from mwuf_dist.runtime import Runtime, generator_seed
 
@@ -43,9 +44,11 @@ class Model:
         self.dim = config.embedding.dim
         self.users, self.items = (feature_store(config.embedding, prepared, side, runtime) for side in SIDES)
         user_id = self.users.names.index(USER_ID)
-        self.shape = Shape(self.dim, len(self.items.fields), len(self.users.fields), user_id, tuple(self.items.names))
+        names = (*self.items.names, *self.items.vectors)
+        self.shape = Shape(self.dim, len(names), len(self.users.fields), user_id, names)
         torch.manual_seed(generator_seed(config.seed, 1))  # the same dense weights on every rank
         self.backbone = build_backbone(config.backbone, self.shape).to(runtime.device)
+        self.vector_fields = VectorFields(self.items.vectors, self.dim, config).to(runtime.device)
         self._history_length = self.backbone.history_length
         self._events: Events = config.data.events
         self._gap_s = self.backbone.recent_gap_s
@@ -191,11 +194,11 @@ class Model:
 
     def item_fields(self, items: torch.Tensor) -> torch.Tensor:
         """Field embeddings [n, Fi*D] of items [n], without the ID. A collective."""
-        return self.items.lookup(self.item_tables, items)
+        return self.vector_fields(self.items.lookup(self.item_tables, items), self.items.vectors, items)
 
     def dense_parameters(self) -> list[nn.Parameter]:
-        """Weights of the backbone."""
-        return list(self.backbone.parameters())
+        """Weights of the backbone, and of what makes field embeddings of vectors."""
+        return [*self.backbone.parameters(), *self.vector_fields.parameters()]
 
 
 def feature_store(config: EmbeddingConfig, prepared: Prepared, side: Side, runtime: Runtime) -> FeatureStore:

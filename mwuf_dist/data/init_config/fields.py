@@ -15,7 +15,7 @@ from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
 from mwuf_dist.data.init_config import names
 from mwuf_dist.data.init_config.label_guess import numbers_of
-from mwuf_dist.data.readers import encode, log_files, log_tables
+from mwuf_dist.data.readers import encode, log_files, log_tables, vectors
 from mwuf_dist.data.readers.ids import codes
 from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.schema import RAW_ID, SIDES, USER_ID, Side
@@ -80,6 +80,12 @@ def propose_fields(found: Proposal, log: LogTable, shares: dict[str, dict[Side, 
         if id_column not in table.columns.column_names:
             raise UserError(f"{files[0]}: no column {id_column!r} to join by; rename its ID column so")
         unread = table.unread or {}
+        if side == "item" and (given := vectors.proposed(files, unread)):
+            unread = {name: kind for name, kind in unread.items() if name not in given}
+            for name, size in given.items():
+                used.add(name)
+                found.notes[f"field {name}"] = f"in the table of items, {size:,} numbers each"
+                fields.append(LogsField(name=name, side="item", kind="vector"))
         found.left_out |= {name: f"its type is {kind}, which is not read" for name, kind in unread.items()}
         for name in table.columns.column_names:
             if name != id_column and name not in used:

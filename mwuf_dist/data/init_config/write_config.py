@@ -194,7 +194,8 @@ def _field(one: LogsField, dataset: RawDataset, said: str) -> list[str]:
     note = f"  {comment(said)}" if said else ""
     lines = ["[[data.logs.fields]]", f"name = {_toml(one.name)}", f"side = {_toml(one.side)}{note}"]
     unit = "buckets" if one.kind == "numeric" else "values"
-    lines.append(f"kind = {_toml(one.kind)}  # {size - 1:,} {unit}")
+    said = f"{size:,} numbers of each item" if one.kind == "vector" else f"{size - 1:,} {unit}"
+    lines.append(f"kind = {_toml(one.kind)}  # {said}")
     for key in ("column", "separator", "min_count", "buckets"):
         if getattr(one, key) != getattr(usual, key):
             lines.append(f"{key} = {_toml(getattr(one, key))}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from mwuf_dist.data.locations import prepared_root
 from mwuf_dist.data.manifest import check_manifest, read_manifest
 from mwuf_dist.data.prepare.pipeline import STEPS, write_prepared
 from mwuf_dist.data.prepare.workers import Pool
+from mwuf_dist.data.readers.vectors import with_file
+from mwuf_dist.data.schema import Entities, RawPieces
 from mwuf_dist.data.shards import Prepared
+from mwuf_dist.data.sources.content import content_of
 from mwuf_dist.data.split import SplitRule
 from mwuf_dist.files import DamagedError, appearing
 from mwuf_dist.locks import locked
@@ -60,8 +63,9 @@ def is_prepared(config: DataConfig, made_of: dict[str, Any] | None = None) -> bo
 
 def describe(config: DataConfig) -> dict[str, Any]:
     """Everything that decides the content of the shards: the source's fingerprint, the rule, the layout."""
+    vectors = {} if not config.item_vectors else {"item_vectors": content_of([Path(config.item_vectors)])}
     return {
-        "source": sources.find(config.name).fingerprint(config),
+        "source": sources.find(config.name).fingerprint(config) | vectors,
         "rule": {key: value for key, value in asdict(SplitRule.of(config)).items() if value is not None},
         "layout": manifests.LAYOUT_VERSION,
     }
@@ -94,13 +98,25 @@ def _build(
             bar.set_postfix_str(name)
             bar.update()
 
-        raw = sources.find(config.name).pieces(config)
+        raw = _with_vectors(sources.find(config.name).pieces(config), config)
         write_prepared(raw, SplitRule.of(config), beside, facts, pool, step)
         if describe(config) != made_of:
             raise UserError(f"data set {config.name!r}: a file has changed while it was read; call it again")
     manifest = read_manifest(folder)
     assert manifest is not None, f"{folder} changed while it was written"
     return manifest
+
+
+def _with_vectors(raw: RawPieces, config: DataConfig) -> RawPieces:
+    """The data set with the vectors of a file beside it."""
+    if not config.item_vectors:
+        return raw
+    id_column = config.logs.item if config.name == "logs" else ""
+
+    def entities(*found: Any) -> Entities:
+        return with_file(config.item_vectors, raw.entities(*found), id_column)
+
+    return replace(raw, entities=entities)
 
 
 def _say(text: str) -> None:

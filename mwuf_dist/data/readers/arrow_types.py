@@ -29,6 +29,17 @@ def is_list(kind: pa.DataType) -> bool:
     return any(one(kind) for one in kinds) or str(kind).startswith(("list_view", "large_list_view"))
 
 
+def is_vectors(kind: pa.DataType) -> bool:
+    """Whether a column of this type may hold vectors: lists of numbers."""
+    return is_list(kind) and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+
+
+def as_vectors(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of lists of numbers as list<float32>."""
+    chunks = [chunk.cast(pa.list_(chunk.type.value_type)).cast(pa.list_(pa.float32())) for chunk in column.chunks]
+    return pa.chunked_array(chunks, pa.list_(pa.float32()))
+
+
 def simple(column: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
     """A column with one of the few types; text, integers and floats dictionary-encoded.
 

@@ -19,6 +19,7 @@ from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsField
 from mwuf_dist.data.readers.arrow_types import text_of
 from mwuf_dist.data.readers.ids import codes
+from mwuf_dist.data.readers.vectors import encode_vectors
 from mwuf_dist.data.schema import Field, list_column
 
 _AROUND = " \t\r\n'\""
@@ -65,6 +66,9 @@ def encode_field(
     Raises:
         UserError: a numeric field has a value that is no number, or a list stands in a field that takes one value.
     """
+    if field.kind == "vector":
+        made = encode_vectors(field.name, column, rows, refuse)
+        return Field(field.name, "vector", field.side, made.type.list_size), made
     nested = pa.types.is_list(column.type)
     if nested and field.kind != "multi_valued":
         raise refuse(0, f"is a list, and field {field.name!r} is {field.kind}; set its kind to multi_valued")

@@ -124,6 +124,7 @@ def read(
     plain: Sequence[str] = (),
     skip_unread: bool = False,
     progress: bool = False,
+    vectors: Sequence[str] = (),
 ) -> LogTable:
     """Reads columns of all files.
 
@@ -135,6 +136,7 @@ def read(
         plain: columns that are not worth a dictionary (times).
         skip_unread: leave columns out that have a type which nothing can read (`LogTable.unread`).
         progress: show a bar where there are many files.
+        vectors: columns that are read as list<float32>.
 
     Raises:
         UserError: a column is absent (its nearest neighbour is named), a file is malformed (with its line), there are
@@ -152,7 +154,7 @@ def read(
                 continue
             there = column_names(path, options)
             _refuse_absent(there, names, path, used[0] if used else None)
-            parts.append(_read_file(path, names, options, plain, notes, unread))
+            parts.append(_read_file(path, names, options, plain, notes, unread, vectors))
             used.append(path)
     starts = np.cumsum([0] + [part[0] for part in parts])
     if not starts[-1]:
@@ -188,6 +190,7 @@ def _read_file(
     plain: Sequence[str],
     notes: list[str],
     unread: dict[str, str] | None,
+    vectors: Sequence[str] = (),
 ) -> tuple[int, dict[str, pa.ChunkedArray]]:
     """Rows of one file and its columns."""
     folder = {name: value for name, value in partitions(path).items() if name in names}
@@ -203,6 +206,9 @@ def _read_file(
             if name in own
             else pa.chunked_array([pa.repeat(pa.scalar(folder[name], pa.string()), num_rows)])
         )
+        if name in vectors:
+            columns[name] = _vectors(path, name, raw)
+            continue
         try:
             one = arrow_types.simple(raw, options.missing) if name not in plain else _unencoded(raw, options.missing)
         except arrow_types.UnreadTypeError as error:
@@ -214,6 +220,16 @@ def _read_file(
             one = pa.chunked_array([pa.nulls(num_rows, pa.string())])
         columns[name] = one
     return num_rows, columns
+
+
+def _vectors(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not arrow_types.is_vectors(column.type):
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        raise UserError(
+            f"{path}: column {name!r} has type {kind}, and its field is a vector: write it in Parquet as a list "
+            "of numbers, or set another kind"
+        )
+    return arrow_types.as_vectors(column)
 
 
 def _unencoded(column: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:

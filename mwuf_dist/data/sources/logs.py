@@ -47,7 +47,7 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     found = {"source": "logs", "version": VERSION, "files": files, **how}
     if options.negatives_per_positive:
         found["negatives_rule"] = NEGATIVES_VERSION
-    has_item_field = any(field.side == "item" for field in options.fields)
+    has_item_field = any(field.side == "item" and field.kind != "vector" for field in options.fields)
     return found if has_item_field else found | {"item_field": ANY_ITEM}
 
 
@@ -150,6 +150,10 @@ def check_options(options: LogsConfig) -> None:
         column = field.column or field.name
         if column in uses:
             raise UserError(f"{where}: column {column!r} is the {uses[column]}, which no feature may know: remove it")
+        if field.kind == "vector" and not (field.side == "item" and options.items):
+            raise UserError(
+                f"{where}: a vector is a column of the items: set side to item, and data.logs.items to their table"
+            )
         if column in (options.user, options.item):
             raise UserError(f"{where}: column {column!r} is an ID, which the model has without a field: remove it")
 
@@ -175,7 +179,8 @@ def columns_of_fields(options: LogsConfig) -> list[str]:
     names = []
     for side in SIDES:
         in_side_table = _side_columns(options, side)
-        names += [c for field in options.fields if field.side == side and (c := _column(field)) not in in_side_table]
+        fields = [field for field in options.fields if field.side == side and field.kind != "vector"]
+        names += [column for field in fields if (column := _column(field)) not in in_side_table]
     return names
 
 
@@ -235,7 +240,13 @@ def _entity_table(
         fields.append(Field(USER_ID, "categorical", "user", len(own_ids) + 1))
     wanted = [field for field in options.fields if field.side == side]
     there = _side_columns(options, side)
-    joined = _join(side, log, [_column(field) for field in wanted if _column(field) in there], options)
+    for field in wanted:
+        if field.kind == "vector" and _column(field) not in there:
+            raise UserError(
+                f"field {field.name!r}: no column {_column(field)!r} in data.logs.items, where a vector stands; its "
+                f"columns: {', '.join(there)[:300]}"
+            )
+    joined = _join(side, log, [field for field in wanted if _column(field) in there], options)
     if joined is not None:
         notes += _unmatched(joined[1], len(own_ids), f"{side}s")
     earliest = kept[np.argsort(log.time[kept], kind="stable")]
@@ -252,9 +263,9 @@ def _entity_table(
         of_side = None if seen is None else (seen.users if side == "user" else seen.items)
         made, columns[field.name] = encode.encode_field(field, column, rows, refuse, of_side)
         fields.append(made)
-    if not fields:
+    if all(field.kind == "vector" for field in fields):
         columns[ANY_ITEM] = np.zeros(len(own_ids), dtype=np.int32)
-        fields.append(Field(ANY_ITEM, "categorical", "item", 1))
+        fields.insert(0, Field(ANY_ITEM, "categorical", "item", 1))
     return pa.table(columns), fields
 
 
@@ -277,15 +288,17 @@ def _unmatched(entity: np.ndarray, num_entities: int, what: str) -> list[str]:
     return [f"table of {what}: {', '.join(said)}"] if said else []
 
 
-def _join(side: Side, log: Rows, names: list[str], options: LogsConfig) -> tuple[LogTable, np.ndarray] | None:
+def _join(side: Side, log: Rows, fields: list[LogsField], options: LogsConfig) -> tuple[LogTable, np.ndarray] | None:
     """The side table and the entity of each of its rows, -1 for those that the interactions do not have."""
-    key = f"{side}s"
+    key, names = f"{side}s", [_column(field) for field in fields]
     if not getattr(options, key) or not names:
         return None
     known, form = (log.user_ids, log.form.user) if side == "user" else (log.item_ids, log.form.item)
     id_column = getattr(options, side)
     files = log_files.find_files(getattr(options, key), f"data.logs.{key}")
-    table = log_tables.read(files, list(dict.fromkeys([id_column, *names])), _of_side_table(options), key)
+    vectors = [_column(field) for field in fields if field.kind == "vector"]
+    wanted = list(dict.fromkeys([id_column, *names]))
+    table = log_tables.read(files, wanted, _of_side_table(options), key, vectors=vectors)
     entity = ids.find_rows(table.columns[id_column], known, form)
     if not (entity >= 0).any():
         raise UserError(

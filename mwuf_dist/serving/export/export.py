@@ -195,7 +195,7 @@ def _manifest(run: FinishedRun, kind: Format, num_items: int, old_items: bool) -
         "dim": run.model.dim,
         "phases": PHASE_NAMES,
         "model": MODEL_FILE,
-        "context": [field.name for field in (*run.model.items.fields, *run.model.users.fields)],
+        "context": [*run.model.shape.item_fields, *run.model.users.names],
         "history_width": run.model.backbone.history_width,
         "run": {key: run.results[key] for key in ("dataset", "backbone", "method", "variant", "seed", "config_hash")},
         "versions": run.results["versions"],

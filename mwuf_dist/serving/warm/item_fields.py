@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
-from mwuf_dist.data.readers import encode, log_files, log_tables
+from mwuf_dist.data.readers import encode, log_files, log_tables, vectors
 from mwuf_dist.data.readers import ids as raw_ids
 from mwuf_dist.data.readers.arrow_types import text_of
+from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.readers.times import read_times
 from mwuf_dist.data.schema import RAW_ID, Field
 from mwuf_dist.data.shards import ENTITY_FILES, Prepared
+from mwuf_dist.data.vectors import column_of, matrix, scaled
 from mwuf_dist.serving.served_state import as_column, unknown_fields
 
 
@@ -56,18 +58,20 @@ def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bo
     Raises:
         UserError: a column is absent, or a value is wrong.
     """
-    fields = [field for field in prepared.fields if field.side == "item"]
+    of_vectors = [field for field in prepared.fields if field.kind == "vector"]
+    fields = [field for field in prepared.fields if field.side == "item" and field.kind != "vector"]
     named = {field.name: field for field in options.fields}
     if is_logs:  # without the field that stands for none, which no file has
         fields = [field for field in fields if field.name in named]
     columns = {field.name: (named[field.name].column or field.name) if is_logs else field.name for field in fields}
     options = dataclasses.replace(options, header=())
-    table = log_tables.read(
-        log_files.find_files(str(path), "--items"),
-        list({options.item: 0} | dict.fromkeys(columns.values())),
-        options,
-        "items",
-    )
+    files = log_files.find_files(str(path), "--items")
+    there = set(log_tables.column_names(files[0], options))
+    # Vectors of a file of their own (data.item_vectors) may come beside the fields, or not at all.
+    vector_of = {field.name: named[field.name].column or field.name for field in of_vectors if field.name in named}
+    vector_of |= {field.name: field.name for field in of_vectors if field.name not in named and field.name in there}
+    wanted = list({options.item: 0} | dict.fromkeys([*columns.values(), *vector_of.values()]))
+    table = log_tables.read(files, wanted, options, "items", vectors=[*vector_of.values()])
     entity, ids, _ = raw_ids.encode_ids(table.columns[options.item])
     known = None
     if is_logs:
@@ -82,7 +86,25 @@ def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bo
         else:
             own = named[field.name]
             out[field.name] = _encoded(field, own, column, rows, _own_column(own, options, prepared, known), known)
+    for name, column_name in vector_of.items():
+        column = table.columns[column_name]
+        rows = encode.first_rows(entity, column.is_valid().to_numpy(), np.arange(table.num_rows), len(ids))
+        out[name] = _standardised(name, column, rows, prepared, table)
     return ids, pa.table(out)
+
+
+def _standardised(
+    name: str, column: pa.ChunkedArray, rows: np.ndarray, prepared: Prepared, table: LogTable
+) -> pa.Array:
+    """Vectors by the statistics of the run's old items."""
+    scale = prepared.manifest["vectors"][name]
+
+    def refuse(row: int, why: str) -> UserError:
+        return UserError(f"{table.place(row)}: {name} {why}")
+
+    found = vectors.encode_vectors(name, column, rows, refuse, len(scale["mean"]))
+    has = found.is_valid().to_numpy(zero_copy_only=False)
+    return column_of(scaled(matrix(found), has, scale))
 
 
 def _indices(field: Field, words: _Words, path: Path) -> tuple[np.ndarray, np.ndarray]:

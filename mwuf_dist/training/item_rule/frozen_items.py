@@ -46,7 +46,10 @@ class FrozenModel:
     def item_fields(self, items: torch.Tensor) -> torch.Tensor:
         """Field embeddings [n, Fi*D] of items [n], float64."""
         with torch.no_grad():
-            return self._run.model.item_tables(self._items.features(items)).double()
+            model = self._run.model
+            return model.vector_fields(
+                model.item_tables(self._items.features(items)), self._items.vectors, items
+            ).double()
 
     def rows(
         self,

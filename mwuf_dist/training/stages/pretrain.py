@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mwuf_dist.config import Config
 from mwuf_dist.data.batches.loader import Batch
@@ -33,7 +34,7 @@ class Pretrain:
     def __post_init__(self) -> None:
         settings = self.config.pretrain
         self.optimizer = Adam(
-            dense=[("backbone", self.model.backbone, settings.learning_rate)],
+            dense=[(name, module, settings.learning_rate) for name, module in dense_modules(self.model)],
             tables=[
                 (self.model.user_tables, settings.learning_rate),
                 (self.model.item_tables, settings.learning_rate),
@@ -89,8 +90,16 @@ def equal_item_weights(prepared: Prepared) -> torch.Tensor:
 
 
 def pretrained_tensors(model: Model) -> dict[str, Any]:
-    """Lists what the stage has made: tables and backbone."""
-    return table_state(*model.pretrained_tables) | module_state("backbone", model.backbone)
+    """Lists what the stage has made: tables, backbone and the projections of vectors."""
+    tensors = table_state(*model.pretrained_tables)
+    for name, module in dense_modules(model):
+        tensors |= module_state(name, module)
+    return tensors
+
+
+def dense_modules(model: Model) -> list[tuple[str, nn.Module]]:
+    """The modules that the stage trains, by the names that they have in a checkpoint."""
+    return [("backbone", model.backbone), *([("vectors", model.vector_fields)] if model.items.vectors else [])]
 
 
 @torch.no_grad()
