@@ -35,7 +35,7 @@ _FEWEST_ITEMS = 2  # that have a term
 
 @dataclass(frozen=True)
 class TextModel:
-    """What was fitted.
+    """Holds what was fitted: terms, their weights and directions.
 
     Attributes:
         fields: columns whose text is joined.

@@ -67,7 +67,8 @@ class Method(nn.Module):
 
     1. `pretrain_item` changes the item embedding of each row in `pretrain`;
     2. `attach` shows it the pretrained items;
-    3. `episode_loss`, for a method that is `episode_trained`, trains its weights on old items played as new;
+    3. `fit_prior`, for a method that `fits_prior`, looks at the clicks of old items as lines in their rows;
+       `episode_loss`, for a method that is `episode_trained`, trains its weights on old items played as new;
     4. `initial_rows`, for a method whose `initialisation` is "own", gives phi_new its first rows;
     5. `scale_and_shift`, for a method that is `meta_trained`, is trained by Algorithm 1 of MWUF and applied wherever a
        new item is scored;
@@ -82,6 +83,8 @@ class Method(nn.Module):
 
     initialisation = "random"  # Of phi_new: "random", "mean", "zero" or "own"; the config may name another.
     episode_trained = False  # Whether `episode_loss` has weights to train.
+    fits_prior = False  # Whether `fit_prior` is called.
+    prior_rows = 60  # Clicks of an old item that `fit_prior` sees, at most.
     fits_items = False  # Whether `fit` replaces the steps of `warm_up`.
     meta_trained = False  # Whether `scale_and_shift` has weights to train.
     regenerates = False  # Whether `regenerated_rows` changes anything.
@@ -120,6 +123,25 @@ class Method(nn.Module):
     def regenerated_rows(self, rows: torch.Tensor, item_context: torch.Tensor) -> torch.Tensor:
         """Makes new rows of the rows [n, D] of phi_new at the end of a warm phase, given fields [n, Fi*D]."""
         return rows
+
+    def fit_prior(
+        self,
+        item_context: torch.Tensor,
+        item: torch.Tensor,
+        label: torch.Tensor,
+        offset: torch.Tensor,
+        slope: torch.Tensor,
+    ) -> None:
+        """Learns, from clicks of m old items, what rows of items are like; the same on every rank.
+
+        Args:
+            item_context: field embeddings of the items [m, Fi*D].
+            item: whose click each is, from 0 to m - 1 [n]; the others as in `fit`.
+            label: [n].
+            offset: [n].
+            slope: [n, D].
+        """
+        raise NotImplementedError
 
     def scale_and_shift(
         self, item_context: torch.Tensor, user_mean: torch.Tensor

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 
-from mwuf_dist.config import Positive, section
+from mwuf_dist.config import Count, MethodConfig, Positive, UserError, section
+from mwuf_dist.methods.content_prior import curvature, fit_content_prior
 from mwuf_dist.methods.dropoutnet import DropoutNet, DropoutNetConfig
 
 _MOST_STEPS = 50
 _MOST_HALVINGS = 20
 # An item is done when no coordinate of its gradient is larger.
 _SMALLEST_SLOPE = 1e-8
-# Clicks whose part of the curvature is made at once (a matrix D x D each).
-_CURVATURE_ROWS = 1 << 13
 
 
 @section
@@ -23,33 +22,79 @@ class MapConfig(DropoutNetConfig):
     """Keys of `map`."""
 
     prior_precision: Positive = 1.5  # Of the prior on an item's row; larger keeps it closer to its first row.
+    # content: mean and covariance of the prior given the item's fields, by empirical Bayes from old items.
+    prior: Literal["zero", "content"] = "zero"
+    prior_strength: Positive = 1.0  # Of `prior = "content"`: the precision found is multiplied by this.
+    prior_rows: Count = 60  # Of `prior = "content"`: rows of an old item that are looked at, at most.
 
 
 class Map(DropoutNet):
     """Maximum a posteriori rows, for a backbone whose logit is linear in the item embedding (encoder, fm).
 
     With everything but the row v of a new item frozen, the logit of user u is f_u + v . x_u. The row that the clicks
-    y_u so far make most probable, under the prior v ~ N(v_0, 1 / precision), is
+    y_u so far make most probable, under the prior v ~ N(v_0, P^-1), is
 
-        argmin_v  sum_u BCE(f_u + v . x_u, y_u) + precision / 2 |v - v_0|^2
+        argmin_v  sum_u BCE(f_u + v . x_u, y_u) + (v - v_0)' P (v - v_0) / 2
 
     a convex problem of its own for every item, solved by Newton's method for many items at once. There is no learning
     rate, no number of steps and no order of rows to choose, and a row depends on its item's clicks alone. It always
-    takes the clicks of all finished phases. v_0 is zero: the ID is a residual that `pretrain` has learned to do without
-    (`method.item_dropout`, as in DropoutNet).
+    takes the clicks of all finished phases.
 
-    Deviation from the maximum a posteriori of a whole model: no intercept common to the new items is fitted beside the
-    rows, so a level that all of them share is learned by each row on its own.
+    * `prior = "zero"`: v_0 is zero and P is `method.prior_precision` times the identity: the ID is a residual that
+      `pretrain` has learned to do without (`method.item_dropout`, as in DropoutNet).
+    * `prior = "content"`: v_0 is a ridge regression of rows on the item's field embeddings, and P^-1 what rows differ
+      by beside it, both by empirical Bayes from the clicks of old items (`content_prior.py`). These items the model has
+      been trained on, so that what is left to a row of theirs is less than what is left to a new item's:
+      `method.prior_strength` below 1 makes up for it, and is chosen on old items left out of pretraining (`mwuf tune`).
+
+    `covariance` is the posterior's of a row, by the curvature at it (Laplace).
+
+    Deviation from the maximum a posteriori of a whole model: with `prior = "zero"` no intercept common to the new items
+    is fitted beside the rows, so a level that all of them share is learned by each row on its own.
     """
 
     Config = MapConfig
     config: MapConfig
     pretrain_keys: ClassVar[tuple[str, ...] | None] = ("name", "item_dropout")
     fits_items = True
+    weight: torch.Tensor
+    precision: torch.Tensor
 
     def __init__(self, config: MapConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
-        self.precision = config.prior_precision
+        self.fits_prior, self.prior_rows = config.prior == "content", config.prior_rows
+        precision = config.prior_precision * torch.eye(dim)
+        if self.fits_prior:
+            self.initialisation = _own_rows(config)
+            # B with the mean of the fields and its constant folded into the last row, and P.
+            self.register_buffer("weight", torch.zeros(item_context + 1, dim))
+            self.register_buffer("precision", precision)
+        else:
+            self.precision = precision
+
+    @torch.no_grad()
+    def fit_prior(
+        self,
+        item_context: torch.Tensor,
+        item: torch.Tensor,
+        label: torch.Tensor,
+        offset: torch.Tensor,
+        slope: torch.Tensor,
+    ) -> None:
+        """See `Method.fit_prior`."""
+        context = item_context.double()
+        mean, deviation = context.mean(0), context.std(0, correction=0)
+        # A constant column says nothing, and its deviation is rounding.
+        deviation = torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, torch.inf)
+        features = torch.cat([(context - mean) / deviation, torch.ones_like(context[:, :1])], dim=1)
+        found = fit_content_prior(features, item, label, offset, slope, self.config.prior_precision)
+        weight = found.weight[:-1] / deviation[:, None]
+        self.weight.copy_(torch.cat([weight, found.weight[-1:] - mean @ weight]))
+        self.precision.copy_(torch.linalg.inv(found.covariance) * self.config.prior_strength)
+
+    def initial_rows(self, items: torch.Tensor, item_context: torch.Tensor) -> torch.Tensor:
+        """See `Method.initial_rows`."""
+        return item_context @ self.weight[:-1] + self.weight[-1]
 
     @torch.no_grad()
     def fit(
@@ -57,28 +102,42 @@ class Map(DropoutNet):
     ) -> torch.Tensor:
         """See `Method.fit`."""
         prior, offset, slope, label = (values.double() for values in (start, offset, slope, label))
-        rows, open_items = prior.clone(), torch.ones(len(prior), dtype=torch.bool, device=prior.device)
+        rows, precision = prior.clone(), self.precision.double().to(prior.device)
         for _ in range(_MOST_STEPS):
             probability = torch.sigmoid(offset + (rows[item] * slope).sum(1))
-            gradient = self.precision * (rows - prior)
+            gradient = _times(rows - prior, precision)
             gradient.index_add_(0, item, slope * (probability - label)[:, None])
             open_items = gradient.abs().amax(1) > _SMALLEST_SLOPE
             if not open_items.any():
                 break
-            curvature = torch.diag_embed(torch.full_like(prior, self.precision))  # [m, D, D]
-            weighted = slope * (probability * (1 - probability))[:, None]
-            for first in range(0, len(item), _CURVATURE_ROWS):
-                part = slice(first, first + _CURVATURE_ROWS)
-                curvature.index_add_(0, item[part], weighted[part, :, None] * slope[part, None])
-            step = torch.linalg.solve(curvature, gradient) * open_items[:, None]
-            rows = self._descend(rows, step, prior, item, label, offset, slope)
+            second = curvature(precision, len(rows), item, slope, probability)
+            step = torch.linalg.solve(second, gradient) * open_items[:, None]
+            rows = self._descend(rows, step, prior, precision, item, label, offset, slope)
         return rows.to(start.dtype)
+
+    @torch.no_grad()
+    def covariance(
+        self, rows: torch.Tensor, item: torch.Tensor, offset: torch.Tensor, slope: torch.Tensor
+    ) -> torch.Tensor:
+        """The posterior's covariance of fitted rows, float64 [m, D, D]: the inverse of the curvature at them.
+
+        Args:
+            rows: of `fit` [m, D].
+            item: whose click each is, from 0 to m - 1 [n].
+            offset: as for `fit` [n].
+            slope: [n, D].
+        """
+        rows, offset, slope = rows.double(), offset.double(), slope.double()
+        probability = torch.sigmoid(offset + (rows[item] * slope).sum(1))
+        precision = self.precision.double().to(rows.device)
+        return torch.linalg.inv(curvature(precision, len(rows), item, slope, probability))
 
     def _descend(
         self,
         rows: torch.Tensor,
         step: torch.Tensor,
         prior: torch.Tensor,
+        precision: torch.Tensor,
         item: torch.Tensor,
         label: torch.Tensor,
         offset: torch.Tensor,
@@ -88,7 +147,8 @@ class Map(DropoutNet):
 
         def loss(rows: torch.Tensor) -> torch.Tensor:
             logit = offset + (rows[item] * slope).sum(1)
-            total = self.precision / 2 * (rows - prior).square().sum(1)
+            away = rows - prior
+            total = (_times(away, precision) * away).sum(1) / 2
             return total.index_add(0, item, F.binary_cross_entropy_with_logits(logit, label, reduction="none"))
 
         before = loss(rows)
@@ -99,3 +159,22 @@ class Map(DropoutNet):
                 return moved
             step = torch.where(uphill[:, None], step / 2, step)
         return torch.where(uphill[:, None], rows, moved)
+
+
+def _times(rows: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
+    """Rows [m, D] times a symmetric matrix [D, D], each by sums of its own: a row's bits know no other row."""
+    return (rows[:, None] * precision).sum(2)
+
+
+def _own_rows(config: MethodConfig) -> str:
+    """The initialisation of the prior's mean.
+
+    Raises:
+        UserError: the config names another.
+    """
+    if config.initialisation != "default":
+        raise UserError(
+            f"method.initialisation = {config.initialisation!r} does not go with method.prior = 'content', whose mean "
+            "is the first row: leave it out, or take method.prior = 'zero'"
+        )
+    return "own"

@@ -48,6 +48,7 @@ from mwuf_dist.training.results import NEXT_SETS, phase_metrics, results_of, ver
 from mwuf_dist.training.stages.episodes import EpisodeTrain
 from mwuf_dist.training.stages.meta_train import MetaTrain, initialise_new_ids, meta_trained_tensors
 from mwuf_dist.training.stages.pretrain import Pretrain, pretrained_tensors
+from mwuf_dist.training.stages.prior_fit import fit_prior
 from mwuf_dist.training.stages.stream import stream
 from mwuf_dist.training.stages.warm_up import WarmUp, warm_up_tensors
 
@@ -255,6 +256,10 @@ class Run:
         if self.cursor.phase == 0:
             if self.method.episode_trained:
                 self._train_on_episodes(self._frozen)
+            if self.method.fits_prior:
+                clock = time.perf_counter()
+                num_rows = fit_prior(self.config, self._frozen, self.method, self.prepared)
+                self.session.count("meta_train", num_rows, _since(clock))
             self.session.meta.cursor = Cursor("meta_train", 1)
         initialise_new_ids(self.config, self.model, self.method)
         if not self.method.meta_trained:
