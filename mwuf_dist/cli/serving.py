@@ -32,6 +32,7 @@ elsewhere user_id, item_id, label and timestamp. Rows that agree in all four are
 examples:
   mwuf warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday
   mwuf warm runs/ml-1 --interactions logs/ --items new_items.csv --output runs/ml-1-tuesday --format npy
+  mwuf warm runs/ml-1 --interactions today.parquet --old-items --output runs/ml-1-tuesday
   torchrun --nproc-per-node=2 -m mwuf_dist warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday""",
     "adopt": """\
 Warm embeddings for the new items of a model that was trained elsewhere; nothing of it is trained.
@@ -76,6 +77,8 @@ class WarmOptions:
     items: Path | None = None  # Table with the fields of items that the run has never seen.
     format: Literal["parquet", "safetensors", "npy"] = "parquet"  # Of the export.
     context: tyro.conf.FlagCreatePairsOff[bool] = False  # All else that a score needs, of the changed items.
+    # Rows of old items move too, by the same rule, from where the run left them.
+    old_items: tyro.conf.FlagCreatePairsOff[bool] = False
     user: str = ""  # Column of the user; empty: that of the run's logs.
     item: str = ""  # Column of the item.
     time: str = ""  # Column of the time.
@@ -155,6 +158,7 @@ def _warm(arguments: list[str]) -> int:
             options.format,
             options.context,
             options.prepared,
+            options.old_items,
         )
         if runtime.is_main:
             print(printable(report.text()))

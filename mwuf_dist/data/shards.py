@@ -315,6 +315,12 @@ class Prepared:
             row = end
         return out
 
+    def in_parts(self, split: str, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """Columns of a split as `read_rows` gives them, some million rows at a time."""
+        num_rows = self.num_rows(split)
+        for first in range(0, num_rows, MAX_FILE_ROWS):
+            yield self.read_rows(split, first, min(first + MAX_FILE_ROWS, num_rows), names)
+
     def whole(self, name: str) -> Path:
         """Path of a file of the folder whose CRC-32 stands in the manifest; the first call compares it."""
         path = self.path / name

@@ -25,10 +25,11 @@ from mwuf_dist.serving.served_log import taken
 from mwuf_dist.serving.served_state import SERVED, new_state
 from mwuf_dist.serving.warm.change import Change
 from mwuf_dist.serving.warm.job import seen_by_run
-from mwuf_dist.serving.warm.rows import WarmJob
+from mwuf_dist.serving.warm.rows import WarmJob, rows_of_run
 from mwuf_dist.training.checkpoint.files import Cursor, Meta
 from mwuf_dist.training.checkpoint.save import Checkpointer
 from mwuf_dist.training.implementations import frozen_model
+from mwuf_dist.training.item_rule.rule import rule_of
 from mwuf_dist.training.loop import Session
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.optimizers import Adam
@@ -244,6 +245,7 @@ def _served_scores(run: FinishedRun, index: int, users: torch.Tensor) -> list[tu
     own = taken(state.log, state.log["item"] == index)
     user_ids = run.prepared.raw_ids("user")
     run_log = seen_by_run(run.prepared, np.array([index]), user_ids)
+    run_rows = rows_of_run(rule_of(run.config, run.prepared), run.prepared, old_items=False)
     # No row of before: the item goes on from the run's row, or its first one.
     none = new_state(run.prepared, state.ids.type, run.model.dim).rows
     nothing = np.empty(0, dtype=np.int64)
@@ -252,7 +254,7 @@ def _served_scores(run: FinishedRun, index: int, users: torch.Tensor) -> list[tu
     for clicks in np.unique(np.linspace(0, num, min(num, _NUM_POINTS) + 1).round().astype(int)):
         log = taken(own, np.arange(clicks))
         change = Change(replace(state, log=log, rows=none), np.array([index]), nothing, 0, 0, 0, 0)
-        made = WarmJob(run.config, run.model.runtime, run.prepared, change, run_log).rows(run)
+        made = WarmJob(run.config, run.model.runtime, run.prepared, change, run_log, run_rows).rows(run)
         row = torch.from_numpy(made.served).to(device)
         users_of = [one["user"][run.prepared.is_event(one["label"], run.config.data.events)] for one in (run_log, log)]
         seen = torch.from_numpy(np.concatenate(users_of).astype(np.int64)).to(device)

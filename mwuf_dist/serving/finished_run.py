@@ -38,8 +38,6 @@ PHASE_NAMES = (*PHASES, "old")
 OLD = len(PHASES)
 # Rows scored at once.
 _ROWS = 1 << 16
-# Rows counted at once.
-_COUNTED_ROWS = 1 << 22
 
 
 @dataclass
@@ -132,9 +130,7 @@ class FinishedRun:
         """
         counts = np.zeros(self.num_items, dtype=np.int64)
         for split in ("pretrain", *WARM_SETS, *self.served_splits):
-            num_rows = self.prepared.num_rows(split)
-            for first in range(0, num_rows, _COUNTED_ROWS):
-                part = self.prepared.read_rows(split, first, min(first + _COUNTED_ROWS, num_rows), ["item", "label"])
+            for part in self.prepared.in_parts(split, ["item", "label"]):
                 counted = part["item"][self.prepared.is_counted(part["label"])]
                 counts += np.bincount(counted, minlength=self.num_items)
         return counts
@@ -188,16 +184,27 @@ class FinishedRun:
 
     @torch.no_grad()
     def embeddings(self, items: Indices) -> torch.Tensor:
-        """Looks up what the backbone reads of items [n]: warm embeddings of new ones, rows of phi_old of old ones."""
+        """Looks up what the backbone reads of items [n]: warm embeddings of new ones, rows of phi_old of old ones.
+
+        An old item that `mwuf warm --old-items` has moved has the row that it has moved to.
+        """
         items = self._items(items)
         is_old = items < self.num_old_items
         if not bool(is_old.any()):
             return self.warm_embeddings(items)
         out = torch.empty(len(items), self.model.dim, device=items.device)
-        out[is_old] = self.model.old_ids.rows(items[is_old])
+        out[is_old] = self._old_rows(items[is_old])
         if not bool(is_old.all()):
             out[~is_old] = self.warm_embeddings(items[~is_old])
         return out
+
+    def _old_rows(self, items: torch.Tensor) -> torch.Tensor:
+        rows = self.model.old_ids.rows(items)
+        moved = items[:0] if self.state is None else torch.from_numpy(self.state.rows.item).to(items.device)
+        if not bool((has_moved := torch.isin(items, moved)).any()):
+            return rows
+        rows[has_moved] = self.model.new_ids.rows(items[has_moved])
+        return rows
 
     @torch.no_grad()
     def context(self, users: Indices, items: Indices) -> torch.Tensor:

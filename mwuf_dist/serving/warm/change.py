@@ -27,7 +27,7 @@ class Change:
         going_on: indices of items whose row goes on from its last boundary.
         num_new: interactions that were new.
         num_known: that had been seen before, or stood in the input twice.
-        num_of_old_items: of old items, whose rows are frozen.
+        num_of_old_items: of old items, whose rows are frozen unless they are asked to move.
         num_new_items: items never seen before.
         fractions: of the rows that count, how many are of each kind that should change slowly from day to day.
     """
@@ -49,7 +49,8 @@ def change_by(
     run_ids: pa.Array,
     prepared: Prepared,
     run_log: Log,
-    run_rows: int,
+    run_rows: np.ndarray,
+    old_items: bool = False,
 ) -> Change:
     """Adds new interactions and items to a state.
 
@@ -60,7 +61,8 @@ def change_by(
         run_ids: raw IDs of the run's items.
         prepared: of the run.
         run_log: interactions that the run has seen of its own new items.
-        run_rows: how many it has seen of each.
+        run_rows: see `rows.rows_of_run`.
+        old_items: interactions of old items count too.
     """
     grown, moved = _grow(state, rows.item_ids, listed, run_ids, prepared)
     # The log of before under the new indices.
@@ -72,7 +74,7 @@ def change_by(
     num_of_old_items, num_counted = rows.num_counted(taken(new, is_old)), rows.num_counted(new)
     num_of_new_items_rows = rows.num_counted(taken(new, new["item"] >= state.num_run_items))
     num_of_unseen_users = rows.num_counted(taken(new, new["user"] < 0))
-    new = taken(new, ~is_old)
+    new = new if old_items else taken(new, ~is_old)
     new = taken(new, in_order(new))
     new = taken(new, ~is_known(new, together([log, run_log])))
     both = together([log, new])
@@ -92,7 +94,7 @@ def change_by(
         anew=anew,
         going_on=np.setdiff1d(touched, anew),
         num_new=rows.num_counted(new),
-        num_known=num_counted - num_of_old_items - rows.num_counted(new),
+        num_known=num_counted - (0 if old_items else num_of_old_items) - rows.num_counted(new),
         num_of_old_items=num_of_old_items,
         num_new_items=len(grown.ids) - len(state.ids),
         fractions={
@@ -109,7 +111,9 @@ def _moved(item: np.ndarray, moved: np.ndarray, num_run_items: int) -> np.ndarra
     return np.where(item < num_run_items, item, num_run_items + table[np.maximum(item - num_run_items, -1)])
 
 
-def _late(state: WarmState, moved: np.ndarray, item: np.ndarray, is_new: np.ndarray, run_rows: int) -> np.ndarray:
+def _late(
+    state: WarmState, moved: np.ndarray, item: np.ndarray, is_new: np.ndarray, run_rows: np.ndarray
+) -> np.ndarray:
     """Items with a new interaction before their last boundary.
 
     Args:
@@ -117,13 +121,14 @@ def _late(state: WarmState, moved: np.ndarray, item: np.ndarray, is_new: np.ndar
         moved: position of its items among the grown ones.
         item: of each interaction, in order [R].
         is_new: whether it is new [R].
-        run_rows: interactions that the run has seen of each of its own items.
+        run_rows: see `rows.rows_of_run`.
     """
     boundary = np.zeros(int(item.max(initial=-1)) + 1, dtype=np.int64)
     index = _moved(state.rows.item, moved, state.num_run_items)
     reached = index < len(boundary)
     boundary[index[reached]] = state.rows.boundary[reached]
-    place = np.arange(len(item)) - np.searchsorted(item, item) + np.where(item < state.num_run_items, run_rows, 0)
+    before = np.append(run_rows, 0)[np.minimum(item, len(run_rows))]
+    place = np.arange(len(item)) - np.searchsorted(item, item) + before
     return np.unique(item[is_new & (place < boundary[item])])
 
 

@@ -36,8 +36,8 @@ from mwuf_dist.serving.warm.change import Change, change_by
 from mwuf_dist.serving.warm.interactions import Columns, log_options, read_interactions
 from mwuf_dist.serving.warm.item_fields import read_fields
 from mwuf_dist.serving.warm.negatives import add_negatives
-from mwuf_dist.serving.warm.rows import WarmJob
-from mwuf_dist.training.item_rule.rule import check_rule_fits
+from mwuf_dist.serving.warm.rows import WarmJob, rows_of_run
+from mwuf_dist.training.item_rule.rule import check_rule_fits, rule_of
 
 # Jobs whose rows are compared with those of the next.
 _DAYS = 14
@@ -62,6 +62,7 @@ class WarmReport:
             else.
         num_read: rows of the input.
         notes: what of the input was not used, and what may surprise, a sentence each.
+        old_items: old items have moved too.
         already_done: the output was there, made from the same run and the same input.
     """
 
@@ -74,6 +75,7 @@ class WarmReport:
     num_drawn: int = 0
     num_read: int = 0
     notes: tuple[str, ...] = ()
+    old_items: bool = False
     already_done: bool = False
 
     def text(self) -> str:
@@ -83,9 +85,11 @@ class WarmReport:
             return f"{output}: made from this run and these rows already; nothing to do (state {self.digest})"
         lines = [
             f"{change.num_new:,} new interactions, {change.num_known:,} known already, {change.num_of_old_items:,} of "
-            f"old items (frozen); {self.num_unseen_users:,} users never seen (the mean user)",
+            f"old items ({'moved too' if self.old_items else 'frozen'}); {self.num_unseen_users:,} users never seen "
+            "(the mean user)",
             f"{self.num_changed:,} items changed, {change.num_new_items:,} of them never seen before",
-            f"proof: {self.num_proofs:,} of {self.num_proofs:,} scores of old items are the same to the bit",
+            f"proof: {self.num_proofs:,} of {self.num_proofs:,} scores of old items"
+            f"{' by the rows of the run' if self.old_items else ''} are the same to the bit",
             f"run: {output}   state: {self.digest}   changed rows: {output / 'export'}",
         ]
         if self.num_drawn:
@@ -109,6 +113,7 @@ def warm(
     kind: Format = "parquet",
     context: bool = False,
     prepared: Path | None = None,
+    old_items: bool = False,
 ) -> WarmReport:
     """Runs the job. Every rank calls it with the same arguments.
 
@@ -122,6 +127,7 @@ def warm(
         kind: format of the export.
         context: in the export, what the model reads of the items beside their embeddings too.
         prepared: see `load_run`.
+        old_items: rows of old items move too, by the same rule, from where the run left them.
 
     Raises:
         UserError: the input is wrong, or `output` holds something else.
@@ -135,10 +141,11 @@ def warm(
     before = served_state.load(folder) or served_state.new_state(data, run_ids.type, config.embedding.dim)
     options = log_options(config, columns or Columns())
     is_logs = config.data.name == "logs"
-    rows, run_log, num_drawn = _read_rows(interactions, options, data, run_ids, user_ids, is_logs)
+    rows, run_log, num_drawn = _read_rows(interactions, options, data, run_ids, user_ids, is_logs, old_items)
     nothing = rows.item_ids[:0], unknown_fields(data, 0)
     listed = nothing if items is None else read_fields(items, options, data, is_logs)
-    change = change_by(before, rows, listed, run_ids, data, run_log, 3 * data.rows_of(config.data.warm_rows))
+    run_rows = rows_of_run(rule_of(config, data), data, old_items)
+    change = change_by(before, rows, listed, run_ids, data, run_log, run_rows, old_items)
     change = replace(change, state=replace(change.state, made_from=_made_from(folder, checkpoint.name, change.state)))
     notes = (*rows.notes, *alarms(change.fractions, before.days))
     change = replace(change, state=replace(change.state, days=(*before.days, change.fractions)[-_DAYS:]))
@@ -149,7 +156,7 @@ def warm(
         if output.exists():
             return _already_done(output, change, rows)
         runtime.on_main(lambda: stack.enter_context(appearing(output, "name another --output")))
-        job = WarmJob(config, runtime, data, change, run_log)
+        job = WarmJob(config, runtime, data, change, run_log, run_rows)
         run = load_run(folder, runtime, several_ranks=True, prepared=data.path)
         scores = _scores_of_old_items(run)
         state = replace(change.state, rows=job.rows(run))
@@ -164,7 +171,16 @@ def warm(
         runtime.on_main(stack.close)
     digest = served_state.digest_of(output)
     return WarmReport(
-        output, change, len(changed), rows.num_unseen_users, len(scores), digest, num_drawn, rows.num_read, notes
+        output,
+        change,
+        len(changed),
+        rows.num_unseen_users,
+        len(scores),
+        digest,
+        num_drawn,
+        rows.num_read,
+        notes,
+        old_items,
     )
 
 
@@ -182,29 +198,37 @@ def alarms(fractions: dict[str, float], days: Sequence[dict[str, float]]) -> lis
 
 
 def _read_rows(
-    path: Path, options: LogsConfig, prepared: Prepared, run_ids: pa.Array, user_ids: pa.Array, is_logs: bool
+    path: Path,
+    options: LogsConfig,
+    prepared: Prepared,
+    run_ids: pa.Array,
+    user_ids: pa.Array,
+    is_logs: bool,
+    old_items: bool,
 ) -> tuple[NewRows, Log, int]:
     """(The new rows, with drawn negatives for positives only; what the run has seen of their items; rows drawn)."""
     rows = read_interactions(path, options, prepared, is_logs)
     items = find(rows.item_ids, run_ids)
-    run_log, num_positives = seen_by_run(prepared, items, user_ids), rows.num_rows
+    run_log, num_positives = seen_by_run(prepared, items, user_ids, old_items), rows.num_rows
     if options.negatives_per_positive:
         drawn = options.negatives_per_positive, options.negatives_seed
-        rows = add_negatives(rows, items, prepared, user_ids, run_log, *drawn)
+        rows = add_negatives(rows, items, prepared, user_ids, run_log, *drawn, old_items)
     return rows, run_log, rows.num_rows - num_positives
 
 
-def seen_by_run(prepared: Prepared, items: np.ndarray, user_ids: pa.Array) -> Log:
-    """Reads what the run has seen of its own new items among these, in the order of its sets."""
+def seen_by_run(prepared: Prepared, items: np.ndarray, user_ids: pa.Array, old_items: bool = False) -> Log:
+    """Reads what the run has seen of its own new items (and old ones) among these, in the order of its sets."""
     wanted = np.zeros(prepared.num_items + 1, dtype=bool)
     wanted[items] = True
-    wanted[: prepared.num_old_items] = wanted[-1] = False
+    wanted[-1] = False
+    has_old = old_items and wanted[: prepared.num_old_items].any()
+    wanted[: prepared.num_old_items] &= has_old
     parts = []
-    for split in WARM_SETS if wanted.any() else ():
-        columns = prepared.columns(split, ("user", "item", "time", "label"))
-        columns = {name: values[wanted[columns["item"]]] for name, values in columns.items()}
-        keys = id_keys(user_ids.take(pa.array(columns["user"])))
-        parts.append({name: (columns | {"user_key": keys})[name] for name in LOG_COLUMNS})
+    for split in (*(("pretrain",) if has_old else ()), *WARM_SETS) if wanted.any() else ():
+        for columns in prepared.in_parts(split, ("user", "item", "time", "label")):
+            ours = {name: values[wanted[columns["item"]]] for name, values in columns.items()}
+            keys = id_keys(user_ids.take(pa.array(ours["user"])))
+            parts.append({name: (ours | {"user_key": keys})[name] for name in LOG_COLUMNS})
     log = together([served_state.empty_log(), *parts])
     return taken(log, np.argsort(log["item"], kind="stable"))
 

@@ -9,8 +9,8 @@ proportions; only their times are the row's own, as the job reads no time but fo
 is picked again, up to 20 times, who is the row's own or has a positive row with the item in the run's sets. Unlike
 `prepare`, the rule does not know what comes later: who is drawn today may click tomorrow, and was a negative at the
 time all the same. Positive rows that the run has been trained on have their negatives there and get no others; those
-of old items move nothing and get none. A drawn row is nobody's event: U(v) and the counts of interactions leave it
-out.
+of old items move nothing and get none, unless old items move: then users come from positive rows with old items. A
+drawn row is nobody's event: U(v) and the counts of interactions leave it out.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ from mwuf_dist.data.readers.negatives import MAX_DRAWS
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.serving.served_log import Log, NewRows, is_known, taken, together
 
-# Rows of the run read at once.
-_READ_ROWS = 1 << 22
-
 
 def add_negatives(
-    rows: NewRows, items: np.ndarray, prepared: Prepared, user_ids: pa.Array, run_log: Log, per_positive: int, seed: int
+    rows: NewRows,
+    items: np.ndarray,
+    prepared: Prepared,
+    user_ids: pa.Array,
+    run_log: Log,
+    per_positive: int,
+    seed: int,
+    old_items: bool = False,
 ) -> NewRows:
     """The rows with their negatives behind them.
 
@@ -39,18 +43,24 @@ def add_negatives(
         items: index in the run of each of `rows.item_ids` [I'], -1 of one never seen.
         prepared: of the run.
         user_ids: raw IDs of its users [U].
-        run_log: interactions that the run was trained on, of its own new items.
+        run_log: interactions that the run was trained on, of its own new items (and of old ones, where they move).
         per_positive: so many for each.
         seed: of the run's own negatives (`data.logs.negatives_seed`).
+        old_items: rows of old items get negatives too.
     """
     of_run = rows.log | {"item": items[rows.log["item"]]}
     is_old = (of_run["item"] >= 0) & (of_run["item"] < prepared.num_old_items)
-    source = np.repeat(np.flatnonzero(~is_old & ~is_known(of_run, run_log)), per_positive)
-    number = np.arange(len(source)) % per_positive
+    wanted = ~is_known(of_run, run_log) & (old_items | ~is_old)
+    source = np.repeat(np.flatnonzero(wanted), per_positive)
     activity, liked = _of_run(prepared, of_run["item"][source])
-    if not len(source) or not activity.any():
+    # Of users with new items, then of those with old ones: a hash of the row picks among one of the two.
+    ends = np.cumsum(activity, axis=1)
+    source = source[ends[is_old[source].astype(int), -1] > 0]
+    number = np.arange(len(source)) % per_positive
+    if not len(source):
         return rows
-    user_keys, cumulated = id_keys(user_ids), np.cumsum(activity)
+    user_keys, kind = id_keys(user_ids), is_old[source].astype(int)
+    first_of_kind, cumulated = np.array([0, ends[0, -1]]), np.append(ends[0], ends[0, -1] + ends[1])
     of_source = taken(rows.log, source)
     own, item = of_source["user_key"], of_run["item"][source].astype(np.int64)
     first = own ^ mixed(np.full(1, seed, dtype=np.uint64))
@@ -59,10 +69,11 @@ def add_negatives(
     drawn = np.full(len(source), -1, dtype=np.int64)
     open_ = np.arange(len(source))
     for attempt in range(MAX_DRAWS):
-        pick = (mixed(mixed(first[open_]) + np.uint64(attempt)) % np.uint64(cumulated[-1])).astype(np.int64)
-        candidate = np.searchsorted(cumulated, pick, side="right")
+        size = ends[kind[open_], -1].astype(np.uint64)
+        pick = (mixed(mixed(first[open_]) + np.uint64(attempt)) % size).astype(np.int64)
+        candidate = np.searchsorted(cumulated, first_of_kind[kind[open_]] + pick, side="right") % len(user_keys)
         refused = user_keys[candidate] == own[open_]
-        refused |= np.isin(item[open_] * len(activity) + candidate, liked) & (item[open_] >= 0)
+        refused |= np.isin(item[open_] * len(user_keys) + candidate, liked) & (item[open_] >= 0)
         drawn[open_[~refused]] = candidate[~refused]
         open_ = open_[refused]
     kept = drawn >= 0
@@ -75,17 +86,19 @@ def add_negatives(
 
 
 def _of_run(prepared: Prepared, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(positive rows with new items of each user of the run [U], pairs item * U + user of positives of these items)."""
+    """Positive rows of each user of the run with new items and with old ones [2, U], and the pairs of these items.
+
+    The latter are item * U + user of each positive row.
+    """
     wanted = np.zeros(prepared.num_items + 1, dtype=bool)
     wanted[items] = True  # -1 is the last
-    activity, pairs = np.zeros(prepared.num_users, dtype=np.int64), [np.empty(0, dtype=np.int64)]
+    num_users = prepared.num_users
+    activity, pairs = np.zeros((2, num_users), dtype=np.int64), [np.empty(0, dtype=np.int64)]
     for split in prepared.manifest["splits"]:
-        num_rows = prepared.num_rows(split)
-        for first in range(0, num_rows, _READ_ROWS):
-            part = prepared.read_rows(split, first, min(first + _READ_ROWS, num_rows), ("user", "item", "label"))
+        for part in prepared.in_parts(split, ("user", "item", "label")):
             part = taken(part, part["label"] == 1)
-            of_new = part["user"][part["item"] >= prepared.num_old_items]
-            activity += np.bincount(of_new, minlength=len(activity))
+            is_old = part["item"] < prepared.num_old_items
+            activity += [np.bincount(part["user"][of], minlength=num_users) for of in (~is_old, is_old)]
             part = taken(part, wanted[part["item"]])
-            pairs.append(part["item"].astype(np.int64) * len(activity) + part["user"])
+            pairs.append(part["item"].astype(np.int64) * num_users + part["user"])
     return activity, np.concatenate(pairs)

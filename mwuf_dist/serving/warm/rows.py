@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from mwuf_dist.config import Config
+from mwuf_dist.config import Config, UserError
 from mwuf_dist.data.id_keys import id_keys
 from mwuf_dist.data.schema import SIDES
 from mwuf_dist.data.shards import Prepared
@@ -39,6 +40,7 @@ class WarmJob:
     prepared: Prepared
     change: Change
     run_log: Log
+    run_rows: np.ndarray
 
     def rows(self, run: FinishedRun) -> Rows:
         """All rows that are not the run's, on the main rank (elsewhere what is there is not complete)."""
@@ -48,6 +50,11 @@ class WarmJob:
         self.frozen = FrozenModel(run, users, items, run.histories)
         old = state.rows
         touched = np.union1d(self.change.anew, self.change.going_on)
+        if self.frozen.method.regenerates and (touched < self.prepared.num_old_items).any():
+            raise UserError(
+                f"--old-items does not go with method.name = {self.config.method.name!r}: it would pass rows through "
+                "its autoencoder that have never been; old items stay as they are without the option"
+            )
         at = np.full(state.num_items, -1, dtype=np.int64)
         at[old.item] = np.arange(len(old.item))
         at[self.change.anew] = -1
@@ -65,15 +72,17 @@ class WarmJob:
         # A fit starts at an item's first row whatever the run has made of it.
         goes_on = (touched < state.num_run_items) & (not self.frozen.method.fits_items)
         start = np.empty((len(touched), run.model.dim), dtype=np.float32)
-        boundary = np.where(goes_on, 3 * self.prepared.rows_of(self.config.data.warm_rows), 0)
+        boundary = np.where(goes_on, self._rows_of_run(touched), 0)
         anew = at < 0
         start[~anew], boundary[~anew] = old.at_boundary[at[~anew]], old.boundary[at[~anew]]
-        theirs = torch.from_numpy(touched[anew & goes_on])
+        is_old = touched < self.prepared.num_old_items
+        of_old, of_new = anew & goes_on & is_old, anew & goes_on & ~is_old
+        if of_old.any():  # a sharded table cannot look up nothing
+            start[of_old] = _looked_up(run.model.old_ids.rows, touched[of_old], self.runtime)
         if run.run_rows is not None:
-            start[anew & goes_on] = run.run_rows[theirs].numpy()
-        elif len(theirs):  # a sharded table cannot look up nothing
-            with torch.no_grad():
-                start[anew & goes_on] = run.model.new_ids.rows(theirs.to(self.runtime.device)).cpu().numpy()
+            start[of_new] = run.run_rows[torch.from_numpy(touched[of_new])].numpy()
+        elif of_new.any():
+            start[of_new] = _looked_up(run.model.new_ids.rows, touched[of_new], self.runtime)
         first = touched[anew & ~goes_on]
         # The run's own items among them, which are fitted, do not start at draws by their ID.
         keys, unseen = np.zeros(len(first), dtype=np.uint64), first >= state.num_run_items
@@ -92,7 +101,7 @@ class WarmJob:
         log = taken(log, np.isin(log["item"], touched))
         log = taken(log, np.argsort(log["item"], kind="stable"))
         counts = np.diff(np.searchsorted(log["item"], np.append(touched, np.iinfo(np.int32).max)))
-        ends, missing = np.cumsum(counts), self._missing(rule, touched)
+        ends, missing = np.cumsum(counts), self._missing(touched)
         out = []
         for group in item_groups(counts, _GROUP_ROWS if run.histories is None else _GROUP_ROWS_WITH_HISTORIES):
             rows = taken(log, np.arange(int(ends[group[0]] - counts[group[0]]), int(ends[group[-1]])))
@@ -112,8 +121,37 @@ class WarmJob:
         )
         return items, rows, at_boundary, boundary
 
-    def _missing(self, rule: WarmRule, items: np.ndarray) -> np.ndarray:
+    def _missing(self, items: np.ndarray) -> np.ndarray:
         """Rows of items [T] that the blocks of the phases count and the run has not: see `rule.warm_rows`."""
         is_own = items < self.change.state.num_run_items
         of_run = np.bincount(self.run_log["item"], minlength=self.change.state.num_items)
-        return np.where(is_own, 3 * rule.block_rows - of_run[items], 0)
+        return np.where(is_own, self._rows_of_run(items) - of_run[items], 0)
+
+    def _rows_of_run(self, items: np.ndarray) -> np.ndarray:
+        return np.append(self.run_rows, 0)[np.minimum(items, len(self.run_rows))]
+
+
+def rows_of_run(rule: WarmRule, prepared: Prepared, old_items: bool) -> np.ndarray:
+    """How many interactions the blocks count of each item of the run before those that come since [I'], int64.
+
+    The three phases of a new item. An old item stands at the end of the last block that its rows of `pretrain` fill, so
+    that the more of them there were, the more interactions make a step.
+
+    Args:
+        rule: the numbers.
+        prepared: of the run.
+        old_items: whether old items move; else 0 stands for them.
+    """
+    counts = np.zeros(prepared.num_stored_items, dtype=np.int64)
+    counts[prepared.num_old_items :] = rule.block_end(2)
+    if old_items:
+        of_old = np.zeros(prepared.num_old_items, dtype=np.int64)
+        for part in prepared.in_parts("pretrain", ("item",)):
+            of_old += np.bincount(part["item"], minlength=len(of_old))
+        counts[: len(of_old)] = rule.last_end(of_old)
+    return counts
+
+
+def _looked_up(rows: Callable[[torch.Tensor], torch.Tensor], items: np.ndarray, runtime: Runtime) -> np.ndarray:
+    with torch.no_grad():
+        return rows(torch.from_numpy(items).to(runtime.device)).cpu().numpy()

@@ -69,6 +69,14 @@ class WarmRule:
             return self.block_rows * (block + 1)
         return self.block_rows * _NUM_PHASES << (block - _NUM_PHASES + 1)
 
+    def last_end(self, counts: np.ndarray) -> np.ndarray:
+        """The end of the last complete block of so many interactions [n], 0 where there is none."""
+        phases = self.block_end(_NUM_PHASES - 1)
+        ends = np.minimum(counts // self.block_rows, _NUM_PHASES) * self.block_rows
+        for _ in range(int(counts.max(initial=0)).bit_length()):
+            ends = np.where((ends >= phases) & (2 * ends <= counts), 2 * ends, ends)
+        return ends
+
     def minibatch(self, block: int) -> int:
         """Interactions of one step of a block."""
         return 1 if block < _NUM_PHASES else _NUM_PHASES << (block - _NUM_PHASES)
