@@ -17,6 +17,7 @@ Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
   mwuf synthesize NAME  made-up raw files of any size, in the layout of a public data set
   mwuf export RUN       warm embeddings and dense model of a finished run, as files for a server
   mwuf warm RUN         the daily job: new interactions move new items' embeddings, and nothing else
+  mwuf apply FOLDER     puts the deltas of such jobs into an export, or into a copy of the run
   mwuf explain RUN      why one item has its embedding, and how its score moved with its clicks
   mwuf adopt WEIGHTS    warm embeddings for new items of a model that was trained elsewhere
   mwuf doctor           what this machine has, and what is wrong with it

@@ -1,4 +1,4 @@
-"""`mwuf export RUN`, `mwuf warm RUN`, `mwuf explain RUN` and `mwuf adopt`: their options and what they print."""
+"""`mwuf export`, `warm`, `apply`, `explain` and `adopt`: their options and what they print."""
 
 from __future__ import annotations
 
@@ -33,7 +33,16 @@ examples:
   mwuf warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday
   mwuf warm runs/ml-1 --interactions logs/ --items new_items.csv --output runs/ml-1-tuesday --format npy
   mwuf warm runs/ml-1 --interactions today.parquet --old-items --output runs/ml-1-tuesday
+  mwuf warm runs/ml-1 --interactions today.parquet --retire-after-days 30 --output runs/ml-1-tuesday
   torchrun --nproc-per-node=2 -m mwuf_dist warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday""",
+    "apply": """\
+Puts the deltas of jobs of `mwuf warm` into an export, or into a copy of the run that they went on from: all or none.
+FOLDER is either; deltas are files or folders of them, in their order. One that is missing, there twice, out of order,
+of another chain or damaged is refused. A server that is no Python of ours copies mwuf_dist/serving/deltas/reader.py.
+
+examples:
+  mwuf apply serving/today runs/ml-1-tuesday/deltas runs/ml-1-wednesday/deltas
+  mwuf apply runs/ml-1 runs/ml-1-tuesday/deltas --output copy/ml-1-tuesday""",
     "adopt": """\
 Warm embeddings for the new items of a model that was trained elsewhere; nothing of it is trained.
 
@@ -72,9 +81,11 @@ class WarmOptions:
     """Options of `mwuf warm`."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run, or of a job.
-    interactions: Path  # Parquet or CSV, a file or a folder.
     output: Path  # Folder to write: a run that has seen these interactions too.
+    interactions: Path | None = None  # Parquet or CSV, a file or a folder.
     items: Path | None = None  # Table with the fields of items that the run has never seen.
+    retire: Path | None = None  # Table with a column of IDs: items that leave, after the interactions have come.
+    retire_after_days: float | None = None  # New items leave without an interaction in so many days before the newest.
     format: Literal["parquet", "safetensors", "npy"] = "parquet"  # Of the export.
     context: tyro.conf.FlagCreatePairsOff[bool] = False  # All else that a score needs, of the changed items.
     # Rows of old items move too, by the same rule, from where the run left them.
@@ -84,6 +95,16 @@ class WarmOptions:
     time: str = ""  # Column of the time.
     label: str = ""  # Column of the label, 0 or 1.
     prepared: Path | None = None  # Its prepared data, where they have been moved since.
+
+
+@dataclass
+class ApplyOptions:
+    """Options of `mwuf apply`."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]  # Of an export or a run.
+    deltas: tyro.conf.Positional[tuple[Path, ...]]  # Files of deltas, or folders of them.
+    output: Path | None = None  # Folder to write; by default the export itself.
+    prepared: Path | None = None  # Prepared data of a run, where they have been moved since.
 
 
 @dataclass
@@ -118,7 +139,8 @@ class ExplainOptions:
 
 def run_command(command: str, arguments: list[str]) -> int:
     """Runs a command that takes a finished run; returns the exit code."""
-    return {"export": _export, "warm": _warm, "adopt": _adopt, "explain": _explain}[command](arguments)
+    commands = {"export": _export, "warm": _warm, "apply": _apply, "adopt": _adopt, "explain": _explain}
+    return commands[command](arguments)
 
 
 def _export(arguments: list[str]) -> int:
@@ -140,10 +162,13 @@ def _export(arguments: list[str]) -> int:
 
 def _warm(arguments: list[str]) -> int:
     options = _parse("warm", arguments, WarmOptions)
+    if not (options.interactions or options.items or options.retire or options.retire_after_days is not None):
+        raise UserError("name what comes with --interactions FILE or --items FILE, or what leaves with --retire FILE")
     from mwuf_dist.runtime import start
     from mwuf_dist.serving.run_files import read_run
     from mwuf_dist.serving.warm.interactions import Columns
     from mwuf_dist.serving.warm.job import warm
+    from mwuf_dist.serving.warm.retire import Retiring
 
     columns = Columns(options.user, options.item, options.time, options.label)
     clock = time.perf_counter()
@@ -159,10 +184,19 @@ def _warm(arguments: list[str]) -> int:
             options.context,
             options.prepared,
             options.old_items,
+            Retiring(options.retire, options.retire_after_days),
         )
         if runtime.is_main:
             print(printable(report.text()))
             print(f"{time.perf_counter() - clock:.1f} s")
+    return 0
+
+
+def _apply(arguments: list[str]) -> int:
+    options = _parse("apply", arguments, ApplyOptions)
+    from mwuf_dist.serving.deltas.apply import apply
+
+    print(printable(apply(options.folder, options.deltas, options.output, options.prepared).text()))
     return 0
 
 
@@ -214,7 +248,8 @@ def _parse(command: str, arguments: list[str], cls: type[T]) -> T:
     if not any(argument in ("-h", "--help") for argument in arguments) and (
         not arguments or arguments[0].startswith("-")
     ):
-        what = "the weights" if command == "adopt" else "the folder of a finished run"
-        raise UserError(f"name {what} first: mwuf {command} {'WEIGHTS' if command == 'adopt' else 'RUN'} [options]")
+        first = {"adopt": ("the weights", "WEIGHTS"), "apply": ("the folder of an export or a run", "FOLDER DELTAS")}
+        what, called = first.get(command, ("the folder of a finished run", "RUN"))
+        raise UserError(f"name {what} first: mwuf {command} {called} [options]")
     parsed: Any = tyro.cli(cls, args=arguments, prog=f"mwuf {command}", description=EXAMPLES[command])
     return parsed

@@ -187,7 +187,8 @@ def _share_of_clicks(run: FinishedRun, split: str, index: int) -> float | None:
 def _nearest(run: FinishedRun, item: torch.Tensor, num: int) -> list[tuple[Any, float]]:
     ours = F.normalize(run.embeddings(item), dim=1)[0]
     best = torch.empty(0, 2, dtype=torch.float64)
-    for items in torch.arange(run.num_old_items, device=item.device).split(1 << 16):
+    old = torch.as_tensor(run.served_items(old_items=True), device=item.device)
+    for items in old[old < run.num_old_items].split(1 << 16):
         cosine = F.normalize(run.embeddings(items), dim=1) @ ours
         found = torch.stack([cosine.double(), items.double()], dim=1)[items != item].cpu()
         best = torch.cat([best, found])
@@ -253,7 +254,7 @@ def _served_scores(run: FinishedRun, index: int, users: torch.Tensor) -> list[tu
     num = len(own["item"])
     for clicks in np.unique(np.linspace(0, num, min(num, _NUM_POINTS) + 1).round().astype(int)):
         log = taken(own, np.arange(clicks))
-        change = Change(replace(state, log=log, rows=none), np.array([index]), nothing, 0, 0, 0, 0)
+        change = Change(replace(state, log=log, rows=none), np.array([index]), nothing, 0, 0, 0, 0, log)
         made = WarmJob(run.config, run.model.runtime, run.prepared, change, run_log, run_rows).rows(run)
         row = torch.from_numpy(made.served).to(device)
         users_of = [one["user"][run.prepared.is_event(one["label"], run.config.data.events)] for one in (run_log, log)]

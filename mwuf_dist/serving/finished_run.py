@@ -23,8 +23,9 @@ from mwuf_dist.embeddings.user_means import ItemUsers, is_range, mean_users
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving import served_state
+from mwuf_dist.serving.deltas import hashes
 from mwuf_dist.serving.indices import Indices, checked_indices, place_of
-from mwuf_dist.serving.run_files import open_prepared, read_run
+from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
 from mwuf_dist.serving.served_state import SERVED, Grown, WarmState
 from mwuf_dist.training.checkpoint.files import load_tensors
 from mwuf_dist.training.checkpoint.save import module_state
@@ -87,9 +88,25 @@ class FinishedRun:
 
     @cached_property
     def item_ids(self) -> pa.Array:
-        """Raw IDs of all items [I], in the order of the index."""
+        """Raw IDs of all items [I], in the order of the index; null of one that has been retired."""
         ids = self.prepared.raw_ids("item")
-        return ids if self.state is None else pa.concat_arrays([ids, self.state.ids])
+        return ids if self.state is None else pa.concat_arrays([self.state.run_ids(ids), self.state.ids])
+
+    def served_items(self, old_items: bool) -> np.ndarray | range:
+        """Indices of the items that are served, the new ones or all: those that have not been retired."""
+        items = range(0 if old_items else self.num_old_items, self.num_items)
+        if not self.item_ids.null_count:
+            return items
+        return items.start + np.flatnonzero(self.item_ids[items.start :].is_valid().to_numpy(zero_copy_only=False))
+
+    @property
+    def version(self) -> dict[str, Any]:
+        """What an export says of the state that it was made from: what deltas can be applied to."""
+        chain = chain_of(self.folder)
+        if self.state is None:
+            return {"chain": chain, "number": 0, "hash": hashes.text_of(hashes.EMPTY)}
+        text = self.state.hash or hashes.text_of(hashes.hash_of(self.state, self.prepared.raw_ids("item")))
+        return {"chain": chain, "number": self.state.number, "hash": text}
 
     @cached_property
     def user_ids(self) -> pa.Array:

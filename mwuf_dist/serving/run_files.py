@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import tomllib
@@ -62,6 +63,11 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any], Path]:
         raise UserError(f"{folder}: its last checkpoint is gone; delete results.json and run again to make it anew")
     read_meta(checkpoint, results["config_hash"])
     return config, results, checkpoint
+
+
+def chain_of(folder: Path) -> str:
+    """Twelve hex digits of the run that a folder holds or was made from by jobs: what their deltas belong to."""
+    return hashlib.sha256((folder / "results.json").read_bytes()).hexdigest()[:12]
 
 
 def open_prepared(

@@ -4,6 +4,7 @@
     warm/items.parquet   items that the run has never seen: raw ID, fields, whether the fields were ever given
     warm/log.parquet     interactions of new items since the run: item, user, user_key, time, label, in order
     warm/rows.parquet    the rows of phi_new that have moved since the run, and where their last complete block ended
+    warm/retired.parquet IDs that have been retired, and until which time; only where there are any
 
 The files depend on the run and on the set of interactions and items that have come since, and on nothing else. Items
 are named by index: those of the run as there, then the ones of `items.parquet` in ascending order of their raw ID.
@@ -15,12 +16,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import os
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 import pyarrow.parquet as pq
 
 from mwuf_dist.config import PHASES, UserError
@@ -31,10 +35,12 @@ from mwuf_dist.files import DamagedError, read_json, write_json
 from mwuf_dist.serving.served_log import LOG_COLUMNS, Log, empty_log
 
 SCHEMA = 1
+_SCHEMA_WITH_RETIRED = 2  # so that a version that knows of none does not serve them
 FOLDER = "warm"
 # The name under which `Grown` offers the log beside the splits of the prepared data.
 SERVED = "served"
 _FILES = ("items.parquet", "log.parquet", "rows.parquet")
+_RETIRED = "retired.parquet"
 _LISTED = "fields_given"
 
 
@@ -56,6 +62,21 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Retired:
+    """Raw IDs that have been retired, so that what is still to come of the items behind them is not taken for new.
+
+    An ID of the run's own items stands for another item from then on, if for any.
+
+    Attributes:
+        ids: ascending [R].
+        time: the newest interaction that was known then [R], int64: the ID's interactions up to it are the old item's.
+    """
+
+    ids: pa.Array
+    time: np.ndarray
+
+
+@dataclass(frozen=True)
 class WarmState:
     """See the head of this file.
 
@@ -67,7 +88,11 @@ class WarmState:
         log: interactions, in order.
         rows: that have moved.
         made_from: digests of the state before and of the input that led here.
+        retired: IDs that have been retired.
         days: of each job that led here, the fractions of its rows (`Change.fractions`), for comparison.
+        number: of the last delta that led here; 0 for none.
+        hash: `hashes.text_of` of the state; empty where an earlier version wrote it.
+        position: what a job that follows a source has taken of it.
     """
 
     num_run_items: int
@@ -77,7 +102,11 @@ class WarmState:
     log: Log
     rows: Rows
     made_from: dict[str, str]
+    retired: Retired
     days: tuple[dict[str, float], ...] = ()
+    number: int = 0
+    hash: str = ""
+    position: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_items(self) -> int:
@@ -104,7 +133,16 @@ class WarmState:
         plain = [_plain_type(kind) for kind in self.fields.schema.types]
         fields = self.fields.cast(pa.schema(list(zip(self.fields.column_names, plain, strict=True))))
         items = fields.append_column(_LISTED, pa.array(self.listed)).add_column(0, RAW_ID, self.ids)
-        return dict(zip(_FILES, (items, pa.table(self.log), pa.table(rows)), strict=True))
+        found: dict[str, pa.Table] = dict(zip(_FILES, (items, pa.table(self.log), pa.table(rows)), strict=True))
+        if len(self.retired.ids):
+            found[_RETIRED] = pa.table({RAW_ID: self.retired.ids, "time": self.retired.time})
+        return found
+
+    def run_ids(self, ids: pa.Array) -> pa.Array:
+        """Raw IDs of the run's items [I], null where the item has been retired."""
+        if not len(self.retired.ids):
+            return ids
+        return pc.if_else(pc.is_in(ids, value_set=self.retired.ids), pa.scalar(None, ids.type), ids)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
@@ -118,20 +156,49 @@ def new_state(prepared: Prepared, id_type: pa.DataType, dim: int) -> WarmState:
     none = np.empty((0, dim), np.float32)
     rows = Rows(np.empty(0, np.int64), none, none, np.empty(0, np.int64))
     fields = unknown_fields(prepared, 0)
-    return WarmState(prepared.num_items, pa.array([], id_type), fields, np.empty(0, bool), empty_log(), rows, {})
+    none_retired = Retired(pa.array([], id_type), np.empty(0, np.int64))
+    ids, listed = pa.array([], id_type), np.empty(0, bool)
+    return WarmState(prepared.num_items, ids, fields, listed, empty_log(), rows, {}, none_retired)
 
 
 def save(state: WarmState, run: Path) -> str:
     """Writes `warm/` into a run's folder; returns the state's digest."""
     folder = run / FOLDER
     folder.mkdir()
-    for name, table in state.tables().items():
+    tables = state.tables()
+    for name, table in tables.items():
         pq.write_table(table, folder / name, compression="none", use_dictionary=False, write_statistics=False)
-    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _FILES}
-    about = {"schema": SCHEMA, "num_run_items": state.num_run_items, "made_from": state.made_from, "files": files}
-    about["days"] = list(state.days)
+    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in tables}
+    schema = _SCHEMA_WITH_RETIRED if _RETIRED in tables else SCHEMA
+    about = {"schema": schema, "num_run_items": state.num_run_items, "made_from": state.made_from, "files": files}
+    about |= {"days": list(state.days), "number": state.number, "hash": state.hash, "position": state.position}
     write_json(folder / "state.json", about)
     return digest_of(run)
+
+
+def write_run(state: WarmState, folder: Path, checkpoint: Path, beside: Path) -> None:
+    """Writes a run's folder with a state: the run's files, linked where the file system can, and `warm/`.
+
+    Args:
+        state: to be written.
+        folder: of the run.
+        checkpoint: its last one.
+        beside: an empty folder.
+    """
+    names = ["config.toml", "results.json", "checkpoints/LATEST"]
+    names += [f"checkpoints/{checkpoint.name}/{path.name}" for path in checkpoint.iterdir()]
+    for name in names:
+        link(folder / name, beside / name)
+    save(state, beside)
+
+
+def link(path: Path, target: Path) -> None:
+    """Makes a file that stands elsewhere too: linked where the file system can, copied elsewhere."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(path, target)
 
 
 def digest_of(run: Path) -> str:
@@ -153,11 +220,13 @@ def read_about(run: Path) -> dict[str, Any]:
         return {}
     try:
         about = read_json(path)
-        if about["schema"] == SCHEMA:
+        if about["schema"] in (SCHEMA, _SCHEMA_WITH_RETIRED):
             return about
     except (DamagedError, OSError, KeyError) as error:
         raise UserError(f"{path}: cannot be read ({error}); make the folder again from the run before it") from None
-    raise UserError(f"{path}: state of schema {about['schema']!r}; this version reads {SCHEMA}")
+    raise UserError(
+        f"{path}: state of schema {about['schema']!r}; this version reads {SCHEMA} and {_SCHEMA_WITH_RETIRED}"
+    )
 
 
 def load(run: Path) -> WarmState | None:
@@ -169,11 +238,17 @@ def load(run: Path) -> WarmState | None:
     about = read_about(run)
     if not about:
         return None
-    for name in _FILES:
+    has_retired = _RETIRED in about["files"]
+    for name in (*_FILES, _RETIRED)[: len(_FILES) + has_retired]:
         path = run / FOLDER / name
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != about["files"].get(name):
             raise UserError(f"{path}: is missing or damaged; make the folder again from the run before it")
     items, log, rows = (pq.read_table(run / FOLDER / name).combine_chunks() for name in _FILES)
+    kind = items.schema.field(RAW_ID).type
+    retired = Retired(pa.array([], kind), np.empty(0, np.int64))
+    if has_retired:
+        table = pq.read_table(run / FOLDER / _RETIRED)
+        retired = Retired(_array(table[RAW_ID]), table["time"].to_numpy().copy())
     served, at_boundary = (_vectors(rows[name]) for name in ("row", "row_at_boundary"))
     return WarmState(
         num_run_items=about["num_run_items"],
@@ -183,7 +258,11 @@ def load(run: Path) -> WarmState | None:
         log={name: log[name].to_numpy() for name in LOG_COLUMNS},
         rows=Rows(rows["item"].to_numpy().copy(), served, at_boundary, rows["boundary"].to_numpy()),
         made_from=about["made_from"],
+        retired=retired,
         days=tuple(about.get("days", ())),
+        number=about.get("number", 0),
+        hash=about.get("hash", ""),
+        position=about.get("position", {}),
     )
 
 

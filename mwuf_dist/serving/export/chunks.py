@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mwuf_dist.serving.finished_run import FinishedRun
+from mwuf_dist.serving.finished_run import PHASE_NAMES, FinishedRun
 
 # Rows of a chunk.
 _ROWS = 1 << 16
@@ -77,6 +77,30 @@ def user_chunks(run: FinishedRun) -> Iterator[Chunk]:
     for first in range(0, num, _ROWS):
         users = torch.arange(first, min(first + _ROWS, num), device=run.model.runtime.device)
         yield Chunk(run.user_ids[first : first + _ROWS], {"user_context": run.user_context(users).cpu().numpy()})
+
+
+def served_table(run: FinishedRun, items: np.ndarray) -> pa.Table:
+    """The items with these indices as a server holds them, in memory. A collective."""
+    run.load_state()
+    columns = item_columns(run, context=True)
+    return as_table(list(item_chunks(run, items, context=True)), run.item_ids.type, columns)
+
+
+def as_table(chunks: Sequence[Chunk], id_type: pa.DataType, columns: Columns) -> pa.Table:
+    """Chunks as one table: item_id and the columns, vectors as lists of float32, phase as text."""
+    ids = pa.chunked_array([chunk.ids for chunk in chunks], id_type)
+    table = {"item_id": ids}
+    for name, (dtype, width) in columns.items():
+        shape = (0, width) if width else (0,)
+        values = np.concatenate([np.empty(shape, dtype), *(chunk.columns[name] for chunk in chunks)])
+        if name == "phase":
+            table[name] = pa.array(PHASE_NAMES).take(pa.array(values.astype(np.int8)))
+        elif width:
+            flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+            table[name] = pa.FixedSizeListArray.from_arrays(flat, width)
+        else:
+            table[name] = pa.array(values)
+    return pa.table(table)
 
 
 def _items(run: FinishedRun, part: np.ndarray | range, context: bool) -> Chunk:

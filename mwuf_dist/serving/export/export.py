@@ -114,7 +114,7 @@ def write_items(
     run: FinishedRun, kind: Format, folder: Path, old_items: bool, progress: bool = False, context: bool = False
 ) -> int:
     """Writes the items into an existing folder, some ten thousand at a time; returns how many."""
-    items = range(0 if old_items else run.num_old_items, run.num_items)
+    items = run.served_items(old_items)
     return _write_some(run, items, kind, folder, context, progress)
 
 
@@ -123,7 +123,7 @@ def _write_some(
 ) -> int:
     """Writes the items with these indices."""
     ids = run.ids_of(items)
-    writer = _writer(kind, folder, "item", ids, item_columns(run, context))
+    writer = writer_of(kind, folder, "item", ids, item_columns(run, context))
     _write(writer, item_chunks(run, items, context), len(ids), progress)
     return len(ids)
 
@@ -131,7 +131,7 @@ def _write_some(
 def _write_users(run: FinishedRun, kind: Format, folder: Path) -> dict[str, Any]:
     """Writes the users; returns what the manifest says of them."""
     unknown, ids = run.unknown_user_context(), run.user_ids
-    _write(_writer(kind, folder, "user", ids, user_columns(run)), user_chunks(run), len(ids))
+    _write(writer_of(kind, folder, "user", ids, user_columns(run)), user_chunks(run), len(ids))
     return {"num_users": len(ids), "unknown_user": unknown.tolist()}
 
 
@@ -180,7 +180,8 @@ def export_backbone(backbone: nn.Module, shape: Shape, device: torch.device, nam
     path.write_bytes(buffer.getbuffer())
 
 
-def _writer(kind: Format, folder: Path, entity: str, ids: pa.Array, columns: Columns) -> Writer:
+def writer_of(kind: Format, folder: Path, entity: str, ids: pa.Array, columns: Columns) -> Writer:
+    """The writer of a format; see the classes for the arguments."""
     if kind == "parquet":
         return ParquetWriter(folder, entity, ids, columns)
     return (NpyWriter if kind == "npy" else SafetensorsWriter)(folder, entity, ids, columns)
@@ -197,6 +198,7 @@ def _manifest(run: FinishedRun, kind: Format, num_items: int, old_items: bool) -
         "model": MODEL_FILE,
         "context": [*run.model.shape.item_fields, *run.model.users.names],
         "history_width": run.model.backbone.history_width,
+        "state": run.version,
         "run": {key: run.results[key] for key in ("dataset", "backbone", "method", "variant", "seed", "config_hash")},
         "versions": run.results["versions"],
     }

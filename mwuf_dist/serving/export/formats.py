@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mwuf_dist.serving.deltas.reader import values_of
 from mwuf_dist.serving.export.chunks import Chunk, Columns
 from mwuf_dist.serving.finished_run import PHASE_NAMES
 
+_OF_USERS = {"user_id", "user_context"}
 _SAFETENSORS_TYPES = {"float32": "F32", "int64": "I64", "uint8": "U8"}
 
 
@@ -81,6 +83,36 @@ def _parquet_type(name: str, dtype: str, width: int) -> pa.DataType:
         return pa.dictionary(pa.int8(), pa.string())
     kind = pa.from_numpy_dtype(np.dtype(dtype))
     return pa.list_(pa.field("element", kind, nullable=False), width) if width else kind
+
+
+def read_items(folder: Path, kind: str) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """(raw IDs [n], columns) of the items of an export in any format, phases as text."""
+    if kind == "parquet":
+        table = pq.read_table(folder / "items.parquet")
+        columns = {name: values_of(table[name]) for name in table.column_names if name != "item_id"}
+        return table["item_id"].to_pylist(), columns
+    if kind == "npy":
+        columns = {path.stem: np.load(path) for path in folder.glob("*.npy") if path.stem not in _OF_USERS}
+    else:
+        columns = _read_safetensors(folder / "items.safetensors")
+    ids = columns.pop("item_id")
+    if ids.ndim == 2:  # text as bytes
+        ids = np.array([bytes(row).rstrip(b"\0").decode() for row in ids], dtype=object)
+    columns["phase"] = np.array(PHASE_NAMES)[columns["phase"]]
+    return ids.tolist(), columns
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    content = path.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    types = {theirs: ours for ours, theirs in _SAFETENSORS_TYPES.items()}
+    found = {}
+    for name, one in json.loads(content[8:begin]).items():
+        if name != "__metadata__":
+            first, last = one["data_offsets"]
+            values = np.frombuffer(content[begin + first : begin + last], types[one["dtype"]])
+            found[name] = values.reshape(one["shape"]).copy()
+    return found
 
 
 class _Column:

@@ -29,6 +29,7 @@ class Change:
         num_known: that had been seen before, or stood in the input twice.
         num_of_old_items: of old items, whose rows are frozen unless they are asked to move.
         num_new_items: items never seen before.
+        new_log: the interactions that were new, in order.
         fractions: of the rows that count, how many are of each kind that should change slowly from day to day.
     """
 
@@ -39,6 +40,7 @@ class Change:
     num_known: int
     num_of_old_items: int
     num_new_items: int
+    new_log: Log
     fractions: dict[str, float] = field(default_factory=dict)
 
 
@@ -97,6 +99,7 @@ def change_by(
         num_known=num_counted - (0 if old_items else num_of_old_items) - rows.num_counted(new),
         num_of_old_items=num_of_old_items,
         num_new_items=len(grown.ids) - len(state.ids),
+        new_log=new,
         fractions={
             "of old items": num_of_old_items / max(1, num_counted),
             "of items that the run has not been trained on": num_of_new_items_rows / max(1, num_counted),

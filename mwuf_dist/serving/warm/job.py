@@ -1,8 +1,8 @@
 """`mwuf warm`: the daily job. New interactions come in, rows of new items move by the serving rule, nothing else does.
 
 A job reads a run's folder and writes another one: the same model (files are linked, not copied), a state that has grown
-(`served_state.py`), and an export of the items that changed. The folder appears whole or not at all, and the old one is
-only read.
+(`served_state.py`), an export of the items that changed, and a numbered delta (`deltas/`) for other copies. The folder
+appears whole or not at all, and the old one is only read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,15 +26,20 @@ from mwuf_dist.files import appearing
 from mwuf_dist.locks import locked
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving import served_state
+from mwuf_dist.serving.deltas import files as deltas
+from mwuf_dist.serving.deltas import hashes
+from mwuf_dist.serving.deltas.replay import Parts, parts_of
+from mwuf_dist.serving.export.chunks import served_table
 from mwuf_dist.serving.export.export import Format, write_export
 from mwuf_dist.serving.finished_run import FinishedRun, load_run
-from mwuf_dist.serving.run_files import open_prepared, read_run
+from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
 from mwuf_dist.serving.served_log import LOG_COLUMNS, Log, NewRows, find, taken, together
-from mwuf_dist.serving.served_state import WarmState, unknown_fields
+from mwuf_dist.serving.served_state import Retired, WarmState, unknown_fields
 from mwuf_dist.serving.warm.change import Change, change_by
 from mwuf_dist.serving.warm.interactions import Columns, log_options, read_interactions
 from mwuf_dist.serving.warm.item_fields import read_fields
 from mwuf_dist.serving.warm.negatives import add_negatives
+from mwuf_dist.serving.warm.retire import Retiring, retire, without_the_retired
 from mwuf_dist.serving.warm.rows import WarmJob, rows_of_run
 from mwuf_dist.training.item_rule.rule import check_rule_fits, rule_of
 
@@ -63,6 +67,7 @@ class WarmReport:
         num_read: rows of the input.
         notes: what of the input was not used, and what may surprise, a sentence each.
         old_items: old items have moved too.
+        num_retired: items that left.
         already_done: the output was there, made from the same run and the same input.
     """
 
@@ -76,6 +81,7 @@ class WarmReport:
     num_read: int = 0
     notes: tuple[str, ...] = ()
     old_items: bool = False
+    num_retired: int = 0
     already_done: bool = False
 
     def text(self) -> str:
@@ -98,14 +104,14 @@ class WarmReport:
             )
         lines.append(f"{self.num_read:,} rows read")
         lines += [f"note: {note}" for note in self.notes]
-        if not self.num_changed:
+        if not self.num_changed and not self.num_retired:
             lines.insert(0, "nothing new: all of it was known, and nothing has changed")
         return "\n".join(lines)
 
 
 def warm(
     folder: Path,
-    interactions: Path,
+    interactions: Path | None,
     output: Path,
     runtime: Runtime,
     items: Path | None = None,
@@ -114,12 +120,13 @@ def warm(
     context: bool = False,
     prepared: Path | None = None,
     old_items: bool = False,
+    retiring: Retiring = Retiring(),  # noqa: B008 (it cannot be changed)
 ) -> WarmReport:
     """Runs the job. Every rank calls it with the same arguments.
 
     Args:
         folder: of a finished run, or the output of an earlier job.
-        interactions: Parquet or CSV, a file or a folder.
+        interactions: Parquet or CSV, a file or a folder; None: nothing comes, and items are listed or retired.
         output: the folder to write; must not exist, unless this very job has made it.
         runtime: ranks and device.
         items: table with the fields of items that the run has never seen; those without interactions are added too.
@@ -128,6 +135,7 @@ def warm(
         context: in the export, what the model reads of the items beside their embeddings too.
         prepared: see `load_run`.
         old_items: rows of old items move too, by the same rule, from where the run left them.
+        retiring: which items leave, after the interactions have come.
 
     Raises:
         UserError: the input is wrong, or `output` holds something else.
@@ -137,18 +145,27 @@ def warm(
     if output.resolve() == folder.resolve():
         raise UserError(f"{output}: is the run itself, which stays as it is: name another --output")
     data = open_prepared(folder, config, results, prepared)
-    run_ids, user_ids = data.raw_ids("item"), data.raw_ids("user")
-    before = served_state.load(folder) or served_state.new_state(data, run_ids.type, config.embedding.dim)
+    every_id, user_ids = data.raw_ids("item"), data.raw_ids("user")
+    before = served_state.load(folder) or served_state.new_state(data, every_id.type, config.embedding.dim)
+    before = hashes.with_hash(before, every_id)
+    run_ids = before.run_ids(every_id)
     options = log_options(config, columns or Columns())
     is_logs = config.data.name == "logs"
     rows, run_log, num_drawn = _read_rows(interactions, options, data, run_ids, user_ids, is_logs, old_items)
     nothing = rows.item_ids[:0], unknown_fields(data, 0)
     listed = nothing if items is None else read_fields(items, options, data, is_logs)
+    rows, listed, num_late = without_the_retired(rows, listed, before)
     run_rows = rows_of_run(rule_of(config, data), data, old_items)
     change = change_by(before, rows, listed, run_ids, data, run_log, run_rows, old_items)
-    change = replace(change, state=replace(change.state, made_from=_made_from(folder, checkpoint.name, change.state)))
-    notes = (*rows.notes, *alarms(change.fractions, before.days))
-    change = replace(change, state=replace(change.state, days=(*before.days, change.fractions)[-_DAYS:]))
+    notes = [*rows.notes, *alarms(change.fractions, before.days)]
+    if num_late:
+        notes.append(f"{num_late:,} interactions are of items that had been retired by then, and are left out")
+    gone = Retired(run_ids[:0], np.empty(0, np.int64))
+    if retiring:
+        change, gone, said = retire(change, retiring, options, data, run_ids, is_logs)
+        notes += said
+    made_from, days = _made_from(folder, checkpoint.name, change.state), (*before.days, change.fractions)[-_DAYS:]
+    change = replace(change, state=replace(change.state, made_from=made_from, days=days, number=before.number + 1))
     output = Path(os.path.realpath(output))
     beside = output.with_name(f".{output.name}.partial")
     with contextlib.ExitStack() as stack:
@@ -159,29 +176,21 @@ def warm(
         job = WarmJob(config, runtime, data, change, run_log, run_rows)
         run = load_run(folder, runtime, several_ranks=True, prepared=data.path)
         scores = _scores_of_old_items(run)
-        state = replace(change.state, rows=job.rows(run))
-        runtime.on_main(lambda: _write(state, folder, checkpoint, beside))
+        state = hashes.with_hash(replace(change.state, rows=job.rows(run), hash=""), every_id)
+        runtime.on_main(lambda: served_state.write_run(state, folder, checkpoint, beside))
         del run
         after = load_run(beside, runtime, several_ranks=True, prepared=data.path)
         same = bool(torch.equal(scores, _scores_of_old_items(after)))
         assert same, "scores of old items have changed: nothing is written"
         changed = np.union1d(change.anew, change.going_on)
         write_export(after, changed, kind, beside / "export", runtime, context)
+        parts = parts_of(state, changed, change.new_log, gone, every_id) | {"changed": served_table(after, changed)}
+        runtime.on_main(lambda: _write_delta(parts, before, state, folder, beside))
         del after
         runtime.on_main(stack.close)
     digest = served_state.digest_of(output)
-    return WarmReport(
-        output,
-        change,
-        len(changed),
-        rows.num_unseen_users,
-        len(scores),
-        digest,
-        num_drawn,
-        rows.num_read,
-        notes,
-        old_items,
-    )
+    numbers = num_drawn, rows.num_read, tuple(notes), old_items, len(gone.ids)
+    return WarmReport(output, change, len(changed), rows.num_unseen_users, len(scores), digest, *numbers)
 
 
 def alarms(fractions: dict[str, float], days: Sequence[dict[str, float]]) -> list[str]:
@@ -197,8 +206,14 @@ def alarms(fractions: dict[str, float], days: Sequence[dict[str, float]]) -> lis
     return found
 
 
+def _write_delta(parts: Parts, before: WarmState, state: WarmState, folder: Path, beside: Path) -> None:
+    header = {"chain": chain_of(folder), "number": state.number, "before": before.hash, "after": state.hash}
+    (beside / deltas.FOLDER).mkdir()
+    deltas.write_delta(beside / deltas.FOLDER, header, parts)
+
+
 def _read_rows(
-    path: Path,
+    path: Path | None,
     options: LogsConfig,
     prepared: Prepared,
     run_ids: pa.Array,
@@ -207,6 +222,8 @@ def _read_rows(
     old_items: bool,
 ) -> tuple[NewRows, Log, int]:
     """(The new rows, with drawn negatives for positives only; what the run has seen of their items; rows drawn)."""
+    if path is None:
+        return NewRows(run_ids[:0], served_state.empty_log(), 0), served_state.empty_log(), 0
     rows = read_interactions(path, options, prepared, is_logs)
     items = find(rows.item_ids, run_ids)
     run_log, num_positives = seen_by_run(prepared, items, user_ids, old_items), rows.num_rows
@@ -239,8 +256,10 @@ def _made_from(folder: Path, checkpoint: str, state: WarmState) -> dict[str, str
     for values in (*state.log.values(), state.listed):
         known.update(np.ascontiguousarray(values).data)
     known.update(repr((state.ids.to_pylist(), state.fields.to_pydict())).encode())
-    config = hashlib.sha256((folder / "results.json").read_bytes()).hexdigest()[:12]
-    return {"run": f"{config} {checkpoint}", "state": served_state.digest_of(folder), "known": known.hexdigest()[:12]}
+    if len(state.retired.ids):
+        known.update(repr((state.retired.ids.to_pylist(), state.retired.time.tolist())).encode())
+    run, before = f"{chain_of(folder)} {checkpoint}", served_state.digest_of(folder)
+    return {"run": run, "state": before, "known": known.hexdigest()[:12]}
 
 
 def _already_done(output: Path, change: Change, rows: NewRows) -> WarmReport:
@@ -253,20 +272,6 @@ def _already_done(output: Path, change: Change, rows: NewRows) -> WarmReport:
     if about.get("made_from") != change.state.made_from:
         raise UserError(f"{output}: exists, and was not made from this run and these rows: name another --output")
     return WarmReport(output, change, 0, rows.num_unseen_users, 0, served_state.digest_of(output), already_done=True)
-
-
-def _write(state: WarmState, folder: Path, checkpoint: Path, beside: Path) -> None:
-    """The folder without its export: the run's files, linked where the file system can, and the state."""
-    names = ["config.toml", "results.json", "checkpoints/LATEST"]
-    names += [f"checkpoints/{checkpoint.name}/{path.name}" for path in checkpoint.iterdir()]
-    for name in names:
-        target = beside / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(folder / name, target)
-        except OSError:  # another file system, or one without links
-            shutil.copy2(folder / name, target)
-    served_state.save(state, beside)
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""Deltas: what a job has changed, as a numbered file that servers and other copies of the state replay."""

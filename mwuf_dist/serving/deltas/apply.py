@@ -1,0 +1,166 @@
+"""`mwuf apply`: puts deltas into an export, or into a copy of the state that they were made from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mwuf_dist.config import UserError
+from mwuf_dist.files import DamagedError, appearing, read_json, write_json
+from mwuf_dist.locks import locked
+from mwuf_dist.serving import served_state
+from mwuf_dist.serving.deltas import hashes
+from mwuf_dist.serving.deltas.files import delta_files, read_chain
+from mwuf_dist.serving.deltas.reader import Delta, DeltaError, ItemTable, version_of
+from mwuf_dist.serving.deltas.replay import replayed
+from mwuf_dist.serving.export.chunks import Chunk
+from mwuf_dist.serving.export.export import MANIFEST, writer_of
+from mwuf_dist.serving.export.formats import read_items
+from mwuf_dist.serving.finished_run import PHASE_NAMES
+from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
+
+_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class ApplyReport:
+    """Reports what was applied.
+
+    Attributes:
+        output: the folder that was written.
+        first, last: numbers of the deltas.
+        num_changed, num_retired: items put in and taken out, as often as a delta did.
+        num_items: items of the export, or others than the run's in the state.
+        state: hash of what is there now.
+    """
+
+    output: Path
+    first: int
+    last: int
+    num_changed: int
+    num_retired: int
+    num_items: int
+    state: str
+
+    def text(self) -> str:
+        """For a terminal."""
+        return (
+            f"deltas {self.first} to {self.last}: {self.num_changed:,} items put in, {self.num_retired:,} taken out, "
+            f"{self.num_items:,} there now\n{self.output}: state {self.state}"
+        )
+
+
+def apply(target: Path, named: Sequence[Path], output: Path | None = None, prepared: Path | None = None) -> ApplyReport:
+    """Applies deltas to an export, or to the state of a run. All of them, or none.
+
+    Args:
+        target: folder of an export, or of a run or job.
+        named: files of deltas, or folders of them, in their order.
+        output: folder to write; None: the export itself is replaced.
+        prepared: of a run, see `load_run`.
+
+    Raises:
+        UserError: one is damaged, missing, there twice, out of order or of another chain; or `output` is missing.
+    """
+    paths = delta_files(named)
+    if not paths:
+        raise UserError("name the deltas behind the folder: mwuf apply EXPORT RUN/deltas")
+    if (target / MANIFEST).exists():
+        return _to_export(target, paths, output or target)
+    if (target / "config.toml").exists():
+        if output is None or output.resolve() == target.resolve():
+            raise UserError(f"{target}: is a run, which stays as it is: name another folder with --output")
+        return _to_run(target, paths, output, prepared)
+    raise UserError(f"{target}: neither an export ({MANIFEST}) nor a run (config.toml) is here")
+
+
+def _to_export(folder: Path, paths: list[Path], output: Path) -> ApplyReport:
+    with locked(output, "apply"):
+        try:
+            about = read_json(folder / MANIFEST)
+            version = version_of(about, folder)
+        except (DamagedError, DeltaError) as error:
+            raise UserError(f"{folder}: {error}" if isinstance(error, DamagedError) else str(error)) from None
+        found = read_chain(paths, *version, names=("changed", "retired"))
+        ids, columns = read_items(folder, about["format"])
+        table = ItemTable(ids, columns, *version)
+        try:
+            for delta in found:
+                table.apply(delta)
+        except DeltaError as error:
+            raise UserError(f"{folder}: {error}: export it again, or without what it has more") from None
+        with appearing(output, "name another --output") as beside:
+            theirs = {
+                MANIFEST,
+                "items.parquet",
+                "items.safetensors",
+                *(f"{name}.npy" for name in ("item_id", *columns)),
+            }
+            for path in folder.iterdir():  # the model and the users stay
+                if path.name not in theirs and path.is_file():
+                    served_state.link(path, beside / path.name)
+            num_items = _write_items(table, about["format"], beside)
+            state = {"chain": table.chain, "number": table.number, "hash": table.state}
+            write_json(beside / MANIFEST, about | {"num_items": num_items, "state": state})
+    return _report(output, found, num_items)
+
+
+def _write_items(table: ItemTable, kind: Any, folder: Path) -> int:
+    """Writes the items in the format that the export had."""
+    ids, columns = table.items()
+    code = {name: number for number, name in enumerate(PHASE_NAMES)}
+    columns["phase"] = np.array([code[name] for name in columns["phase"].tolist()], dtype=np.uint8)
+    item_ids = pa.array(ids, pa.string() if ids and isinstance(ids[0], str) else pa.int64())
+    shapes = {name: (str(values.dtype), values.shape[1] if values.ndim == 2 else 0) for name, values in columns.items()}
+    writer = writer_of(kind, folder, "item", item_ids, shapes)
+    for first in range(0, len(ids), _ROWS):
+        part = slice(first, first + _ROWS)
+        writer.write(Chunk(item_ids[part], {name: values[part] for name, values in columns.items()}))
+    writer.close()
+    return len(ids)
+
+
+def _to_run(folder: Path, paths: list[Path], output: Path, prepared: Path | None) -> ApplyReport:
+    config, results, checkpoint = read_run(folder)
+    data = open_prepared(folder, config, results, prepared)
+    run_ids = data.raw_ids("item")
+    state = served_state.load(folder) or served_state.new_state(data, run_ids.type, config.embedding.dim)
+    before = hashes.with_hash(state, run_ids)
+    found = read_chain(paths, chain_of(folder), before.number, before.hash)
+    after = replayed(before, [delta.parts for delta in found], run_ids)
+    last = found[-1].header
+    after = dataclasses.replace(
+        after, number=last["number"], hash=last["after"], position=position_after(before, found)
+    )
+    made = hashes.text_of(hashes.hash_of(after, run_ids))
+    if made != after.hash:
+        raise UserError(
+            f"{folder}: with the deltas its state is {made}, and not the {after.hash} that they lead to: it has been "
+            "changed; take the run before it"
+        )
+    with locked(output, "apply"):
+        if output.exists():
+            raise UserError(f"{output}: exists: name another --output")
+        with appearing(output, "name another --output") as beside:
+            served_state.write_run(after, folder, checkpoint, beside)
+    return _report(output, found, len(after.ids))
+
+
+def position_after(state: served_state.WarmState, found: Sequence[Delta]) -> dict[str, Any]:
+    """What has been taken of a source after some deltas."""
+    position = dict(state.position)
+    for delta in found:
+        position |= delta.header.get("position", {})
+    return position
+
+
+def _report(output: Path, found: list[Delta], num_items: int) -> ApplyReport:
+    changed, retired = (sum(delta.parts[name].num_rows for delta in found) for name in ("changed", "retired"))
+    first, last = found[0].header, found[-1].header
+    return ApplyReport(output, first["number"], last["number"], changed, retired, num_items, last["after"])

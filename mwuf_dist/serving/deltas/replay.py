@@ -1,0 +1,258 @@
+"""What two states differ in, as the tables of a delta, and a state with deltas put in.
+
+Everything stands by raw ID, because indices of items that the run has never seen move as others come and go:
+
+    items     others than the run's: item_id, their fields, whether those were ever given
+    rows      of phi_new: item_id, row, row_at_boundary, boundary
+    log       new interactions: item_id, user, user_key, time, label
+    retired   item_id, time (see `served_state.Retired`)
+"""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
+
+from mwuf_dist.serving.served_log import LOG_COLUMNS, Log, find, in_order, taken, together
+from mwuf_dist.serving.served_state import Retired, Rows, WarmState
+
+Parts = dict[str, pa.Table]
+ID = "item_id"
+_LISTED = "fields_given"
+
+
+def ids_of(items: np.ndarray, state: WarmState, run_ids: pa.Array) -> pa.Array:
+    """Raw IDs [n] of items of a state by index [n]; no array of all IDs is made."""
+    items = items.astype(np.int64)
+    is_other = items >= state.num_run_items
+    own = run_ids.take(pa.array(np.where(is_other, 0, items))) if len(run_ids) else pa.nulls(len(items), run_ids.type)
+    if not is_other.any():
+        return own
+    others = state.ids.take(pa.array(np.where(is_other, items - state.num_run_items, 0)))
+    return pc.if_else(pa.array(is_other), others, own)
+
+
+def parts_of(state: WarmState, touched: np.ndarray, new_log: Log, retired: Retired, run_ids: pa.Array) -> Parts:
+    """The tables of a delta that leads to a state.
+
+    Args:
+        state: after it.
+        touched: items whose row, fields or interactions have changed, ascending.
+        new_log: interactions that came.
+        retired: IDs that went, with their time.
+        run_ids: raw IDs of the run's items.
+    """
+    others = touched[touched >= state.num_run_items] - state.num_run_items
+    items = state.fields.take(pa.array(others)).append_column(_LISTED, pa.array(state.listed[others]))
+    place = np.searchsorted(state.rows.item, touched)
+    place = place[(place < len(state.rows.item)) & (np.append(state.rows.item, -1)[place] == touched)]
+    rows = state.rows
+    return {
+        "items": items.add_column(0, ID, state.ids.take(pa.array(others))),
+        "rows": pa.table(
+            {
+                ID: ids_of(rows.item[place], state, run_ids),
+                "row": vectors(rows.served[place]),
+                "row_at_boundary": vectors(rows.at_boundary[place]),
+                "boundary": rows.boundary[place],
+            }
+        ),
+        "log": pa.table({ID: ids_of(new_log["item"], state, run_ids)} | _without_item(new_log)),
+        "retired": pa.table({ID: retired.ids, "time": retired.time}),
+    }
+
+
+def restricted(state: WarmState, ids: pa.Array, run_ids: pa.Array) -> WarmState:
+    """The part of a state that is about some items [n], by raw ID; the run's own items keep their index."""
+    kept = np.flatnonzero(pc.is_in(state.ids, value_set=ids).to_numpy(zero_copy_only=False))
+    own = find(ids, run_ids)
+    item = np.union1d(own[own >= 0].astype(np.int64), kept + state.num_run_items)
+    rows = state.rows
+    place = np.searchsorted(rows.item, item)
+    place = place[(place < len(rows.item)) & (np.append(rows.item, -1)[place] == item)]
+    first, last = (np.searchsorted(state.log["item"], item, side=side) for side in ("left", "right"))
+    log = taken(state.log, _ranges(first, last))
+    moved = np.full(len(state.ids) + 1, -1, dtype=np.int64)
+    moved[kept] = np.arange(len(kept))
+    tombs = pc.is_in(state.retired.ids, value_set=ids).to_numpy(zero_copy_only=False)
+    return dataclasses.replace(
+        state,
+        ids=state.ids.take(pa.array(kept)),
+        fields=state.fields.take(pa.array(kept)).combine_chunks(),
+        listed=state.listed[kept],
+        log=log | {"item": _moved(log["item"], moved, state.num_run_items).astype(np.int32)},
+        rows=Rows(
+            _moved(rows.item[place], moved, state.num_run_items),
+            rows.served[place],
+            rows.at_boundary[place],
+            rows.boundary[place],
+        ),
+        retired=Retired(state.retired.ids.filter(pa.array(tombs)), state.retired.time[tombs]),
+    )
+
+
+def without(state: WarmState, dead: np.ndarray) -> tuple[WarmState, np.ndarray]:
+    """The state without some items [n], and the index of each of its items in what is left, -1 of a dead one [I].
+
+    Those of the run keep their index: nothing else of them stays.
+    """
+    is_dead = np.zeros(state.num_items, dtype=bool)
+    is_dead[dead] = True
+    lives = ~is_dead[state.num_run_items :]
+    moved = np.where(is_dead, -1, np.arange(state.num_items))
+    moved[state.num_run_items :][lives] = state.num_run_items + np.arange(int(lives.sum()))
+    log, rows = state.log, state.rows
+    log = taken(log, moved[log["item"]] >= 0)
+    kept = moved[rows.item] >= 0
+    left = dataclasses.replace(
+        state,
+        ids=state.ids.filter(pa.array(lives)),
+        fields=state.fields.filter(pa.array(lives)).combine_chunks(),
+        listed=state.listed[lives],
+        log=log | {"item": moved[log["item"]].astype(np.int32)},
+        rows=Rows(moved[rows.item[kept]], rows.served[kept], rows.at_boundary[kept], rows.boundary[kept]),
+    )
+    return left, moved
+
+
+def with_retired(retired: Retired, more: Retired) -> Retired:
+    """Both; an ID that is in both has its later time."""
+    if not len(more.ids):
+        return retired
+    ids = pc.unique(pa.concat_arrays([retired.ids, more.ids]))
+    ids = ids.take(pc.array_sort_indices(ids))
+    time = np.full(len(ids), np.iinfo(np.int64).min)
+    for part in (retired, more):
+        np.maximum.at(time, find(part.ids, ids), part.time)
+    return Retired(ids, time)
+
+
+def replayed(state: WarmState, deltas: Sequence[Parts], run_ids: pa.Array) -> WarmState:
+    """The state with deltas put in, one after another; `number`, `hash` and `position` are the caller's.
+
+    Args:
+        state: that the first was made from.
+        deltas: in their order.
+        run_ids: raw IDs of all items of the run.
+    """
+    if not deltas:
+        return state
+    items, rows, log, retired = (_in_order(deltas, name) for name in ("items", "rows", "log", "retired"))
+    last_ids, last = _last(retired)
+    tombs = Retired(last_ids, retired["time"].to_numpy()[last])
+    died = retired["step"].to_numpy()[last]
+    items, rows, log = (_born_after(table, last_ids, died) for table in (items, rows, log))
+    items, rows = (table.take(pa.array(_last(table)[1])) for table in (items, rows))
+    state, _ = without(state, np.flatnonzero(_is_in(state, last_ids, run_ids)))
+    tombstones = with_retired(state.retired, tombs)
+    state = dataclasses.replace(state, retired=tombstones)
+    return _put_in(state, items, rows, log, state.run_ids(run_ids))
+
+
+def _put_in(state: WarmState, items: pa.Table, rows: pa.Table, log: pa.Table, run_ids: pa.Array) -> WarmState:
+    """The state with items, rows (in the place of those that are there) and interactions put in."""
+    new = _array(items[ID])
+    ids = pc.unique(pa.concat_arrays([state.ids, new]))
+    ids = ids.take(pc.array_sort_indices(ids))
+    before, now = find(ids, state.ids), find(ids, new)
+    source = np.where(now >= 0, len(state.ids) + now, before)
+    fields = pa.concat_tables([state.fields, items.select(state.fields.column_names).cast(state.fields.schema)])
+    listed = np.concatenate([state.listed, _array(items[_LISTED]).to_numpy(zero_copy_only=False)])
+    moved = np.append(find(state.ids, ids).astype(np.int64), -1)
+
+    def index(column: pa.ChunkedArray) -> np.ndarray:
+        found, own = find(_array(column), ids), find(_array(column), run_ids)
+        out = np.where(found >= 0, state.num_run_items + found.astype(np.int64), own)
+        assert not len(out) or out.min() >= 0, "a delta names an item that it does not bring"
+        return out
+
+    old_log = state.log | {"item": _moved(state.log["item"], moved, state.num_run_items).astype(np.int32)}
+    columns = {name: log[name].to_numpy() for name in LOG_COLUMNS if name != "item"}
+    both = together([old_log, {"item": index(log[ID]).astype(np.int32)} | columns])
+    new_item = index(rows[ID])
+    old_item = _moved(state.rows.item, moved, state.num_run_items)
+    kept = np.isin(old_item, new_item, invert=True)
+    item = np.concatenate([old_item[kept], new_item])
+    order = np.argsort(item)
+    old, fresh = state.rows, [_matrix(rows[name], state) for name in ("row", "row_at_boundary")]
+    return dataclasses.replace(
+        state,
+        ids=ids,
+        fields=fields.take(pa.array(source)).combine_chunks(),
+        listed=listed[source],
+        log=taken(both, in_order(both)),
+        rows=Rows(
+            item[order],
+            np.concatenate([old.served[kept], fresh[0]])[order],
+            np.concatenate([old.at_boundary[kept], fresh[1]])[order],
+            np.concatenate([old.boundary[kept], rows["boundary"].to_numpy()])[order],
+        ),
+    )
+
+
+def _in_order(deltas: Sequence[Parts], name: str) -> pa.Table:
+    """A table of all deltas, with the place of its delta as `step`."""
+    tables = [
+        parts[name].append_column("step", pa.array(np.full(parts[name].num_rows, step)))
+        for step, parts in enumerate(deltas)
+    ]
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _last(table: pa.Table) -> tuple[pa.Array, np.ndarray]:
+    """(IDs of a table, ascending; the place where each stands for the last time)."""
+    ids = _array(table[ID])
+    distinct = pc.unique(ids)
+    distinct = distinct.take(pc.array_sort_indices(distinct))
+    last = np.zeros(len(distinct), dtype=np.int64)
+    np.maximum.at(last, find(ids, distinct), np.arange(len(ids)))
+    return distinct, last
+
+
+def _born_after(table: pa.Table, dead: pa.Array, died: np.ndarray) -> pa.Table:
+    """The rows of a table that came after their ID was retired, if it was: `dead` [n] at the steps `died` [n]."""
+    step = np.append(died, -1)[find(_array(table[ID]), dead)]
+    return table.filter(pa.array(table["step"].to_numpy() > step))
+
+
+def _is_in(state: WarmState, ids: pa.Array, run_ids: pa.Array) -> np.ndarray:
+    """Which items of a state [I] have one of these IDs."""
+    living = state.run_ids(run_ids)
+    parts = [pc.is_in(part, value_set=ids).to_numpy(zero_copy_only=False) for part in (living, state.ids)]
+    return np.concatenate(parts)
+
+
+def _moved(item: np.ndarray, moved: np.ndarray, num_run_items: int) -> np.ndarray:
+    """Indices of before as indices of now: the run's stay, the others' position is `moved` [A + 1]."""
+    return np.where(item < num_run_items, item, num_run_items + moved[np.maximum(item - num_run_items, -1)])
+
+
+def _ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """All of first[i] ... last[i] - 1, one after another."""
+    lengths = last - first
+    return np.repeat(first - (np.cumsum(lengths) - lengths), lengths) + np.arange(int(lengths.sum()))
+
+
+def vectors(values: np.ndarray) -> pa.Array:
+    """Rows [n, D] as a list column."""
+    kind = pa.list_(pa.float32(), values.shape[1])
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), type=kind)
+
+
+def _matrix(column: pa.ChunkedArray, state: WarmState) -> np.ndarray:
+    flat = _array(column).flatten().to_numpy() if len(column) else np.empty(0, np.float32)
+    return flat.reshape(-1, state.rows.served.shape[1])
+
+
+def _array(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _without_item(log: Log) -> dict[str, np.ndarray]:
+    return {name: values for name, values in log.items() if name != "item"}
