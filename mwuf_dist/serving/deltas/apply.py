@@ -153,7 +153,7 @@ def _to_run(folder: Path, paths: list[Path], output: Path, prepared: Path | None
 
 
 def position_after(state: served_state.WarmState, found: Sequence[Delta]) -> dict[str, Any]:
-    """What has been taken of a source after some deltas."""
+    """Merges what has been taken of a source before some deltas and in them."""
     position = dict(state.position)
     for delta in found:
         position |= delta.header.get("position", {})
