@@ -101,7 +101,7 @@ class FinishedRun:
 
     @property
     def version(self) -> dict[str, Any]:
-        """What an export says of the state that it was made from: what deltas can be applied to."""
+        """Names the state for deltas, as `export.json` has it: chain, number of the last delta, hash."""
         chain = chain_of(self.folder)
         if self.state is None:
             return {"chain": chain, "number": 0, "hash": hashes.text_of(hashes.EMPTY)}
