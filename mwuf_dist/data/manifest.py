@@ -7,8 +7,8 @@ from typing import Any
 
 from mwuf_dist.files import DamagedError, read_json
 
-LAYOUT_VERSION = 4  # Raise it when the files change; every prepared folder is then made anew.
-_ALSO_READABLE = (3,)  # 3 has no times of events, which only `backbone.recent_gap_s` needs
+LAYOUT_VERSION = 5  # Raise it when the files change; every prepared folder is then made anew.
+_ALSO_READABLE = (3, 4)  # 3 has no times of events, which only `backbone.recent_gap_s` needs; 4 no vocabularies
 MANIFEST = "manifest.json"
 
 

@@ -111,6 +111,7 @@ class RawPieces:
         form: how own logs write IDs and times (`gate.DataForm.to_dict`), kept for later files; None for other data.
         notes: what of the raw data was not used, a sentence each; the manifest keeps them.
         fewest: field -> entities that a value must have to be in its vocabulary, where more than one.
+        vocabularies: field of own logs -> what its indices from 1 on stand for: words, or upper edges of buckets.
     """
 
     pieces: tuple[Any, ...]
@@ -122,6 +123,7 @@ class RawPieces:
     form: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     fewest: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    vocabularies: Mapping[str, pa.Array] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class RawDataset:
         interactions: `user` int32 (row of users), `item` int32 (row of items), `label` int8 (0 or 1), `time` int64 and,
             where the true probabilities are known, `bayes_logit` float32. Row r is the r-th line of the raw file.
         users, items, fields: see `Entities`.
-        negatives_per_positive, form, notes, fewest: see `RawPieces`.
+        negatives_per_positive, form, notes, fewest, vocabularies: see `RawPieces`.
     """
 
     interactions: pa.Table
@@ -143,6 +145,7 @@ class RawDataset:
     form: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     fewest: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    vocabularies: Mapping[str, pa.Array] = dataclasses.field(default_factory=dict)
 
     @property
     def entities(self) -> Entities:
@@ -192,6 +195,7 @@ class RawDataset:
             form=self.form,
             notes=self.notes,
             fewest=self.fewest,
+            vocabularies=self.vocabularies,
         )
 
 

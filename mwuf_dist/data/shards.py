@@ -35,6 +35,7 @@ from mwuf_dist.data.split import Roles
 from mwuf_dist.files import crc32_of, write_json
 
 ENTITY_FILES: dict[Side, str] = {"user": "users.parquet", "item": "items.parquet"}
+VOCABULARY_FILE = "vocabulary.parquet"  # of own logs, see vocabulary.py
 
 MAX_FILE_ROWS = 1 << 22
 ROW_GROUPS_WANTED = 512  # 8 for each of 64 lanes, so that lanes are even and their order can be shuffled by group.
@@ -143,7 +144,7 @@ def write_rest(
         "num_users": entities.users.num_rows,
         "num_old_items": roles.num_old_items,
         "num_new_items": roles.num_new_items,
-        "entities": {path: entry(folder / path) for path in ENTITY_FILES.values()},
+        "entities": {path.name: entry(path) for path in sorted(folder.glob("*.parquet"))},
         "splits": splits,
     }
     write_json(folder / MANIFEST, manifest)

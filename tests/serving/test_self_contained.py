@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     write(make_logs(), folder / "log.csv")
     write(a_day(), folder / "day.csv")
+    (folder / "items.csv").write_text("item_id,color,price\n950,green,3\n951,mauve,99\n")  # a field is in log.csv alone
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MWUF_CACHE_DIR", str(folder / "cache"))
         local.train(config_for(folder), folder / "run")
@@ -58,7 +60,8 @@ def use(world: Path, out: Path, prepared: Path | None = None) -> dict[str, bytes
         items = torch.arange(run.num_items)
         scores = run.scores(torch.zeros(run.num_items, dtype=torch.int64), items)
     with start(read_run(world / "run")[0]) as runtime:
-        warm(world / "run", world / "day.csv", out / "tue", runtime, kind="npy", prepared=prepared)
+        more: dict[str, Any] = {"kind": "npy", "context": True, "prepared": prepared}
+        warm(world / "run", world / "day.csv", out / "tue", runtime, items=world / "items.csv", **more)
     made = {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.npy"))}
     assert len(made) >= 6
     return made | {"scores": scores.numpy().tobytes()}

@@ -10,17 +10,18 @@ import pyarrow.csv as pa_csv
 import pytest
 
 from mwuf_dist.config import Config, UserError, build
+from mwuf_dist.data import vocabulary
 from mwuf_dist.data.id_keys import id_keys
 from mwuf_dist.data.prepare.prepare import prepare
-from mwuf_dist.data.shards import Prepared
+from mwuf_dist.data.shards import VOCABULARY_FILE, Prepared
 from mwuf_dist.serving.warm.interactions import Columns, log_options
 from mwuf_dist.serving.warm.item_fields import read_fields
 
 NUM_ITEMS = 60
 
 
-@pytest.fixture(scope="module")
-def logs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Prepared, Path]:
+@pytest.fixture(scope="module", params=["with vocabularies", "prepared before they were kept"])
+def logs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Prepared, Path]:
     """Own logs with text IDs, a side table of items, and a field in the interactions."""
     folder, random = tmp_path_factory.mktemp("logs"), np.random.default_rng(0)
     item = np.concatenate([np.repeat(np.arange(20), 70), np.repeat(np.arange(20, NUM_ITEMS), 14)])
@@ -54,7 +55,12 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Prepared, Pa
     own |= {"label": "clicked", "time": "when", "fields": fields}
     data = {"name": "logs", "old_above": 30, "warm_rows": 4, "prepared_dir": str(folder / "prepared"), "logs": own}
     config = build({"data": data})
-    return config, prepare(config.data), folder
+    prepared = prepare(config.data)
+    if request.param != "with vocabularies":
+        manifest = dict(prepared.manifest)
+        manifest["entities"] = {name: one for name, one in manifest["entities"].items() if name != VOCABULARY_FILE}
+        prepared = Prepared(prepared.path, manifest)
+    return config, prepared, folder
 
 
 def test_items_with_the_words_of_a_known_one_get_its_indices(logs: tuple[Config, Prepared, Path]) -> None:
@@ -90,6 +96,17 @@ def test_words_that_no_item_of_the_run_has_are_unknown(logs: tuple[Config, Prepa
     (folder / "short.csv").write_text("what,price\nz9,1\n")
     with pytest.raises(UserError, match="no column 'tags'"):
         read_fields(folder / "short.csv", log_options(config, Columns()), prepared, is_logs=True)
+
+
+def test_prepared_data_say_what_each_index_stands_for(logs: tuple[Config, Prepared, Path]) -> None:
+    config, _, folder = logs
+    words = vocabulary.read(prepare(config.data))
+    assert words is not None and set(words) == {"price", "tags", "shop", "brand"}
+    assert words["shop"]["word"].to_pylist() == ["north", "south, east", "west"]
+    assert words["tags"]["word"].to_pylist() == ["blue", "cold", "green", "hot", "red"]
+    prices = pa_csv.read_csv(folder / "items.csv")["price"].to_numpy()
+    edges = words["price"]["edge"].to_numpy()
+    assert len(edges) == 5 and edges[-1] == prices.max() and np.isin(edges, prices).all()
 
 
 def test_the_key_of_an_id_does_not_depend_on_how_it_was_read() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mwuf_dist.data import schema, shards
+from mwuf_dist.data import schema, shards, vocabulary
 from mwuf_dist.data.prepare import history_files, sorted_runs, steps
 from mwuf_dist.data.prepare.steps import Chunk
 from mwuf_dist.data.prepare.workers import InProcess, Pool
@@ -93,6 +93,7 @@ def write_prepared(
     columns = sorted_runs.read(scratch / f"pretrain-{groups[0]}")
     types = {name: str(kind) for name, kind in INTERACTION_TYPES.items() if name in columns} | {"row": "int64"}
     shutil.rmtree(scratch)
+    vocabulary.write(folder, raw.vocabularies)
     shards.write_rest(folder, facts, entities, roles, types, splits)
 
 

@@ -288,7 +288,7 @@ def join(
         def refuse(row: int, why: str, name: str = name) -> UserError:
             return UserError(f"{table.place(row)}: {name} {why}")
 
-        one, columns[field.name] = encode.encode_field(field, table.columns[name], rows, refuse, seen)
+        one, columns[field.name], _ = encode.encode_field(field, table.columns[name], rows, refuse, seen)
         made.append(one)
     return pa.table(columns), made
 

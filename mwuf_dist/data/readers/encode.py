@@ -50,7 +50,7 @@ def encode_field(
     rows: np.ndarray,
     refuse: Callable[[int, str], UserError],
     seen: np.ndarray | None = None,
-) -> tuple[Field, pa.Array]:
+) -> tuple[Field, pa.Array, pa.Array | None]:
     """Values of one field for all entities of its side.
 
     Args:
@@ -61,49 +61,52 @@ def encode_field(
         seen: whose values make the vocabulary or the buckets [E]; None: everyone's.
 
     Returns:
-        The field with its size; its column of the entity table.
+        The field with its size; its column of the entity table; what its indices from 1 on stand for, words or upper
+        edges of buckets, None for a vector.
 
     Raises:
         UserError: a numeric field has a value that is no number, or a list stands in a field that takes one value.
     """
     if field.kind == "vector":
         made = encode_vectors(field.name, column, rows, refuse)
-        return Field(field.name, "vector", field.side, made.type.list_size), made
+        return Field(field.name, "vector", field.side, made.type.list_size), made, None
     nested = pa.types.is_list(column.type)
     if nested and field.kind != "multi_valued":
         raise refuse(0, f"is a list, and field {field.name!r} is {field.kind}; set its kind to multi_valued")
     if field.kind == "multi_valued":
-        size, values = _multi_valued(field, column, rows, nested, seen)
-        return Field(field.name, "multi_valued", field.side, size), values
+        words, values = _multi_valued(field, column, rows, nested, seen)
+        return Field(field.name, "multi_valued", field.side, len(words) + 1), values, words
     index, values = codes(column)
     of_entity = np.where(rows >= 0, index[rows], -1) if len(index) else np.full(len(rows), -1)
     encode = _numeric if field.kind == "numeric" else _categorical
     seen = np.ones(len(rows), dtype=bool) if seen is None else seen
-    size, encoded = encode(field, values, of_entity, seen, lambda code, why: refuse(int(np.argmax(index == code)), why))
-    return Field(field.name, "categorical", field.side, size), pa.array(encoded)
+    words, encoded = encode(
+        field, values, of_entity, seen, lambda code, why: refuse(int(np.argmax(index == code)), why)
+    )
+    return Field(field.name, "categorical", field.side, len(words) + 1), pa.array(encoded), words
 
 
 def _categorical(
     field: LogsField, values: pa.Array, code: np.ndarray, seen: np.ndarray, _: object
-) -> tuple[int, np.ndarray]:
+) -> tuple[pa.Array, np.ndarray]:
     """An index per distinct value that at least `min_count` entities have."""
     counts = np.bincount(code[seen & (code >= 0)], minlength=len(values))
-    index, size = _vocabulary(text_of(values), counts, field.min_count)
-    return size, index[code]
+    index, words = _vocabulary(text_of(values), counts, field.min_count)
+    return words, index[code]
 
 
-def _vocabulary(values: pa.Array, counts: np.ndarray, min_count: int) -> tuple[np.ndarray, int]:
-    """Index of each distinct value, 0 for rare ones and (at place -1) for none, int32 [V + 1]; number of indices."""
+def _vocabulary(values: pa.Array, counts: np.ndarray, min_count: int) -> tuple[np.ndarray, pa.Array]:
+    """Index of each distinct value, 0 for rare ones and (at place -1) for none, int32 [V + 1]; words of 1 and above."""
     order = pc.array_sort_indices(values).to_numpy()
     order = order[counts[order] >= min_count]
     index = np.zeros(len(values) + 1, dtype=np.int32)
     index[order] = np.arange(1, len(order) + 1, dtype=np.int32)
-    return index, len(order) + 1
+    return index, values.take(pa.array(order)).cast(pa.string())
 
 
 def _numeric(
     field: LogsField, values: pa.Array, code: np.ndarray, seen: np.ndarray, refuse: Callable[[int, str], UserError]
-) -> tuple[int, np.ndarray]:
+) -> tuple[pa.Array, np.ndarray]:
     """An index per quantile bucket: bucket j has the values in (edge j - 1, edge j].
 
     The edges are the j/B quantiles (the lower of two neighbours) of the entities' values; equal edges count once, so
@@ -127,7 +130,7 @@ def _numeric(
         edges = np.unique(np.append(np.quantile(number[known & seen], shares, method="lower"), distinct[-1]))
     index = np.zeros(len(number), dtype=np.int32)
     index[known] = np.minimum(1 + np.searchsorted(edges, number[known], side="left"), len(edges))
-    return len(edges) + 1, index
+    return pa.array(edges, pa.float64()), index
 
 
 def to_float(values: pa.Array) -> np.ndarray:
@@ -179,7 +182,7 @@ def words_of(values: pa.Array) -> pa.Array:
 
 def _multi_valued(
     field: LogsField, column: pa.ChunkedArray, rows: np.ndarray, nested: bool, seen: np.ndarray | None
-) -> tuple[int, pa.Array]:
+) -> tuple[pa.Array, pa.Array]:
     """A list of distinct indices per entity in the order of the raw value, [0] where there is none."""
     if not nested and not pa.types.is_dictionary(column.type):
         column = column.cast(pa.string())
@@ -202,10 +205,10 @@ def _multi_valued(
     places = np.sort(places[code[places] >= 0])
     entity, code = entity[places], code[places]
     counted = code if seen is None else code[seen[entity]]
-    index, size = _vocabulary(values, np.bincount(counted, minlength=len(values)), field.min_count)
+    index, kept_words = _vocabulary(values, np.bincount(counted, minlength=len(values)), field.min_count)
     kept = index[code] > 0
     entity, encoded = entity[kept], index[code][kept]
     lengths = np.bincount(entity, minlength=len(rows))
     empty = np.flatnonzero(lengths == 0)
     starts = np.cumsum(lengths) - lengths
-    return size, list_column(np.maximum(lengths, 1), np.insert(encoded, starts[empty], 0))
+    return kept_words, list_column(np.maximum(lengths, 1), np.insert(encoded, starts[empty], 0))

@@ -92,7 +92,8 @@ def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDa
     again = repeated(log, options.repeated_rows)
     kept, notes = log.kept[~again], [*log.notes(), *_repeated_notes(again, options.repeated_rows)]
     seen = _seen(log, kept, rule)
-    sides = {side: _entity_table(side, log, kept, options, notes, seen) for side in SIDES}
+    words: dict[str, pa.Array] = {}
+    sides = {side: _entity_table(side, log, kept, options, notes, seen, words) for side in SIDES}
     rows, row_item, row_label = kept, log.item[kept], log.label[kept]
     num_drawn, more = options.negatives_per_positive, {}
     if num_drawn and rule is not None:
@@ -108,7 +109,9 @@ def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDa
     columns = {"user": log.user[rows], "item": row_item, "label": row_label, "time": log.time[rows], **more}
     (users, user_fields), (items, item_fields) = sides["user"], sides["item"]
     fields, form = (*user_fields, *item_fields), log.form.to_dict()
-    return RawDataset(pa.table(columns), users, items, fields, num_drawn if more else 0, form, tuple(notes))
+    return RawDataset(
+        pa.table(columns), users, items, fields, num_drawn if more else 0, form, tuple(notes), vocabularies=words
+    )
 
 
 def _repeated_notes(again: np.ndarray, rule: str) -> list[str]:
@@ -229,9 +232,15 @@ def _seen(log: Rows, kept: np.ndarray, rule: SplitRule | None) -> Seen | None:
 
 
 def _entity_table(
-    side: Side, log: Rows, kept: np.ndarray, options: LogsConfig, notes: list[str], seen: Seen | None
+    side: Side,
+    log: Rows,
+    kept: np.ndarray,
+    options: LogsConfig,
+    notes: list[str],
+    seen: Seen | None,
+    words: dict[str, pa.Array],
 ) -> tuple[pa.Table, list[Field]]:
-    """The table of one side, and its fields; `notes` gets what of a side table has no use."""
+    """The table of one side, and its fields; `notes` gets what of a side table has no use, `words` the vocabularies."""
     own_ids, of_row = (log.user_ids, log.user) if side == "user" else (log.item_ids, log.item)
     columns: dict[str, Any] = {RAW_ID: own_ids}
     fields = []
@@ -261,7 +270,8 @@ def _entity_table(
         rows = encode.first_rows(entity, column.is_valid().to_numpy(), order, len(own_ids))
         refuse = _Refuse(table, name)
         of_side = None if seen is None else (seen.users if side == "user" else seen.items)
-        made, columns[field.name] = encode.encode_field(field, column, rows, refuse, of_side)
+        made, columns[field.name], vocabulary = encode.encode_field(field, column, rows, refuse, of_side)
+        words |= {} if vocabulary is None else {field.name: vocabulary}
         fields.append(made)
     if all(field.kind == "vector" for field in fields):
         columns[ANY_ITEM] = np.zeros(len(own_ids), dtype=np.int32)

@@ -1,8 +1,9 @@
 """Fields of items that a run has never seen, as indices of the run's own tables.
 
-A run keeps the indices of its items' fields and not the words behind them. For own logs they are learned again from
-the run's own tables: a word and an index belong together that stand at exactly the same items. Data sets that come with
-the project give the indices themselves (as `items.parquet` of the prepared folder has them).
+For own logs the vocabularies of the prepared data say which words and edges the indices stand for. Data prepared before
+these were kept have the indices alone, and the words are learned again from the run's own files, which must be there: a
+word and an index belong together that stand at exactly the same items. Data sets that come with the project give the
+indices themselves (as `items.parquet` of the prepared folder has them).
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
+from mwuf_dist.data import vocabulary
 from mwuf_dist.data.readers import encode, log_files, log_tables, vectors
 from mwuf_dist.data.readers import ids as raw_ids
 from mwuf_dist.data.readers.arrow_types import text_of
@@ -73,15 +75,17 @@ def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bo
     wanted = list({options.item: 0} | dict.fromkeys([*columns.values(), *vector_of.values()]))
     table = log_tables.read(files, wanted, options, "items", vectors=[*vector_of.values()])
     entity, ids, _ = raw_ids.encode_ids(table.columns[options.item])
-    known = None
-    if is_logs:
+    known, words_of = None, vocabulary.read(prepared) if is_logs else None
+    if is_logs and words_of is None:
         known = pq.read_table(prepared.path / ENTITY_FILES["item"], memory_map=True).combine_chunks()
     unknown = unknown_fields(prepared, len(ids))
     out = {name: unknown[name] for name in unknown.column_names}
     for field in fields:
         column = table.columns[columns[field.name]]
         rows = encode.first_rows(entity, column.is_valid().to_numpy(), np.arange(table.num_rows), len(ids))
-        if known is None:
+        if words_of is not None:
+            out[field.name] = _by_words(field, named[field.name], column, rows, words_of[field.name])
+        elif known is None:
             out[field.name] = as_column(field, *_indices(field, _words(column, rows, "|"), path))
         else:
             own = named[field.name]
@@ -105,6 +109,21 @@ def _standardised(
     found = vectors.encode_vectors(name, column, rows, refuse, len(scale["mean"]))
     has = found.is_valid().to_numpy(zero_copy_only=False)
     return column_of(scaled(matrix(found), has, scale))
+
+
+def _by_words(field: Field, own: LogsField, column: pa.ChunkedArray, rows: np.ndarray, words_of: pa.Table) -> pa.Array:
+    """A field of the new items by the vocabulary of the run."""
+    if own.kind == "categorical":  # its words have the blanks and quotes that stand there
+        values = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        text = text_of(pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type))
+        index = vocabulary.index_of_words(words_of, text.take(pa.array(rows, mask=rows < 0)))
+        return as_column(field, index, np.ones(len(index), dtype=np.int64))
+    words = _words(column, rows, own.separator if own.kind == "multi_valued" else "")
+    if own.kind == "numeric":
+        index = vocabulary.index_of_numbers(words_of, encode.to_float(words.text))
+    else:
+        index = vocabulary.index_of_words(words_of, words.text)
+    return as_column(field, *_filled(words, index, field))
 
 
 def _indices(field: Field, words: _Words, path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,55 @@
+"""What the indices of fields of own logs stand for: `vocabulary.parquet` of a prepared folder.
+
+A field with words has a row for each of its indices from 1 on, in their order; a numeric one a row for the upper edge
+of each bucket. So a run reads fields of items that come later by itself, wherever its own logs are by then.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
+import pyarrow.parquet as pq
+
+from mwuf_dist.data.shards import VOCABULARY_FILE, Prepared
+
+
+def write(folder: Path, vocabularies: Mapping[str, pa.Array]) -> None:
+    """Writes the words (string) or edges (float64) of each field, by its name; nothing where there are none."""
+    if not vocabularies:
+        return
+    parts = []
+    for name, values in vocabularies.items():
+        is_text = pa.types.is_string(values.type)
+        none = pa.nulls(len(values), pa.float64() if is_text else pa.string())
+        words, edges = (values, none) if is_text else (none, values.cast(pa.float64()))
+        parts.append(pa.table({"field": pa.array([name] * len(values), pa.string()), "word": words, "edge": edges}))
+    table = pa.concat_tables(parts).replace_schema_metadata({"fields": "\n".join(vocabularies)})
+    pq.write_table(table, folder / VOCABULARY_FILE)
+
+
+def read(prepared: Prepared) -> dict[str, pa.Table] | None:
+    """The rows of each field, columns `word` and `edge`; None for data prepared before they were kept."""
+    if VOCABULARY_FILE not in prepared.manifest["entities"]:
+        return None
+    table = pq.read_table(prepared.whole(VOCABULARY_FILE), memory_map=True)
+    names = (table.schema.metadata or {})[b"fields"].decode().split("\n")
+    return {name: table.filter(pc.equal(table["field"], name)) for name in names}
+
+
+def index_of_words(table: pa.Table, words: pa.Array) -> np.ndarray:
+    """Index of each word [W], 0 for unknown ones, int32."""
+    place = pc.index_in(words, value_set=table["word"].combine_chunks().cast(words.type))
+    return (pc.fill_null(place, -1).to_numpy(zero_copy_only=False) + 1).astype(np.int32)
+
+
+def index_of_numbers(table: pa.Table, numbers: np.ndarray) -> np.ndarray:
+    """Bucket of each number [W], 0 for what is not finite, int32; what is above the last edge is in the last bucket."""
+    edges = table["edge"].to_numpy()
+    index = 1 + np.searchsorted(edges, np.nan_to_num(numbers), side="left")
+    return np.where(np.isfinite(numbers), np.minimum(index, len(edges)), 0).astype(np.int32)
