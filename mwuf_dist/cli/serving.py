@@ -21,6 +21,7 @@ Writes the warm embeddings of a finished run's new items, and its dense model, i
 
 examples:
   mwuf export runs/ml-1
+  mwuf export runs/ml-1 --catch-up runs/ml-1-all --old-items --context
   mwuf export runs/ml-1 --format safetensors --old-items --context --output serving/today""",
     "warm": """\
 The daily job: new interactions move the rows of new items, by a rule that looks at each item alone, and nothing else.
@@ -72,6 +73,9 @@ class ExportOptions:
     format: Literal["parquet", "safetensors", "npy"] = "parquet"  # Of the items.
     output: Path | None = None  # Folder to write; by default `export` in RUN.
     old_items: tyro.conf.FlagCreatePairsOff[bool] = False  # The old items too.
+    # Folder for a run that has seen the rest of its own data too, items with fewer than 3K rows among them (as `mwuf
+    # warm` does it); exported is this one, and the daily job goes on from there.
+    catch_up: Path | None = None
     context: tyro.conf.FlagCreatePairsOff[bool] = False  # All else that a score needs, of the items and of all users.
     prepared: Path | None = None  # Its prepared data, where they have been moved since.
 
@@ -147,17 +151,33 @@ def _export(arguments: list[str]) -> int:
     options = _parse("export", arguments, ExportOptions)
     from mwuf_dist.serving.export.export import export
     from mwuf_dist.serving.finished_run import open_run
+    from mwuf_dist.serving.warm.catch_up import what_is_left_out
 
-    with open_run(options.run, prepared=options.prepared) as run:
+    folder = options.run if options.catch_up is None else _catch_up(options, options.catch_up)
+    with open_run(folder, prepared=options.prepared) as run:
         clock = time.perf_counter()
-        output = options.output or options.run / "export"
+        output = options.output or folder / "export"
+        left_out = what_is_left_out(run.config, run.prepared) if run.state is None else ""
         folder = export(run, options.format, output, options.old_items, os.isatty(2), options.context)
         seconds = time.perf_counter() - clock
         num_items = run.num_items if options.old_items else run.num_items - run.num_old_items
     print(f"{num_items} items in {seconds:.1f} s: {folder}")
     for path in sorted(folder.iterdir()):
         print(f"  {path.name:<20} {path.stat().st_size:>14,} bytes")
+    if left_out:
+        print(left_out)
     return 0
+
+
+def _catch_up(options: ExportOptions, output: Path) -> Path:
+    from mwuf_dist.runtime import start
+    from mwuf_dist.serving.run_files import read_run
+    from mwuf_dist.serving.warm.catch_up import catch_up
+
+    with start(read_run(options.run)[0]) as runtime:
+        report = catch_up(options.run, output, runtime, options.format, options.context, options.prepared)
+    print(printable(report.text()))
+    return report.folder
 
 
 def _warm(arguments: list[str]) -> int:

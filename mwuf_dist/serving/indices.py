@@ -20,7 +20,7 @@ def checked_indices(indices: Indices, num: int, what: str, device: torch.device)
         ValueError: they have not one dimension.
         IndexError: one does not exist.
     """
-    found = indices if isinstance(indices, torch.Tensor) else torch.as_tensor(np.asarray(indices))
+    found = indices if isinstance(indices, torch.Tensor) else torch.as_tensor(np.array(indices, order="C"))
     if not found.numel() and not isinstance(indices, (torch.Tensor, np.ndarray)):
         found = found.long()  # an empty list has no type of its own
     if found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool:

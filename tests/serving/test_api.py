@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -102,6 +104,11 @@ def test_any_integer_type_gives_the_same_scores(run: FinishedRun) -> None:
     for kind in (torch.int16, torch.int32):
         assert torch.equal(run.scores(torch.tensor(users, dtype=kind), torch.tensor(items, dtype=kind)), expected)
     assert torch.equal(run.scores(np.array(users, dtype=np.uint32), items), expected)
+    # Views that go backwards or belong to Arrow, which torch cannot share.
+    backwards = np.array(users[::-1])[::-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(run.scores(backwards, pa.array(items).to_numpy()), expected)
     assert run.scores([], []).shape == (0,) and run.embeddings([]).shape == (0, run.model.dim)
 
 
