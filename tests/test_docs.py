@@ -274,6 +274,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         clicks = {"user_id": [int(one) for one in random.choice(users, len(ids))], "item_id": ids}
         clicks |= {"label": random.integers(2, size=len(ids)), "timestamp": 10**9 + 10**5 * day + np.arange(len(ids))}
         pq.write_table(pa.table(clicks), folder / f"{name}.parquet")
+        (folder / "clicks").mkdir(exist_ok=True)
+        pq.write_table(pa.table(clicks), folder / "clicks" / f"{name}.parquet")
     pa_csv.write_csv(pa.table({"item_id": [1_000_003]} | {field: [1] for field in fields}), folder / "items.csv")
     return folder
 

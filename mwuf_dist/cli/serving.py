@@ -34,6 +34,7 @@ examples:
   mwuf warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday
   mwuf warm runs/ml-1 --interactions logs/ --items new_items.csv --output runs/ml-1-tuesday --format npy
   mwuf warm runs/ml-1 --interactions today.parquet --old-items --output runs/ml-1-tuesday
+  mwuf warm runs/ml-1 --follow clicks/ --output runs/ml-1-live
   mwuf warm runs/ml-1 --interactions today.parquet --retire-after-days 30 --output runs/ml-1-tuesday
   torchrun --nproc-per-node=2 -m mwuf_dist warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday""",
     "apply": """\
@@ -87,6 +88,8 @@ class WarmOptions:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run, or of a job.
     output: Path  # Folder to write: a run that has seen these interactions too.
     interactions: Path | None = None  # Parquet or CSV, a file or a folder.
+    follow: Path | None = None  # Folder whose files are taken as they appear, until SIGTERM; OUTPUT gets deltas.
+    until_idle: tyro.conf.FlagCreatePairsOff[bool] = False  # With --follow: end where nothing more is there.
     items: Path | None = None  # Table with the fields of items that the run has never seen.
     retire: Path | None = None  # Table with a column of IDs: items that leave, after the interactions have come.
     retire_after_days: float | None = None  # New items leave without an interaction in so many days before the newest.
@@ -182,6 +185,8 @@ def _catch_up(options: ExportOptions, output: Path) -> Path:
 
 def _warm(arguments: list[str]) -> int:
     options = _parse("warm", arguments, WarmOptions)
+    if options.follow is not None:
+        return _follow(options)
     if not (options.interactions or options.items or options.retire or options.retire_after_days is not None):
         raise UserError("name what comes with --interactions FILE or --items FILE, or what leaves with --retire FILE")
     from mwuf_dist.runtime import start
@@ -209,6 +214,28 @@ def _warm(arguments: list[str]) -> int:
         if runtime.is_main:
             print(printable(report.text()))
             print(f"{time.perf_counter() - clock:.1f} s")
+    return 0
+
+
+def _follow(options: WarmOptions) -> int:
+    others = options.interactions, options.items, options.retire, options.retire_after_days, options.old_items or None
+    if any(option is not None for option in others):
+        raise UserError("--follow takes the files of its folder alone: leave --interactions, --items, --retire out")
+    from mwuf_dist.runtime import start
+    from mwuf_dist.serving.run_files import read_run
+    from mwuf_dist.serving.warm.follow import FolderSource, follow
+    from mwuf_dist.serving.warm.interactions import Columns
+
+    columns = Columns(options.user, options.item, options.time, options.label)
+    source = FolderSource(options.follow or Path())
+    with start(read_run(options.run)[0]) as runtime:
+
+        def told(batch: Any) -> None:
+            print(printable(batch.text()), flush=True)
+
+        idle = options.until_idle
+        last = follow(options.run, source, options.output, runtime, columns, options.prepared, idle, told)
+    print(f"{options.output}: the last delta is {last}")
     return 0
 
 

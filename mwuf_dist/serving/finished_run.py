@@ -24,6 +24,7 @@ from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving import served_state
 from mwuf_dist.serving.deltas import hashes
+from mwuf_dist.serving.deltas.pending import load_state
 from mwuf_dist.serving.indices import Indices, checked_indices, place_of
 from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
 from mwuf_dist.serving.served_state import SERVED, Grown, WarmState
@@ -365,7 +366,7 @@ def load_run(
     if runtime.world_size > 1 and not several_ranks:
         raise UserError("a finished run is opened by one process: start it without torchrun")
     data = open_prepared(folder, config, results, prepared, runtime.show_progress)
-    state = served_state.load(folder)
+    state = load_state(folder, data.raw_ids("item"))
     if state is not None:
         data = Grown(data, state)
     model = Model(config, data, runtime)

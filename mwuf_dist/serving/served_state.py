@@ -163,8 +163,13 @@ def new_state(prepared: Prepared, id_type: pa.DataType, dim: int) -> WarmState:
 
 def save(state: WarmState, run: Path) -> str:
     """Writes `warm/` into a run's folder; returns the state's digest."""
-    folder = run / FOLDER
-    folder.mkdir()
+    (run / FOLDER).mkdir()
+    save_into(state, run / FOLDER)
+    return digest_of(run)
+
+
+def save_into(state: WarmState, folder: Path) -> None:
+    """Writes the files of a state into an empty folder."""
     tables = state.tables()
     for name, table in tables.items():
         pq.write_table(table, folder / name, compression="none", use_dictionary=False, write_statistics=False)
@@ -173,7 +178,6 @@ def save(state: WarmState, run: Path) -> str:
     about = {"schema": schema, "num_run_items": state.num_run_items, "made_from": state.made_from, "files": files}
     about |= {"days": list(state.days), "number": state.number, "hash": state.hash, "position": state.position}
     write_json(folder / "state.json", about)
-    return digest_of(run)
 
 
 def write_run(state: WarmState, folder: Path, checkpoint: Path, beside: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from mwuf_dist.locks import locked
 from mwuf_dist.serving import served_state
 from mwuf_dist.serving.deltas import hashes
 from mwuf_dist.serving.deltas.files import delta_files, read_chain
+from mwuf_dist.serving.deltas.pending import load_state, with_deltas
 from mwuf_dist.serving.deltas.reader import Delta, DeltaError, ItemTable, version_of
-from mwuf_dist.serving.deltas.replay import replayed
 from mwuf_dist.serving.export.chunks import Chunk
 from mwuf_dist.serving.export.export import MANIFEST, writer_of
 from mwuf_dist.serving.export.formats import read_items
@@ -130,14 +129,10 @@ def _to_run(folder: Path, paths: list[Path], output: Path, prepared: Path | None
     config, results, checkpoint = read_run(folder)
     data = open_prepared(folder, config, results, prepared)
     run_ids = data.raw_ids("item")
-    state = served_state.load(folder) or served_state.new_state(data, run_ids.type, config.embedding.dim)
+    state = load_state(folder, run_ids) or served_state.new_state(data, run_ids.type, config.embedding.dim)
     before = hashes.with_hash(state, run_ids)
     found = read_chain(paths, chain_of(folder), before.number, before.hash)
-    after = replayed(before, [delta.parts for delta in found], run_ids)
-    last = found[-1].header
-    after = dataclasses.replace(
-        after, number=last["number"], hash=last["after"], position=position_after(before, found)
-    )
+    after = with_deltas(before, found, run_ids)
     made = hashes.text_of(hashes.hash_of(after, run_ids))
     if made != after.hash:
         raise UserError(
@@ -150,14 +145,6 @@ def _to_run(folder: Path, paths: list[Path], output: Path, prepared: Path | None
         with appearing(output, "name another --output") as beside:
             served_state.write_run(after, folder, checkpoint, beside)
     return _report(output, found, len(after.ids))
-
-
-def position_after(state: served_state.WarmState, found: Sequence[Delta]) -> dict[str, Any]:
-    """Merges what has been taken of a source before some deltas and in them."""
-    position = dict(state.position)
-    for delta in found:
-        position |= delta.header.get("position", {})
-    return position
 
 
 def _report(output: Path, found: list[Delta], num_items: int) -> ApplyReport:

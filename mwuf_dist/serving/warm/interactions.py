@@ -70,8 +70,15 @@ def read_interactions(path: Path, options: LogsConfig, prepared: Prepared, is_lo
     Raises:
         UserError: a column is absent, a value cannot be read (with its place), or a row is not complete.
     """
-    there, form = log_files.find(str(path), "--interactions"), form_of_run(prepared, is_logs)
-    files = there.files
+    there = log_files.find(str(path), "--interactions")
+    return read_files(there.files, tuple(there.notes()), options, prepared, is_logs)
+
+
+def read_files(
+    files: tuple[Path, ...], notes: tuple[str, ...], options: LogsConfig, prepared: Prepared, is_logs: bool
+) -> NewRows:
+    """Reads the interactions of some files; `notes` are what is known of them. For the rest see `read_interactions`."""
+    form = form_of_run(prepared, is_logs)
     user_ids, item_ids = prepared.raw_ids("user"), prepared.raw_ids("item")
     if form is None:
         first = gate.read_rows(files, options, whole=False)
@@ -97,7 +104,7 @@ def read_interactions(path: Path, options: LogsConfig, prepared: Prepared, is_lo
         num_unseen_users=int((known < 0).sum()),
         num_read=rows.table.num_rows,
         notes=(
-            *there.notes(),
+            *notes,
             *rows.notes(),
             *_unlike(rows.user_ids, user_ids, "user"),
             *_unlike(rows.item_ids, item_ids, "item"),

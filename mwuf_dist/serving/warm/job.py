@@ -28,6 +28,7 @@ from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving import served_state
 from mwuf_dist.serving.deltas import files as deltas
 from mwuf_dist.serving.deltas import hashes
+from mwuf_dist.serving.deltas.pending import load_state
 from mwuf_dist.serving.deltas.replay import Parts, parts_of
 from mwuf_dist.serving.export.chunks import served_table
 from mwuf_dist.serving.export.export import Format, write_export
@@ -146,7 +147,7 @@ def warm(
         raise UserError(f"{output}: is the run itself, which stays as it is: name another --output")
     data = open_prepared(folder, config, results, prepared)
     every_id, user_ids = data.raw_ids("item"), data.raw_ids("user")
-    before = served_state.load(folder) or served_state.new_state(data, every_id.type, config.embedding.dim)
+    before = load_state(folder, every_id) or served_state.new_state(data, every_id.type, config.embedding.dim)
     before = hashes.with_hash(before, every_id)
     run_ids = before.run_ids(every_id)
     options = log_options(config, columns or Columns())

@@ -1,0 +1,333 @@
+"""`mwuf warm RUN --follow FOLDER`: files are taken as they appear, and each batch of them becomes a delta.
+
+The model and the state stay in memory. As an item's row is a function of its own interactions, a batch is a job on the
+part of the state that is about its items, and costs what these cost. The delta is the commit: it has the rows, the
+interactions and the names of the files that were taken, and appears in one step, so that a process that is killed
+anywhere goes on with the first file that is in no delta. `warm/` is written anew now and then, and at the end.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
+import torch
+
+from mwuf_dist.config import PHASES, UserError
+from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
+from mwuf_dist.files import appearing, make_folder, remove_left_overs
+from mwuf_dist.locks import locked
+from mwuf_dist.runtime import Runtime
+from mwuf_dist.runtime.shutdown import asked_to_stop, held_back, sigterm_asks
+from mwuf_dist.serving import served_state
+from mwuf_dist.serving.deltas import files as deltas
+from mwuf_dist.serving.deltas import hashes
+from mwuf_dist.serving.deltas.pending import load_state
+from mwuf_dist.serving.deltas.replay import Parts, parts_of, replayed, restricted
+from mwuf_dist.serving.export.chunks import Chunk, as_table, item_columns
+from mwuf_dist.serving.finished_run import PHASE_NAMES, load_run
+from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
+from mwuf_dist.serving.served_log import NewRows, find, taken, together
+from mwuf_dist.serving.served_state import Retired, WarmState, phases_of, unknown_fields
+from mwuf_dist.serving.warm.change import change_by
+from mwuf_dist.serving.warm.interactions import Columns, log_options, read_files
+from mwuf_dist.serving.warm.job import seen_by_run
+from mwuf_dist.serving.warm.negatives import add_negatives
+from mwuf_dist.serving.warm.retire import without_the_retired
+from mwuf_dist.serving.warm.rows import WarmJob, rows_of_run
+from mwuf_dist.training.item_rule.rule import check_rule_fits, rule_of
+
+_WAIT_S = 0.2  # Between two looks at a folder in which there was nothing.
+_BATCH_BYTES = 1 << 24  # Of files that are taken at once; a larger file is a batch of its own.
+_SNAPSHOT_ROWS = 1 << 20  # Interactions in deltas after which `warm/` is written anew.
+_NOT_YET = re.compile(r"^[._]|\.(tmp|part|partial|crdownload|swp)$|~$")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Holds files that are taken together.
+
+    Attributes:
+        files: in the order of their time and name.
+        position: what the delta says of them; given back to the source when the process starts again.
+    """
+
+    files: tuple[Path, ...]
+    position: dict[str, Any]
+
+
+class Source(Protocol):
+    """Gives interactions as they come. What it has given stands in the deltas, key by key, and nowhere else."""
+
+    def take(self, position: dict[str, Any]) -> Taken | None:
+        """What there is behind a position; None for nothing now."""
+        ...
+
+
+class FolderSource:
+    """Files of a folder, each whole from the moment that it has its name: written elsewhere and renamed into place.
+
+    Args:
+        folder: whose files are taken, not those in folders in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no folder to follow is here: make it, or name another with --follow")
+        self._folder = folder
+
+    def take(self, position: dict[str, Any]) -> Taken | None:
+        """See `Source.take`."""
+        found = []
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if _NOT_YET.search(entry.name) or not entry.is_file():
+                    continue
+                about = entry.stat()
+                key = [about.st_size, about.st_mtime_ns]
+                if position.get(entry.name) != key:
+                    found.append((about.st_mtime_ns, entry.name, key))
+        batch, size = {}, 0
+        for _, name, key in sorted(found):
+            if batch and size + key[0] > _BATCH_BYTES:
+                break
+            batch[name], size = key, size + key[0]
+        return Taken(tuple(self._folder / name for name in batch), batch) if batch else None
+
+
+@dataclass
+class Batch:
+    """Reports one batch, for a line of progress.
+
+    Attributes:
+        number: of its delta.
+        num_files, num_new, num_changed: files taken, interactions that were new, items that changed.
+        seconds: from taking to the delta.
+        refused: file -> why nothing of it was taken.
+    """
+
+    number: int
+    num_files: int
+    num_new: int
+    num_changed: int
+    seconds: float
+    refused: dict[str, str]
+
+    def text(self) -> str:
+        """For a terminal."""
+        line = f"delta {self.number}: {self.num_files} files, {self.num_new:,} new interactions, "
+        line += f"{self.num_changed:,} items changed, {self.seconds:.2f} s"
+        return "\n".join([line, *(f"REFUSED {name}: {why}" for name, why in self.refused.items())])
+
+
+class Follower:
+    """The state of an output folder in memory, and the batches that it takes.
+
+    Args:
+        output: folder that `begin` has made.
+        runtime: of one process.
+        columns: of the interactions.
+        prepared: see `load_run`.
+    """
+
+    def __init__(self, output: Path, runtime: Runtime, columns: Columns, prepared: Path | None) -> None:
+        config, results, _ = read_run(output)
+        self._output, self._config, self._runtime = output, config, runtime
+        self._data = open_prepared(output, config, results, prepared)
+        self._run_ids, self._user_ids = self._data.raw_ids("item"), self._data.raw_ids("user")
+        state = load_state(output, self._run_ids)
+        assert state is not None
+        self.state = hashes.with_hash(state, self._run_ids)
+        self._pending: list[Parts] = []
+        self._written = served_state.read_about(output).get("number", 0)  # by the last snapshot
+        self._since_snapshot = 0
+        self._run = load_run(output, runtime, prepared=self._data.path)
+        self._options, self._is_logs = log_options(config, columns), config.data.name == "logs"
+        new_items = np.arange(self._data.num_old_items, self._data.num_items)
+        self._run_log = seen_by_run(self._data, new_items, self._user_ids)
+        self._rows_of_run = rows_of_run(rule_of(config, self._data), self._data, old_items=False)
+        self._chain = chain_of(output)
+
+    def batch(self, taken_files: Taken) -> Batch:
+        """Takes some files: one delta."""
+        clock, refused = time.perf_counter(), {}
+        rows = self._read(taken_files.files, refused)
+        parts, num_new = self._parts(rows)
+        hash_after, parts = parts.pop("hash"), parts
+        number = self.state.number + 1
+        header = {"chain": self._chain, "number": number, "before": self.state.hash, "after": hash_after}
+        header |= {"position": taken_files.position, "refused": refused}
+        deltas.write_delta(self._output / deltas.FOLDER, header, parts)
+        position = self.state.position | taken_files.position
+        self.state = dataclasses.replace(self.state, number=number, hash=hash_after, position=position)
+        self._pending.append(parts)
+        self._since_snapshot += parts["log"].num_rows
+        num_changed = parts["changed"].num_rows
+        return Batch(number, len(taken_files.files), num_new, num_changed, time.perf_counter() - clock, refused)
+
+    def snapshot(self, always: bool = False) -> None:
+        """Writes `warm/` anew where enough has come since."""
+        if self._written == self.state.number or not (always or self._since_snapshot >= _SNAPSHOT_ROWS):
+            return
+        self.state, self._pending, self._since_snapshot = replayed(self.state, self._pending, self._run_ids), [], 0
+        with appearing(self._output / served_state.FOLDER, "make room") as beside:
+            served_state.save_into(self.state, beside)
+        self._written = self.state.number
+
+    def _read(self, files: tuple[Path, ...], refused: dict[str, str]) -> NewRows:
+        """Interactions of files; where one is wrong, of the others."""
+        try:
+            return read_files(files, (), self._options, self._data, self._is_logs)
+        except UserError as error:
+            if len(files) == 1:
+                refused[files[0].name] = str(error)
+                return NewRows(self._run_ids[:0], served_state.empty_log(), 0)
+        good = []
+        for path in files:
+            try:
+                read_files((path,), (), self._options, self._data, self._is_logs)
+                good.append(path)
+            except UserError as error:
+                refused[path.name] = str(error)
+        if not good:
+            return NewRows(self._run_ids[:0], served_state.empty_log(), 0)
+        return read_files(tuple(good), (), self._options, self._data, self._is_logs)
+
+    def _parts(self, rows: NewRows) -> tuple[dict[str, Any], int]:
+        """(The tables of the delta and, as `hash`, that of the state after it; number of new interactions)."""
+        living = self.state.run_ids(self._run_ids)
+        before = self._about(rows.item_ids, living)
+        items = find(rows.item_ids, living)
+        run_log = taken(self._run_log, np.isin(self._run_log["item"], items))
+        if self._options.negatives_per_positive:
+            drawn = self._options.negatives_per_positive, self._options.negatives_seed
+            rows = add_negatives(rows, items, self._data, self._user_ids, run_log, *drawn)
+        nothing = rows.item_ids[:0], unknown_fields(self._data, 0)
+        rows, listed, _ = without_the_retired(rows, nothing, before)
+        change = change_by(before, rows, listed, living, self._data, run_log, self._rows_of_run)
+        job = WarmJob(self._config, self._runtime, self._data, change, run_log, self._rows_of_run)
+        touched = np.union1d(change.anew, change.going_on)
+        after = dataclasses.replace(change.state, rows=job.rows(self._run) if len(touched) else change.state.rows)
+        parts: dict[str, Any] = parts_of(after, touched, change.new_log, _nobody(living), living)
+        parts["changed"] = self._served(job, after, touched, living)
+        difference = hashes.hash_of(after, self._run_ids) - hashes.hash_of(before, self._run_ids)
+        parts["hash"] = hashes.text_of(hashes.from_text(self.state.hash) + difference)
+        return parts, change.num_new
+
+    def _about(self, ids: pa.Array, living: pa.Array) -> WarmState:
+        """The part of the state that is about some items."""
+        part = restricted(self.state, ids, living)
+        own = [{name: _of(table, ids) for name, table in parts.items()} for parts in self._pending]
+        return replayed(part, [parts for parts in own if parts["rows"].num_rows], self._run_ids)
+
+    @torch.no_grad()
+    def _served(self, job: WarmJob, state: WarmState, touched: np.ndarray, living: pa.Array) -> pa.Table:
+        """The changed items as an export has them."""
+        columns = item_columns(self._run, context=True)
+        if not len(touched):
+            return as_table([], self._run_ids.type, columns)
+        log = together([job.run_log, state.log])
+        is_event = self._data.is_event(log["label"], self._config.data.events)
+        users = ItemUsers.of_rows(log["user"][is_event], log["item"][is_event], state.num_items)
+        items = torch.from_numpy(touched).to(self._runtime.device)
+        fields = job.frozen.item_fields(items).float()
+        means = mean_users(users, items, self._run.model.user_tables, self._run.mean_user, self._runtime)
+        rows = torch.from_numpy(state.rows.served[np.searchsorted(state.rows.item, touched)]).to(items.device)
+        counts = np.bincount(log["item"][self._data.is_counted(log["label"])], minlength=state.num_items)[touched]
+        own = np.full(len(touched), PHASES.index(PHASES[-1]), dtype=np.uint8)
+        phases = phases_of(counts, self._config.data.warm_rows)
+        found = {
+            "embedding": self._run.method.warm_rows(rows, fields, means).cpu().numpy(),
+            "phase": np.where(touched < state.num_run_items, own, phases).astype(np.uint8),
+            "interactions": counts.astype(np.int64),
+            "item_context": fields.cpu().numpy(),
+        }
+        assert max(found["phase"]) < len(PHASE_NAMES)
+        ids = pa.concat_arrays([living, state.ids]).take(pa.array(touched))
+        return as_table([Chunk(ids, found)], ids.type, columns)
+
+
+def begin(folder: Path, output: Path, prepared: Path | None) -> None:
+    """Makes the folder that a follower writes: a run with a state and room for deltas. One that is there is checked.
+
+    Raises:
+        UserError: it is another run's, or no follower's.
+    """
+    config, results, checkpoint = read_run(folder)
+    check_rule_fits(config)
+    if (output / "config.toml").exists():
+        if chain_of(output) != chain_of(folder) or not (output / deltas.FOLDER).is_dir():
+            raise UserError(f"{output}: was not made by following files from {folder}: name another --output")
+        remove_left_overs(output, output / deltas.FOLDER)
+        return
+    data = open_prepared(folder, config, results, prepared)
+    ids = data.raw_ids("item")
+    state = load_state(folder, ids) or served_state.new_state(data, ids.type, config.embedding.dim)
+    with appearing(output, "name another --output") as beside:
+        served_state.write_run(hashes.with_hash(state, ids), folder, checkpoint, beside)
+        make_folder(beside / deltas.FOLDER)
+
+
+def follow(
+    folder: Path,
+    source: Source,
+    output: Path,
+    runtime: Runtime,
+    columns: Columns | None = None,
+    prepared: Path | None = None,
+    until_idle: bool = False,
+    told: Callable[[Batch], None] = lambda _: None,
+) -> int:
+    """Takes what the source gives until SIGTERM; returns the number of the last delta.
+
+    Args:
+        folder: of a finished run, or of a job.
+        source: of interactions.
+        output: folder to write; the same command goes on there.
+        runtime: of one process.
+        columns: names of the columns of the interactions.
+        prepared: see `load_run`.
+        until_idle: end where the source has nothing more.
+        told: called after each delta.
+
+    Raises:
+        UserError: `output` is something else's, or there are several ranks.
+    """
+    if runtime.world_size > 1:
+        raise UserError("--follow is one process: start it without torchrun")
+    output = Path(os.path.realpath(output))
+    if output == Path(os.path.realpath(folder)):
+        raise UserError(f"{output}: is the run itself, which stays as it is: name another --output")
+    with locked(output, "warm --follow"), sigterm_asks(), held_back():
+        begin(folder, output, prepared)
+        follower = Follower(output, runtime, columns or Columns(), prepared)
+        while not asked_to_stop():
+            found = source.take(follower.state.position)
+            if found is not None:
+                told(follower.batch(found))
+                follower.snapshot()
+            elif until_idle:
+                break
+            else:
+                time.sleep(_WAIT_S)
+        follower.snapshot(always=True)
+        return follower.state.number
+
+
+def _of(table: pa.Table, ids: pa.Array) -> pa.Table:
+    return table.filter(pc.is_in(table["item_id"], value_set=ids))
+
+
+def _nobody(ids: pa.Array) -> Retired:
+    return Retired(ids[:0], np.empty(0, np.int64))
