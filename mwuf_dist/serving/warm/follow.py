@@ -71,7 +71,7 @@ class Source(Protocol):
     """Gives interactions as they come. What it has given stands in the deltas, key by key, and nowhere else."""
 
     def take(self, position: dict[str, Any]) -> Taken | None:
-        """What there is behind a position; None for nothing now."""
+        """Takes what there is behind a position; None for nothing now."""
         ...
 
 
