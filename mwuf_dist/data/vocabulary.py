@@ -8,7 +8,7 @@ of each bucket. So a run reads fields of items that come later by itself, wherev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +53,19 @@ def index_of_numbers(table: pa.Table, numbers: np.ndarray) -> np.ndarray:
     edges = table["edge"].to_numpy()
     index = 1 + np.searchsorted(edges, np.nan_to_num(numbers), side="left")
     return np.where(np.isfinite(numbers), np.minimum(index, len(edges)), 0).astype(np.int32)
+
+
+def described(prepared: Prepared, items: Sequence[int]) -> list[str]:
+    """Says what the fields of items hold, in words: "color green, price up to 3"; empty where no vocabulary is kept."""
+    tables, columns = read(prepared) or {}, prepared.entity("item").columns
+    found: list[list[str]] = [[] for _ in items]
+    for name, table in tables.items():
+        if name not in columns:
+            continue
+        column, words, edges = columns[name], table["word"], table["edge"]
+        for item, said in zip(items, found, strict=True):
+            own = slice(item, item + 1) if column.offsets is None else slice(*column.offsets[item : item + 2].tolist())
+            indices = [index - 1 for index in column.values[own].tolist() if index > 0]
+            texts = [words[one].as_py() or f"up to {edges[one].as_py():g}" for one in indices]
+            said += [f"{name} {' | '.join(texts)}"] if texts else []
+    return [", ".join(said) for said in found]

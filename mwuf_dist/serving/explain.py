@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from mwuf_dist.config import PHASES, WARM_SETS, config_hash
+from mwuf_dist.data import vocabulary
 from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.serving.finished_run import PHASE_NAMES, FinishedRun
 from mwuf_dist.serving.served_log import taken
@@ -68,6 +69,7 @@ class Explanation:
         nearest: (raw ID, cosine) of the old items nearest by what the backbone reads, best first.
         history: mean probability over the same random users at each moment, those of the run before those of the
             interactions that `mwuf warm` has brought; empty for an old item.
+        words: what the fields of the item and of the nearest ones hold, by raw ID, for own logs.
         replay_error: largest difference of the item's replayed row of phi_new to that of the checkpoint.
     """
 
@@ -80,17 +82,19 @@ class Explanation:
     nearest: list[tuple[Any, float]]
     history: list[Point] = field(default_factory=list)
     replay_error: float = 0.0
+    words: dict[Any, str] = field(default_factory=dict)
 
     def text(self, every_step: bool = False) -> str:
         """For a terminal: of each phase at most a dozen scores, denser at its beginning, unless `every_step`."""
         lines = [f"item {self.item_id}: {self.phase}, {self.interactions} interactions seen"]
+        lines += [f"  {words}"] if (words := self.words.get(self.item_id)) else []
         lines += [f"  clicks in {name}: {share:.0%}" for name, share in self.positives.items()]
         for name, values in (("scale", self.scale), ("shift", self.shift)):
             if values is not None:
                 numbers = " ".join(f"{value:+.3f}" for value in values)
                 lines.append(f"{name} (mean {values.mean():+.4f}, norm {np.linalg.norm(values):.4f}): {numbers}")
         lines.append("nearest old items by cosine of the embeddings")
-        lines += [f"  {cosine:+.4f}  {item_id}" for item_id, cosine in self.nearest]
+        lines += [f"  {cosine:+.4f}  {one}   {self.words.get(one, '')}".rstrip() for one, cosine in self.nearest]
         if self.history:
             what = f"mean probability over the same {_NUM_USERS} random users"
             lines.append(f"{what}, after so many of its rows in a phase, every pass counted")
@@ -165,6 +169,9 @@ def explain(run: FinishedRun, raw_id: int | str, num_nearest: int = 10) -> Expla
         shift=None,
         nearest=_nearest(run, item, num_nearest),
     )
+    shown = [out.item_id, *(one for one, _ in out.nearest)]
+    words = vocabulary.described(run.prepared, [run.index_of(one) for one in shown])
+    out.words = {one: said for one, said in zip(shown, words, strict=True) if said}
     if index >= run.num_old_items:
         with torch.no_grad():
             pair = run.method.scale_and_shift(*run.meta_inputs(item))

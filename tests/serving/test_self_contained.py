@@ -23,7 +23,7 @@ from mwuf_dist.serving.export.export import export
 from mwuf_dist.serving.finished_run import open_run
 from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.serving.warm.job import warm
-from tests.serving.own_logs import a_day, config_for, make_logs, write
+from tests.serving.own_logs import COLORS, a_day, config_for, make_logs, write
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,12 @@ def use(world: Path, out: Path, prepared: Path | None = None) -> dict[str, bytes
     """What export, warm and the API give, as bytes; `explain` runs too."""
     with open_run(world / "run", prepared=prepared) as run:
         export(run, "npy", out / "export")
-        assert explain(run, 903).interactions == 12
+        found = explain(run, 903)
+        assert found.interactions == 12
+        # What the fields of the item and its neighbours hold, in the words of the log: see own_logs.
+        assert "\n  color red, price up to 1\n" in found.text()  # a price of 0, in the lowest of four buckets
+        near = found.nearest[0][0]
+        assert found.words[near].startswith(f"color {COLORS[near % 4]}, price up to ")
         items = torch.arange(run.num_items)
         scores = run.scores(torch.zeros(run.num_items, dtype=torch.int64), items)
     with start(read_run(world / "run")[0]) as runtime:
