@@ -49,7 +49,7 @@ ROOMS: Mapping[Kind, _Room] = {
     ),
     "method": _Room(
         "mwuf_dist.methods",
-        frozenset({"interface", "meta_warm_up", "neighbours"}),
+        frozenset({"content_prior", "interface", "meta_warm_up", "neighbours"}),
         "mwuf_dist.methods.interface:Method",
         "mwuf",
     ),
