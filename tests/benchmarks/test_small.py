@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
             {"items_per_s", "peak_bytes"},
         ),
         ("warm", ["--clicks", "3000"], {"clicks", "items", "seconds", "cpu_s"}),
+        ("follow", ["--table", "4000"], {"births_and_deaths", "survivors", "seconds"}),
         ("loader", ["--rows", "50000", "--rounds", "1"], {"rows_per_s"}),
     ],
 )

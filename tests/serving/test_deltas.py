@@ -245,6 +245,17 @@ def test_every_delta_may_be_read_while_rows_are_asked_for() -> None:
     assert not wrong
 
 
+def test_moved_old_items_do_not_enter_an_export_without_old_items() -> None:
+    columns = {"phase": np.array(["warm-a"]), "embedding": np.zeros((1, 4), np.float32)}
+    changed = {"item_id": [1, 2], "phase": ["old", "warm-b"], "embedding": reader_vectors(np.ones((2, 4), np.float32))}
+    parts = {"changed": pa.table(changed), "retired": pa.table({"item_id": []})}
+    delta = reader.Delta("d", {"chain": "c", "number": 1, "before": "a", "after": "b"}, parts)
+    for old_items, expected in ((False, [7, 2]), (True, [7, 1, 2])):
+        table = reader.ItemTable([7], dict(columns), "c", 0, "a", old_items)
+        table.apply(delta)
+        assert table.items()[0] == expected
+
+
 def reader_vectors(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 

@@ -88,7 +88,7 @@ def _to_export(folder: Path, paths: list[Path], output: Path) -> ApplyReport:
             raise UserError(f"{folder}: {error}" if isinstance(error, DamagedError) else str(error)) from None
         found = read_chain(paths, *version, names=("changed", "retired"))
         ids, columns = read_items(folder, about["format"])
-        table = ItemTable(ids, columns, *version)
+        table = ItemTable(ids, columns, *version, old_items=about["old_items"])
         try:
             for delta in found:
                 table.apply(delta)

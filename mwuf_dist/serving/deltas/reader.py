@@ -121,11 +121,19 @@ class ItemTable:
         item_ids: raw IDs [n].
         columns: name -> values, [n] or [n, width].
         chain, number, state: what the rows are, see `why_not_next`.
+        old_items: whether old items are among them; else those that a delta has moved are left out.
     """
 
     def __init__(
-        self, item_ids: list[Any], columns: dict[str, np.ndarray], chain: str, number: int, state: str
+        self,
+        item_ids: list[Any],
+        columns: dict[str, np.ndarray],
+        chain: str,
+        number: int,
+        state: str,
+        old_items: bool = True,
     ) -> None:
+        self._old_items = old_items
         self.chain, self.number, self.state = chain, number, state
         self._place = {item_id: place for place, item_id in enumerate(item_ids)}
         self._columns, self._free, self._end = dict(columns), [], len(item_ids)
@@ -145,7 +153,7 @@ class ItemTable:
         version = version_of(about, folder)
         table = pq.read_table(folder / "items.parquet")
         columns = {name: values_of(table[name]) for name in table.column_names if name != "item_id"}
-        return cls(table["item_id"].to_pylist(), columns, *version)
+        return cls(table["item_id"].to_pylist(), columns, *version, old_items=about["old_items"])
 
     def __len__(self) -> int:
         return len(self._place)
@@ -158,6 +166,8 @@ class ItemTable:
         """
         why = why_not_next(delta.header, self.chain, self.number, self.state)
         changed, retired = delta.parts["changed"], delta.parts["retired"]
+        if not self._old_items and "phase" in changed.column_names:
+            changed = changed.filter(pa.array(values_of(changed["phase"]) != "old"))
         columns = {name: values_of(changed[name]) for name in changed.column_names if name != "item_id"}
         missing = set(self._columns) - set(columns)
         if not why and missing:
