@@ -20,8 +20,8 @@ from mwuf_dist import MetaWarmUp, cli
 from mwuf_dist.config import UserError
 from mwuf_dist.evaluation.metrics import auc
 from mwuf_dist.serving.adopt import adopt as adopt_module
-from mwuf_dist.serving.adopt.adopt import adopt
-from mwuf_dist.serving.adopt.command import AdoptInput, adopt_files
+from mwuf_dist.serving.adopt.adopt import AdoptSettings, adopt
+from mwuf_dist.serving.adopt.command import AdoptInput, adopt_files, check_fit
 from mwuf_dist.serving.adopt.files import find_table, import_factory, load_weights
 from tests.bounds import assert_float32_close
 
@@ -256,3 +256,27 @@ def deaf(weights):
         adopt_files(
             AdoptInput(folder / "dlrm.pt", "item_id", "odd_models:deaf", folder / "logs.parquet"), tmp_path / "warm"
         )
+
+
+def _other_weights(key: str, change: Any, folder: Path, output: Path) -> AdoptInput:
+    weights = load_weights(folder / "dlrm.pt")
+    torch.save({name: change(value) if key in name else value for name, value in weights.items()}, output)
+    made, logs = "examples.adopt_torchrec:make_model", folder / "logs.parquet"
+    return AdoptInput(output, "item_id", made, logs, None, AdoptSettings())
+
+
+def test_weights_that_do_not_fit_or_are_not_finite_are_refused(folder: Path, tmp_path: Path) -> None:
+    for key, change, message in (
+        (
+            "item_id",
+            lambda value: value.t().contiguous(),
+            "failed on the weights: RuntimeError: .*mismatch",
+        ),
+        ("bias", lambda value: torch.full_like(value, torch.nan), "a weight is not finite"),
+    ):
+        given = _other_weights(key, change, folder, tmp_path / f"{key}.pt")
+        with pytest.raises(UserError, match=f"(?s){message}"):
+            adopt_files(given, tmp_path / "out")
+        assert check_fit(given).faults and not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="none of the 0 weights is a table"):
+        find_table({}, "item_id")

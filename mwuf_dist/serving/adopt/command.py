@@ -122,7 +122,7 @@ def _read(given: AdoptInput, fit: Fit) -> _Read:
     )
     item_table = find_table(found, given.table)
     fit.told.append(f"item table {given.table!r}: {len(item_table):,} items in {item_table.shape[1]} dimensions")
-    ranking = import_factory(given.model)(found)
+    ranking = _made(given.model, found)
     if missing := [name for name in _METHODS if not hasattr(ranking, name)]:
         raise UserError(
             f"--model {given.model!r}: what it makes has no {', '.join(missing)}: see adopt in docs/serving.md"
@@ -137,6 +137,18 @@ def _read(given: AdoptInput, fit: Fit) -> _Read:
         found_files = log_files.find_files(str(given.item_ids), "--item-ids")
         listed = log_tables.read(found_files, [settings.item], LogsConfig(), "items").columns[settings.item]
     return _Read(item_table, ranking, rows, _in_normal_form(rows, settings), listed)
+
+
+def _made(name: str, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """Builds the model by a person's factory."""
+    factory = import_factory(name)
+    try:
+        return factory(weights)
+    except Exception as error:  # of a user's code anything may come
+        raise UserError(
+            f"--model {name!r} failed on the weights: {type(error).__name__}: {str(error)[:500]}: does it build the "
+            "model that they are of?"
+        ) from error
 
 
 def _count_items(fit: Fit, read: _Read, settings: AdoptSettings) -> None:
@@ -180,6 +192,11 @@ def _try_model(fit: Fit, read: _Read) -> None:
         return
     if logits.shape != (rows.num_rows,):
         fit.faults.append(f"forward(item, context) gives {_shape(logits)} for {rows.num_rows} rows, not [n]: logits")
+        return
+    if not bool(logits.isfinite().all()):
+        fit.faults.append(
+            f"forward(item, context) gives NaN or infinity for the first {rows.num_rows} rows: a weight is not finite"
+        )
         return
     gradient = torch.autograd.grad(logits.sum(), item, allow_unused=True)[0] if logits.requires_grad else None
     if gradient is None or not bool(gradient.any()):

@@ -81,6 +81,8 @@ def find_table(weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     matrices = {key: value for key, value in weights.items() if value.dim() == 2}
     found = [name] if name in matrices else [key for key in matrices if name in key.split(".")]
     if len(found) != 1:
+        if not matrices:
+            raise UserError(f"--item-table {name!r}: none of the {len(weights)} weights is a table (a matrix)")
         near = found or difflib.get_close_matches(name, matrices, n=3, cutoff=0.0)
         raise UserError(
             f"--item-table {name!r}: {'several tables have' if found else 'no table has'} this name; did you mean "
