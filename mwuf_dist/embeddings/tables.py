@@ -126,13 +126,14 @@ class Tables:
             world_size=runtime.world_size,
             device_type=runtime.device.type,
         )
-        assert dist.group.WORLD is not None
+        group = runtime.group_of_tables or dist.group.WORLD
+        assert group is not None
         self._module = DistributedModelParallel(
             nn.ModuleDict({name: collection}),
             device=runtime.device,
             plan=ShardingPlan({name: plan}),
             sharders=[sharder],
-            env=ShardingEnv.from_process_group(dist.group.WORLD),
+            env=ShardingEnv.from_process_group(group),
             init_data_parallel=False,
         )
         self._collection = self._module.module.get_submodule(name)

@@ -14,12 +14,13 @@ import torch
 import torch.distributed as dist
 
 from mwuf_dist.config import UserError
-from mwuf_dist.runtime.collectives import sum_over_ranks_
+from mwuf_dist.runtime.collectives import sum_over_ranks_, through_memory
 
 # How often two ranks do what is timed; numbers of a long exchange.
 _TIMES = 100
 _LONG = 1 << 18
 _GIGA = 1e9
+_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def this_cpu(world_size: int) -> Device:
 
 
 def _two_ranks() -> tuple[float, float, float]:
-    """Of two processes with gloo: (how much they slow each other down, seconds of an exchange, bytes/s of a rank)."""
+    """Of two processes: (how much they slow each other down, seconds of an exchange, bytes/s of a rank)."""
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["torch.distributed"])
     with tempfile.TemporaryDirectory() as folder:
@@ -113,29 +114,30 @@ def _two_ranks() -> tuple[float, float, float]:
 def _rank(rank: int, store: str, results: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
-    rows, weight = torch.ones(2048, 64), torch.ones(64, 64)
+    with through_memory(rank, 2, _TIMEOUT_S) as group:  # as a run has it
+        rows, weight = torch.ones(2048, 64), torch.ones(64, 64)
 
-    def work() -> None:
-        torch.relu(rows @ weight)
+        def work() -> None:
+            torch.relu(rows @ weight)
 
-    def exchange(size: int) -> None:
-        dist.all_to_all_single(torch.empty(size), torch.ones(size))
+        def exchange(size: int) -> None:
+            dist.all_to_all_single(torch.empty(size), torch.ones(size), group=group)
 
-    def exchange_twice() -> None:  # a step has both kinds
-        exchange(2)
-        sum_over_ranks_(torch.ones(2))
+        def exchange_twice() -> None:  # a step has both kinds
+            exchange(2)
+            sum_over_ranks_(torch.ones(2))
 
-    # Means, as a step has many exchanges; and with work between them, because who is early waits for the other.
-    alone_s = _mean_s(work) if rank == 0 else 0.0
-    dist.barrier()
-    both_s = _mean_s(work)
-    dist.barrier()
-    with_exchange_s = _mean_s(lambda: (work(), exchange(2)))
-    with_two_s = _mean_s(lambda: (work(), exchange_twice()))
-    with_long_s = _mean_s(lambda: (work(), exchange(_LONG)))
-    if rank == 0:
-        link = _LONG / 2 * 4 / max(1e-9, with_long_s - with_exchange_s)
-        results.put((max(1.0, both_s / alone_s), max(0.0, with_two_s - both_s) / 2, link))
+        # Means, as a step has many exchanges; and with work between them, because who is early waits for the other.
+        alone_s = _mean_s(work) if rank == 0 else 0.0
+        dist.barrier()
+        both_s = _mean_s(work)
+        dist.barrier()
+        with_exchange_s = _mean_s(lambda: (work(), exchange(2)))
+        with_two_s = _mean_s(lambda: (work(), exchange_twice()))
+        with_long_s = _mean_s(lambda: (work(), exchange(_LONG)))
+        if rank == 0:
+            link = _LONG / 2 * 4 / max(1e-9, with_long_s - with_exchange_s)
+            results.put((max(1.0, both_s / alone_s), max(0.0, with_two_s - both_s) / 2, link))
     dist.destroy_process_group()
 
 

@@ -23,8 +23,9 @@ import torch
 import torch.distributed as dist
 
 from mwuf_dist.config import Config, RuntimeConfig, UserError
-from mwuf_dist.runtime.collectives import sum_over_ranks_
+from mwuf_dist.runtime.collectives import sum_over_ranks_, through_memory
 from mwuf_dist.runtime.heartbeat import COME_S, Peers
+from mwuf_dist.runtime.one_host import PeerLostError
 from mwuf_dist.runtime.shutdown import RankLostError
 from mwuf_dist.runtime.threads import default_threads
 from mwuf_dist.runtime.waits import NoAnswerError, within
@@ -49,6 +50,7 @@ class Runtime:
     peers: Peers | None = None  # None for a rank that is alone
     lane_coordinator: str = ""
     group: dist.ProcessGroup | None = None  # of `broadcast`, `gather` and `on_main`; None: that of all collectives
+    group_of_tables: dist.ProcessGroup | None = None  # of sharded tables; None: that of all collectives
     threads: int = 1
     is_compiled: bool = False
     timeout_s: float = 600.0  # how long another process may give no sign
@@ -216,9 +218,18 @@ def start(config: Config) -> Iterator[Runtime]:
             peers.ask(lambda _: join(), settings.timeout_s + MARGIN_S)
         try:
             found = Runtime(rank, world_size, device, show, ranks_per_host, peers, coordinator, threads=threads)
-            yield replace(found, is_compiled=is_compiled, timeout_s=settings.timeout_s)
+            found = replace(found, is_compiled=is_compiled, timeout_s=settings.timeout_s)
+            with _memory_of(found) as group:
+                yield replace(found, group_of_tables=group)
         finally:
             dist.destroy_process_group()
+
+
+def _memory_of(runtime: Runtime) -> contextlib.AbstractContextManager[dist.ProcessGroup | None]:
+    """Lets the ranks of one host talk through memory, unless they compute on GPUs or there is but one."""
+    if runtime.world_size == 1 or runtime.device.type != "cpu":
+        return contextlib.nullcontext()
+    return through_memory(runtime.rank, runtime.world_size, runtime.timeout_s)
 
 
 def _share_out(threads: int, device: torch.device) -> bool:
@@ -255,7 +266,8 @@ def _naming_the_lost_rank(rank: int, peers: Peers | None) -> Iterator[None]:
 
 def _is_of_a_collective(error: BaseException) -> bool:
     # Gloo's errors are plain RuntimeErrors, which begin with the file of its source.
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+    of_gloo = isinstance(error, RuntimeError) and "/gloo/" in str(error)
+    return of_gloo or isinstance(error, (dist.DistError, PeerLostError))
 
 
 def _store(rank: int, world_size: int, timeout_s: float) -> tuple[dist.Store, Peers | None]:

@@ -1,0 +1,255 @@
+"""Sums and exchanges between ranks of one host, through memory that they share.
+
+Gloo gives its messages to threads of its own, which need a core. Where every core computes, a message waits for its
+turn on one, which is milliseconds: of two ranks on two cores that compute for 3 ms between two sums, a sum of 129
+numbers took 4,986 microseconds through gloo and 318 here (medians; without work between them 369 and 97).
+
+Every rank has a slot that all can read, and between every two is a socket, through which a rank says that its slot is
+written. Nobody spins: who waits sleeps in a read of a socket, and its own core is free to run it once the byte comes.
+A rank that dies closes its sockets, which the others notice at once.
+"""
+
+from __future__ import annotations
+
+import hmac
+import mmap
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd.profiler import record_function
+
+# Bytes of a slot in the beginning: it grows with what is written into it.
+_SLOT_BYTES = 1 << 20
+# Bytes from which more than two ranks sum a part each, and read the parts of the others.
+_LONG_BYTES = 1 << 16
+_TOKEN_BYTES = 32
+# What a rank says to another: where in its slot that one finds its bytes.
+_MESSAGE = struct.Struct("<q")
+
+
+class PeerLostError(RuntimeError):
+    """Another rank of the host has closed its sockets, or has said nothing for the timeout."""
+
+
+class _Slot:
+    """Memory that its rank writes and the others read; it takes no pages before they are written."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def first(self, num_bytes: int, like: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Views so many bytes from `start` on as numbers of another tensor's type, in one dimension."""
+        end = start + num_bytes
+        if end > len(self._bytes):
+            size = max(_SLOT_BYTES, 1 << (end - 1).bit_length())
+            if os.fstat(self._descriptor).st_size < size:
+                os.ftruncate(self._descriptor, size)
+            self._bytes = torch.frombuffer(mmap.mmap(self._descriptor, size), dtype=torch.uint8)
+        return self._bytes[start:end].view(like.dtype)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class OneHost:
+    """Slots of all ranks, and sockets to the others.
+
+    Args:
+        rank: ours.
+        slots: two slots of every rank, in their order: a rank may write one while others still read its last.
+        sockets: to every other rank.
+    """
+
+    def __init__(self, rank: int, slots: list[list[_Slot]], sockets: dict[int, socket.socket]) -> None:
+        self._rank = rank
+        self._slots = slots
+        self._sockets = sockets
+        self._turn = 0
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sums a contiguous tensor over the ranks in place, with the same bits on each; returns it. A collective.
+
+        Raises:
+            PeerLostError: another rank has gone or says nothing.
+        """
+        parts = self._written(tensor.view(-1))
+        if len(parts) == 2 or tensor.numel() * tensor.element_size() < _LONG_BYTES:
+            _sum_in_order(parts, tensor.view(-1))
+            return tensor
+        # Each sums one piece of all, in place of its own rows of it, which nobody else reads.
+        pieces = [part.tensor_split(len(parts)) for part in parts]
+        ours = [piece[self._rank] for piece in pieces]
+        ours[self._rank].copy_(_sum_in_order(ours, torch.empty_like(ours[0])))
+        self._meet()
+        torch.cat([pieces[rank][rank] for rank in range(len(parts))], out=tensor.view(-1))
+        return tensor
+
+    def sum_pieces(self, out: torch.Tensor, tensor: torch.Tensor) -> None:
+        """Sums contiguous tensors of the ranks, and gives each rank its piece of them, into `out`. A collective."""
+        ours = slice(self._rank * out.numel(), (self._rank + 1) * out.numel())
+        _sum_in_order([part[ours] for part in self._written(tensor.view(-1))], out.view(-1))
+
+    def gather(self, out: torch.Tensor, tensor: torch.Tensor) -> None:
+        """Lays the contiguous tensors of all ranks end to end, into `out`. A collective."""
+        torch.cat(self._written(tensor.view(-1)), out=out.view(-1))
+
+    def exchange(self, out: list[torch.Tensor], parts: list[torch.Tensor]) -> None:
+        """Gives every rank its one of `parts`, and fills `out` with what the others have for us. A collective.
+
+        Args:
+            out: contiguous, of every rank; as large as what that rank has.
+            parts: for every rank.
+
+        Raises:
+            PeerLostError: another rank has gone or says nothing.
+        """
+        slots, starts, start = self._next_slots(), {}, 0
+        for other in self._sockets:
+            part = parts[other]
+            num_bytes = part.numel() * part.element_size()
+            slots[self._rank].first(num_bytes, part, start).copy_(part.reshape(-1))
+            starts[other] = start
+            start += -(-num_bytes // 16) * 16  # where any type of number may begin
+        theirs = self._meet(starts)
+        for other, begin in theirs.items():
+            into = out[other]
+            into.view(-1).copy_(slots[other].first(into.numel() * into.element_size(), into, begin))
+        out[self._rank].copy_(parts[self._rank])
+
+    def close(self) -> None:
+        """Lets the others notice, if they should still wait for us."""
+        for one in self._sockets.values():
+            one.close()
+        for slot in (slot for slots in self._slots for slot in slots):
+            slot.close()
+
+    def _written(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """Writes a tensor into our slot; views what every rank has written, equally long."""
+        slots, num_bytes = self._next_slots(), flat.numel() * flat.element_size()
+        slots[self._rank].first(num_bytes, flat).copy_(flat)
+        self._meet()
+        return [slot.first(num_bytes, flat) for slot in slots]
+
+    def _next_slots(self) -> list[_Slot]:
+        # Who has met the others once more has read what they wrote before: that slot is free again.
+        self._turn = 1 - self._turn
+        return [slots[self._turn] for slots in self._slots]
+
+    @record_function("one_host:meet")  # what a profile shows of the time that we wait for the slowest
+    def _meet(self, starts: dict[int, int] | None = None) -> dict[int, int]:
+        """Says that our slot is written, and where for whom; waits until those of the others are, and returns where."""
+        found = {}
+        try:
+            for other, one in self._sockets.items():
+                one.sendall(_MESSAGE.pack(starts[other] if starts else 0))
+            for other, one in self._sockets.items():
+                message = _read(one, _MESSAGE.size)
+                if len(message) < _MESSAGE.size:
+                    raise PeerLostError(f"rank {other} has gone")
+                (found[other],) = _MESSAGE.unpack(message)
+        except OSError as error:
+            raise PeerLostError(f"a rank of this host does not answer ({error})") from error
+        return found
+
+
+def _sum_in_order(parts: list[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+    # In the order of the ranks, for the same bits everywhere.
+    torch.add(parts[0], parts[1], out=out)
+    for part in parts[2:]:
+        out += part
+    return out
+
+
+def connect(rank: int, world_size: int, timeout_s: float, gather: Callable[[Any], list[Any]]) -> OneHost | None:
+    """Connects the ranks of one host; None where they are on several, or on no Linux. A collective.
+
+    Sockets have names without a file, which vanish with their processes. Such a name can be reached by every user of
+    the host: a rank proves that it is one by a secret that the ranks have exchanged.
+
+    Args:
+        rank: ours.
+        world_size: number of ranks, at least 2.
+        timeout_s: how long a rank may keep the others waiting.
+        gather: gives every rank everybody's value, in their order.
+    """
+    listening = _listen(world_size) if hasattr(os, "memfd_create") else None
+    secret = secrets.token_bytes(_TOKEN_BYTES)
+    everybody = gather((_host(), listening and listening.getsockname(), secret))
+    if listening is None or any(host != _host() or not name for host, name, _ in everybody):
+        return None
+    memories = [os.memfd_create("mwuf-slot") for _ in range(2)]
+    with listening:
+        try:
+            found = _sockets(rank, everybody, listening, timeout_s)
+            for one in found.values():
+                socket.send_fds(one, [b"."], memories)
+            others = {other: _descriptors(one) for other, one in found.items()}
+        except OSError as error:
+            raise PeerLostError(f"a rank of this host does not answer ({error})") from error
+    slots = {rank: memories} | others
+    return OneHost(rank, [[_Slot(one) for one in slots[other]] for other in range(world_size)], found)
+
+
+def _host() -> tuple[str, int, int]:
+    """Names what ranks of one host have in common: the kernel's start, the network's name space, and the user."""
+    start = Path("/proc/sys/kernel/random/boot_id")
+    network = Path("/proc/self/ns/net")
+    if not (start.exists() and network.exists()):
+        return secrets.token_hex(), 0, 0
+    return start.read_text().strip(), network.stat().st_ino, os.getuid()
+
+
+def _listen(backlog: int) -> socket.socket | None:
+    """A socket under an abstract name of its own; None where the system has none."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.bind("\0mwuf-" + secrets.token_hex(16))
+        listening.listen(backlog)
+    except OSError:
+        listening.close()
+        return None
+    return listening
+
+
+def _sockets(rank: int, everybody: list[Any], listening: socket.socket, timeout_s: float) -> dict[int, socket.socket]:
+    """A socket to every other rank: to lower ones we go, higher ones come to us."""
+    found: dict[int, socket.socket] = {}
+    secret = everybody[rank][2]
+    for other in range(rank):
+        one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        one.settimeout(timeout_s)
+        one.connect(everybody[other][1])
+        one.sendall(everybody[other][2] + secret)
+        found[other] = one
+    listening.settimeout(timeout_s)
+    while len(found) < len(everybody) - 1:
+        one, _ = listening.accept()
+        one.settimeout(timeout_s)
+        known, theirs = _read(one, _TOKEN_BYTES), _read(one, _TOKEN_BYTES)
+        others = [other for other, (_, _, value) in enumerate(everybody) if hmac.compare_digest(value, theirs)]
+        if not hmac.compare_digest(known, secret) or not others:
+            one.close()  # not a rank
+            continue
+        found[others[0]] = one
+    return found
+
+
+def _read(one: socket.socket, num_bytes: int) -> bytes:
+    found = b""
+    while len(found) < num_bytes and (more := one.recv(num_bytes - len(found))):
+        found += more
+    return found
+
+
+def _descriptors(one: socket.socket) -> list[int]:
+    _, descriptors, _, _ = socket.recv_fds(one, 1, 2)
+    if len(descriptors) < 2:
+        raise ConnectionError("it has gone")
+    return descriptors
