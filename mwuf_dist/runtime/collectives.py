@@ -14,6 +14,7 @@ from torch._C import _distributed_c10d as c10d
 from mwuf_dist.runtime.one_host import OneHost, connect
 
 _BACKEND = "one_host"
+_BY_GLOO = ("allgather", "allreduce", "alltoall", "barrier", "broadcast", "gather", "recv", "reduce", "scatter", "send")
 
 
 class _Memory:
@@ -72,9 +73,9 @@ class _Group(dist.ProcessGroup):
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
         super().__init__(rank, size)  # pyright: ignore[reportCallIssue]  its stubs have another signature only
-        self._size = size
+        self._rank, self._size = rank, size
         self._gloo = dist.ProcessGroupGloo(store, rank, size, timeout)
-        for name in ("allgather", "allreduce", "barrier", "broadcast", "gather", "reduce", "scatter"):
+        for name in _BY_GLOO:
             setattr(self, name, getattr(self._gloo, name))
 
     def getBackendName(self) -> str:
@@ -93,8 +94,17 @@ class _Group(dist.ProcessGroup):
     ) -> dist.Work:
         """See `torch.distributed.reduce_scatter_tensor`."""
         assert options.reduceOp == dist.ReduceOp.SUM
-        _shared().sum_pieces(out, tensor)
+        _shared().sum_pieces(out, tensor, self._rank * out.numel())
         return _done(out)
+
+    def reduce_scatter(
+        self, out: list[torch.Tensor], parts: list[list[torch.Tensor]], options: dist.ReduceScatterOptions
+    ) -> dist.Work:
+        """See `torch.distributed.reduce_scatter`: a part for each rank, of any length."""
+        assert options.reduceOp == dist.ReduceOp.SUM
+        start = sum(part.numel() for part in parts[0][: self._rank])
+        _shared().sum_pieces(out[0], torch.cat([part.reshape(-1) for part in parts[0]]), start)
+        return _done(out[0])
 
     def _allgather_base(self, out: torch.Tensor, tensor: torch.Tensor, _: object = None) -> dist.Work:
         """See `torch.distributed.all_gather_into_tensor`."""

@@ -91,10 +91,10 @@ class OneHost:
         torch.cat([pieces[rank][rank] for rank in range(len(parts))], out=tensor.view(-1))
         return tensor
 
-    def sum_pieces(self, out: torch.Tensor, tensor: torch.Tensor) -> None:
-        """Sums contiguous tensors of the ranks, and gives each rank its piece of them, into `out`. A collective."""
-        ours = slice(self._rank * out.numel(), (self._rank + 1) * out.numel())
-        _sum_in_order([part[ours] for part in self._written(tensor.view(-1))], out.view(-1))
+    def sum_pieces(self, out: torch.Tensor, tensor: torch.Tensor, start: int) -> None:
+        """Sums contiguous tensors of the ranks; what lies from `start` on fills `out`. A collective."""
+        parts = self._written(tensor.view(-1))
+        _sum_in_order([part[start : start + out.numel()] for part in parts], out.view(-1))
 
     def gather(self, out: torch.Tensor, tensor: torch.Tensor) -> None:
         """Lays the contiguous tensors of all ranks end to end, into `out`. A collective."""

@@ -57,6 +57,15 @@ def _check_everything() -> None:
             piece = torch.empty(length)
             dist.reduce_scatter_tensor(piece, pieces[rank], group=group)
             torch.testing.assert_close(piece.double(), torch.stack(pieces).double().sum(0)[rank], rtol=1e-6, atol=1e-6)
+            lengths = [length + other for other in range(world_size)]
+            uneven = [torch.randn(sum(lengths), generator=random) for _ in range(world_size)]
+            piece = torch.empty(lengths[rank])
+            dist.reduce_scatter(piece, list(uneven[rank].split(lengths)), group=group)
+            total = torch.stack(uneven).double().sum(0).split(lengths)[rank]
+            torch.testing.assert_close(piece.double(), total, rtol=1e-6, atol=1e-6)
+            lists = [torch.empty(length) for _ in range(world_size)]
+            dist.all_gather(lists, torch.full((length,), float(rank)), group=group)
+            assert all(bool((one == other).all()) for other, one in enumerate(lists))
             everything = torch.empty(world_size * length, dtype=kind)
             dist.all_gather_into_tensor(everything, rows[rank], group=group)
             assert torch.equal(everything, torch.cat(rows))
