@@ -147,5 +147,5 @@ def test_new_items_that_came_long_ago_are_said_and_a_launch_date_is_proposed(tmp
     line = next(one for one in text.split("\n") if one.startswith("# new_since"))
     assert "would take the 14 items" in line
     since = line.split('"')[1]
-    prepared = prepare(load_config(path, {"data": {"new_since": since, "warm_rows": 20}}).data)
+    prepared = prepare(load_config(path, {"data": {"new_since": since, "warm_rows": 15}}).data)
     assert sorted(prepared.raw_ids("item").to_pylist()[prepared.num_old_items :]) == list(range(45, 59))

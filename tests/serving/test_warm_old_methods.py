@@ -45,7 +45,7 @@ def test_a_fit_is_to_all_rows_of_an_old_item_those_of_pretraining_too(tmp_path: 
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, label, reduction="sum")
         (slope,) = torch.autograd.grad(loss, row_at)
         # At the fitted row the clicks and the prior pull alike.
-        torch.testing.assert_close(slope, -run.method.precision * (moved - prior), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(slope, -run.method.precision.double() @ (moved - prior), rtol=1e-3, atol=1e-3)
 
 
 def test_a_method_that_passes_rows_through_an_autoencoder_refuses(tmp_path: Path) -> None:

@@ -95,9 +95,13 @@ def _event_words(state: WarmState) -> np.ndarray:
 
 
 def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """(lengths [A], values) of a field of items."""
+    """(lengths [A], values) of a field of items; the numbers of a vector by their bits."""
+    if pa.types.is_fixed_size_list(column.type):
+        column = column.cast(pa.list_(column.type.value_type))
     if not pa.types.is_list(column.type):
         values = column.to_numpy()
         return np.ones(len(values), dtype=np.int64), values
     whole = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    return np.diff(whole.offsets.to_numpy()), whole.flatten().to_numpy()
+    values = whole.flatten().to_numpy()
+    is_vector = np.issubdtype(values.dtype, np.floating)
+    return np.diff(whole.offsets.to_numpy()), values.astype(np.float32).view(np.uint32) if is_vector else values
