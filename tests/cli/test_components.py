@@ -70,6 +70,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
 def test_every_file_of_the_two_rooms_holds_one_class_of_its_name():
     assert names("backbone") == tuple(BACKBONES) and names("method") == tuple(METHODS)
     assert {"afn", "deepfm", "encoder", "wide_deep"} <= BACKBONES.keys()
+    assert all(issubclass(method, Method) for method in METHODS.values())
     assert {"base", "map", "mwuf"} <= METHODS.keys() and METHODS["base"] is Base
 
 

@@ -44,6 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "gme": {"method": {"name": "gme", "neighbours": 3}},
     "gme-ids": {"method": {"name": "gme", "graph": "ids"}},
     "cvar": {"method": {"name": "cvar", "regenerate": True}},
+    "content_delta": {"method": {"name": "content_delta", "delta_bound": 0.2}},
     "gru4rec": {"method": {"name": "mwuf"}, "backbone": {"name": "gru4rec", "history_length": 5}},
     "din": {"method": {"name": "base"}, "backbone": {"name": "din", "history_length": 5}},
 }

@@ -105,6 +105,8 @@ def test_auto_stops_by_the_loss_of_items_that_it_does_not_train_on(tmp_path: Pat
         # Deterministic draws, counts and regenerated rows; phi_old and fields of neighbours on other ranks.
         {"name": "cvar", "latent_noise": 1.0},
         {"name": "gme", "graph": "ids"},
+        {"name": "align"},
+        {"name": "content_delta"},
     ],
     ids=lambda method: method["name"],
 )
