@@ -105,7 +105,7 @@ def test_auto_stops_by_the_loss_of_items_that_it_does_not_train_on(tmp_path: Pat
         # Deterministic draws, counts and regenerated rows; phi_old and fields of neighbours on other ranks.
         {"name": "cvar", "latent_noise": 1.0},
         {"name": "gme", "graph": "ids"},
-        {"name": "align"},
+        {"name": "align", "align_hidden": 4},  # few hidden units, for the reason in test_ranks.py
         {"name": "content_delta"},
     ],
     ids=lambda method: method["name"],
