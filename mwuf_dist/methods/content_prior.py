@@ -97,11 +97,29 @@ def _posterior(
 
     An item's steps go on from one iteration to the next: it is at its mode when the prior no longer moves.
     """
-    probability = torch.sigmoid(offset + (rows[item] * slope).sum(1))
-    gradient = (rows - prior) @ precision
-    gradient.index_add_(0, item, slope * (probability - label)[:, None])
+    gradient, probability = gradient_of(rows, prior, precision, item, label, offset, slope)
     covariance = torch.linalg.inv(curvature(precision, len(rows), item, slope, probability))
     return rows - (covariance @ gradient[:, :, None]).squeeze(2), covariance
+
+
+def gradient_of(
+    rows: torch.Tensor,
+    prior: torch.Tensor,
+    precision: torch.Tensor,
+    item: torch.Tensor,
+    label: torch.Tensor,
+    offset: torch.Tensor,
+    slope: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients [m, D] of the items' losses in their rows, and the clicks' probabilities [n]; see `Map.fit`."""
+    probability = torch.sigmoid(offset + (rows[item] * slope).sum(1))
+    gradient = times(rows - prior, precision)
+    return gradient.index_add_(0, item, slope * (probability - label)[:, None]), probability
+
+
+def times(rows: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
+    """Rows [m, D] times a symmetric matrix [D, D], each by sums of its own: a row's bits know no other row."""
+    return (rows[:, None] * precision).sum(2)
 
 
 def curvature(

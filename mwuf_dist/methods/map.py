@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mwuf_dist.config import Count, MethodConfig, Positive, UserError, section
-from mwuf_dist.methods.content_prior import curvature, fit_content_prior
+from mwuf_dist.methods.content_prior import curvature, fit_content_prior, gradient_of, times
 from mwuf_dist.methods.dropoutnet import DropoutNet, DropoutNetConfig
 
 _MOST_STEPS = 50
@@ -106,9 +106,7 @@ class Map(DropoutNet):
         prior, offset, slope, label = (values.double() for values in (start, offset, slope, label))
         rows, precision = prior.clone(), self.precision.double().to(prior.device)
         for _ in range(_MOST_STEPS):
-            probability = torch.sigmoid(offset + (rows[item] * slope).sum(1))
-            gradient = _times(rows - prior, precision)
-            gradient.index_add_(0, item, slope * (probability - label)[:, None])
+            gradient, probability = gradient_of(rows, prior, precision, item, label, offset, slope)
             open_items = gradient.abs().amax(1) > _SMALLEST_SLOPE
             if not open_items.any():
                 break
@@ -150,7 +148,7 @@ class Map(DropoutNet):
         def loss(rows: torch.Tensor) -> torch.Tensor:
             logit = offset + (rows[item] * slope).sum(1)
             away = rows - prior
-            total = (_times(away, precision) * away).sum(1) / 2
+            total = (times(away, precision) * away).sum(1) / 2
             return total.index_add(0, item, F.binary_cross_entropy_with_logits(logit, label, reduction="none"))
 
         before = loss(rows)
@@ -161,11 +159,6 @@ class Map(DropoutNet):
                 return moved
             step = torch.where(uphill[:, None], step / 2, step)
         return torch.where(uphill[:, None], rows, moved)
-
-
-def _times(rows: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
-    """Rows [m, D] times a symmetric matrix [D, D], each by sums of its own: a row's bits know no other row."""
-    return (rows[:, None] * precision).sum(2)
 
 
 def _own_rows(config: MethodConfig) -> str:
