@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,10 @@ from hypothesis import strategies as st
 
 from mwuf_dist import cli
 from mwuf_dist.config import PHASES, UserError
-from mwuf_dist.runtime import Runtime, start
+from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.explain import explain
 from mwuf_dist.serving.export.export import export
 from mwuf_dist.serving.finished_run import FinishedRun, load_run
-from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.serving.warm import job as warm_module
 from mwuf_dist.serving.warm.job import warm
 from mwuf_dist.training.item_rule.rule import frozen_double
@@ -34,17 +32,6 @@ from tests.serving.test_export import ROUNDING, served_scores
 
 NAMES = ("items.parquet", "log.parquet", "rows.parquet")
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def runtime(run_folder: Path) -> Iterator[Runtime]:
-    with start(read_run(run_folder)[0]) as runtime:
-        yield runtime
-
-
-@pytest.fixture(scope="module")
-def opened(run_folder: Path, runtime: Runtime) -> FinishedRun:
-    return load_run(run_folder, runtime)
 
 
 @pytest.fixture(scope="module")

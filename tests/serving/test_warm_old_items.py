@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mwuf_dist.runtime import Runtime, start
+from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.finished_run import FinishedRun, load_run
-from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.serving.warm.job import WarmReport, warm
 from mwuf_dist.training.item_rule.rule import WarmRule, frozen_double
 from tests.bounds import assert_float32_close
 
 NAMES = ("items.parquet", "log.parquet", "rows.parquet")
-
-
-@pytest.fixture(scope="module")
-def runtime(run_folder: Path) -> Iterator[Runtime]:
-    with start(read_run(run_folder)[0]) as runtime:
-        yield runtime
-
-
-@pytest.fixture(scope="module")
-def opened(run_folder: Path, runtime: Runtime) -> FinishedRun:
-    return load_run(run_folder, runtime)
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,15 @@ def guess_label(
     for name in changing:
         if _says_what_happened(table, name) and (found := _by_action(table, options, name)) is not None:
             return dataclasses.replace(found, note=f"by its values: {found.note}")
+    return _without_label(table, options, changing)
+
+
+def _without_label(table: LogTable, options: LogsConfig, changing: Sequence[str]) -> LabelGuess:
+    """Takes every row as a positive, unless a column that changes from row to row could be the label.
+
+    Raises:
+        UserError: one holds 0 and 1.
+    """
     flags = [one for one in changing if _is_zero_or_one(table, options, one)]
     if flags:
         raise UserError(

@@ -64,13 +64,12 @@ def write_prepared(
     past = None if rule.stream is None else _past(raw, scratch, chunks, rule.stream, users, items, pool)
     entities = _entities(raw, users, items, past)
     step("split")
-    if past is None:
-        launched = None
-        if rule.new_since is not None:
-            launched = _rows_before(raw, scratch, chunks, rule.new_since, users, items, pool)[1]
-        roles = item_roles(items.rows, rule, launched)
-    else:
+    if past is not None:
         roles = stream_roles(items.rows, past.item_rows)
+    elif rule.new_since is None:
+        roles = item_roles(items.rows, rule)
+    else:
+        roles = item_roles(items.rows, rule, _rows_before(raw, scratch, chunks, rule.new_since, users, items, pool)[1])
     day_0 = None if past is None else past.day_0
     steps.write_table(scratch / "item-table", items.ids, roles.new_index)
     entities, users = _users_in_order(scratch, entities, users, past)

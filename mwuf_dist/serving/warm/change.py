@@ -83,14 +83,8 @@ def change_by(
     order = in_order(both)
     late = _late(state, moved, both["item"][order], order >= len(log["item"]), run_rows)
     old_rows = dataclasses.replace(state.rows, item=_moved(state.rows.item, moved, state.num_run_items))
-    # Fields that came after the first clicks, and items without a click.
-    was_listed = np.zeros(len(grown.ids), dtype=bool)
-    was_listed[moved] = state.listed
-    appeared = np.ones(len(grown.ids), dtype=bool)
-    appeared[moved] = False
-    remade = state.num_run_items + np.flatnonzero(appeared | (grown.listed & ~was_listed))
     touched = np.unique(new["item"]).astype(np.int64)
-    anew = np.union1d(np.intersect1d(touched, late), remade)
+    anew = np.union1d(np.intersect1d(touched, late), _remade(state, grown, moved))
     return Change(
         state=dataclasses.replace(grown, log=taken(both, order), rows=old_rows),
         anew=anew,
@@ -106,6 +100,15 @@ def change_by(
             "of users never seen": num_of_unseen_users / max(1, num_counted),
         },
     )
+
+
+def _remade(state: WarmState, grown: WarmState, moved: np.ndarray) -> np.ndarray:
+    """Finds items that have appeared, with clicks or without, or whose fields came after their first clicks."""
+    was_listed = np.zeros(len(grown.ids), dtype=bool)
+    was_listed[moved] = state.listed
+    appeared = np.ones(len(grown.ids), dtype=bool)
+    appeared[moved] = False
+    return state.num_run_items + np.flatnonzero(appeared | (grown.listed & ~was_listed))
 
 
 def _moved(item: np.ndarray, moved: np.ndarray, num_run_items: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mwuf_dist.config import WARM_SETS, UserError
+from mwuf_dist.config import WARM_SETS, Config, UserError
 from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.id_keys import id_keys
 from mwuf_dist.data.shards import Prepared
@@ -146,35 +146,20 @@ def warm(
     if output.resolve() == folder.resolve():
         raise UserError(f"{output}: is the run itself, which stays as it is: name another --output")
     data = open_prepared(folder, config, results, prepared)
-    every_id, user_ids = data.raw_ids("item"), data.raw_ids("user")
+    every_id = data.raw_ids("item")
     before = load_state(folder, every_id) or served_state.new_state(data, every_id.type, config.embedding.dim)
     before = hashes.with_hash(before, every_id)
-    run_ids = before.run_ids(every_id)
-    options = log_options(config, columns or Columns())
-    is_logs = config.data.name == "logs"
-    rows, run_log, num_drawn = _read_rows(interactions, options, data, run_ids, user_ids, is_logs, old_items)
-    nothing = rows.item_ids[:0], unknown_fields(data, 0)
-    listed = nothing if items is None else read_fields(items, options, data, is_logs)
-    rows, listed, num_late = without_the_retired(rows, listed, before)
-    run_rows = rows_of_run(rule_of(config, data), data, old_items)
-    change = change_by(before, rows, listed, run_ids, data, run_log, run_rows, old_items)
-    notes = [*rows.notes, *alarms(change.fractions, before.days)]
-    if num_late:
-        notes.append(f"{num_late:,} interactions are of items that had been retired by then, and are left out")
-    gone = Retired(run_ids[:0], np.empty(0, np.int64))
-    if retiring:
-        change, gone, said = retire(change, retiring, options, data, run_ids, is_logs)
-        notes += said
-    made_from, days = _made_from(folder, checkpoint.name, change.state), (*before.days, change.fractions)[-_DAYS:]
-    change = replace(change, state=replace(change.state, made_from=made_from, days=days, number=before.number + 1))
+    came = _what_comes(before, config, data, interactions, items, columns or Columns(), old_items, retiring)
+    made_from = _made_from(folder, checkpoint.name, came.change.state)
+    change = replace(came.change, state=replace(came.change.state, made_from=made_from))
     output = Path(os.path.realpath(output))
     beside = output.with_name(f".{output.name}.partial")
     with contextlib.ExitStack() as stack:
         runtime.on_main(lambda: stack.enter_context(locked(output, "warm")))
         if output.exists():
-            return _already_done(output, change, rows)
+            return _already_done(output, change, came.rows)
         runtime.on_main(lambda: stack.enter_context(appearing(output, "name another --output")))
-        job = WarmJob(config, runtime, data, change, run_log, run_rows)
+        job = WarmJob(config, runtime, data, change, came.run_log, came.run_rows)
         run = load_run(folder, runtime, several_ranks=True, prepared=data.path)
         scores = _scores_of_old_items(run)
         state = hashes.with_hash(replace(change.state, rows=job.rows(run), hash=""), every_id)
@@ -185,13 +170,60 @@ def warm(
         assert same, "scores of old items have changed: nothing is written"
         changed = np.union1d(change.anew, change.going_on)
         write_export(after, changed, kind, beside / "export", runtime, context)
-        parts = parts_of(state, changed, change.new_log, gone, every_id) | {"changed": served_table(after, changed)}
+        parts = parts_of(state, changed, change.new_log, came.gone, every_id)
+        parts |= {"changed": served_table(after, changed)}
         runtime.on_main(lambda: _write_delta(parts, before, state, folder, beside))
         del after
         runtime.on_main(stack.close)
     digest = served_state.digest_of(output)
-    numbers = num_drawn, rows.num_read, tuple(notes), old_items, len(gone.ids)
-    return WarmReport(output, change, len(changed), rows.num_unseen_users, len(scores), digest, *numbers)
+    numbers = came.num_drawn, came.rows.num_read, tuple(came.notes), old_items, len(came.gone.ids)
+    return WarmReport(output, change, len(changed), came.rows.num_unseen_users, len(scores), digest, *numbers)
+
+
+@dataclass(frozen=True)
+class _Comes:
+    """Holds what a job takes in: new rows, what the run knows of their items, the change that they make, who leaves."""
+
+    rows: NewRows
+    run_log: Log
+    num_drawn: int
+    run_rows: np.ndarray
+    change: Change
+    gone: Retired
+    notes: list[str]
+
+
+def _what_comes(
+    before: WarmState,
+    config: Config,
+    data: Prepared,
+    interactions: Path | None,
+    items: Path | None,
+    columns: Columns,
+    old_items: bool,
+    retiring: Retiring,
+) -> _Comes:
+    """Reads the input, and adds it to the state of before; arguments as for `warm`."""
+    every_id, is_logs, options = data.raw_ids("item"), config.data.name == "logs", log_options(config, columns)
+    run_ids = before.run_ids(every_id)
+    rows, run_log, num_drawn = _read_rows(
+        interactions, options, data, run_ids, data.raw_ids("user"), is_logs, old_items
+    )
+    nothing = rows.item_ids[:0], unknown_fields(data, 0)
+    listed = nothing if items is None else read_fields(items, options, data, is_logs)
+    rows, listed, num_late = without_the_retired(rows, listed, before)
+    run_rows = rows_of_run(rule_of(config, data), data, old_items)
+    change = change_by(before, rows, listed, run_ids, data, run_log, run_rows, old_items)
+    notes = [*rows.notes, *alarms(change.fractions, before.days)]
+    if num_late:
+        notes.append(f"{num_late:,} interactions are of items that had been retired by then, and are left out")
+    gone = Retired(run_ids[:0], np.empty(0, np.int64))
+    days = (*before.days, change.fractions)[-_DAYS:]
+    if retiring:
+        change, gone, said = retire(change, retiring, options, data, run_ids, is_logs)
+        notes += said
+    change = replace(change, state=replace(change.state, days=days, number=before.number + 1))
+    return _Comes(rows, run_log, num_drawn, run_rows, change, gone, notes)
 
 
 def alarms(fractions: dict[str, float], days: Sequence[dict[str, float]]) -> list[str]:
