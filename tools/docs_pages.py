@@ -287,6 +287,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "saves_table": docs_tables.saves_table,
     "export_table": docs_tables.export_table,
     "warm_table": docs_tables.warm_table,
+    "threads_table": docs_tables.threads_table,
     "ranks_table": docs_tables.ranks_table,
     "speed_table": docs_tables.speed_table,
     "backbone_speed_table": docs_tables.backbone_speed_table,

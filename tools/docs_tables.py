@@ -71,7 +71,14 @@ def speed_table(names: str) -> str:
             times = (f"{plain:.1f} s", f"{ours:.1f} s", f"{plain / ours:.1f}")
             cells = (*times, "", "", aucs, f"{other['ours']['p50']:.1f} s")
         rows.append((row["name"], *cells, other_aucs))
-    heads = ("thousand samples/s", "plain PyTorch", "mwuf-dist", "ratio", "matrix products alone", "of them")
+    heads = (
+        "thousand samples/s",
+        "eager or compiled PyTorch",
+        "mwuf-dist",
+        "ratio",
+        "matrix products alone",
+        "of them",
+    )
     return rows_table((*heads, "AUC " + " / ".join(PHASES), "in bfloat16", "AUC in bfloat16"), rows)
 
 
@@ -91,6 +98,27 @@ def backbone_speed_table(names: str) -> str:
             )  # fmt: skip
     heads = ("backbone", "thousand samples/CPU s", "plain PyTorch", "mwuf-dist", "ratio", "of the MLP alone")
     return rows_table((*heads, "AUC " + " / ".join(PHASES)), rows)
+
+
+def threads_table(name: str) -> str:
+    """A record of `benchmarks.threads`: rates on one and on most threads, and the estimate for more cores."""
+    rows = []
+    for row in _record(name)["rows"]:
+        one, most, more = row["alternative"]["p50"], row["ours"]["p50"], row["more"]
+        estimated = more["estimated_samples_per_s_by_cores"]
+        serial = more["serial_s"] / (more["serial_s"] + more["shared_s"])
+        cells = (f"{one / 1e3:,.0f}", f"{most / 1e3:,.0f}", f"{most / one:.2f}", f"{serial:.0%}")
+        rows.append((row["name"], *cells, *(f"{estimated[cores] / 1e3:,.0f}" for cores in ("4", "8"))))
+    heads = (
+        "thousand samples/s",
+        "1 thread",
+        "2 threads",
+        "ratio",
+        "serial part",
+        "4 cores, estimated",
+        "8 cores, estimated",
+    )
+    return rows_table(heads, rows)
 
 
 def growth_table(name: str) -> str:

@@ -110,7 +110,9 @@ def one_class_notes(prepared: Prepared, rule: SplitRule) -> list[str]:
         rule: by which they were split.
     """
     sets = prepared.manifest["splits"]
-    classes = {name: (sets[name]["rows"], sets[name]["positives"]) for name in SPLITS}
+    # By days there are no warm phases: rows of new items are scored, then learnt from, in one set.
+    scored = SPLITS if rule.stream is None else ("pretrain", "test")
+    classes = {name: (sets[name]["rows"], sets[name]["positives"]) for name in scored}
     if has_both(classes):
         return []
     lacking = [
@@ -121,7 +123,12 @@ def one_class_notes(prepared: Prepared, rule: SplitRule) -> list[str]:
     all_sets = ", ".join(f"{name} {positives:,} of {rows:,}" for name, (rows, positives) in classes.items())
     said = f"AUC is not defined, and is shown as –, where a set has one class: {'; '.join(lacking)}."
     said += f" Positives: {all_sets}."
-    if prepared.negatives_per_positive or rule.old_items_as_new or rule.new_since is not None:
+    if (
+        prepared.negatives_per_positive
+        or rule.old_items_as_new
+        or rule.new_since is not None
+        or rule.stream is not None
+    ):
         return [said]
     # Items under 3K rows are not at hand; a smaller K makes new ones of some of them, which takes no class away.
     better = rows_of(prepared).better(rule.old_above, rule.warm_rows)

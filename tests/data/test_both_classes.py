@@ -11,6 +11,7 @@ import pyarrow.csv as pa_csv
 import pytest
 
 from mwuf_dist.config import UserError
+from mwuf_dist.config.schema import StreamConfig
 from mwuf_dist.data.both_classes import LabelledRows, has_both, one_class_notes
 from mwuf_dist.data.init_config.propose import propose
 from mwuf_dist.data.init_config.write_config import write_config
@@ -77,6 +78,17 @@ def test_prepared_data_with_a_set_of_one_class_say_which_and_what_would_do(tmp_p
     said, advice = one_class_notes(prepare(config.data), SplitRule.of(config.data))
     assert "warm_b has no positive among 120 rows" in said and "warm_b 0 of 120" in said
     assert advice == "With data.warm_rows = 3 each set has both classes."
+
+
+def test_by_days_only_the_sets_that_are_learnt_from_and_scored_have_to_hold_both_classes(tmp_path: Path) -> None:
+    write(logs_without_a_click_in_warm_b(), tmp_path / "log.csv")
+    days = StreamConfig(pretrain_days=1, day_s=1000)
+    data = dataclasses.replace(config_for(tmp_path).data, protocol="stream", stream=days)
+    prepared, rule = prepare(data), SplitRule.of(data)
+    assert one_class_notes(prepared, rule) == []
+    prepared.manifest["splits"]["test"]["positives"] = 0
+    (said,) = one_class_notes(prepared, rule)
+    assert "test has no positive" in said and "warm_a" not in said
 
 
 def test_init_chooses_numbers_that_give_each_set_both_classes(tmp_path: Path) -> None:
