@@ -40,7 +40,7 @@ _SECONDS_BETWEEN_LOOKS = 5.0
 # Seconds beyond `runtime.timeout_s`, in which the peers of a rank that is stopped find that out by themselves.
 _PEERS_FIRST_S = 15.0
 # Ray's names of what an actor asks for and of what a node has.
-_FIRST_WITH_TOKENS = (2, 59)
+_FIRST_WITH_TOKENS = (2, 60)
 _KEYS = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
 
@@ -271,7 +271,7 @@ def cluster(num_cpus: int, address: str = "", quiet: bool = False) -> Iterator[N
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if tuple(int(part) for part in ray.__version__.split(".")[:2]) < _FIRST_WITH_TOKENS:
-        raise UserError(f"Ray {ray.__version__} has no token authentication: install 2.59 or later")
+        raise UserError(f"Ray {ray.__version__} starts clusters without token authentication: install 2.60 or later")
     address = address or os.environ.get("RAY_ADDRESS", "")
     started = not ray.is_initialized()
     level = logging.ERROR if quiet else logging.INFO
@@ -286,9 +286,9 @@ def cluster(num_cpus: int, address: str = "", quiet: bool = False) -> Iterator[N
                 "cluster with token authentication needs its token here too (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
             ) from None
     elif started:
-        # A cluster of this machine alone, on the loopback address.
+        # A cluster of this machine alone, on the loopback address, and with a token, as Ray has it since 2.60: it reads
+        # RAY_AUTH_MODE when it is imported, so that setting it here would have come too late.
         cpus = max(num_cpus, os.cpu_count() or 1)
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # whoever reaches the ports of the cluster needs the token
         try:
             ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **told)
         except Exception as error:  # a plain one; Ray's parts wait half a minute for each other

@@ -72,17 +72,18 @@ def test_a_run_that_fits_nowhere_is_refused(runner: Any) -> None:
         pass
 
 
-def test_a_cluster_that_somebody_has_started_on_this_machine_is_not_in_the_way() -> None:
+def test_a_cluster_of_this_machine_has_a_token_and_one_that_somebody_has_started_is_not_in_the_way() -> None:
     """Ray notes the last `ray start` in a file, and by itself would join it instead of making a cluster."""
-    script = "from mwuf_dist.launch.ray import cluster\nwith cluster(1, quiet=True): print('made')"
+    script = "from mwuf_dist.launch.ray import cluster, ray\nwith cluster(1, quiet=True): "
+    script += "print(ray._raylet.get_authentication_mode() == ray._raylet.AuthenticationMode.TOKEN)"
     # Not pytest's folder: the path of a socket in it would be too long.
     with tempfile.TemporaryDirectory(prefix="mwuf-ray-") as scratch:
         (Path(scratch) / "ray").mkdir()
         (Path(scratch) / "ray" / "ray_current_cluster").write_text("127.0.0.1:6379")
-        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {
-            "RAY_TMPDIR": scratch
-        }
+        environment = {
+            key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_MODE")
+        } | {"RAY_TMPDIR": scratch}
         done = subprocess.run(
             [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
         )
-    assert done.stdout == "made\n", done.stderr[-2000:]
+    assert done.stdout == "True\n", done.stderr[-2000:]
