@@ -58,6 +58,11 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any], Path]:
             f"{folder}: config.toml is not that of results.json ({hashed} and {results.get('config_hash')}): "
             f"it was edited (the run was made by mwuf-dist {made_by}): run again in a new folder"
         )
+    if config.data.protocol == "stream":
+        raise UserError(
+            f"{folder}: a run by days (data.protocol = 'stream') measures, and keeps no embeddings: run the config "
+            "with data.protocol = 'paper' in a new folder, and let `mwuf warm` take the days"
+        )
     checkpoint = folder / "checkpoints" / Cursor("warm_up", len(PHASES)).name
     if not checkpoint.exists():
         raise UserError(f"{folder}: its last checkpoint is gone; delete results.json and run again to make it anew")

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from mwuf_kernels import FrozenRows, PartRows, warm_embedding, warm_embedding_backward
 
 from mwuf_dist.backbones import FoldedHead
@@ -30,6 +31,18 @@ from mwuf_dist.training.model import Model, loss_sum
 # From item indices [n] to the embeddings [n, D] that these are scored with.
 Embeddings = Callable[[torch.Tensor], torch.Tensor]
 ScaleAndShift = tuple[torch.Tensor, torch.Tensor]
+
+# A processor multiplies rows in tiles, and what is left over in another way, with other last bits.
+_TILE_ROWS = 64
+
+
+def _in_whole_tiles(compute: Embeddings) -> Embeddings:
+    """Computes rows in whole tiles, so that the bits of one do not depend on how many entities there are."""
+
+    def padded(rows: torch.Tensor) -> torch.Tensor:
+        return compute(F.pad(rows, (0, -len(rows) % _TILE_ROWS)))[: len(rows)]
+
+    return padded
 
 
 class Frozen:
@@ -92,13 +105,15 @@ class Frozen:
         if head is None:
             self._parts.fill("parts", model.user_fields)
             return
-        self._parts.fill("parts", lambda u: head.user_part(model.user_fields(u)), range(self._num_users))
+        self._parts.fill(
+            "parts", _in_whole_tiles(lambda u: head.user_part(model.user_fields(u))), range(self._num_users)
+        )
 
         def item_part(row: torch.Tensor) -> torch.Tensor:
             # Row 0, a user's, stands in on a rank that holds fewer items than another.
             return head.item_part(model.item_fields((row - self._num_users).clamp(min=0)))
 
-        self._parts.fill("parts", item_part, items)
+        self._parts.fill("parts", _in_whole_tiles(item_part), items)
 
     @torch.no_grad()
     def set_users(self, item_users: ItemUsers, items: range) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,22 @@ import tomli_w
 from sklearn.metrics import ndcg_score, roc_auc_score
 
 from mwuf_dist.cli.main import main
-from mwuf_dist.config import Config, build, merge, to_dict
+from mwuf_dist.config import Config, UserError, build, merge, to_dict
+from mwuf_dist.data.prepare import pipeline
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.schema import RAW_ID, Entities, Field, list_column
+from mwuf_dist.data.sources import logs
 from mwuf_dist.data.stream_rule import Seen, past_only
+from mwuf_dist.data.synthesize.synthesize import synthesize
 from mwuf_dist.evaluation.stream_metrics import ranking, stream_metrics
+from mwuf_dist.runtime import start
+from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.studies.audit_stream import audit_stream
+from mwuf_dist.training.run import run
 from mwuf_dist.training.stages.stream import ages_and_clicks
 from mwuf_dist.training.stages.stream_learners import Warmed
+from tests.bounds import SAME_TABLES
+from tests.faults.ranks import finished
 from tests.serving.own_logs import config_for, make_logs, write
 from tests.tiny import TINY
 
@@ -36,11 +45,11 @@ def synthetic(**sections: Any) -> Config:
     return build(merge(VALUES, sections))
 
 
-def own_log(folder: Path, **logs: Any) -> Config:
+def own_log(folder: Path, **options: Any) -> Config:
     write(make_logs(), folder / "log.csv")
     stream = {"day_s": 600, "pretrain_days": 2, "max_age_days": 20, "ranked_users": 2}
     data = {"protocol": "stream", "stream": stream, "prepared_dir": str(folder / "prepared")}
-    return build(merge(to_dict(config_for(folder, **logs)), {"data": data}))
+    return build(merge(to_dict(config_for(folder, **options)), {"data": data}))
 
 
 def test_the_rows_that_are_scored_are_those_of_young_new_items_and_nothing_later_is_trained_on() -> None:
@@ -94,18 +103,20 @@ def test_ages_and_clicks_are_those_of_a_walk_through_the_log() -> None:
         assert clicks[row] == (days[own] < days[row]).sum()
 
 
-@pytest.mark.parametrize("name", ["base", "mwuf"])
-def test_another_future_changes_no_score_of_the_days_before_it(name: str, tmp_path: Path) -> None:
-    found = audit_stream(synthetic(method={"name": name}), tmp_path / "audit")
+@pytest.mark.parametrize(
+    ("method", "backbone"), [("base", "deepfm"), ("mwuf", "deepfm"), ("metaemb", "din"), ("map", "encoder")]
+)
+def test_another_future_changes_no_score_of_the_days_before_it(method: str, backbone: str, tmp_path: Path) -> None:
+    found = audit_stream(synthetic(method={"name": method}, backbone={"name": backbone}), tmp_path / "audit")
     assert found["passed"] and found["num_scores"] > 30 and found["num_labels"] > 0
     assert not (tmp_path / "audit").exists()
 
 
-@pytest.mark.parametrize("logs", [{}, {"label": "", "negatives_per_positive": 2}], ids=["labels", "positives"])
+@pytest.mark.parametrize("options", [{}, {"label": "", "negatives_per_positive": 2}], ids=["labels", "positives"])
 def test_another_future_of_own_logs_changes_no_score_of_the_days_before_it(
-    logs: dict[str, Any], tmp_path: Path
+    options: dict[str, Any], tmp_path: Path
 ) -> None:
-    assert audit_stream(own_log(tmp_path, **logs), tmp_path / "audit")["passed"]
+    assert audit_stream(own_log(tmp_path, **options), tmp_path / "audit")["passed"]
 
 
 def test_a_learner_that_looks_ahead_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +128,48 @@ def test_a_learner_that_looks_ahead_is_seen(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Warmed, "begin", peeks)
     assert not audit_stream(synthetic(method={"name": "base"}), tmp_path / "audit")["passed"]
+
+
+def test_a_vocabulary_of_all_rows_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Words are numbered in their order, so that those of items that come later move the rows of the others.
+    config, table = own_log(tmp_path), make_logs()
+    late = table.slice(len(table) - 30).to_pydict()
+    late |= {"item_id": list(range(950, 980)), "color": [f"amber {one // 2}" for one in range(30)]}
+    late["timestamp"] = [table["timestamp"][-1].as_py() + 10 + one for one in range(30)]
+    write(pa.concat_tables([table, pa.table(late, schema=table.schema)]), tmp_path / "log.csv")
+    assert audit_stream(config, tmp_path / "audit")["passed"]
+    monkeypatch.setattr(logs, "_seen", lambda *_: None)
+    monkeypatch.setattr(pipeline, "past_only", lambda entities, *_: entities)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared_dir=str(tmp_path / "leaky")))
+    assert not audit_stream(config, tmp_path / "audit")["passed"]
+
+
+@pytest.mark.parametrize("name", ["taobao-ad", "cikm2019"])
+def test_another_future_of_the_layouts_of_the_paper_changes_no_score(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthesize(name, 6_000, tmp_path / "data" / name)
+    monkeypatch.setenv("MWUF_DATA_DIR", str(tmp_path / "data"))
+    stream = {"day_s": 21_600, "pretrain_days": 8, "max_age_days": 60, "ranked_users": 2}
+    data = {"name": name, "stream": stream, "prepared_dir": str(tmp_path / "prepared")}
+    assert audit_stream(synthetic(data=data), tmp_path / "audit")["passed"]
+
+
+@pytest.mark.dist
+def test_two_ranks_score_the_days_as_one_does(tmp_path: Path) -> None:
+    for ranks in (1, 2):
+        finished(tmp_path / str(ranks), ranks, values=VALUES)
+    one, two = (np.load(tmp_path / str(ranks) / "scores" / "stream-test.npy") for ranks in (1, 2))
+    assert len(one) == len(two) > 50
+    assert np.abs(two - one).max() < SAME_TABLES, np.abs(two - one).max()
+
+
+def test_a_run_by_days_has_nothing_to_serve_and_says_so(tmp_path: Path) -> None:
+    config = synthetic(method={"name": "base"})
+    with start(config) as runtime:
+        run(config, tmp_path / "run", runtime)
+    with pytest.raises(UserError, match="keeps no embeddings: run the config with data.protocol = 'paper'"):
+        read_run(tmp_path / "run")
 
 
 def test_a_value_that_only_later_items_have_is_unknown_and_too_rare_ones_before_day_0_are_too() -> None:

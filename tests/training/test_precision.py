@@ -116,8 +116,8 @@ def test_a_run_in_bfloat16_learns_as_much_and_says_what_it_is(tmp_path: Path) ->
             results[precision] = run_module.run(config, tmp_path / precision, runtime)
         lines = (tmp_path / precision / "metrics.jsonl").read_text().splitlines()
         losses[precision] = [one["loss"] for one in map(json.loads, lines) if one.get("stage") == "pretrain"]
-    # A logit of up to 4 that is rounded to 8 bits is off by 4 * 2^-8, and a loss by no more than its logit. Without units
-    # for it a processor may also add in 8 bits: a sum of n products is off by the square root of n of such roundings.
+    # A logit of up to 4 that is rounded to 8 bits is off by 4 * 2^-8, and a loss by no more than its logit. A processor
+    # without units for it may also add in 8 bits: a sum of n products is off by the square root of n such roundings.
     most_terms = max(results["bfloat16"]["config"]["backbone"]["hidden"])
     off = 4 * 2**-8 * math.sqrt(most_terms)
     assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=off)
