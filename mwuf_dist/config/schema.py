@@ -131,8 +131,10 @@ class MethodConfig:
 
     name: str = "mwuf"  # A file of `mwuf_dist/methods/`, or a method of your own as "package.module:Class".
     variant: str = ""  # A label of your own for the report.
-    # First rows of phi_new: default is the method's own; metaemb (for mwuf): what MetaEmb's generator makes.
-    initialisation: Literal["default", "mean", "random", "zero", "metaemb"] = "default"
+    # First rows of phi_new: default is the method's own; the last four (for mwuf): what the method of that name makes.
+    initialisation: Literal["default", "mean", "random", "zero", "align", "content_delta", "metaemb", "semantic_id"] = (
+        "default"
+    )
 
 
 @_section

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mwuf_dist.config import MethodConfig, NonNegative, Width, section
-from mwuf_dist.methods.interface import Episodes, Method, PretrainedItems, starts_with_own_rows
+from mwuf_dist.methods.interface import Episodes, Method, PretrainedItems
 
 
 @section
@@ -33,11 +33,11 @@ class Align(Method):
 
     Config = AlignConfig
     config: AlignConfig
+    initialisation = "own"
     episode_trained = True
 
     def __init__(self, config: AlignConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
-        self.initialisation = starts_with_own_rows(config, "align")
         hidden = config.align_hidden
         self.proxy = nn.Sequential(nn.Linear(item_context, hidden), nn.ReLU(), nn.Linear(hidden, dim))
 

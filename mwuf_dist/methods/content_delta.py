@@ -9,7 +9,7 @@ from annotated_types import Ge, Le
 from torch import nn
 
 from mwuf_dist.config import MethodConfig, Positive, section
-from mwuf_dist.methods.interface import Episodes, Method, starts_with_own_rows
+from mwuf_dist.methods.interface import Episodes, Method
 
 
 @section
@@ -36,12 +36,12 @@ class ContentDelta(Method):
 
     Config = ContentDeltaConfig
     config: ContentDeltaConfig
+    initialisation = "own"
     episode_trained = True
     regenerates = True
 
     def __init__(self, config: ContentDeltaConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
-        self.initialisation = starts_with_own_rows(config, "content_delta")
         self.content = nn.Linear(item_context, dim)
 
     def initial_rows(self, items: torch.Tensor, item_context: torch.Tensor) -> torch.Tensor:

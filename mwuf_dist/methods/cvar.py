@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mwuf_dist.config import MethodConfig, NonNegative, Width, section
-from mwuf_dist.methods.interface import Episodes, Method, PretrainedItems, starts_with_own_rows
+from mwuf_dist.methods.interface import Episodes, Method, PretrainedItems
 
 
 @section
@@ -57,11 +57,11 @@ class Cvar(Method):
 
     Config = CvarConfig
     config: CvarConfig
+    initialisation = "own"
     episode_trained = True
 
     def __init__(self, config: CvarConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
-        self.initialisation = starts_with_own_rows(config)
         self.regenerates = config.regenerate
         latent = config.latent_dim
         self.encoder = nn.Linear(dim, 2 * latent)  # mean | log of the variance

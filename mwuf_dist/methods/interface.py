@@ -97,8 +97,20 @@ class Method(nn.Module):
         super().__init__()
         self.config = config
         self.dim = dim
-        if config.initialisation != "default":
-            self.initialisation = config.initialisation
+        self.initialisation = self.default_initialisation(config)
+        if config.initialisation in ("default", config.name):
+            return
+        if self.initialisation == "own":
+            raise UserError(
+                f"method.initialisation = {config.initialisation!r}: method {config.name!r} is an initialisation "
+                "itself: leave the key out, or take method.name = 'base'"
+            )
+        self.initialisation = config.initialisation
+
+    @classmethod
+    def default_initialisation(cls, config: MethodConfig) -> str:
+        """Tells what "default" is for a method with this config; one with "own" rows takes no other."""
+        return cls.initialisation
 
     def pretrain_item(self, item: torch.Tensor) -> torch.Tensor:
         """The item embeddings [b, D] that the backbone sees in `pretrain`, from those of phi_old [b, D].
@@ -171,30 +183,17 @@ class Method(nn.Module):
         return torch.addcmul(scale_and_shift[1], rows, scale_and_shift[0])
 
 
-def starts_with_own_rows(config: MethodConfig, *names: str) -> str:
-    """The initialisation of a method that is one itself, which the config may call by one of its `names`.
-
-    Raises:
-        UserError: the config names another.
-    """
-    if config.initialisation not in ("default", *names):
-        raise UserError(
-            f"method.initialisation = {config.initialisation!r}: method {config.name!r} is an initialisation itself: "
-            "leave the key out, or take method.name = 'base'"
-        )
-    return "own"
-
-
 def check_initialisation(method: Method) -> None:
     """Refuses first rows that the method cannot make.
 
     Raises:
         UserError: naming the keys.
     """
-    if method.initialisation == "metaemb":
+    first_rows = method.initialisation
+    if first_rows not in ("mean", "own", "random", "zero"):
         raise UserError(
-            f"method.initialisation = 'metaemb': method {method.config.name!r} has no generator of rows: it goes with "
-            "mwuf, and alone it is method.name = 'metaemb'"
+            f"method.initialisation = {first_rows!r}: method {method.config.name!r} has no generator of rows: it goes "
+            f"with mwuf, and alone it is method.name = {first_rows!r}"
         )
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
-from mwuf_dist.config import Count, MethodConfig, Positive, UserError, section
+from mwuf_dist.config import Count, MethodConfig, Positive, section
 from mwuf_dist.methods.content_prior import curvature, fit_content_prior, gradient_of, times
 from mwuf_dist.methods.dropoutnet import DropoutNet, DropoutNetConfig
 
@@ -67,12 +67,17 @@ class Map(DropoutNet):
         self.fits_prior, self.prior_rows = config.prior == "content", config.prior_rows
         precision = config.prior_precision * torch.eye(dim)
         if self.fits_prior:
-            self.initialisation = _own_rows(config)
             # B with the mean of the fields and its constant folded into the last row, and P.
             self.register_buffer("weight", torch.zeros(item_context + 1, dim))
             self.register_buffer("precision", precision)
         else:
             self.precision = precision
+
+    @classmethod
+    def default_initialisation(cls, config: MethodConfig) -> str:
+        """See `Method.default_initialisation`."""
+        assert isinstance(config, MapConfig)
+        return "own" if config.prior == "content" else cls.initialisation
 
     @torch.no_grad()
     def fit_prior(
@@ -159,17 +164,3 @@ class Map(DropoutNet):
                 return moved
             step = torch.where(uphill[:, None], step / 2, step)
         return torch.where(uphill[:, None], rows, moved)
-
-
-def _own_rows(config: MethodConfig) -> str:
-    """The initialisation of the prior's mean.
-
-    Raises:
-        UserError: the config names another.
-    """
-    if config.initialisation != "default":
-        raise UserError(
-            f"method.initialisation = {config.initialisation!r} does not go with method.prior = 'content', whose mean "
-            "is the first row: leave it out, or take method.prior = 'zero'"
-        )
-    return "own"

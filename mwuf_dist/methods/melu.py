@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mwuf_dist.config import Depth, MethodConfig, Positive, UserError, section
-from mwuf_dist.methods.interface import Episodes, Method, PretrainedItems, starts_with_own_rows
+from mwuf_dist.methods.interface import Episodes, Method, PretrainedItems
 
 
 @section
@@ -48,11 +48,11 @@ class MeLU(Method):
 
     Config = MeluConfig
     config: MeluConfig
+    initialisation = "own"
     episode_trained = True
 
     def __init__(self, config: MeluConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
-        self.initialisation = starts_with_own_rows(config)
         self.shared = nn.Parameter(torch.zeros(dim))
         self._is_checked = False
 

@@ -9,7 +9,7 @@ from annotated_types import Ge, Le
 from torch import nn
 
 from mwuf_dist.config import MethodConfig, Positive, section
-from mwuf_dist.methods.interface import Episodes, Method, starts_with_own_rows
+from mwuf_dist.methods.interface import Episodes, Method
 
 
 @section
@@ -34,11 +34,11 @@ class MetaEmb(Method):
 
     Config = MetaEmbConfig
     config: MetaEmbConfig
+    initialisation = "own"
     episode_trained = True
 
     def __init__(self, config: MetaEmbConfig, dim: int, item_context: int) -> None:
         super().__init__(config, dim, item_context)
-        self.initialisation = starts_with_own_rows(config, "metaemb")
         self.generator = nn.Linear(item_context, dim, bias=False)
 
     def generate(self, item_context: torch.Tensor) -> torch.Tensor:

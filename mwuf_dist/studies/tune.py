@@ -25,11 +25,11 @@ import tomli_w
 from annotated_types import Ge, Le
 
 from mwuf_dist.config import PHASES, Config, UserError, build, merge
+from mwuf_dist.config.registry import find_class, method_config
 from mwuf_dist.evaluation.comparison import row_label
 
 _LARGEST_LANE_COUNT = 64
 _FIRST_ROWS = "method.initialisation"
-_OWN_FIRST_ROWS = ("cvar", "gme", "melu", "metaemb")  # are an initialisation themselves
 # What decides how far a method's rows move in the warm-up, for every method alike. The first rows of MetaEmb go with
 # mwuf; for a base they are the method metaemb.
 STANDARD_GRID: dict[str, tuple[Any, ...]] = {
@@ -67,24 +67,22 @@ class Tune:
 
     def _combinations(self, keys: dict[str, Any]) -> list[dict[str, Any]]:
         grid = STANDARD_GRID if self.grid == "standard" else self.grid
-        method = keys.get("method", {}).get("name", "")
         combinations = []
         for values in itertools.product(*grid.values()) if grid else ():
             chosen = dict(zip(grid, values, strict=True))
-            if _is_possible(method, chosen.get(_FIRST_ROWS)):
+            if _FIRST_ROWS not in chosen or _is_possible(keys.get("method", {}), chosen[_FIRST_ROWS]):
                 combinations.append(functools.reduce(merge, (_nested(key, value) for key, value in chosen.items())))
         return combinations
 
 
-def _is_possible(method: str, first_rows: str | None) -> bool:
+def _is_possible(method: dict[str, Any], first_rows: str) -> bool:
     """Whether a method can start new items so; of a grid each of its other values is tried once."""
-    if first_rows is None:
-        return True
-    if method in _OWN_FIRST_ROWS:
+    config = method_config(**method)
+    if find_class("method", config.name).default_initialisation(config) == "own":
         return first_rows == "default"
     if first_rows == "default":
-        return method not in ("base", "mwuf")  # the same as another value
-    return first_rows != "metaemb" or method == "mwuf"
+        return config.name not in ("base", "mwuf")  # the same as another value
+    return first_rows in ("mean", "random", "zero") or config.name == "mwuf"
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:

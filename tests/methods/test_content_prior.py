@@ -86,7 +86,7 @@ def test_first_rows_are_the_priors_mean_in_the_units_of_the_fields_and_a_constan
     deviation = torch.linalg.inv(method.precision).diagonal().sqrt() * 0.5**0.5  # the strength made it wider
     assert torch.allclose(deviation, torch.full((DIM,), 0.3).double(), rtol=0.15)
     assert method.fits_prior and method.initialisation == "own"
-    with pytest.raises(UserError, match="does not go with method.prior = 'content'"):
+    with pytest.raises(UserError, match="'map' is an initialisation itself"):
         Map(method_config(name="map", prior="content", initialisation="mean"), DIM, 2)
 
 

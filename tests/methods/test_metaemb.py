@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -148,12 +150,35 @@ def test_new_items_start_where_the_generator_puts_them(tmp_path: Path) -> None:
         job.session.recorder.close()
 
 
-def test_mwuf_can_start_from_what_metaemb_generates(tmp_path: Path) -> None:
-    config = tiny(method={"name": "mwuf", "initialisation": "metaemb"})
+@pytest.mark.parametrize("first_rows", ["align", "content_delta", "metaemb", "semantic_id"])
+def test_mwuf_has_the_first_rows_and_the_loss_of_the_method_that_it_starts_from(first_rows: str) -> None:
+    rows, keys = Rows(), {"align_hidden": 3, "delta_bound": 0.2, "generator_scale": 0.7, "code_size": 2}
+    alone = {key: value for key, value in keys.items() if key in vars(method_config(name=first_rows))}
+    runtime = SimpleNamespace(broadcast=lambda value: value)
+    old = torch.randn(EPISODES, DIM).double()
+    items: Any = SimpleNamespace(
+        num_old=EPISODES, runtime=runtime, old_rows=lambda items: old[items], context=lambda items: rows.context[items]
+    )
+    found = []
+    for config in (
+        method_config(name=first_rows, **alone),
+        method_config(name="mwuf", initialisation=first_rows, scaling=False, shifting=False, **keys),
+    ):
+        torch.manual_seed(5)
+        method = build_method(config, DIM, CONTEXT).double()
+        assert method.initialisation == "own" and method.episode_trained
+        method.attach(items)
+        found.append((method.episode_loss(rows.episodes()), method.initial_rows(ITEMS, rows.context)))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("first_rows", ["metaemb", "semantic_id"])
+def test_mwuf_can_start_from_what_another_method_makes(first_rows: str, tmp_path: Path) -> None:
+    config = tiny(method={"name": "mwuf", "initialisation": first_rows})
     with start(config) as runtime:
         results = run_module.run(config, tmp_path / "run", runtime)
     rows = results["split"]["pretrain"]
-    assert rows < results["stages"]["meta_train"]["samples"] <= 2 * rows  # the generator's episodes, then Algorithm 1
+    assert rows < results["stages"]["meta_train"]["samples"] <= 2 * rows  # the other's episodes, then Algorithm 1
     assert results["phases"]["warm-c"]["auc_test"] > 0.65
 
 
@@ -162,6 +187,8 @@ def test_mwuf_can_start_from_what_metaemb_generates(tmp_path: Path) -> None:
     [
         ({"name": "metaemb", "initialisation": "mean"}, "is an initialisation itself: leave the key out"),
         ({"name": "base", "initialisation": "metaemb"}, "'base' has no generator of rows: it goes with mwuf"),
+        ({"name": "map", "initialisation": "align"}, "alone it is method.name = 'align'"),
+        ({"name": "semantic_id", "initialisation": "align"}, "is an initialisation itself: leave the key out"),
         ({"name": "dropoutnet", "initialisation": "metaemb"}, "'dropoutnet' has no generator of rows"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import tomli_w
 
 from mwuf_dist.config import PHASES, UserError, merge, read_toml, without_studies
+from mwuf_dist.methods import METHODS, build_method
 from mwuf_dist.studies import compare, tune
 from tests.evaluation.results import make_result
 from tests.tiny import TINY
@@ -122,3 +123,17 @@ def test_a_set_of_one_class_is_left_out_of_every_score() -> None:
     for row in rows:
         assert row["score"] == pytest.approx(sum([*row["auc_next"][:3], *row["auc_test"]]) / 7)
     assert "–" in tune.table(tune.summarise(tried, cells, plan))
+
+
+def test_the_standard_grid_tries_first_rows_of_every_method_and_each_can_be_built() -> None:
+    methods = [{"name": name} for name in METHODS] + [{"name": "map", "prior": "content", "variant": "content"}]
+    plan = plan_of({"grid": "standard", "runs": [{"method": method} for method in methods]})
+    found: dict[int, set[str]] = {}
+    for one in tune.tries(TINY, plan, 0.3, "search.toml"):
+        build_method(one.config.method, 4, 8)
+        if one.setting:
+            found.setdefault(one.run, set()).add(one.config.method.initialisation)
+    by_name = dict(zip([*METHODS, "map content"], (found[run] for run in range(len(methods))), strict=True))
+    assert by_name["base"] == {"random", "mean"} and by_name["mwuf"] == {"random", "mean", "metaemb"}
+    assert by_name["align"] == by_name["semantic_id"] == by_name["cvar"] == by_name["map content"] == {"default"}
+    assert by_name["dropoutnet"] == by_name["map"] == {"default", "random", "mean"}

@@ -68,6 +68,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         {"name": "gme", "graph": "ids"},
         {"name": "melu", "local_steps": 2},
         {"name": "melu", "first_order": True},
+        {"name": "semantic_id", "code_size": 4},
     ],
     ids=lambda method: "-".join(map(str, method.values())),
 )
@@ -107,6 +108,7 @@ def test_auto_stops_by_the_loss_of_items_that_it_does_not_train_on(tmp_path: Pat
         {"name": "gme", "graph": "ids"},
         {"name": "align", "align_hidden": 4},  # few hidden units, for the reason in test_ranks.py
         {"name": "content_delta"},
+        {"name": "semantic_id", "code_size": 4},
     ],
     ids=lambda method: method["name"],
 )
