@@ -32,7 +32,7 @@ from mwuf_dist.evaluation.tables import Cell, Table, auc_table, published_table
 ROOT = Path(__file__).resolve().parent.parent
 _MARKER = re.compile(r"^<!-- generated: (\w+) ?(.*?) -->$", re.MULTILINE)
 COMMANDS = (
-    *("run", "compare", "tune", "plan", "prepare", "init", "vectors", "synthesize"),
+    *("run", "compare", "tune", "recommend", "plan", "prepare", "init", "vectors", "synthesize"),
     *("export", "warm", "apply", "explain", "adopt", "doctor"),
 )
 _HELP_COLUMNS = "100"

@@ -10,6 +10,7 @@ Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
   mwuf run CONFIG       prepare, pretrain, meta_train, warm_up, evaluate; run it again to go on where it stopped
   mwuf compare CONFIG   several methods and seeds (section [study]) and one report
   mwuf tune CONFIG      choose settings (section [tune]) on old items played as new
+  mwuf recommend CONFIG which method for these data, tried within --minutes, and the config to deploy
   mwuf plan CONFIG      what a run would need on devices that are not here
   mwuf prepare CONFIG   only read, split and write the data
   mwuf init LOGS        look at your own logs and write a config for them
@@ -58,6 +59,16 @@ examples:
   mwuf tune configs/movielens-1m-tune.toml
   mwuf tune configs/movielens-1m-tune.toml --output runs/tune --backbone.name wide_deep
   mwuf tune configs/movielens-1m-equal-budget.toml --parallel 4""",
+    "recommend": """
+Tries methods on old items played as new, within a time budget, against what needs no method: a base whose new items
+start from the mean row, at its own best rate. The better half goes on to the next fold. The gain of the best is
+measured on items that had no part in the choice: a method is recommended where its whole 95 % interval is above zero.
+Writes recommend.json and a config for `mwuf run`. The same command goes on where the time was up.
+
+examples:
+  mwuf recommend configs/movielens-1m.toml
+  mwuf recommend logs.toml --minutes 120 --output runs/which
+  mwuf recommend configs/demo.toml --minutes 5 --methods mwuf semantic_id""",
     "plan": """\
 Prints the sharding plan, memory per rank, bytes on the wire and an estimated step time; needs none of the devices.
 

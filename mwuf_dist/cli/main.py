@@ -24,6 +24,7 @@ from mwuf_dist.cli.options import (
     CompareOptions,
     PlanOptions,
     PrepareOptions,
+    RecommendOptions,
     RunOptions,
     StudyOptions,
     changed,
@@ -47,7 +48,7 @@ _DISK_SAYS |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name a pl
 _DISK_SAYS |= dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR), "name another path")
 _DISK_SAYS[errno.EIO] = "the disk may be failing: look at the system's log"
 # Commands that go on where they stopped; of the others nothing half-written stays.
-_GOES_ON = ("run", "compare", "tune")
+_GOES_ON = ("run", "compare", "tune", "recommend")
 
 
 @dataclass
@@ -119,7 +120,7 @@ def _what_next(command: str) -> str:
 
 def _command(name: str) -> Callable[[list[str]], int]:
     commands = {"run": _run, "compare": _compare, "tune": _tune, "plan": _plan, "prepare": _prepare}
-    commands |= {"init": _init, "vectors": _vectors, "synthesize": _synthesize}
+    commands |= {"recommend": _recommend, "init": _init, "vectors": _vectors, "synthesize": _synthesize}
     commands |= {name: functools.partial(_serve, name) for name in ("export", "warm", "apply", "explain", "adopt")}
     commands["doctor"] = _doctor
     if name not in commands:
@@ -289,6 +290,18 @@ def _tune(arguments: list[str]) -> int:
     where = arguments[0]
     overridden = _overridden(where, options)
     return studies.tune_command(where, options.config, overridden, options.output, _executor(options))
+
+
+def _recommend(arguments: list[str]) -> int:
+    options = parse("recommend", arguments, RecommendOptions)
+    _check_environment()
+    from mwuf_dist.cli.recommend import recommend_command
+
+    where = arguments[0]
+    overridden = _overridden(where, options)
+    return recommend_command(
+        where, options.config, overridden, options.output, _executor(options), options.minutes, options.methods
+    )
 
 
 def _overridden(where: str, options: StudyOptions) -> dict[str, Any]:

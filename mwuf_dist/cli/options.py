@@ -69,6 +69,14 @@ class CompareOptions(StudyOptions):
 
 
 @dataclass
+class RecommendOptions(StudyOptions):
+    """`mwuf recommend`."""
+
+    minutes: float = 30.0  # Nothing begins after them; what has begun ends.
+    methods: tuple[str, ...] = ()  # Methods to try beside the config's own; empty: those that are cheap.
+
+
+@dataclass
 class PlanOptions(ConfigOptions):
     """`mwuf plan`."""
 
@@ -100,7 +108,9 @@ def parse(command: str, arguments: list[str], cls: type[T]) -> T:
         path = Path(arguments[0])
         # First, because the keys of these sections are those of the class that the name chooses.
         config = build(merge(without_studies(read_toml(path)), _named_classes(arguments[1:])), str(path))
-    output = {"output": Path("runs") / path.stem} if issubclass(cls, Options) else {}
+    # The output of other commands is the study or the run that the config names.
+    stem = f"{path.stem}-recommend" if issubclass(cls, RecommendOptions) else path.stem
+    output = {"output": Path("runs") / stem} if issubclass(cls, Options) else {}
     options = tyro.cli(
         cls,
         default=cls(config=config, **output),

@@ -130,8 +130,8 @@ def compare_command(
     study = compare.read_study(values, where, seeds)
     configs = compare.run_configs(values, study, where, overridden, first_seed)
     others = [(str(path), read_records(path)) for path in record_paths]
-    with _alone(folder, "compare", executor):
-        _prepare_all(configs, executor)
+    with alone(folder, "compare", executor):
+        prepare_all(configs, executor)
         actions = compare.Actions(executor.train, executor.pretrain, _audit_of(configs[0]))
         outcome = compare.compare(configs, folder, actions, executor.runner, executor.say, others, study.ensemble)
         if executor.is_main:
@@ -142,7 +142,7 @@ def compare_command(
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, command: str, executor: Executor) -> Iterator[None]:
+def alone(folder: Path, command: str, executor: Executor) -> Iterator[None]:
     """Nobody else writes into the folder of a study meanwhile."""
     with contextlib.ExitStack() as stack:
         if executor.is_main:
@@ -154,7 +154,7 @@ def _alone(folder: Path, command: str, executor: Executor) -> Iterator[None]:
 def _write_report(
     outcome: compare.Outcome, config: Config, about: dict[str, str], folder: Path, executor: Executor
 ) -> None:
-    failures = _reasons(outcome.failures, folder)
+    failures = reasons(outcome.failures, folder)
     if outcome.records.cells:
         records = outcome.records
         prepared = prepare(config.data)
@@ -205,7 +205,8 @@ def _tell_failures(num_failures: int, executor: Executor) -> None:
         executor.say(f"{num_failures} failed: the same command does what is missing")
 
 
-def _reasons(failures: dict[str, Failure], folder: Path) -> dict[str, str]:
+def reasons(failures: dict[str, Failure], folder: Path) -> dict[str, str]:
+    """Tells why tasks have failed, and where their traces are."""
     return {
         name: failure.reason + (f" (see {folder / 'failures' / name}.txt)" if failure.trace else "")
         for name, failure in failures.items()
@@ -220,11 +221,11 @@ def tune_command(where: str, config: Config, overridden: dict[str, Any], folder:
     played = prepare(replace(config.data, old_items_as_new=True), show).num_new_items
     tries = tune.tries(to_dict(config), plan, played / prepare(config.data, show).num_new_items, where)
     configs = [one.config for one in tries]
-    with _alone(folder, "tune", executor):
-        _prepare_all(configs, executor)
+    with alone(folder, "tune", executor):
+        prepare_all(configs, executor)
         actions = compare.Actions(executor.train, executor.pretrain)
         outcome = compare.compare(configs, folder, actions, executor.runner, executor.say)
-        failures = _reasons(outcome.failures, folder)
+        failures = reasons(outcome.failures, folder)
         if executor.is_main and not failures:  # which setting is best is not known before all are done
             summary = tune.summarise(tries, outcome.records.cells, plan)
             write_json(folder / "tune.json", summary)
@@ -237,7 +238,7 @@ def tune_command(where: str, config: Config, overridden: dict[str, Any], folder:
     return 1 if failures else 0
 
 
-def _prepare_all(configs: Sequence[Config], executor: Executor) -> None:
+def prepare_all(configs: Sequence[Config], executor: Executor) -> None:
     """Prepares every data set of the runs once, before several of them want it."""
     for data in _data_sets(configs):
         prepared = prepare(data, progress=executor.is_main and os.isatty(2))

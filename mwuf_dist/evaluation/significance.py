@@ -1,6 +1,7 @@
 """Are two methods different, or is it the seed, or which items there were?
 
-Summaries over seeds, the paired t-test over common seeds, the bootstrap over items and seeds, and Holm's correction.
+Summaries over seeds, the paired t-test over common seeds, the bootstrap over items and seeds (or folds of the items),
+and Holm's correction.
 """
 
 from __future__ import annotations
@@ -112,22 +113,65 @@ def bootstrap_difference(
         items: of each row [n].
     """
     index = np.unique(items, return_inverse=True)[1]
-    num_items, positives = int(index.max()) + 1, labels == 1
-    gaps = [mine - other for mine, other in zip(ours, theirs, strict=True)]
-    of_seed = np.array([gap[positives].mean() for gap in gaps])
-    size = np.where(positives, positives.sum(), (~positives).sum())
-    influence = np.stack(
-        [np.bincount(index, (gap - mean) / size, minlength=num_items) for gap, mean in zip(gaps, of_seed, strict=True)]
-    )  # [S, I]
+    num_items = int(index.max()) + 1
+    parts = [
+        difference_by_item(mine, other, labels, index, num_items) for mine, other in zip(ours, theirs, strict=True)
+    ]
+    of_seed, influence = np.array([part[0] for part in parts]), np.stack([part[1] for part in parts])  # [S], [S, I]
     generator = np.random.default_rng(5)
     if num_items <= _MOST_ITEMS:
         drawn = generator.multinomial(num_items, np.full(num_items, 1 / num_items), size=_DRAWS) - 1.0
         moved = drawn @ influence.T  # [draws, S]
     else:
         covariance = influence @ influence.T
-        moved = generator.multivariate_normal(np.zeros(len(gaps)), covariance, size=_DRAWS, method="eigh")
+        moved = generator.multivariate_normal(np.zeros(len(parts)), covariance, size=_DRAWS, method="eigh")
+    return _interval(of_seed, moved, generator)
+
+
+def bootstrap_folds(differences: Sequence[float], influences: Sequence[np.ndarray]) -> Difference:
+    """As `bootstrap_difference`, where each fold has items of its own, which are drawn for it alone.
+
+    What folds differ by is partly their items again, so the interval is rather too wide than too narrow.
+
+    Args:
+        differences: of each fold.
+        influences: what each item of a fold adds to its difference; they sum to zero.
+    """
+    generator = np.random.default_rng(5)
+    moved = []
+    for influence in influences:
+        num_items = len(influence)
+        if num_items <= _MOST_ITEMS:
+            drawn = generator.multinomial(num_items, np.full(num_items, 1 / num_items), size=_DRAWS) - 1.0
+            moved.append(drawn @ influence)
+        else:
+            moved.append(generator.normal(scale=np.linalg.norm(influence), size=_DRAWS))
+    together = np.tile(np.mean(moved, axis=0)[:, None], (1, len(differences)))
+    return _interval(np.array(differences), together, generator)
+
+
+def difference_by_item(
+    ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, index: np.ndarray, num_items: int
+) -> tuple[float, np.ndarray]:
+    """AUC of one method minus that of another, and what each item adds to it [num_items] (they sum to zero).
+
+    Args:
+        ours: placements [n].
+        theirs: those of the other method.
+        labels: [n], of both classes.
+        index: item of each row [n].
+        num_items: number of items, those without a row too.
+    """
+    positives, gap = labels == 1, ours - theirs
+    difference = float(gap[positives].mean())
+    size = np.where(positives, positives.sum(), (~positives).sum())
+    return difference, np.bincount(index, (gap - difference) / size, minlength=num_items)
+
+
+def _interval(of_seed: np.ndarray, moved: np.ndarray, generator: np.random.Generator) -> Difference:
+    """The interval of the mean of differences [S], which a draw of items moves [draws, S], over a draw of seeds too."""
     difference = float(of_seed.mean())
-    num_seeds = len(gaps)
+    num_seeds = len(of_seed)
     weights = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=_DRAWS) / num_seeds
     # A resample of S seeds has (S - 1) / S of their variance.
     widened = (of_seed - difference) * math.sqrt(num_seeds / max(1, num_seeds - 1))

@@ -12,7 +12,7 @@ import numpy as np
 from mwuf_dist.config import PHASES
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.evaluation.comparison import SCORINGS, VERSUS, conclude, row_label
-from mwuf_dist.evaluation.significance import bootstrap_difference, placements
+from mwuf_dist.evaluation.significance import bootstrap_difference, difference_by_item, placements
 from mwuf_dist.studies.records import Cell
 from mwuf_dist.training.results import NEXT_SETS
 
@@ -55,3 +55,27 @@ def add_intervals(comparison: dict[str, Any], finished: Sequence[tuple[Cell, Pat
                     if versus is not None:
                         versus |= test(row["label"], versus["row"], phase, split) or {}
     conclude(comparison)
+
+
+def fold_difference(ours: Path, theirs: Path, prepared: Prepared) -> tuple[float, np.ndarray]:
+    """Mean AUC of a run over phases and scorings minus that of another, and what each new item adds to it.
+
+    Args:
+        ours: folder of the run.
+        theirs: of the other, of the same data.
+        prepared: their data.
+    """
+    differences, influences = [], []
+    for number, phase in enumerate(PHASES):
+        for split in (NEXT_SETS[number], "test"):
+            columns = prepared.columns(split, ("item", "label"))
+            label, index = columns["label"], columns["item"].astype(np.int64) - prepared.num_old_items
+            if len(np.unique(label)) < 2:
+                continue
+            placed = [
+                placements(np.load(folder / "scores" / f"{phase}-{split}.npy"), label) for folder in (ours, theirs)
+            ]
+            difference, influence = difference_by_item(*placed, label, index, prepared.num_new_items)
+            differences.append(difference)
+            influences.append(influence)
+    return float(np.mean(differences)), np.mean(influences, axis=0)

@@ -39,10 +39,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a task has no result; `trace` where it was no fault of the user's input."""
+    """Why a task has no result; `trace` where it was no fault of the user's input, `is_late` where none was made."""
 
     reason: str
     trace: str = ""
+    is_late: bool = False
 
 
 class Runner(Protocol):
@@ -87,6 +88,33 @@ class Here:
         return task.name, attempt(task.action, inputs, self._alone)
 
 
+class Until:
+    """A runner that begins nothing any more once the time is up; what has begun ends.
+
+    Args:
+        runner: who does the tasks.
+        left_s: seconds that are left.
+    """
+
+    def __init__(self, runner: Runner, left_s: Callable[[], float]) -> None:
+        self.num_slots = runner.num_slots
+        self._runner, self._left_s = runner, left_s
+        self._late: list[str] = []
+
+    def submit(self, task: Task, inputs: Sequence[Any]) -> None:
+        """See `Runner.submit`."""
+        if self._left_s() > 0:
+            self._runner.submit(task, inputs)
+        else:
+            self._late.append(task.name)
+
+    def wait(self) -> tuple[str, Any]:
+        """See `Runner.wait`."""
+        if self._late:
+            return self._late.pop(), Failure("the time was up before its turn", is_late=True)
+        return self._runner.wait()
+
+
 def attempt(action: Callable[..., Any], inputs: Sequence[Any], catch_all: bool = True) -> Any:
     """The result of an action, or a `Failure`; without `catch_all` only the user's errors are one."""
     try:
@@ -120,7 +148,7 @@ class Progress:
 
     def ended(self, task: Task, outcome: Any) -> None:
         """A task has ended, with its result or a `Failure`."""
-        if isinstance(outcome, Failure):
+        if isinstance(outcome, Failure) and not outcome.is_late:
             self._say(f"FAILED {task.name}: {outcome.reason}")
         if not task.is_counted:
             return
@@ -169,7 +197,8 @@ def do_tasks(tasks: Sequence[Task], runner: Runner, ended: Callable[[Task, Any],
             failed = next((need for need in task.needs if isinstance(outcomes.get(need), Failure)), None)
             if failed is not None:
                 del waiting[task.name]
-                end(task, Failure(f"{failed}, which it needs, failed"))
+                is_late = outcomes[failed].is_late
+                end(task, Failure(f"{failed}, which it needs, {'was late' if is_late else 'failed'}", is_late=is_late))
             elif len(running) < runner.num_slots and all(need in outcomes for need in task.needs):
                 running[task.name] = waiting.pop(task.name)
                 runner.submit(task, [outcomes[need] for need in task.needs])

@@ -198,7 +198,7 @@ def summarise(tried: Sequence[Try], cells: Sequence[dict[str, Any]], tune: Tune)
                 row[f"auc_{scoring}"] = [
                     _mean(cell["phases"][phase][f"auc_{scoring}"] for cell in results[run, number]) for phase in PHASES
                 ]
-            row["score"] = _mean([*row["auc_next"], *row["auc_test"]])
+            row["score"] = mean_auc(row["auc_next"], row["auc_test"])
             of_run.append(row)
         rows += sorted(of_run, key=lambda row: -(row["score"] or 0.0))
     return {
@@ -209,6 +209,17 @@ def summarise(tried: Sequence[Try], cells: Sequence[dict[str, Any]], tune: Tune)
         "split": cells[0]["split"],
         "rows": rows,
     }
+
+
+def mean_auc(of_next: Iterable[float | None], of_test: Iterable[float | None]) -> float | None:
+    """What settings are compared by: the mean over phases and both scorings; None where no AUC is defined."""
+    return _mean([*of_next, *of_test])
+
+
+def score_of(cell: dict[str, Any]) -> float | None:
+    """The `mean_auc` of a run."""
+    phases = [cell["phases"][phase] for phase in PHASES]
+    return mean_auc((phase["auc_next"] for phase in phases), (phase["auc_test"] for phase in phases))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
