@@ -221,7 +221,7 @@ class Search:
         return done
 
     def _seconds(self, numbers: Sequence[int], fold: int) -> float:
-        """What it will take to try candidates on a fold: what it took on the folds before."""
+        """Estimates what it takes to try candidates on a fold, by what it took on the folds before."""
         of_pretraining: dict[str, float] = {}
         total = 0.0
         for number in numbers:
@@ -246,7 +246,7 @@ class Search:
 
 
 def summarise(search: Search, best: tuple[int, int]) -> dict[str, Any]:
-    """What was found.
+    """Summarises what was found.
 
     Returns:
         `rows`, one per candidate, best first: `label`, `keys`, `is_plain`, `folds` (how many), `score` (mean AUC over
@@ -306,7 +306,7 @@ def _gain(found: Difference | None) -> str:
 
 
 def verdict(summary: dict[str, Any]) -> str:
-    """What is recommended and why, in a sentence."""
+    """Says what is recommended and why, in a sentence."""
     check, method, plain = summary["check"], summary["method"], summary["alternative"]
     if check is None:
         return (

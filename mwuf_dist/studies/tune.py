@@ -212,7 +212,7 @@ def summarise(tried: Sequence[Try], cells: Sequence[dict[str, Any]], tune: Tune)
 
 
 def mean_auc(of_next: Iterable[float | None], of_test: Iterable[float | None]) -> float | None:
-    """What settings are compared by: the mean over phases and both scorings; None where no AUC is defined."""
+    """Averages AUCs over phases and both scorings, which settings are compared by; None where none is defined."""
     return _mean([*of_next, *of_test])
 
 
