@@ -110,7 +110,7 @@ def parse(command: str, arguments: list[str], cls: type[T]) -> T:
         config = build(merge(without_studies(read_toml(path)), _named_classes(arguments[1:])), str(path))
     # The output of other commands is the study or the run that the config names.
     stem = f"{path.stem}-recommend" if issubclass(cls, RecommendOptions) else path.stem
-    output = {"output": Path("runs") / stem} if issubclass(cls, Options) else {}
+    output: dict[str, Any] = {"output": Path("runs") / stem} if issubclass(cls, Options) else {}
     options = tyro.cli(
         cls,
         default=cls(config=config, **output),

@@ -72,10 +72,10 @@ def fold_difference(ours: Path, theirs: Path, prepared: Prepared) -> tuple[float
             label, index = columns["label"], columns["item"].astype(np.int64) - prepared.num_old_items
             if len(np.unique(label)) < 2:
                 continue
-            placed = [
+            mine, other = (
                 placements(np.load(folder / "scores" / f"{phase}-{split}.npy"), label) for folder in (ours, theirs)
-            ]
-            difference, influence = difference_by_item(*placed, label, index, prepared.num_new_items)
+            )
+            difference, influence = difference_by_item(mine, other, label, index, prepared.num_new_items)
             differences.append(difference)
             influences.append(influence)
     return float(np.mean(differences)), np.mean(influences, axis=0)
