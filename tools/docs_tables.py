@@ -193,6 +193,32 @@ def saves_table(name: str) -> str:
     return rows_table(heads, rows)
 
 
+_DAYS = (10, 30, 60, 120)
+
+
+def exploration_table(name: str) -> str:
+    """A record of `benchmarks.exploration`: clicks that each policy has lost by some days."""
+    record = _record(name)
+    first = record["rows"][0]
+    rows = [("Thompson sampling", "", *_by_day(first["more"]["curve_ours_mean"]), _spread(first["ours"]))]
+    for row in record["rows"]:
+        more = row["more"]
+        gap = f"{more['less_regret_mean']:+,.0f} ± {more['less_regret_standard_error']:,.0f}"
+        rows.append((row["config"]["policy"], gap, *_by_day(more["curve_mean"]), _spread(row["alternative"])))
+    days = (f"day {day}" for day in _DAYS)
+    return rows_table(
+        ("policy", "lost more than Thompson sampling in the end", *days, "in the end, 10 to 90 % of worlds"), rows
+    )
+
+
+def _by_day(curve: list[float]) -> list[str]:
+    return [f"{curve[day - 1]:,.0f}" for day in _DAYS]
+
+
+def _spread(figure: dict[str, float]) -> str:
+    return f"{figure['p10']:,.0f} to {figure['p90']:,.0f}"
+
+
 def _record(name: str) -> dict[str, Any]:
     """A record of `benchmarks/results/`; see `benchmarks/record.py:Record`."""
     return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
