@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _MARKER = re.compile(r"^<!-- generated: (\w+) ?(.*?) -->$", re.MULTILINE)
 COMMANDS = (
     *("run", "compare", "tune", "recommend", "plan", "prepare", "init", "vectors", "synthesize"),
-    *("export", "warm", "apply", "explain", "adopt", "doctor"),
+    *("export", "warm", "apply", "serve-check", "explain", "adopt", "doctor"),
 )
 _HELP_COLUMNS = "100"
 # Help goes on with every key of the config, which has a page of its own.

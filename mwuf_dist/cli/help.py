@@ -19,6 +19,7 @@ Makes new items rank well before they have clicks (MWUF, SIGIR 2021).
   mwuf export RUN       warm embeddings and dense model of a finished run, as files for a server
   mwuf warm RUN         the daily job: new interactions move new items' embeddings, and nothing else
   mwuf apply FOLDER     puts the deltas of such jobs into an export, or into a copy of the run
+  mwuf serve-check DIR  scores with an export as a server has it, while deltas come, beside those of the run
   mwuf explain RUN      why one item has its embedding, and how its score moved with its clicks
   mwuf adopt WEIGHTS    warm embeddings for new items of a model that was trained elsewhere
   mwuf doctor           what this machine has, and what is wrong with it

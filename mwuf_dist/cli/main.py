@@ -121,7 +121,8 @@ def _what_next(command: str) -> str:
 def _command(name: str) -> Callable[[list[str]], int]:
     commands = {"run": _run, "compare": _compare, "tune": _tune, "plan": _plan, "prepare": _prepare}
     commands |= {"recommend": _recommend, "init": _init, "vectors": _vectors, "synthesize": _synthesize}
-    commands |= {name: functools.partial(_serve, name) for name in ("export", "warm", "apply", "explain", "adopt")}
+    serving = ("export", "warm", "apply", "serve-check", "explain", "adopt")
+    commands |= {name: functools.partial(_serve, name) for name in serving}
     commands["doctor"] = _doctor
     if name not in commands:
         raise UserError(f"no command {name!r}: there are {', '.join(commands)}; `mwuf --help` says what they do")

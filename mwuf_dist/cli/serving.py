@@ -1,4 +1,4 @@
-"""`mwuf export`, `warm`, `apply`, `explain` and `adopt`: their options and what they print."""
+"""`mwuf export`, `warm`, `apply`, `serve-check`, `explain` and `adopt`: their options and what they print."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 
 from mwuf_dist.config import UserError
 from mwuf_dist.escape import printable
+from mwuf_dist.serving.writers import Format, TableFormat
 
 T = TypeVar("T")
 
@@ -22,7 +23,9 @@ Writes the warm embeddings of a finished run's new items, and its dense model, i
 examples:
   mwuf export runs/ml-1
   mwuf export runs/ml-1 --catch-up runs/ml-1-all --old-items --context
-  mwuf export runs/ml-1 --format safetensors --old-items --context --output serving/today""",
+  mwuf export runs/ml-1 --format safetensors --old-items --context --output serving/today
+  mwuf export runs/ml-1 --format triton --old-items --context
+  mwuf export runs/ml-1 --format redis --to redis://127.0.0.1:6379/0#ml-1 --old-items --context""",
     "warm": """\
 The daily job: new interactions move the rows of new items, by a rule that looks at each item alone, and nothing else.
 RUN stays as it is; the output is a run too, with an export of the items that changed, and the next day's job reads it.
@@ -45,6 +48,14 @@ of another chain or damaged is refused. A server that is no Python of ours copie
 examples:
   mwuf apply serving/today runs/ml-1-tuesday/deltas runs/ml-1-wednesday/deltas
   mwuf apply runs/ml-1 runs/ml-1-tuesday/deltas --output copy/ml-1-tuesday""",
+    "serve-check": """\
+Scores rows with an export in a process that has PyTorch, NumPy and PyArrow and nothing of this package, puts deltas in
+meanwhile, and compares each score with that of the run. EXPORT has its items in Parquet, and contexts (--context).
+Without --deltas some are made up. Exit code 1 where a score is wrong or of two versions.
+
+examples:
+  mwuf serve-check runs/ml-1/export
+  mwuf serve-check serving/today --run runs/ml-1 --deltas runs/ml-1-tuesday/deltas""",
     "adopt": """\
 Warm embeddings for the new items of a model that was trained elsewhere; nothing of it is trained.
 
@@ -71,7 +82,8 @@ class ExportOptions:
     """Options of `mwuf export`."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run.
-    format: Literal["parquet", "safetensors", "npy"] = "parquet"  # Of the items.
+    format: Format = "parquet"  # Of the items; docs/serving.md says what each one holds.
+    to: str = ""  # With --format redis: the server to fill, redis://HOST:PORT/DATABASE#PREFIX.
     output: Path | None = None  # Folder to write; by default `export` in RUN.
     old_items: tyro.conf.FlagCreatePairsOff[bool] = False  # The old items too.
     # Folder for a run that has seen the rest of its own data too, items with fewer than 3K rows among them (as `mwuf
@@ -93,7 +105,7 @@ class WarmOptions:
     items: Path | None = None  # Table with the fields of items that the run has never seen.
     retire: Path | None = None  # Table with a column of IDs: items that leave, after the interactions have come.
     retire_after_days: float | None = None  # New items leave without an interaction in so many days before the newest.
-    format: Literal["parquet", "safetensors", "npy"] = "parquet"  # Of the export.
+    format: TableFormat = "parquet"  # Of the export.
     context: tyro.conf.FlagCreatePairsOff[bool] = False  # All else that a score needs, of the changed items.
     # Rows of old items move too, by the same rule, from where the run left them.
     old_items: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -111,7 +123,20 @@ class ApplyOptions:
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]  # Of an export or a run.
     deltas: tyro.conf.Positional[tuple[Path, ...]]  # Files of deltas, or folders of them.
     output: Path | None = None  # Folder to write; by default the export itself.
+    to: str = ""  # Of an export to Redis: the server, where its URL has changed or has a password.
     prepared: Path | None = None  # Prepared data of a run, where they have been moved since.
+
+
+@dataclass
+class ServeCheckOptions:
+    """Options of `mwuf serve-check`."""
+
+    export: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="EXPORT")]  # Folder of an export.
+    run: Path | None = None  # The run that it was made of; by default the folder that EXPORT stands in.
+    deltas: tuple[Path, ...] = ()  # Files of deltas, or folders of them, to put in; by default some are made up.
+    requests: int = 300  # Different requests, which are answered again and again until all deltas are in.
+    rows: int = 64  # Of a request.
+    prepared: Path | None = None  # Prepared data of the run, where they have been moved since.
 
 
 @dataclass
@@ -146,7 +171,14 @@ class ExplainOptions:
 
 def run_command(command: str, arguments: list[str]) -> int:
     """Runs a command that takes a finished run; returns the exit code."""
-    commands = {"export": _export, "warm": _warm, "apply": _apply, "adopt": _adopt, "explain": _explain}
+    commands = {
+        "export": _export,
+        "warm": _warm,
+        "apply": _apply,
+        "serve-check": _serve_check,
+        "adopt": _adopt,
+        "explain": _explain,
+    }
     return commands[command](arguments)
 
 
@@ -161,12 +193,12 @@ def _export(arguments: list[str]) -> int:
         clock = time.perf_counter()
         output = options.output or folder / "export"
         left_out = what_is_left_out(run.config, run.prepared) if run.state is None else ""
-        folder = export(run, options.format, output, options.old_items, os.isatty(2), options.context)
+        folder = export(run, options.format, output, options.old_items, os.isatty(2), options.context, options.to)
         seconds = time.perf_counter() - clock
         num_items = run.num_items if options.old_items else run.num_items - run.num_old_items
     print(f"{num_items} items in {seconds:.1f} s: {folder}")
-    for path in sorted(folder.iterdir()):
-        print(f"  {path.name:<20} {path.stat().st_size:>14,} bytes")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        print(f"  {path.relative_to(folder)!s:<28} {path.stat().st_size:>14,} bytes")
     if left_out:
         print(left_out)
     return 0
@@ -177,8 +209,9 @@ def _catch_up(options: ExportOptions, output: Path) -> Path:
     from mwuf_dist.serving.run_files import read_run
     from mwuf_dist.serving.warm.catch_up import catch_up
 
+    kind: Any = options.format if options.format in get_args(TableFormat) else "parquet"  # of the items that changed
     with start(read_run(options.run)[0]) as runtime:
-        report = catch_up(options.run, output, runtime, options.format, options.context, options.prepared)
+        report = catch_up(options.run, output, runtime, kind, options.context, options.prepared)
     print(printable(report.text()))
     return report.folder
 
@@ -243,8 +276,24 @@ def _apply(arguments: list[str]) -> int:
     options = _parse("apply", arguments, ApplyOptions)
     from mwuf_dist.serving.deltas.apply import apply
 
-    print(printable(apply(options.folder, options.deltas, options.output, options.prepared).text()))
+    print(printable(apply(options.folder, options.deltas, options.output, options.prepared, options.to).text()))
     return 0
+
+
+def _serve_check(arguments: list[str]) -> int:
+    options = _parse("serve-check", arguments, ServeCheckOptions)
+    if options.requests < 1 or options.rows < 1:
+        raise UserError("--requests and --rows are numbers from 1 on")
+    folder = options.run or options.export.resolve().parent
+    if not (folder / "config.toml").exists():
+        raise UserError(f"{folder}: no run is here; name the one that the export was made of with --run RUN")
+    from mwuf_dist.serving.check.check import serve_check
+    from mwuf_dist.serving.finished_run import open_run
+
+    with open_run(folder, prepared=options.prepared) as run:
+        report = serve_check(options.export, run, options.deltas, options.requests, options.rows)
+    print(printable(report.text()))
+    return 0 if report.is_good else 1
 
 
 def _adopt(arguments: list[str]) -> int:
@@ -296,6 +345,7 @@ def _parse(command: str, arguments: list[str], cls: type[T]) -> T:
         not arguments or arguments[0].startswith("-")
     ):
         first = {"adopt": ("the weights", "WEIGHTS"), "apply": ("the folder of an export or a run", "FOLDER DELTAS")}
+        first["serve-check"] = ("the folder of an export", "EXPORT")
         what, called = first.get(command, ("the folder of a finished run", "RUN"))
         raise UserError(f"name {what} first: mwuf {command} {called} [options]")
     parsed: Any = tyro.cli(cls, args=arguments, prog=f"mwuf {command}", description=EXAMPLES[command])

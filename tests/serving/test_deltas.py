@@ -22,11 +22,11 @@ from mwuf_dist.serving.deltas import reader
 from mwuf_dist.serving.deltas.apply import apply
 from mwuf_dist.serving.deltas.files import delta_files
 from mwuf_dist.serving.export.export import export
-from mwuf_dist.serving.export.formats import read_items
 from mwuf_dist.serving.finished_run import FinishedRun, load_run
 from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.serving.warm.job import warm
 from mwuf_dist.serving.warm.retire import Retiring
+from mwuf_dist.serving.writers import writer_of
 from tests.bounds import assert_float32_close
 
 NAMES = ("items.parquet", "log.parquet", "rows.parquet", "retired.parquet")
@@ -68,7 +68,7 @@ def of_days(chain: list[Path]) -> list[Path]:
 
 
 def by_id(folder: Path, kind: str) -> dict[Any, dict[str, Any]]:
-    ids, columns = read_items(folder, kind)
+    ids, columns = writer_of(kind).read_items(folder)
     assert len(set(ids)) == len(ids)
     return {one: {name: values[place] for name, values in columns.items()} for place, one in enumerate(ids)}
 

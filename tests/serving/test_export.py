@@ -23,11 +23,11 @@ from mwuf_dist.config.registry import backbone_config, method_config
 from mwuf_dist.methods import meta_warm_up
 from mwuf_dist.methods.mwuf import Mwuf
 from mwuf_dist.serving.export import chunks as chunks_module
-from mwuf_dist.serving.export import export as export_module
 from mwuf_dist.serving.export.chunks import Chunk, Columns
-from mwuf_dist.serving.export.export import Format, export, export_backbone
-from mwuf_dist.serving.export.formats import NpyWriter, SafetensorsWriter
+from mwuf_dist.serving.export.dense_model import export_backbone
+from mwuf_dist.serving.export.export import export
 from mwuf_dist.serving.finished_run import FinishedRun, open_run
+from mwuf_dist.serving.writers import interface, writer_of
 from mwuf_dist.training.implementations import frozen_model
 from mwuf_dist.training.stages.warm_up import WarmUp
 from tests.bounds import assert_auc_of_rounded, assert_float32_close, float32_bound
@@ -134,7 +134,7 @@ def test_a_server_that_has_only_the_export_scores_as_the_run_did(run: FinishedRu
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npy"])
-def test_contexts_are_the_same_in_every_format(kind: Format, run: FinishedRun, tmp_path: Path) -> None:
+def test_contexts_are_the_same_in_every_format(kind: Any, run: FinishedRun, tmp_path: Path) -> None:
     folder = export(run, kind, tmp_path / "export", context=True)
     if kind == "npy":
         found = {path.stem: np.load(path) for path in folder.glob("*.npy")}
@@ -240,9 +240,10 @@ def test_text_ids_survive_in_the_array_formats(tmp_path: Path) -> None:
     ids = pa.array(["a", "äöü", "longer-name", ""])
     chunk = Chunk(ids, {"embedding": np.ones((4, 2), np.float32), "interactions": np.arange(4)})
     columns: Columns = {"embedding": ("float32", 2), "interactions": ("int64", 0)}
-    for writer in (NpyWriter(tmp_path, "item", ids, columns), SafetensorsWriter(tmp_path, "item", ids, columns)):
-        writer.write(chunk)
-        writer.close()
+    for kind in ("npy", "safetensors"):
+        table = writer_of(kind).table(tmp_path, "item", ids, columns)
+        table.write(chunk)
+        table.close()
     assert np.load(tmp_path / "item_id.npy").tolist() == ids.to_pylist()
     found = load_file(tmp_path / "items.safetensors")
     assert [bytes(row).rstrip(b"\0").decode() for row in found["item_id"]] == ids.to_pylist()
@@ -258,7 +259,7 @@ def test_an_export_that_fails_leaves_the_earlier_one_whole(
     def fails(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(export_module, "export_model", fails)
+    monkeypatch.setattr(interface, "export_model", fails)
     with pytest.raises(OSError, match="no space"):
         export(run, "npy", folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

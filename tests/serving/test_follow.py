@@ -18,11 +18,11 @@ from mwuf_dist.serving.deltas import files as deltas
 from mwuf_dist.serving.deltas.apply import apply
 from mwuf_dist.serving.deltas.reader import read_delta
 from mwuf_dist.serving.export.export import export
-from mwuf_dist.serving.export.formats import read_items
 from mwuf_dist.serving.finished_run import load_run, open_run
 from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.serving.warm import follow as follow_module
 from mwuf_dist.serving.warm.job import warm
+from mwuf_dist.serving.writers import writer_of
 from tests.bounds import assert_float32_close
 from tests.faults.ranks import forked
 
@@ -115,7 +115,7 @@ def test_batches_make_the_state_of_one_job_and_deltas_lead_an_export_there(
         folder = export(load_run(run_folder, runtime), "parquet", tmp_path / "export", context=True)
         apply(folder, [tmp_path / "live"])
         expected = export(load_run(at_once, runtime), "parquet", tmp_path / "expected", context=True)
-    (ids, found), (other_ids, other) = (read_items(path, "parquet") for path in (folder, expected))
+    (ids, found), (other_ids, other) = (writer_of("parquet").read_items(path) for path in (folder, expected))
     place = {one: number for number, one in enumerate(ids)}
     order = [place[one] for one in other_ids]
     assert len(ids) == len(other_ids)

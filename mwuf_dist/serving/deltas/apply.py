@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +18,11 @@ from mwuf_dist.serving.deltas.files import delta_files, read_chain
 from mwuf_dist.serving.deltas.pending import load_state, with_deltas
 from mwuf_dist.serving.deltas.reader import Delta, DeltaError, ItemTable, version_of
 from mwuf_dist.serving.export.chunks import Chunk
-from mwuf_dist.serving.export.export import MANIFEST, writer_of
-from mwuf_dist.serving.export.formats import read_items
+from mwuf_dist.serving.export.export import MANIFEST
 from mwuf_dist.serving.finished_run import PHASE_NAMES
 from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
+from mwuf_dist.serving.writers import writer_of
+from mwuf_dist.serving.writers.interface import Writer
 
 _ROWS = 1 << 16
 
@@ -55,7 +55,9 @@ class ApplyReport:
         )
 
 
-def apply(target: Path, named: Sequence[Path], output: Path | None = None, prepared: Path | None = None) -> ApplyReport:
+def apply(
+    target: Path, named: Sequence[Path], output: Path | None = None, prepared: Path | None = None, to: str = ""
+) -> ApplyReport:
     """Applies deltas to an export, or to the state of a run. All of them, or none.
 
     Args:
@@ -63,6 +65,7 @@ def apply(target: Path, named: Sequence[Path], output: Path | None = None, prepa
         named: files of deltas, or folders of them, in their order.
         output: folder to write; None: the export itself is replaced.
         prepared: of a run, see `load_run`.
+        to: the server that the format of an export fills; empty: the one that the export says.
 
     Raises:
         UserError: one is damaged, missing, there twice, out of order or of another chain; or `output` is missing.
@@ -71,7 +74,7 @@ def apply(target: Path, named: Sequence[Path], output: Path | None = None, prepa
     if not paths:
         raise UserError("name the deltas behind the folder: mwuf apply EXPORT RUN/deltas")
     if (target / MANIFEST).exists():
-        return _to_export(target, paths, output or target)
+        return _to_export(target, paths, output or target, to)
     if (target / "config.toml").exists():
         if output is None or output.resolve() == target.resolve():
             raise UserError(f"{target}: is a run, which stays as it is: name another folder with --output")
@@ -79,7 +82,7 @@ def apply(target: Path, named: Sequence[Path], output: Path | None = None, prepa
     raise UserError(f"{target}: neither an export ({MANIFEST}) nor a run (config.toml) is here")
 
 
-def _to_export(folder: Path, paths: list[Path], output: Path) -> ApplyReport:
+def _to_export(folder: Path, paths: list[Path], output: Path, to: str) -> ApplyReport:
     with locked(output, "apply"):
         try:
             about = read_json(folder / MANIFEST)
@@ -87,7 +90,9 @@ def _to_export(folder: Path, paths: list[Path], output: Path) -> ApplyReport:
         except (DamagedError, DeltaError) as error:
             raise UserError(f"{folder}: {error}" if isinstance(error, DamagedError) else str(error)) from None
         found = read_chain(paths, *version, names=("changed", "retired"))
-        ids, columns = read_items(folder, about["format"])
+        writer = writer_of(about["format"], to or about.get("to", ""))
+        writer.check()
+        ids, columns = writer.read_items(folder)
         table = ItemTable(ids, columns, *version, old_items=about["old_items"])
         try:
             for delta in found:
@@ -95,33 +100,37 @@ def _to_export(folder: Path, paths: list[Path], output: Path) -> ApplyReport:
         except DeltaError as error:
             raise UserError(f"{folder}: {error}: export it again, or without what it has more") from None
         with appearing(output, "name another --output") as beside:
-            theirs = {
-                MANIFEST,
-                "items.parquet",
-                "items.safetensors",
-                *(f"{name}.npy" for name in ("item_id", *columns)),
-            }
-            for path in folder.iterdir():  # the model and the users stay
-                if path.name not in theirs and path.is_file():
-                    served_state.link(path, beside / path.name)
-            num_items = _write_items(table, about["format"], beside)
+            _link_tree(folder, beside, but=writer.item_files(folder) | {MANIFEST})  # the model and the users stay
+            num_items = _write_items(table, writer, beside)
             state = {"chain": table.chain, "number": table.number, "hash": table.state}
-            write_json(beside / MANIFEST, about | {"num_items": num_items, "state": state})
+            about |= {"num_items": num_items, "state": state}
+            write_json(beside / MANIFEST, about | writer.finish(beside, about, found))
     return _report(output, found, num_items)
 
 
-def _write_items(table: ItemTable, kind: Any, folder: Path) -> int:
+def _link_tree(folder: Path, target: Path, but: set[str]) -> None:
+    for path in folder.iterdir():
+        if path.name in but:
+            continue
+        if path.is_dir():
+            (target / path.name).mkdir()
+            _link_tree(path, target / path.name, set())
+        else:
+            served_state.link(path, target / path.name)
+
+
+def _write_items(table: ItemTable, writer: Writer, folder: Path) -> int:
     """Writes the items in the format that the export had."""
     ids, columns = table.items()
     code = {name: number for number, name in enumerate(PHASE_NAMES)}
     columns["phase"] = np.array([code[name] for name in columns["phase"].tolist()], dtype=np.uint8)
     item_ids = pa.array(ids, pa.string() if ids and isinstance(ids[0], str) else pa.int64())
     shapes = {name: (str(values.dtype), values.shape[1] if values.ndim == 2 else 0) for name, values in columns.items()}
-    writer = writer_of(kind, folder, "item", item_ids, shapes)
+    items = writer.table(folder, "item", item_ids, shapes)
     for first in range(0, len(ids), _ROWS):
         part = slice(first, first + _ROWS)
-        writer.write(Chunk(item_ids[part], {name: values[part] for name, values in columns.items()}))
-    writer.close()
+        items.write(Chunk(item_ids[part], {name: values[part] for name, values in columns.items()}))
+    items.close()
     return len(ids)
 
 

@@ -112,6 +112,14 @@ def why_not_next(header: dict[str, Any], chain: str, number: int, state: str) ->
     return ""
 
 
+def changed_items(delta: Delta, old_items: bool) -> pa.Table:
+    """The items that a delta puts in; without `old_items` those that are new ones."""
+    changed = delta.parts["changed"]
+    if not old_items and "phase" in changed.column_names:
+        changed = changed.filter(pa.array(values_of(changed["phase"]) != "old"))
+    return changed
+
+
 class ItemTable:
     """Items of an export in memory, which deltas change in time that grows with the delta and not with the table.
 
@@ -148,7 +156,7 @@ class ItemTable:
         """
         folder = Path(folder)
         about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-        if about["format"] != "parquet":
+        if not (folder / "items.parquet").exists():
             raise DeltaError(f"{folder}: is in {about['format']}, and this reads Parquet: export it so")
         version = version_of(about, folder)
         table = pq.read_table(folder / "items.parquet")
@@ -165,9 +173,7 @@ class ItemTable:
             DeltaError: it is not the next delta of this table.
         """
         why = why_not_next(delta.header, self.chain, self.number, self.state)
-        changed, retired = delta.parts["changed"], delta.parts["retired"]
-        if not self._old_items and "phase" in changed.column_names:
-            changed = changed.filter(pa.array(values_of(changed["phase"]) != "old"))
+        changed, retired = changed_items(delta, self._old_items), delta.parts["retired"]
         columns = {name: values_of(changed[name]) for name in changed.column_names if name != "item_id"}
         missing = set(self._columns) - set(columns)
         if not why and missing:

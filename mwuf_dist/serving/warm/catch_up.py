@@ -19,16 +19,16 @@ from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.readers import log_files, log_tables
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.serving.export.export import Format
 from mwuf_dist.serving.run_files import open_prepared, read_run
 from mwuf_dist.serving.warm.job import WarmReport, warm
+from mwuf_dist.serving.writers import TableFormat
 
 
 def catch_up(
     folder: Path,
     output: Path,
     runtime: Runtime,
-    kind: Format = "parquet",
+    kind: TableFormat = "parquet",
     context: bool = False,
     prepared: Path | None = None,
 ) -> WarmReport:

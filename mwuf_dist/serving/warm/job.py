@@ -31,7 +31,7 @@ from mwuf_dist.serving.deltas import hashes
 from mwuf_dist.serving.deltas.pending import load_state
 from mwuf_dist.serving.deltas.replay import Parts, parts_of
 from mwuf_dist.serving.export.chunks import served_table
-from mwuf_dist.serving.export.export import Format, write_export
+from mwuf_dist.serving.export.export import write_export
 from mwuf_dist.serving.finished_run import FinishedRun, load_run
 from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
 from mwuf_dist.serving.served_log import LOG_COLUMNS, Log, NewRows, find, taken, together
@@ -42,6 +42,7 @@ from mwuf_dist.serving.warm.item_fields import read_fields
 from mwuf_dist.serving.warm.negatives import add_negatives
 from mwuf_dist.serving.warm.retire import Retiring, retire, without_the_retired
 from mwuf_dist.serving.warm.rows import WarmJob, rows_of_run
+from mwuf_dist.serving.writers import TableFormat
 from mwuf_dist.training.item_rule.rule import check_rule_fits, rule_of
 
 # Jobs whose rows are compared with those of the next.
@@ -117,7 +118,7 @@ def warm(
     runtime: Runtime,
     items: Path | None = None,
     columns: Columns | None = None,
-    kind: Format = "parquet",
+    kind: TableFormat = "parquet",
     context: bool = False,
     prepared: Path | None = None,
     old_items: bool = False,

@@ -1,0 +1,1 @@
+"""`mwuf serve-check`: an export as a server sees it, compared with the run while deltas come."""

@@ -1,0 +1,137 @@
+"""Scores rows with an export while deltas are applied to it: what a server does, in a process that has no more.
+
+Needs PyTorch, NumPy, PyArrow and `reader.py` (of `mwuf_dist/serving/deltas`), which stands beside a copy of this file:
+
+    python -I server.py EXPORT WORK
+
+WORK holds `plan.json` (rows of a request, requests, paths of deltas) and `requests.parquet` (user_id, item_id).
+One thread answers the requests, from the first on again and again; another applies a delta whenever so many have been
+answered. Both end when all deltas are in and every request has been answered since. `answers.npz` has of each answer
+the request's number, the version that its rows were of, the logits (NaN for an item that is not there) and seconds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+
+def load_reader(path: Path) -> Any:
+    """The module `reader.py`, by its path."""
+    spec = importlib.util.spec_from_file_location("reader", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reader"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_model(export: Path, about: dict[str, Any]) -> Any:
+    """The compiled model of an export that has one, else its `torch.export` program."""
+    if "package" in about:
+        return torch._inductor.aoti_load_package(str(export / about["package"]))
+    return torch.export.load(export / about["model"]).module()
+
+
+class Users:
+    """Contexts of users by ID; a stranger has that of the mean user."""
+
+    def __init__(self, export: Path, about: dict[str, Any]) -> None:
+        table = pq.read_table(export / "users.parquet")
+        contexts = np.stack(table["user_context"].to_numpy()) if len(table) else np.empty((0, 0), np.float32)
+        stranger = np.array([about["unknown_user"]], dtype=np.float32)
+        self._contexts = np.concatenate([contexts.reshape(-1, stranger.shape[1]), stranger])
+        self._place = {one: place for place, one in enumerate(table["user_id"].to_pylist())}
+
+    def rows(self, user_ids: list[Any]) -> np.ndarray:
+        """Their contexts [n, width]."""
+        return self._contexts[[self._place.get(one, -1) for one in user_ids]]
+
+
+class Server:
+    """Answers requests, each with rows of one version."""
+
+    def __init__(self, table: Any, users: Users, model: Any) -> None:
+        self.table, self.users, self.model = table, users, model
+
+    @torch.no_grad()
+    def answer(self, user_ids: list[Any], item_ids: list[Any]) -> tuple[int, np.ndarray]:
+        """(version, logits [n])."""
+        version, found, columns = self.table.rows(item_ids)
+        context = np.concatenate([columns["item_context"], self.users.rows(user_ids)], axis=1)
+        logits = self.model(torch.from_numpy(columns["embedding"]), torch.from_numpy(context)).numpy().copy()
+        logits[~found] = np.nan
+        return version, logits
+
+
+def play(server: Server, reader: Any, work: Path) -> dict[str, np.ndarray]:
+    """Answers the requests while another thread applies the deltas; see the head of this file."""
+    plan = json.loads((work / "plan.json").read_text())
+    rows = pq.read_table(work / "requests.parquet")
+    user_ids, item_ids = (rows[name].to_pylist() for name in ("user_id", "item_id"))
+    size, num = plan["rows"], plan["requests"]
+    server.answer(user_ids[:size], item_ids[:size])  # what is compiled at the first call is not a server's time
+    each = max(1, num // (len(plan["deltas"]) + 1))
+    more = [threading.Event() for _ in plan["deltas"]]
+    failed: list[BaseException] = []
+
+    def put_in() -> None:
+        try:
+            for event, path in zip(more, plan["deltas"], strict=True):
+                event.wait()
+                server.table.apply(reader.read_delta(path))
+        except BaseException as error:
+            failed.append(error)
+
+    applier = threading.Thread(target=put_in)
+    applier.start()
+    request, version, logits, seconds = [], [], [], []
+    since = 0  # requests that have been answered since the last delta was in
+    while since < num:
+        if failed:
+            raise failed[0]
+        over = not applier.is_alive()
+        at = len(request) % num
+        part = slice(at * size, (at + 1) * size)
+        clock = time.perf_counter()
+        one, scores = server.answer(user_ids[part], item_ids[part])
+        seconds.append(time.perf_counter() - clock)
+        request.append(at)
+        version.append(one)
+        logits.append(scores)
+        since += over
+        if len(request) % each == 0 and len(request) // each <= len(more):
+            more[len(request) // each - 1].set()
+    applier.join()
+    return {
+        "request": np.array(request),
+        "version": np.array(version),
+        "logits": np.stack(logits),
+        "seconds": np.array(seconds),
+    }
+
+
+def main() -> None:
+    """Plays what the command line names."""
+    torch.set_num_threads(1)
+    export, work = Path(sys.argv[1]), Path(sys.argv[2])
+    reader = load_reader(Path(__file__).with_name("reader.py"))
+    about = json.loads((export / "export.json").read_text())
+    server = Server(reader.ItemTable.of_export(export), Users(export, about), load_model(export, about))
+    answers = play(server, reader, work)
+    np.savez(work / "answers.npz", **answers)  # pyright: ignore[reportArgumentType]
+    modules = sorted({name.partition(".")[0] for name in sys.modules})
+    (work / "modules.json").write_text(json.dumps(modules))
+
+
+if __name__ == "__main__":
+    main()

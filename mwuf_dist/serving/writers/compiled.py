@@ -1,0 +1,77 @@
+"""The dense model compiled ahead of time (AOTInductor): a package that PyTorch runs without Python, checked at once."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+
+from mwuf_dist.config import UserError
+from mwuf_dist.serving.export.dense_model import program_of
+from mwuf_dist.serving.finished_run import FinishedRun
+
+# Largest difference of a logit from the run's own, per unit of the largest logit (at least 1).
+MOST_DIFFERENCE = 1e-5
+_CHECKED_PAIRS = 1024
+
+
+def check_compiler() -> None:
+    """Raises UserError where no C++ compiler is found."""
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        raise UserError(
+            "this format compiles the model, and no C++ compiler is here: install g++, or name another format"
+        )
+
+
+def write_package(run: FinishedRun, path: Path) -> float:
+    """Compiles the backbone in float32 for batches of any size, and compares it with the run's own scores.
+
+    Args:
+        run: to be exported.
+        path: of the package, which ends in `.pt2`. It runs on the device of the run and, of processors, on those that
+            have the instructions of this one.
+
+    Returns:
+        The largest difference of a logit, per unit of the largest logit.
+
+    Raises:
+        UserError: it cannot be compiled, or differs by more than `MOST_DIFFERENCE`.
+    """
+    compile_program(run, path)
+    difference = difference_of(run, path)
+    if not difference <= MOST_DIFFERENCE:
+        raise UserError(
+            f"{path.name}: the compiled model differs from the run by {difference:.1e} of the largest logit, more than "
+            f"{MOST_DIFFERENCE:.0e}: this compiler cannot be trusted; export as parquet, whose model is not compiled"
+        )
+    return difference
+
+
+def compile_program(run: FinishedRun, path: Path) -> None:
+    """Writes the package; see `write_package`."""
+    program = program_of(run)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    except RuntimeError as error:  # of the compiler too
+        raise UserError(f"the model cannot be compiled: {str(error)[:300]}") from error
+
+
+@torch.no_grad()
+def difference_of(run: FinishedRun, path: Path) -> float:
+    """Largest difference of logits of a package from the run's own over random pairs, per unit of the largest."""
+    draw = torch.Generator().manual_seed(0)
+    users = torch.randint(run.prepared.num_users, (_CHECKED_PAIRS,), generator=draw)
+    served = torch.as_tensor(list(run.served_items(old_items=True)))
+    items = served[torch.randint(len(served), (_CHECKED_PAIRS,), generator=draw)]
+    model = torch._inductor.aoti_load_package(str(path))
+    item, context = run.embeddings(items), run.context(users, items)
+    expected = run.scores(users, items).double().cpu()
+    largest = 0.0
+    for num in (1, 3, _CHECKED_PAIRS):  # a batch of one, an odd one, all
+        found = model(item[:num].contiguous(), context[:num].contiguous()).double().cpu()
+        largest = max(largest, float((found - expected[:num]).abs().max()))
+    return largest / max(1.0, float(expected.abs().max()))
