@@ -210,7 +210,7 @@ def _requests(run: FinishedRun, truth: _Truth, num: int) -> pa.Table:
 
 
 def _serve(folder: Path, work: Path) -> dict[str, np.ndarray]:
-    """What the process answers."""
+    """Starts the process, and returns what it answered."""
     shutil.copy(SERVER, work / "server.py")
     shutil.copy(READER, work / "reader.py")
     command = [sys.executable, "-I", str(work / "server.py"), str(folder.resolve()), str(work)]
