@@ -205,10 +205,9 @@ def exploration_table(name: str) -> str:
         more = row["more"]
         gap = f"{more['less_regret_mean']:+,.0f} ± {more['less_regret_standard_error']:,.0f}"
         rows.append((row["config"]["policy"], gap, *_by_day(more["curve_mean"]), _spread(row["alternative"])))
-    days = (f"day {day}" for day in _DAYS)
-    return rows_table(
-        ("policy", "lost more than Thompson sampling in the end", *days, "in the end, 10 to 90 % of worlds"), rows
-    )
+    heads = ("policy", "lost more than Thompson sampling in the end, ± standard error")
+    heads = (*heads, *(f"day {day}" for day in _DAYS), "in the end, 10 to 90 % of worlds")
+    return rows_table(heads, rows)
 
 
 def _by_day(curve: list[float]) -> list[str]:
