@@ -23,6 +23,7 @@ Writes the warm embeddings of a finished run's new items, and its dense model, i
 examples:
   mwuf export runs/ml-1
   mwuf export runs/ml-1 --catch-up runs/ml-1-all --old-items --context
+  mwuf export runs/encoder --uncertainty --output serving/unsure
   mwuf export runs/ml-1 --format safetensors --old-items --context --output serving/today
   mwuf export runs/ml-1 --format triton --old-items --context
   mwuf export runs/ml-1 --format redis --to redis://127.0.0.1:6379/0#ml-1 --old-items --context""",
@@ -90,6 +91,8 @@ class ExportOptions:
     # warm` does it); exported is this one, and the daily job goes on from there.
     catch_up: Path | None = None
     context: tyro.conf.FlagCreatePairsOff[bool] = False  # All else that a score needs, of the items and of all users.
+    # The posterior's variance of each number of a new item's embedding, for method map; its mean is the embedding.
+    uncertainty: tyro.conf.FlagCreatePairsOff[bool] = False
     prepared: Path | None = None  # Its prepared data, where they have been moved since.
 
 
@@ -193,7 +196,8 @@ def _export(arguments: list[str]) -> int:
         clock = time.perf_counter()
         output = options.output or folder / "export"
         left_out = what_is_left_out(run.config, run.prepared) if run.state is None else ""
-        folder = export(run, options.format, output, options.old_items, os.isatty(2), options.context, options.to)
+        contents = options.context, options.to, options.uncertainty
+        folder = export(run, options.format, output, options.old_items, os.isatty(2), *contents)
         seconds = time.perf_counter() - clock
         num_items = run.num_items if options.old_items else run.num_items - run.num_old_items
     print(f"{num_items} items in {seconds:.1f} s: {folder}")

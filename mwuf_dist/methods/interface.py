@@ -86,6 +86,7 @@ class Method(nn.Module):
     fits_prior = False  # Whether `fit_prior` is called.
     prior_rows = 60  # Clicks of an old item that `fit_prior` sees, at most.
     fits_items = False  # Whether `fit` replaces the steps of `warm_up`.
+    has_posterior = False  # Whether `covariance` says how sure a fitted row is.
     meta_trained = False  # Whether `scale_and_shift` has weights to train.
     regenerates = False  # Whether `regenerated_rows` changes anything.
     Config: ClassVar[type[MethodConfig]] = MethodConfig  # Section `method` of a config that names this class.
@@ -171,6 +172,19 @@ class Method(nn.Module):
             item: whose click each is, from 0 to m - 1 [n].
             label: [n].
             offset: the logit of click j is offset[j] + slope[j] . v for the item's row v; [n].
+            slope: [n, D].
+        """
+        raise NotImplementedError
+
+    def covariance(
+        self, rows: torch.Tensor, item: torch.Tensor, offset: torch.Tensor, slope: torch.Tensor
+    ) -> torch.Tensor:
+        """The posterior's covariance of fitted rows, float64 [m, D, D], for a method that `has_posterior`.
+
+        Args:
+            rows: of `fit` [m, D].
+            item: whose click each is, from 0 to m - 1 [n].
+            offset: as for `fit` [n].
             slope: [n, D].
         """
         raise NotImplementedError

@@ -59,6 +59,7 @@ class Map(DropoutNet):
     config: MapConfig
     pretrain_keys: ClassVar[tuple[str, ...] | None] = ("name", "item_dropout")
     fits_items = True
+    has_posterior = True
     weight: torch.Tensor
     precision: torch.Tensor
 
@@ -124,14 +125,7 @@ class Map(DropoutNet):
     def covariance(
         self, rows: torch.Tensor, item: torch.Tensor, offset: torch.Tensor, slope: torch.Tensor
     ) -> torch.Tensor:
-        """The posterior's covariance of fitted rows, float64 [m, D, D]: the inverse of the curvature at them.
-
-        Args:
-            rows: of `fit` [m, D].
-            item: whose click each is, from 0 to m - 1 [n].
-            offset: as for `fit` [n].
-            slope: [n, D].
-        """
+        """See `Method.covariance`: the inverse of the curvature at the rows (Laplace's approximation)."""
         rows, offset, slope = rows.double(), offset.double(), slope.double()
         probability = torch.sigmoid(offset + (rows[item] * slope).sum(1))
         precision = self.precision.double().to(rows.device)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from mwuf_dist.serving.finished_run import PHASE_NAMES, FinishedRun
+from mwuf_dist.serving.posterior import Posterior
 
 # Rows of a chunk.
 _ROWS = 1 << 16
@@ -36,15 +37,17 @@ class Chunk:
     columns: dict[str, np.ndarray]
 
 
-def item_columns(run: FinishedRun, context: bool) -> Columns:
+def item_columns(run: FinishedRun, context: bool, uncertainty: bool = False) -> Columns:
     """Names the columns of an item in an export.
 
     `embedding`, what the backbone reads for the item; `phase`, a code in `PHASE_NAMES`; `interactions`, the
-    number of its rows that the model has seen; with `context` its part of what the model reads beside the embedding.
+    number of its rows that the model has seen; with `context` its part of what the model reads beside the embedding;
+    with `uncertainty` the `variance` of each number of the embedding, NaN of an old item.
     """
     columns = {"embedding": ("float32", run.model.dim), "phase": ("uint8", 0), "interactions": ("int64", 0)}
     width = run.model.shape.num_item_fields * run.model.dim
-    return columns | ({"item_context": ("float32", width)} if context else {})
+    columns |= {"item_context": ("float32", width)} if context else {}
+    return columns | ({"variance": ("float32", run.model.dim)} if uncertainty else {})
 
 
 def user_columns(run: FinishedRun) -> Columns:
@@ -53,18 +56,21 @@ def user_columns(run: FinishedRun) -> Columns:
     return {"user_context": ("float32", width)}
 
 
-def item_chunks(run: FinishedRun, items: np.ndarray | range, context: bool = False) -> Iterator[Chunk]:
+def item_chunks(
+    run: FinishedRun, items: np.ndarray | range, context: bool = False, uncertainty: bool = False
+) -> Iterator[Chunk]:
     """The items with these indices, in their order; a few chunks are computed side by side."""
     run.load_state()
+    posterior = Posterior(run) if uncertainty else None
     parts = [items[first : first + _ROWS] for first in range(0, len(items), _ROWS)]
     side_by_side = _num_threads(run)
     if side_by_side == 1:
-        yield from (_items(run, part, context) for part in parts)
+        yield from (_items(run, part, context, posterior) for part in parts)
         return
     with ThreadPoolExecutor(side_by_side) as pool:
         pending: deque[Future[Chunk]] = deque()
         for part in parts:
-            pending.append(pool.submit(_items, run, part, context))
+            pending.append(pool.submit(_items, run, part, context, posterior))
             if len(pending) > side_by_side:
                 yield pending.popleft().result()
         while pending:
@@ -82,8 +88,9 @@ def user_chunks(run: FinishedRun) -> Iterator[Chunk]:
 def served_table(run: FinishedRun, items: np.ndarray) -> pa.Table:
     """The items with these indices as a server holds them, in memory. A collective."""
     run.load_state()
-    columns = item_columns(run, context=True)
-    return as_table(list(item_chunks(run, items, context=True)), run.item_ids.type, columns)
+    uncertainty = run.method.has_posterior
+    columns = item_columns(run, True, uncertainty)
+    return as_table(list(item_chunks(run, items, True, uncertainty)), run.item_ids.type, columns)
 
 
 def as_table(chunks: Sequence[Chunk], id_type: pa.DataType, columns: Columns) -> pa.Table:
@@ -103,7 +110,7 @@ def as_table(chunks: Sequence[Chunk], id_type: pa.DataType, columns: Columns) ->
     return pa.table(table)
 
 
-def _items(run: FinishedRun, part: np.ndarray | range, context: bool) -> Chunk:
+def _items(run: FinishedRun, part: np.ndarray | range, context: bool, posterior: Posterior | None) -> Chunk:
     index = torch.as_tensor(part if isinstance(part, np.ndarray) else np.arange(part.start, part.stop))
     items = index.to(run.model.runtime.device)
     columns = {
@@ -113,6 +120,8 @@ def _items(run: FinishedRun, part: np.ndarray | range, context: bool) -> Chunk:
     }
     if context:
         columns["item_context"] = run.item_context(items).cpu().numpy()
+    if posterior is not None:
+        columns["variance"] = posterior.variances(index.numpy())
     return Chunk(run.ids_of(part), columns)
 
 

@@ -32,6 +32,7 @@ def export(
     progress: bool = False,
     context: bool = False,
     to: str = "",
+    uncertainty: bool = False,
 ) -> Path:
     """Writes an export folder: the items, `model.pt2` and `export.json`. It appears whole or not at all.
 
@@ -44,13 +45,15 @@ def export(
         context: all that a server needs for a score: what the model reads beside an embedding, of the items and of
             all users.
         to: the server that a format fills, where it fills one.
+        uncertainty: the posterior's variance of each number of the new items' embeddings.
 
     Returns:
         `output`.
 
     Raises:
         UserError: `output` holds something else, cannot be written, torch cannot export the backbone, a user has no
-            context of its own (see `FinishedRun.user_context`), or what the format needs is missing.
+            context of its own (see `FinishedRun.user_context`), the method has no posterior, or what the format needs is
+            missing.
     """
     writer = writer_of(kind, to)
     writer.check()
@@ -58,7 +61,7 @@ def export(
         if output.exists() and not (output / MANIFEST).exists() and not (output.is_dir() and not any(output.iterdir())):
             raise UserError(f"{output}: exists and is no export of ours; name another --output")
         users = _write_users(run, writer, folder) if context else {}
-        num_items = _write_some(run, run.served_items(old_items), writer, folder, context, progress)
+        num_items = _write_some(run, run.served_items(old_items), writer, folder, context, uncertainty, progress)
         writer.model(run, folder)
         manifest = _manifest(run, kind, num_items, old_items) | users
         manifest |= writer.finish(folder, manifest)
@@ -80,12 +83,13 @@ def write_export(
         context: as for `export`, of the items.
     """
     run.load_state()
+    uncertainty = run.method.has_posterior
     if not runtime.is_main:
-        for _ in item_chunks(run, items, context):
+        for _ in item_chunks(run, items, context, uncertainty):
             pass
         return
     folder.mkdir()
-    num_items = _write_some(run, items, writer_of(kind), folder, context)
+    num_items = _write_some(run, items, writer_of(kind), folder, context, uncertainty)
     manifest = _manifest(run, kind, num_items, False) | {"model": None, "changed_only": True}
     write_json(folder / MANIFEST, manifest)
 
@@ -95,16 +99,22 @@ def write_items(
 ) -> int:
     """Writes the items into an existing folder, some ten thousand at a time; returns how many."""
     items = run.served_items(old_items)
-    return _write_some(run, items, writer_of(kind), folder, context, progress)
+    return _write_some(run, items, writer_of(kind), folder, context, False, progress)
 
 
 def _write_some(
-    run: FinishedRun, items: np.ndarray | range, writer: Writer, folder: Path, context: bool, progress: bool = False
+    run: FinishedRun,
+    items: np.ndarray | range,
+    writer: Writer,
+    folder: Path,
+    context: bool,
+    uncertainty: bool,
+    progress: bool = False,
 ) -> int:
     """Writes the items with these indices."""
     ids = run.ids_of(items)
-    table = writer.table(folder, "item", ids, item_columns(run, context))
-    _write(table, item_chunks(run, items, context), len(ids), progress)
+    table = writer.table(folder, "item", ids, item_columns(run, context, uncertainty))
+    _write(table, item_chunks(run, items, context, uncertainty), len(ids), progress)
     return len(ids)
 
 

@@ -37,6 +37,7 @@ from mwuf_dist.serving.deltas.pending import load_state
 from mwuf_dist.serving.deltas.replay import Parts, parts_of, replayed, restricted
 from mwuf_dist.serving.export.chunks import Chunk, as_table, item_columns
 from mwuf_dist.serving.finished_run import PHASE_NAMES, load_run
+from mwuf_dist.serving.posterior import variances_of
 from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
 from mwuf_dist.serving.served_log import NewRows, find, taken, together
 from mwuf_dist.serving.served_state import Retired, WarmState, phases_of, unknown_fields
@@ -234,7 +235,8 @@ class Follower:
     @torch.no_grad()
     def _served(self, job: WarmJob, state: WarmState, touched: np.ndarray, living: pa.Array) -> pa.Table:
         """The changed items as an export has them."""
-        columns = item_columns(self._run, context=True)
+        uncertainty = self._run.method.has_posterior
+        columns = item_columns(self._run, True, uncertainty)
         if not len(touched):
             return as_table([], self._run_ids.type, columns)
         log = together([job.run_log, state.log])
@@ -253,6 +255,11 @@ class Follower:
             "interactions": counts.astype(np.int64),
             "item_context": fields.cpu().numpy(),
         }
+        if uncertainty:
+            log = taken(log, np.argsort(log["item"], kind="stable"))
+            num = np.bincount(log["item"], minlength=state.num_items)[touched]
+            rule = rule_of(self._config, self._data)
+            found["variance"] = variances_of(job.frozen, rule, touched, rows.cpu().numpy(), num, log)
         assert max(found["phase"]) < len(PHASE_NAMES)
         ids = pa.concat_arrays([living, state.ids]).take(pa.array(touched))
         return as_table([Chunk(ids, found)], ids.type, columns)

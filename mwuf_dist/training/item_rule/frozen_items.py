@@ -17,6 +17,7 @@ from mwuf_dist.training.item_rule.rule import (
     WarmedRows,
     WarmRule,
     fitted_rows,
+    fitted_variances,
     frozen_double,
     module_slope,
     warm_rows,
@@ -90,6 +91,15 @@ class FrozenModel:
         regenerate = finish if self.method.regenerates else None
         sizes = boundary[ours], counts[ours]
         return warm_rows(rule, self._slope, rows, *sizes, parts, labels[place], regenerate, missing[ours])
+
+    def variances(self, frozen: FrozenItems, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """The posterior's variances [g, D], float32, of the rows [g, D] of a group with so many interactions [g]."""
+        device = self._run.model.runtime.device
+        return (
+            fitted_variances(self.method, self.backbone, torch.from_numpy(rows).to(device), counts, frozen.parts)
+            .cpu()
+            .numpy()
+        )
 
     def of(
         self, rule: WarmRule, items: np.ndarray, counts: np.ndarray, boundary: np.ndarray, users: np.ndarray

@@ -20,7 +20,7 @@ nothing but the row from n = 7 on, and not below.)
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -210,23 +210,63 @@ def fitted_rows(
         parts: as for `warm_rows`.
         labels: as for `warm_rows`.
     """
-    ends, served = np.append(0, np.cumsum(counts)), start.clone()
-    for first in range(0, len(counts), _FIT_ITEMS):
-        own = slice(first, min(first + _FIT_ITEMS, len(counts)))
-        places = np.arange(int(ends[own.start]), int(ends[own.stop]))
-        if not len(places):
-            continue  # an item without interactions stays at its first row
-        lines = [
-            _line(module, parts(places[one : one + _LINE_ROWS]), start.shape[1])
-            for one in range(0, len(places), _LINE_ROWS)
-        ]
-        offset, slope = (torch.cat(columns) for columns in zip(*lines, strict=True))
-        item = torch.from_numpy(np.repeat(np.arange(own.stop - first), counts[own])).to(start.device)
+    served = start.clone()
+    for own, places, (item, offset, slope) in _lines_of_items(module, start, counts, parts):
         label = torch.from_numpy(labels[places].astype(np.float64)).to(start.device)
         has_any = torch.from_numpy(counts[own] > 0).to(start.device)[:, None]
         fitted = method.fit(start[own].double(), item, label, offset, slope).float()
         served[own] = torch.where(has_any, fitted, start[own])
     return WarmedRows(served, start, np.zeros(len(counts), dtype=np.int64))
+
+
+def fitted_variances(
+    method: Method,
+    module: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    rows: torch.Tensor,
+    counts: np.ndarray,
+    parts: Callable[[np.ndarray], torch.Tensor],
+) -> torch.Tensor:
+    """The posterior's variances of fitted rows [S, D], float32, for a method that `has_posterior`.
+
+    Args:
+        method: that has fitted them.
+        module: as for `fitted_rows`.
+        rows: of `fitted_rows` [S, D].
+        counts: as for `fitted_rows`.
+        parts: as for `fitted_rows`.
+    """
+    nothing = torch.zeros(0, dtype=torch.int64, device=rows.device)
+    none = rows.new_zeros(0, rows.shape[1]).double()
+    prior = method.covariance(rows[:1], nothing, none[:, 0], none)[0].diagonal()
+    found = prior.expand(len(rows), -1).clone()
+    for own, _, line in _lines_of_items(module, rows, counts, parts):
+        found[own] = method.covariance(rows[own], *line).diagonal(dim1=1, dim2=2)
+    return found.float()
+
+
+def _lines_of_items(
+    module: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    rows: torch.Tensor,
+    counts: np.ndarray,
+    parts: Callable[[np.ndarray], torch.Tensor],
+) -> Iterator[tuple[slice, np.ndarray, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
+    """Some items at a time: which, the places of their interactions, and these as lines (item, offset, slope).
+
+    Items without an interaction are left out where all at a time have none.
+    """
+    ends = np.append(0, np.cumsum(counts))
+    for first in range(0, len(counts), _FIT_ITEMS):
+        own = slice(first, min(first + _FIT_ITEMS, len(counts)))
+        places = np.arange(int(ends[own.start]), int(ends[own.stop]))
+        if not len(places):
+            continue
+        lines = [
+            _line(module, parts(places[one : one + _LINE_ROWS]), rows.shape[1])
+            for one in range(0, len(places), _LINE_ROWS)
+        ]
+        offset, slope = (torch.cat(columns) for columns in zip(*lines, strict=True))
+        item = torch.from_numpy(np.repeat(np.arange(own.stop - first), counts[own])).to(rows.device)
+        yield own, places, (item, offset, slope)
 
 
 def _line(

@@ -1,0 +1,74 @@
+"""How sure a run is of rows that its method has fitted: the posterior's variances, from the clicks that it has seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mwuf_dist.config import WARM_SETS, UserError
+from mwuf_dist.serving.finished_run import FinishedRun
+from mwuf_dist.serving.served_log import Log, taken
+from mwuf_dist.training.item_rule.frozen_items import FrozenModel
+from mwuf_dist.training.item_rule.rule import WarmRule, item_groups, rule_of
+
+# Interactions whose frozen parts are in memory at once.
+_GROUP_ROWS = 1 << 15
+
+
+class Posterior:
+    """The posterior of a run's new items, given all of their interactions: the warm sets, and what `mwuf warm` brought.
+
+    Args:
+        run: whose method has one.
+
+    Raises:
+        UserError: it has none.
+    """
+
+    def __init__(self, run: FinishedRun) -> None:
+        if not run.method.has_posterior:
+            raise UserError(
+                f"--uncertainty: method {run.config.method.name!r} trains rows by steps and has no posterior of them; "
+                "method.name = 'map' fits them and has one"
+            )
+        self._run, self._rule = run, rule_of(run.config, run.prepared)
+        self._frozen = FrozenModel(run, run.model.users, run.model.items, run.histories)
+        parts = [run.prepared.columns(split, ("user", "item")) for split in (*WARM_SETS, *run.served_splits)]
+        log = {name: np.concatenate([part[name].astype(np.int64) for part in parts]) for name in ("user", "item")}
+        self._log = taken(log, np.argsort(log["item"], kind="stable"))
+
+    @torch.no_grad()
+    def variances(self, items: np.ndarray) -> np.ndarray:
+        """Variances of the rows of items [n, D], float32; NaN of an old item, which was trained. A collective."""
+        run = self._run
+        found = np.full((len(items), run.model.dim), np.nan, dtype=np.float32)
+        is_new = items >= run.num_old_items
+        if is_new.any():
+            ours = items[is_new].astype(np.int64)
+            first, last = (np.searchsorted(self._log["item"], ours, side=side) for side in ("left", "right"))
+            counts = last - first
+            place = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(int(counts.sum()))
+            rows = run.model.new_ids.rows(torch.from_numpy(ours).to(run.model.runtime.device)).cpu().numpy()
+            found[is_new] = variances_of(self._frozen, self._rule, ours, rows, counts, taken(self._log, place))
+        return found
+
+
+def variances_of(
+    frozen: FrozenModel, rule: WarmRule, items: np.ndarray, rows: np.ndarray, counts: np.ndarray, log: Log
+) -> np.ndarray:
+    """The posterior's variances of the rows [n, D] of items [n].
+
+    Args:
+        frozen: the model that they were fitted to.
+        rule: its numbers.
+        items: their indices.
+        rows: fitted.
+        counts: number of interactions of each.
+        log: these, item after item.
+    """
+    ends, found = np.cumsum(counts), np.empty_like(rows)
+    for group in item_groups(counts, _GROUP_ROWS):
+        users = log["user"][int(ends[group[0]] - counts[group[0]]) : int(ends[group[-1]])]
+        of_group = frozen.of(rule, items[group], counts[group], np.zeros(len(group), dtype=np.int64), users)
+        found[group] = frozen.variances(of_group, rows[group], counts[group])
+    return found
