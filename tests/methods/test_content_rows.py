@@ -61,7 +61,7 @@ def test_a_warm_row_is_taken_back_to_the_bound_in_its_direction_and_a_near_one_s
     assert torch.allclose(method.regenerated_rows(near, context), near)
 
 
-@pytest.mark.parametrize("name", ["align", "content_delta", "semantic_id"])
+@pytest.mark.parametrize("name", ["align", "content_delta", "csdm", "semantic_id"])
 def test_a_whole_run_ranks_new_items_without_clicks_and_better_with_them(name: str, tmp_path: Path) -> None:
     with start(config := tiny(method={"name": name})) as runtime:
         phases = run_module.run(config, tmp_path / name, runtime)["phases"]

@@ -69,6 +69,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         {"name": "melu", "local_steps": 2},
         {"name": "melu", "first_order": True},
         {"name": "semantic_id", "code_size": 4},
+        {"name": "csdm", "regenerate_by_diffusion": True},
     ],
     ids=lambda method: "-".join(map(str, method.values())),
 )
