@@ -52,8 +52,8 @@ def export(
 
     Raises:
         UserError: `output` holds something else, cannot be written, torch cannot export the backbone, a user has no
-            context of its own (see `FinishedRun.user_context`), the method has no posterior, or what the format needs is
-            missing.
+            context of its own (see `FinishedRun.user_context`), the method has no posterior, or what the format needs
+            is missing.
     """
     writer = writer_of(kind, to)
     writer.check()
