@@ -1,6 +1,7 @@
 """Kills a run again and again, at random, and compares what is left with the run that nothing happened to.
 
     python -m benchmarks.chaos --kills 50 --ranks 2
+    python -m benchmarks.chaos --stops 50              # SIGSTOP instead: see benchmarks/stops.py
 
 Ranks are forked from a process that has imported everything, so that kills find them at work and not at their imports.
 Time between two kills is drawn from an exponential distribution whose mean is three times the measured restart of such
@@ -35,6 +36,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from benchmarks import stops
 from benchmarks.record import Figure, Record, Row, command_line
 from benchmarks.restart import killed_in_pretrain, places, restart
 from mwuf_dist.config import build, merge, to_toml
@@ -227,10 +229,20 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--stops", type=int, default=0, help="so many processes are stopped instead")
+    parser.add_argument("--ways", nargs="*", default=[], help="of these stops those that start a run so")
+    parser.add_argument("--parallel", type=int, default=1, help="so many of them at once")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/chaos.json"))
     options = parser.parse_args()
+    command = command_line("chaos", sys.argv[1:])
+    if options.stops:
+        outcomes = stops.stops(options.stops, options.seed, options.ways, options.parallel, options.output)
+        stops.record(outcomes, command).write(options.output)
+        in_bound = sum(not one.wrong for one in outcomes)
+        print(f"{in_bound} of {len(outcomes)} in bound")
+        sys.exit(0 if in_bound == len(outcomes) else 1)
     scratch = Path(tempfile.mkdtemp(prefix="mwuf-chaos-"))
     try:
         found = chaos(scratch, options.kills, options.ranks, options.seed)
@@ -238,7 +250,6 @@ def main() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
     lost = Figure.of("ours", [found["time_lost_per_kill_s"]])
     row = Row("time lost per kill", "s", False, lost, config={"ranks": options.ranks}, more=found)
-    command = command_line("chaos", sys.argv[1:])
     Record("A run killed at random", command, VALUES, [row], threads=1).write(options.output)
     print(json.dumps(found, indent=1))
     same = found["rows_lost"] == found["rows_trained_twice"] == found["largest_difference_of_a_tensor"] == 0

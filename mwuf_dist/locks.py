@@ -109,8 +109,13 @@ def _take(lock: Path, folder: Path, command: str, wait: Callable[[str], None] | 
             renewed = os.fstat(descriptor).st_mtime_ns
             is_free = not holder or _is_of_this_host(holder) or _now_ns(lock.parent) - renewed > LEASE_S * 1e9
             if is_free:
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(_us(command)).encode(), 0)
+                try:
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, json.dumps(_us(command)).encode(), 0)
+                except OSError:  # the disk is full
+                    lock.unlink()
+                    os.close(descriptor)
+                    raise
                 return descriptor
             is_alive = seen not in (0, renewed)  # renewed while we looked on
             deadline, seen = time.monotonic(), renewed

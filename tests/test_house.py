@@ -8,14 +8,18 @@ import os
 import re
 import subprocess
 import sys
+import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mwuf_dist import config
+from mwuf_dist.cli import options, serving, synthesize, vectors
 from mwuf_dist.config import registry
 
+OPTIONS = (sys.modules["mwuf_dist.cli.main"], options, serving, synthesize, vectors)
 ROOT = Path(__file__).resolve().parent.parent
 # A longer file is asked whether it holds two things. What is one thing stands here, with the reason.
 ASK_FROM_LINES = 400
@@ -58,6 +62,7 @@ ONLY_IN = {
         "mwuf_dist/launch/",
         "mwuf_dist/studies/",
         "mwuf_dist/data/batches/lanes.py",
+        "mwuf_dist/data/watched_tasks.py",
         "mwuf_dist/data/prepare/workers.py",
         "benchmarks/",
     ),
@@ -238,6 +243,26 @@ def test_every_config_key_is_read(key: tuple[str, ...], section: type):
     assert any(key[-1] in read and near & mentioned for read, mentioned in READERS), (
         f"nothing outside config.py reads {'.'.join(key)}: remove the key, or read it"
     )
+
+
+def _is_number(hint: object) -> bool:
+    if typing.get_origin(hint) in (typing.Annotated, tuple, typing.Union, types.UnionType):
+        return any(map(_is_number, typing.get_args(hint)))
+    return hint in (int, float)
+
+
+def _hints(section: type) -> dict[str, object]:
+    return {name: hint for name, hint in typing.get_type_hints(section, include_extras=True).items() if name[0] != "_"}
+
+
+def test_every_number_of_the_config_and_of_the_commands_has_a_least_and_a_largest_value():
+    classes = [getattr(module, name) for module in OPTIONS for name in dir(module) if name.endswith("Options")]
+    found = {(section, name) for section in classes for name in _hints(section)}
+    found |= {(section, key[-1]) for key, section in config_keys()}
+    numbers = {(section.__name__, name): _hints(section)[name] for section, name in found}
+    numbers = {name: hint for name, hint in numbers.items() if _is_number(hint)}
+    assert len(numbers) > 100
+    assert not [name for name, hint in numbers.items() if " to " not in config.range_of(hint)]
 
 
 def texts() -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from annotated_types import Ge, Le
 
 from mwuf_dist.cli.help import EXAMPLES, USAGE
 from mwuf_dist.cli.options import (
@@ -30,10 +31,12 @@ from mwuf_dist.cli.options import (
     changed,
     is_main,
     parse,
+    read_options,
 )
 from mwuf_dist.config import UserError, build, merge, read_toml, to_dict, without_studies
 from mwuf_dist.config.registry import ROOMS
 from mwuf_dist.escape import printable
+from mwuf_dist.files import write_atomically
 from mwuf_dist.runtime.shutdown import STOPPED_EXIT_CODE, RankLostError, StoppedError, sigterm_asks
 from mwuf_dist.runtime.versions import version_problem
 
@@ -63,13 +66,17 @@ class _InitOptions:
     time: str = ""  # Column of the time; none: the order of the rows counts.
     label: str = ""  # Column of the label; none: every row is a positive.
     label_is: tuple[str, ...] = ()  # Values of the label's column that are positive.
-    label_at_least: float | None = None  # Numbers of the label's column from this on are positive.
+    label_at_least: Annotated[float | None, Ge(-1e300), Le(1e300)] = (
+        None  # Numbers of the label's column from this on are positive.
+    )
     header: str = ""  # Names of the columns, with commas between them, of files that have no line of names.
     delimiter: str = ""  # What stands between two columns; empty: look.
     quote: str | None = None  # What stands around values that hold the delimiter; none: nothing does.
     encoding: str = ""  # How letters are written; empty: utf-8.
     time_format: str = ""  # How dates are written, as strptime has it; empty: look.
-    constant_share: float = 0.99  # A column is of the users (or items) if so many of them have one value of it.
+    constant_share: Annotated[float, Ge(0), Le(1)] = (
+        0.99  # A column is of the users (or items) if so many of them have one value of it.
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -170,7 +177,7 @@ def _plan(arguments: list[str]) -> int:
 
 
 def _init(arguments: list[str]) -> int:
-    options = tyro.cli(_InitOptions, args=arguments, prog="mwuf init", description=EXAMPLES["init"])
+    options = read_options(_InitOptions, arguments, "mwuf init", EXAMPLES["init"])
     if options.check is not None:
         return _check_logs(options.check, options.logs)
     from mwuf_dist.data.init_config.propose import Asked, propose
@@ -184,7 +191,7 @@ def _init(arguments: list[str]) -> int:
     asked = Asked(**given, progress=os.isatty(2))
     text = write_config(propose(str(options.logs), options.users, options.items, asked))
     try:
-        options.output.write_text(text, encoding="utf-8")
+        write_atomically(options.output, text)
     except OSError as error:
         raise UserError(f"{options.output}: cannot be written ({error.strerror}); name another with --output") from None
     print(f"{text}\nwritten to {options.output}: read it, correct it, then `mwuf run {options.output}`")
@@ -258,8 +265,6 @@ def _check_studies(where: str) -> None:
 
 
 def _check_launcher(options: PrepareOptions, without_ray: str) -> None:
-    if options.num_workers < 1:
-        raise UserError(f"--num-workers {options.num_workers}: there must be at least one")
     if options.num_workers > 1 and options.launcher == "here":
         raise UserError(f"--num-workers is for --launcher ray; without Ray: {without_ray}")
     if options.ray_address and options.launcher == "here":

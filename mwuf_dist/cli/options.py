@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+from annotated_types import Ge, Gt, Le
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from mwuf_dist.cli.help import EXAMPLES
-from mwuf_dist.config import Config, UserError, build, merge, read_toml, without_studies
+from mwuf_dist.config import Config, UserError, build, is_within, merge, range_of, read_toml, without_studies
 from mwuf_dist.config.registry import ROOMS, config_class
 
+R = TypeVar("R")
 T = TypeVar("T", bound="ConfigOptions")
 
 
@@ -38,7 +41,7 @@ class PrepareOptions(ConfigOptions):
     """Says who prepares the data."""
 
     launcher: Literal["here", "ray"] = "here"  # ray: on workers (the ranks of a run) of a Ray cluster.
-    num_workers: int = 1  # Workers that `--launcher ray` starts.
+    num_workers: Annotated[int, Ge(1), Le(100_000)] = 1  # Workers that `--launcher ray` starts.
     ray_address: str = ""  # Ray cluster that exists; empty: $RAY_ADDRESS, or a cluster of this machine.
 
 
@@ -54,7 +57,7 @@ class StudyOptions(Options):
     """Says who does the runs of a study."""
 
     # Runs side by side, each in a process of its own (Ray): 1 none, 0 as many as the cores allow where it pays.
-    parallel: int = 0
+    parallel: Annotated[int, Ge(0), Le(100_000)] = 0
     ray_address: str = ""  # A running Ray cluster that does the runs; RAY_ADDRESS names one too.
 
 
@@ -62,8 +65,8 @@ class StudyOptions(Options):
 class CompareOptions(StudyOptions):
     """`mwuf compare`."""
 
-    seeds: int = 0  # Number of seeds; 0 takes the config's.
-    first_seed: int = 0  # The first of them: another machine takes the next ones.
+    seeds: Annotated[int, Ge(0), Le(10_000)] = 0  # Number of seeds; 0 takes the config's.
+    first_seed: Annotated[int, Ge(0), Le(1 << 62)] = 0  # The first of them: another machine takes the next ones.
     # Results of other comparisons, their folders or records.json: cells of this one's rows count as done.
     records: tuple[Path, ...] = ()
 
@@ -72,7 +75,7 @@ class CompareOptions(StudyOptions):
 class RecommendOptions(StudyOptions):
     """`mwuf recommend`."""
 
-    minutes: float = 30.0  # Nothing begins after them; what has begun ends.
+    minutes: Annotated[float, Gt(0), Le(1e6)] = 30.0  # Nothing begins after them; what has begun ends.
     methods: tuple[str, ...] = ()  # Methods to try beside the config's own; empty: those that are cheap.
 
 
@@ -80,11 +83,11 @@ class RecommendOptions(StudyOptions):
 class PlanOptions(ConfigOptions):
     """`mwuf plan`."""
 
-    world_size: int = 1  # Number of ranks.
+    world_size: Annotated[int, Ge(1), Le(1_000_000)] = 1  # Number of ranks.
     device: Literal["cpu", "a100", "h100", "h200"] = "cpu"  # Device of each rank; cpu: one thread of this machine.
-    rows: float = 0  # Rows of pretrain; 0: those of the data.
-    users: float = 0  # Number of users; 0: in proportion to the rows.
-    items: float = 0  # Number of items; 0: in proportion to the rows.
+    rows: Annotated[float, Ge(0), Le(1e15)] = 0  # Rows of pretrain; 0: those of the data.
+    users: Annotated[float, Ge(0), Le(1e15)] = 0  # Number of users; 0: in proportion to the rows.
+    items: Annotated[float, Ge(0), Le(1e15)] = 0  # Number of items; 0: in proportion to the rows.
 
 
 def is_main() -> bool:
@@ -111,18 +114,32 @@ def parse(command: str, arguments: list[str], cls: type[T]) -> T:
     # The output of other commands is the study or the run that the config names.
     stem = f"{path.stem}-recommend" if issubclass(cls, RecommendOptions) else path.stem
     output: dict[str, Any] = {"output": Path("runs") / stem} if issubclass(cls, Options) else {}
-    options = tyro.cli(
-        cls,
-        default=cls(config=config, **output),
-        args=arguments[1:],
-        prog=f"mwuf {command} {path}",
-        description=EXAMPLES[command],
-        registry=_sections_stay_plain(),
-        console_outputs=is_main(),
-    )
+    default = cls(config=config, **output)
+    prog, description = f"mwuf {command} {path}", EXAMPLES[command]
+    options = read_options(cls, arguments[1:], prog, description, default=default, console_outputs=is_main())
     # The type does not say so, but the registry has left the config as plain values.
     values: Any = options.config
     return dataclasses.replace(options, config=build(values, "command line"))
+
+
+def read_options(cls: type[R], arguments: list[str], prog: str, description: str, **more: Any) -> R:
+    """The options of a command: every number of theirs has bounds, which `--help` shows.
+
+    Args:
+        cls: a dataclass of them.
+        arguments: of the command line.
+        prog: what the help calls the command.
+        description: heads the help.
+        more: that `tyro.cli` takes.
+
+    Raises:
+        UserError: a number is out of its bounds.
+    """
+    found: Any = tyro.cli(cls, args=arguments, prog=prog, description=description, registry=_help_with_bounds(), **more)
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        if not is_within(value := getattr(found, name), hint):
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be {range_of(hint)}")
+    return found
 
 
 def _named_classes(arguments: list[str]) -> dict[str, Any]:
@@ -137,15 +154,18 @@ def _named_classes(arguments: list[str]) -> dict[str, Any]:
     return found
 
 
-def _sections_stay_plain() -> ConstructorRegistry:
-    """Makes tyro hand over the config's sections as nested dicts, so that `build` checks them as it checks a file's."""
+def _help_with_bounds() -> ConstructorRegistry:
+    """Makes tyro say the bounds of numbers, and hand over the config's sections as nested dicts.
+
+    So `build` checks them as it checks a file's.
+    """
     registry = ConstructorRegistry()
     asking = False
 
     @registry.struct_rule
-    def plain(info: StructTypeInfo) -> StructConstructorSpec | None:
+    def told(info: StructTypeInfo) -> StructConstructorSpec | None:
         nonlocal asking
-        if asking or not pydantic.dataclasses.is_pydantic_dataclass(info.type):
+        if asking or not dataclasses.is_dataclass(info.type):
             return None
         asking = True
         try:
@@ -153,6 +173,10 @@ def _sections_stay_plain() -> ConstructorRegistry:
         finally:
             asking = False
         assert isinstance(spec, StructConstructorSpec)
+        hints = typing.get_type_hints(info.type, include_extras=True)
+        spec = dataclasses.replace(spec, fields=tuple(_with_bounds(one, hints[one.name]) for one in spec.fields))
+        if not pydantic.dataclasses.is_pydantic_dataclass(info.type):
+            return spec
 
         def section(**values: Any) -> dict[str, Any]:
             return values
@@ -161,6 +185,14 @@ def _sections_stay_plain() -> ConstructorRegistry:
         return dataclasses.replace(spec, instantiate=section)
 
     return registry
+
+
+def _with_bounds(field: StructFieldSpec, hint: Any) -> StructFieldSpec:
+    bounds = range_of(hint)
+    if not bounds:
+        return field
+    said = field.helptext() if callable(field.helptext) else field.helptext
+    return dataclasses.replace(field, helptext=f"{(said or '').rstrip('. ')} ({bounds})")
 
 
 def changed(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
+from annotated_types import Ge, Gt, Le
 
+from mwuf_dist.cli.options import read_options
 from mwuf_dist.config import UserError
 from mwuf_dist.escape import printable
 from mwuf_dist.serving.writers import Format, TableFormat
@@ -107,7 +109,8 @@ class WarmOptions:
     until_idle: tyro.conf.FlagCreatePairsOff[bool] = False  # With --follow: end where nothing more is there.
     items: Path | None = None  # Table with the fields of items that the run has never seen.
     retire: Path | None = None  # Table with a column of IDs: items that leave, after the interactions have come.
-    retire_after_days: float | None = None  # New items leave without an interaction in so many days before the newest.
+    # New items leave without an interaction in so many days before the newest.
+    retire_after_days: Annotated[float | None, Gt(0), Le(1e6)] = None
     format: TableFormat = "parquet"  # Of the export.
     context: tyro.conf.FlagCreatePairsOff[bool] = False  # All else that a score needs, of the changed items.
     # Rows of old items move too, by the same rule, from where the run left them.
@@ -137,8 +140,9 @@ class ServeCheckOptions:
     export: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="EXPORT")]  # Folder of an export.
     run: Path | None = None  # The run that it was made of; by default the folder that EXPORT stands in.
     deltas: tuple[Path, ...] = ()  # Files of deltas, or folders of them, to put in; by default some are made up.
-    requests: int = 300  # Different requests, which are answered again and again until all deltas are in.
-    rows: int = 64  # Of a request.
+    # Different requests, which are answered again and again until all deltas are in.
+    requests: Annotated[int, Ge(1), Le(10_000_000)] = 300
+    rows: Annotated[int, Ge(1), Le(1_000_000)] = 64  # Of a request.
     prepared: Path | None = None  # Prepared data of the run, where they have been moved since.
 
 
@@ -157,8 +161,8 @@ class AdoptOptions:
     time: str = "timestamp"  # Column of the time.
     label: str = "label"  # Column of the label, 0 or 1.
     item_ids: Path | None = None  # Table whose column of the item has the IDs of the item table's rows, in their order.
-    epochs: int = 1  # Passes over the known items' rows.
-    warm_rows: int = 20  # K of the serving rule.
+    epochs: Annotated[int, Ge(1), Le(10_000)] = 1  # Passes over the known items' rows.
+    warm_rows: Annotated[int, Ge(1), Le(1_000_000)] = 20  # K of the serving rule.
 
 
 @dataclass
@@ -352,5 +356,4 @@ def _parse(command: str, arguments: list[str], cls: type[T]) -> T:
         first["serve-check"] = ("the folder of an export", "EXPORT")
         what, called = first.get(command, ("the folder of a finished run", "RUN"))
         raise UserError(f"name {what} first: mwuf {command} {called} [options]")
-    parsed: Any = tyro.cli(cls, args=arguments, prog=f"mwuf {command}", description=EXAMPLES[command])
-    return parsed
+    return read_options(cls, arguments, f"mwuf {command}", EXAMPLES[command])

@@ -59,8 +59,6 @@ class Executor:
 
     def check(self) -> None:
         """Refuses what contradicts itself."""
-        if self.parallel < 0:
-            raise UserError(f"--parallel {self.parallel}: the number of runs at once, or 0 to choose it by the cores")
         if self.num_ranks > 1 and (self.parallel > 1 or self.ray_address):
             raise UserError(
                 f"--parallel and --ray-address do several runs at once, and this is one of {self.num_ranks} ranks that "
@@ -124,8 +122,6 @@ def compare_command(
         The exit code: 1 where a cell failed or a leak was found.
     """
     executor.check()
-    if first_seed < 0:
-        raise UserError(f"--first-seed {first_seed}: a seed is 0 or more")
     values = read_toml(Path(where))
     study = compare.read_study(values, where, seeds)
     configs = compare.run_configs(values, study, where, overridden, first_seed)

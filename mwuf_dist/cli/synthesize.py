@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
+from annotated_types import Ge, Lt
+
+from mwuf_dist.cli.options import read_options
 
 _EXAMPLES = """\
 Writes made-up raw files in the layout of a public data set (cikm2019, taobao-ad) or of the generated one (synthetic),
@@ -23,15 +26,14 @@ examples:
 @dataclass
 class _Options:
     name: Annotated[Literal["cikm2019", "synthetic", "taobao-ad"], tyro.conf.Positional]  # Whose layout.
-    rows: int  # Interactions; users and items grow with them as in the public data set.
+    rows: Annotated[int, Ge(1), Lt(1 << 32)]  # Interactions; users and items grow with them as in the public data set.
     output: Path  # Folder of the files; must not exist or be empty.
-    seed: int = 0  # Another seed, other data.
+    seed: Annotated[int, Ge(0), Lt(1 << 63)] = 0  # Another seed, other data.
 
 
 def run_command(arguments: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    parsed: Any = tyro.cli(_Options, args=arguments, prog="mwuf synthesize", description=_EXAMPLES)
-    options: _Options = parsed
+    options = read_options(_Options, arguments, "mwuf synthesize", _EXAMPLES)
     from mwuf_dist.data.synthesize.synthesize import synthesize
 
     synthesize(options.name, options.rows, options.output, options.seed, progress=os.isatty(2))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
+from annotated_types import Ge, Le
 
-from mwuf_dist.config import UserError
+from mwuf_dist.cli.options import read_options
 from mwuf_dist.config.logs import LogsConfig
 
 _EXAMPLES = """\
@@ -29,7 +30,7 @@ class _Options:
     output: Path  # The Parquet file to write.
     fields: str = ""  # Columns whose text is meant, with commas between them.
     item: str = "item_id"  # Column of the IDs.
-    size: int = 64  # Numbers of a vector.
+    size: Annotated[int, Ge(1), Le(16_384)] = 64  # Numbers of a vector.
     like: Path | None = None  # A file of this command, by which these items get their vectors.
     header: str = ""  # Names of the columns, with commas between them, of files that have no line of names.
     delimiter: str = ""  # What stands between two columns; empty: look.
@@ -38,12 +39,9 @@ class _Options:
 
 def run_command(arguments: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    parsed: Any = tyro.cli(_Options, args=arguments, prog="mwuf vectors", description=_EXAMPLES)
-    options: _Options = parsed
+    options = read_options(_Options, arguments, "mwuf vectors", _EXAMPLES)
     from mwuf_dist.data.text_vectors import write_vectors
 
-    if options.size < 1:
-        raise UserError(f"--size {options.size}: a vector has at least one number")
     how = LogsConfig(
         item=options.item, header=_names(options.header), delimiter=options.delimiter, encoding=options.encoding
     )

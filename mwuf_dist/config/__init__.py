@@ -17,7 +17,19 @@ from mwuf_dist.config.schema import (
     SyntheticConfig,
     WarmUpConfig,
 )
-from mwuf_dist.config.types import Count, CountOrZero, Depth, NonNegative, Positive, Share, UserError, Width, section
+from mwuf_dist.config.types import (
+    Count,
+    CountOrZero,
+    Depth,
+    NonNegative,
+    Positive,
+    Share,
+    UserError,
+    Width,
+    is_within,
+    range_of,
+    section,
+)
 from mwuf_dist.config.values import (
     build,
     config_hash,
@@ -62,9 +74,11 @@ __all__ = [
     "differences",
     "fitting",
     "hash_of_values",
+    "is_within",
     "load_config",
     "load_run_config",
     "merge",
+    "range_of",
     "read_toml",
     "section",
     "to_dict",

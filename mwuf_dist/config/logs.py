@@ -37,7 +37,7 @@ class LogsConfig:
     time_format: str = ""  # How a date in text is written, as strptime has it; empty: ISO 8601.
     label: str = ""  # Column that is 0 or 1. Or, instead of it:
     label_from: str = ""  # Column from which the label is made:
-    label_at_least: float = 1.0  # 1 where `label_from` is at least this;
+    label_at_least: Annotated[float, Ge(-1e300), Le(1e300)] = 1.0  # 1 where `label_from` is at least this;
     label_is: tuple[str, ...] = ()  # or, if given, where it is one of these values. Or, with no label column at all:
     negatives_per_positive: Negatives = 0  # Every row is positive; so many rows of label 0 are drawn for each.
     negatives_seed: Seed = 0  # Seed of that draw.

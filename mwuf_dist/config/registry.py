@@ -134,8 +134,17 @@ def _attribute(path: str) -> type[Any]:
     return getattr(importlib.import_module(module_name), name)
 
 
-def _imported(key: str, path: str, kind: type) -> type[Any]:
-    module_name, _, class_name = path.partition(":")
+def own_module(key: str, path: str) -> Any:
+    """Imports the module of a user's own `package.module:name`; names its file on the terminal before it runs.
+
+    Args:
+        key: of the config or command line, for messages.
+        path: what stands there.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    module_name = path.partition(":")[0]
     here = str(Path.cwd())
     if here not in sys.path:
         # An installed command would not see the modules of the folder that it is called in. Behind all others, so that
@@ -145,11 +154,15 @@ def _imported(key: str, path: str, kind: type) -> type[Any]:
         if module_name not in sys.modules and os.environ.get("RANK", "0") == "0":
             found = importlib.util.find_spec(module_name)
             print(f"{key} = {path!r}: runs code of {found.origin if found else module_name}", file=sys.stderr)
-        module = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise UserError(
             f"{key} = {path!r}: cannot import {module_name} ({error}): run from the folder that holds it, or install it"
         ) from None
+
+
+def _imported(key: str, path: str, kind: type) -> type[Any]:
+    module, class_name = own_module(key, path), path.partition(":")[2]
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, kind)):
         what = "nothing" if found is None else repr(found)

@@ -15,16 +15,25 @@ from mwuf_dist.locks import locked
 def cache_dir() -> Path:
     """`$MWUF_CACHE_DIR`, or `~/.cache/mwuf-dist`."""
     named = os.environ.get("MWUF_CACHE_DIR")
-    return _expanded(named, "MWUF_CACHE_DIR") if named else _expanded("~/.cache/mwuf-dist", "HOME")
+    return expanded(named, "MWUF_CACHE_DIR") if named else expanded("~/.cache/mwuf-dist", "HOME")
 
 
 def data_dir() -> Path | None:
     """`$MWUF_DATA_DIR`, the folder of the user's raw data; None where it is not set."""
     named = os.environ.get("MWUF_DATA_DIR")
-    return _expanded(named, "MWUF_DATA_DIR") if named else None
+    return expanded(named, "MWUF_DATA_DIR") if named else None
 
 
-def _expanded(path: str, named_by: str) -> Path:
+def expanded(path: str, named_by: str) -> Path:
+    """The path with the user's folder for a `~`.
+
+    Args:
+        path: as it was given.
+        named_by: the key, option or variable that holds it, for the message.
+
+    Raises:
+        UserError: there is no such user.
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:  # ~nosuchuser
@@ -37,7 +46,7 @@ def prepared_root(prepared_dir: str) -> Path:
     Args:
         prepared_dir: the config key `data.prepared_dir`; empty means the cache.
     """
-    return _expanded(prepared_dir, "data.prepared_dir") if prepared_dir else cache_dir() / "prepared"
+    return expanded(prepared_dir, "data.prepared_dir") if prepared_dir else cache_dir() / "prepared"
 
 
 @contextmanager

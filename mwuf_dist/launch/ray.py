@@ -9,23 +9,22 @@ shards must lie where every node can read them.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from mwuf_dist.config import Config, DataConfig, UserError, build, to_dict
 from mwuf_dist.data.batches.lanes import LanesMove, start_coordinator
 from mwuf_dist.data.prepare.prepare import is_prepared, prepare
 from mwuf_dist.data.prepare.workers import OnRay
 from mwuf_dist.data.shards import Prepared
+from mwuf_dist.launch.cluster import cluster
 from mwuf_dist.launch.watch import SECONDS_BETWEEN_QUESTIONS, LostRank, Watch, told_to_stop
 from mwuf_dist.runtime.shutdown import RankLostError, StoppedError, asked_to_stop, held_back, sigterm_asks
 
@@ -40,7 +39,6 @@ _SECONDS_BETWEEN_LOOKS = 5.0
 # Seconds beyond `runtime.timeout_s`, in which the peers of a rank that is stopped find that out by themselves.
 _PEERS_FIRST_S = 15.0
 # Ray's names of what an actor asks for and of what a node has.
-_FIRST_WITH_TOKENS = (2, 60)
 _KEYS = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
 
@@ -117,7 +115,8 @@ def train(config: Config, folder: Path, num_workers: int, address: str = "") -> 
         StoppedError: this process was sent SIGTERM; the ranks have saved.
     """
     folder = folder.resolve()
-    with cluster(num_workers, address), sigterm_asks():  # in this order: Ray sets a handler of its own
+    # In this order: Ray sets a handler of its own.
+    with cluster(num_workers, address, config.runtime.timeout_s), sigterm_asks():
         need = _need(config, num_workers)
         if not is_prepared(config.data):
             prepare(config.data, os.isatty(2), OnRay(num_workers))
@@ -255,51 +254,6 @@ def _answer(done: Any, pending: list[Any], others: list[Any]) -> dict[str, Any]:
                     except RayActorError:
                         raise LostRank(f"rank {pending.index(other)} has died") from None
         raise error
-
-
-@contextlib.contextmanager
-def cluster(num_cpus: int, address: str = "", quiet: bool = False) -> Iterator[None]:
-    """Joins the cluster at `address` or RAY_ADDRESS, or makes one of this machine; leaves what it has joined or made.
-
-    Args:
-        num_cpus: that a cluster of this machine must offer.
-        address: of a running cluster.
-        quiet: show neither what its processes print nor what Ray says of itself.
-
-    Raises:
-        UserError: no cluster can be reached at the address.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < _FIRST_WITH_TOKENS:
-        raise UserError(f"Ray {ray.__version__} starts clusters without token authentication: install 2.60 or later")
-    address = address or os.environ.get("RAY_ADDRESS", "")
-    started = not ray.is_initialized()
-    level = logging.ERROR if quiet else logging.INFO
-    logging.getLogger("ray").setLevel(level)
-    told: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": level}
-    if started and address:
-        try:
-            ray.init(address, **told)
-        except (ConnectionError, AuthenticationError, ValueError) as error:
-            raise UserError(
-                f"no Ray cluster can be reached at {address} ({str(error).splitlines()[0]}): check the address; a "
-                "cluster with token authentication needs its token here too (RAY_AUTH_MODE=token and ~/.ray/auth_token)"
-            ) from None
-    elif started:
-        # A cluster of this machine alone, on the loopback address, and with a token, as Ray has it since 2.60: it reads
-        # RAY_AUTH_MODE when it is imported, so that setting it here would have come too late.
-        cpus = max(num_cpus, os.cpu_count() or 1)
-        try:
-            ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **told)
-        except Exception as error:  # a plain one; Ray's parts wait half a minute for each other
-            if "timed out during startup" not in str(error):
-                raise
-            raise UserError("Ray did not start in time: this machine is busy; run the same command again") from None
-    try:
-        yield
-    finally:
-        if started:
-            ray.shutdown()
 
 
 def _need(config: Config, num_workers: int) -> dict[str, int]:

@@ -16,14 +16,16 @@ import ray
 from ray.exceptions import RayError
 
 from mwuf_dist.config import RuntimeConfig, UserError
-from mwuf_dist.launch.ray import cluster
+from mwuf_dist.data.watched_tasks import Running, WatchedTasks
+from mwuf_dist.launch.cluster import cluster
 from mwuf_dist.studies.schedule import Failure, Task, attempt
 
 # A task whose process or node is lost is begun again this often; it goes on from its last checkpoint.
 _MAX_RETRIES = 2
+# Seconds beyond `runtime.timeout_s` without a sign of life after which a process is lost: ranks have found it before.
+_MORE_S = 15.0
 
 
-@ray.remote(max_retries=_MAX_RETRIES)
 def _work(task: Task, inputs: Sequence[Any], folder: str) -> Any:
     if Path(folder).is_dir():
         os.chdir(folder)  # relative paths of a config, and modules of the user's own
@@ -36,26 +38,32 @@ class SideBySide:
     Args:
         num_slots: how many at once.
         resources: that Ray reserves for each.
+        silent_s: a process that has given no sign of life for so long is lost.
     """
 
-    def __init__(self, num_slots: int, resources: dict[str, float]) -> None:
+    def __init__(self, num_slots: int, resources: dict[str, float], silent_s: float) -> None:
         self.num_slots = num_slots
         self._resources = resources
-        self._running: dict[Any, str] = {}
+        self._tasks = WatchedTasks(silent_s, _MAX_RETRIES)
+        self._running: dict[Running, str] = {}
 
     def submit(self, task: Task, inputs: Sequence[Any]) -> None:
         """See `Runner.submit`."""
-        worker = _work.options(name=task.name, **self._resources)
-        self._running[worker.remote(task, list(inputs), os.getcwd())] = task.name
+        running = self._tasks.submit(_work, (task, list(inputs), os.getcwd()), name=task.name, **self._resources)
+        self._running[running] = task.name
 
     def wait(self) -> tuple[str, Any]:
         """See `Runner.wait`."""
-        done, _ = ray.wait(list(self._running), num_returns=1)
-        name = self._running.pop(done[0])
+        ended = self._tasks.wait(list(self._running))
+        name = self._running.pop(ended)
         try:
-            return name, ray.get(done[0])
+            return name, ray.get(ended.answer)
         except RayError as error:
             return name, Failure(f"its process was lost ({type(error).__name__})", str(error))
+
+    def close(self) -> None:
+        """No more tasks are to come."""
+        self._tasks.close()
 
 
 @contextlib.contextmanager
@@ -71,7 +79,7 @@ def side_by_side(num_slots: int, runtime: RuntimeConfig, address: str = "") -> I
         UserError: there is no cluster at the address, or no room in it for a single task.
     """
     threads = max(1, runtime.threads)
-    with cluster(num_slots * threads, address, quiet=True):
+    with cluster(num_slots * threads, address, runtime.timeout_s, quiet=True):
         total = ray.cluster_resources()
         cpus, gpus = total.get("CPU", 0), int(total.get("GPU", 0))
         resources: dict[str, float] = {"num_cpus": threads}
@@ -84,4 +92,8 @@ def side_by_side(num_slots: int, runtime: RuntimeConfig, address: str = "") -> I
                 f"runtime.threads = {threads}, runtime.device = {runtime.device!r}: the Ray cluster has {cpus:g} CPUs "
                 f"and {gpus} GPUs, so that not one run fits"
             )
-        yield SideBySide(min(num_slots, room) if num_slots else room, resources)
+        found = SideBySide(min(num_slots, room) if num_slots else room, resources, runtime.timeout_s + _MORE_S)
+        try:
+            yield found
+        finally:
+            found.close()

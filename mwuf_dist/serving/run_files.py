@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mwuf_dist.config import PHASES, Config, UserError, hash_of_values, load_run_config
-from mwuf_dist.data.locations import prepared_root
+from mwuf_dist.data.locations import expanded, prepared_root
 from mwuf_dist.data.manifest import MANIFEST, read_manifest
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.shards import Prepared
@@ -115,7 +115,8 @@ def _places(folder: Path, config: Config, results: dict[str, Any], named: Path |
     name = results.get("prepared", "")
     asked = named or os.environ.get(PREPARED_VARIABLE)
     if asked:
-        yield from (Path(asked).expanduser(), Path(asked).expanduser() / name)
+        place = expanded(str(asked), "--prepared" if named else PREPARED_VARIABLE)
+        yield from (place, place / name)
     if named is not None or not name:
         return
     if "prepared_path" in results:

@@ -61,7 +61,7 @@ def test_help_of_the_program_names_the_commands(mwuf: Mwuf) -> None:
         (["run", "absent.toml"], "mwuf: absent.toml: cannot be read (No such file or directory); name an existing"),
         (["run", "."], "mwuf: .: cannot be read (Is a directory)"),
         (["doctor", "now"], "It takes no options."),
-        (["run", "short.toml", "--num-workers", "0"], "mwuf: --num-workers 0: there must be at least one"),
+        (["run", "short.toml", "--num-workers", "0"], "mwuf: --num-workers 0: must be 1 to 100000"),
         (["run", "short.toml", "--num-workers", "2"], "mwuf: --num-workers is for --launcher ray"),
         (["prepare", "short.toml", "--num-workers", "2"], "mwuf: --num-workers is for --launcher ray"),
     ],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from mwuf_dist.config import (
 from mwuf_dist.config.registry import backbone_config, config_class, method_config, names
 from mwuf_dist.methods import METHODS, Method, pretraining_of
 from mwuf_dist.methods.base import Base
+from mwuf_dist.serving.adopt.files import import_factory
 from mwuf_dist.studies.compare import read_study, run_configs
 from mwuf_dist.studies.records import config_differences
 from tests.cli.command import Mwuf
@@ -174,6 +177,26 @@ def test_ones_own_class_has_keys_of_its_own(own: str):
         build({"method": {"name": f"{own}:Scaled", "strenth": 3.0}})
     with pytest.raises(UserError, match=r"its Config must be a subclass of mwuf_dist.config.MethodConfig under @"):
         config_class("method", f"{own}:NoSection")
+
+
+def test_ones_own_code_is_named_before_it_runs_and_never_stands_in_for_a_library(
+    own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build({"method": {"name": f"{own}:Scaled"}})
+    assert capsys.readouterr().err == f"method.name = '{own}:Scaled': runs code of {tmp_path / own}.py\n"
+    (tmp_path / f"made_{own}.py").write_text("print('it runs')\ndef make(weights): ...\n")
+    import_factory(f"made_{own}:make")
+    said = capsys.readouterr()
+    assert said.err == f"--model = 'made_{own}:make': runs code of {tmp_path}/made_{own}.py\n"
+    assert said.out == "it runs\n"
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
+    (tmp_path / "colorsys.py").write_text("raise SystemExit('a file of the working folder')\n")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with pytest.raises(UserError, match="has no function 'make'"):
+        import_factory("colorsys:make")
+    assert f"runs code of {os.path.dirname(os.__file__)}" in capsys.readouterr().err
+    with pytest.raises(UserError, match="cannot import"):
+        import_factory(":make")
 
 
 def test_a_method_that_changes_pretrain_and_names_no_keys_shares_with_nobody_else(own: str):

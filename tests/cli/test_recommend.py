@@ -54,7 +54,7 @@ def test_it_writes_a_config_with_the_gain_its_interval_and_the_cost_and_a_second
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--minutes", "0"], "--minutes 0: a number of minutes above 0"),
+        (["--minutes", "0"], "--minutes 0.0: must be above 0 to 1e+06"),
         (["--methods", "bass"], "method.name = 'bass': unknown; did you mean 'base'"),
         (["--methods", "base"], "name one of those, or none for all"),
     ],

@@ -62,8 +62,8 @@ def test_a_wrong_search_is_refused_before_anything_is_trained(tune: Any, said: s
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--parallel", "-1"], "--parallel -1: the number of runs at once"),
-        (["--first-seed", "-1"], "--first-seed -1: a seed is 0 or more"),
+        (["--parallel", "-1"], "--parallel -1: must be 0 to 100000"),
+        (["--first-seed", "-1"], "--first-seed -1: must be 0 to 2^62"),
         (["--records", "nowhere"], "nowhere: no records there"),
     ],
 )

@@ -86,6 +86,7 @@ def _held_store() -> Iterator[tuple[int, int]]:
     holder.start()
     dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
     try:
+        assert holder.pid is not None
         yield port, holder.pid
     finally:
         holder.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from mwuf_dist.studies.schedule import Failure, Here, Task, do_tasks
 from tests.cli.command import FEW_STEPS
 from tests.tiny import tiny
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.dist]
 
 
@@ -72,10 +74,8 @@ def test_a_run_that_fits_nowhere_is_refused(runner: Any) -> None:
         pass
 
 
-def test_a_cluster_of_this_machine_has_a_token_and_one_that_somebody_has_started_is_not_in_the_way() -> None:
+def test_a_cluster_of_this_machine_has_a_token_listens_on_the_loopback_alone_and_is_missed_when_it_stops() -> None:
     """Ray notes the last `ray start` in a file, and by itself would join it instead of making a cluster."""
-    script = "from mwuf_dist.launch.ray import cluster, ray\nwith cluster(1, quiet=True): "
-    script += "print(ray._raylet.get_authentication_mode() == ray._raylet.AuthenticationMode.TOKEN)"
     # Not pytest's folder: the path of a socket in it would be too long.
     with tempfile.TemporaryDirectory(prefix="mwuf-ray-") as scratch:
         (Path(scratch) / "ray").mkdir()
@@ -83,7 +83,14 @@ def test_a_cluster_of_this_machine_has_a_token_and_one_that_somebody_has_started
         environment = {
             key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_MODE")
         } | {"RAY_TMPDIR": scratch}
+        command = [sys.executable, "-m", "tests.launch.own_cluster"]
         done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
         )
-    assert done.stdout == "True\n", done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[0])
+    assert found["token"], done.stderr[-2000:]
+    assert {"gcs_server", "raylet"} <= {Path(whose.split(" ")[0]).name for whose in found["listening"].values()}
+    loopback = ("0100007F:", "0000000000000000FFFF00000100007F:")  # 127.0.0.1, each four bytes the other way round
+    assert not {place: whose for place, whose in found["listening"].items() if not place.startswith(loopback)}
+    assert done.returncode == 1
+    assert "mwuf: Ray is stopped or hangs: its GCS gives no answer for 2 s; the same command goes on" in done.stderr

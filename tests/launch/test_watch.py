@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from mwuf_dist.data.batches.lanes import Leases, start_coordinator
+from mwuf_dist.data.watched_tasks import WatchedTasks
 from mwuf_dist.launch.watch import LostRank, Watch
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.runtime.shutdown import RankLostError
@@ -65,3 +67,30 @@ def test_a_rank_that_asks_no_more_is_missed_and_one_that_asks_or_has_ended_is_no
     watch.look([])
     time.sleep(0.2)
     assert _looked(watch, [0, 1]).startswith("rank 1 gives no sign for")
+
+
+def _stops_once(marker: Path) -> int:
+    """Stops its process, the first time."""
+    if not marker.exists():
+        marker.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return os.getpid()
+
+
+def test_work_of_a_process_that_is_stopped_at_it_or_before_is_begun_again(cluster: Any, tmp_path: Path) -> None:
+    tasks = WatchedTasks(silent_s=3.0, max_retries=1)
+    try:
+        stopped = tasks.submit(_stops_once, (tmp_path / "marker",))
+        assert tasks.wait([stopped]) is stopped
+        worker = cluster.get(stopped.answer)
+        assert worker != int((tmp_path / "marker").read_text())
+        os.kill(worker, signal.SIGSTOP)  # idle, so that Ray gives it the next task
+        try:
+            more = [tasks.submit(os.getpid, ()) for _ in range(2)]
+            for one in more:
+                tasks.wait([one])
+            assert worker not in [cluster.get(one.answer) for one in more]
+        finally:
+            os.kill(worker, signal.SIGKILL)
+    finally:
+        tasks.close()

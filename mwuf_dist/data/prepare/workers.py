@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from mwuf_dist.config import UserError
+from mwuf_dist.data.watched_tasks import Running, WatchedTasks
 
 _MAX_RETRIES = 3  # of a piece of work whose worker is lost
+SILENT_S = 60.0  # A worker that has given no sign of life for so long is lost too.
 
 
 class Pool(Protocol):
@@ -48,6 +50,7 @@ class OnRay:
 
     def __init__(self, num_workers: int) -> None:
         self._num_workers = num_workers
+        self._tasks: WatchedTasks | None = None
         self.cpu_s = 0.0
         self.peak_bytes = 0
 
@@ -57,27 +60,27 @@ class OnRay:
         Raises:
             UserError: a piece of work has raised it, or its workers were lost again and again.
         """
-        import ray
-
-        work = ray.remote(max_retries=_MAX_RETRIES, num_cpus=1)(_work)
-        answers: deque[Any] = deque()
-        running: list[Any] = []
+        tasks = self._tasks = self._tasks or WatchedTasks(SILENT_S, _MAX_RETRIES)
+        begun: deque[Running] = deque()
+        running: list[Running] = []
         for one in arguments:
-            answers.append(work.remote(function, one))
-            running.append(answers[-1])
+            begun.append(tasks.submit(_work, (function, one), name="prepare", num_cpus=1))
+            running.append(begun[-1])
             if len(running) == self._num_workers:
-                _, running = ray.wait(running, num_returns=1)
-            while answers and answers[0] not in running:
-                yield self._answer(answers.popleft())
-        while answers:
-            yield self._answer(answers.popleft())
+                running.remove(tasks.wait(running))
+            while begun and begun[0] not in running:
+                yield self._result(begun.popleft())
+        while begun:
+            while begun[0] in running:
+                running.remove(tasks.wait(running))
+            yield self._result(begun.popleft())
 
-    def _answer(self, running: Any) -> Any:
+    def _result(self, ended: Running) -> Any:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            result, cpu_s, peak_bytes = ray.get(running)
+            result, cpu_s, peak_bytes = ray.get(ended.answer)
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None

@@ -16,7 +16,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from mwuf_dist.config import UserError
-from mwuf_dist.data.locations import data_dir
+from mwuf_dist.data.locations import data_dir, expanded
 
 KINDS_READ = "Parquet or CSV (.csv, .tsv or .txt; also compressed as .gz, .bz2, .zst, .lz4)"
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
@@ -125,7 +125,7 @@ def located(named: str, key: str) -> Path:
     Raises:
         UserError: there is nothing.
     """
-    path = Path(named).expanduser()
+    path = expanded(named, key)
     below = data_dir()
     if not path.exists() and below is not None and (below / path).exists():
         path = below / path

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from torch import nn
 
 from mwuf_dist.config import UserError
+from mwuf_dist.config.registry import own_module
 from mwuf_dist.training.checkpoint.files import stored_tensors
 
 
@@ -105,12 +104,7 @@ def import_factory(path: str) -> Callable[[dict[str, torch.Tensor]], nn.Module]:
         UserError: there is none.
     """
     module_name, _, name = path.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module_name), name, None)
-    except ImportError as error:
-        raise UserError(f"--model {path!r}: cannot import {module_name} ({error}); run from its folder") from None
+    found = getattr(own_module("--model", path), name, None)
     if not callable(found):
         raise UserError(f"--model {path!r}: {module_name} has no function {name!r} that makes the model")
     factory: Any = found

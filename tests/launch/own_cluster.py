@@ -1,0 +1,50 @@
+"""A cluster of this machine, in a process of its own: its token, where it listens, what a stop of its GCS does."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import descendants, title_of
+from mwuf_dist.launch.cluster import cluster, ray
+
+SILENT_S = 2.0
+
+
+def listening(processes: set[int]) -> dict[str, str]:
+    """Where some processes listen, IP and port in hexadecimal digits: whose that is."""
+    owner = {}
+    for process in processes:
+        for name in Path(f"/proc/{process}/fd").iterdir():
+            try:
+                owner[os.readlink(name)] = title_of(process)
+            except OSError:
+                continue
+    found = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            values = line.split()
+            if values[3] == "0A" and (whose := owner.get(f"socket:[{values[9]}]")):
+                found[values[1]] = whose
+    return found
+
+
+def main() -> None:
+    """Prints what was found, then stops the GCS and waits: the guard ends this process."""
+    with cluster(1, silent_s=SILENT_S, quiet=True):
+        ray.get(ray.remote(lambda: None).remote())  # a worker, too
+        processes = descendants({os.getpid()})
+        raylet: Any = importlib.import_module("ray._raylet")
+        token = raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
+        print(json.dumps({"token": token, "listening": listening(processes)}), flush=True)
+        os.kill(next(one for one in processes if "/gcs_server " in title_of(one)), signal.SIGSTOP)
+        time.sleep(60)
+
+
+if __name__ == "__main__":
+    main()
