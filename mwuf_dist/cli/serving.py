@@ -87,7 +87,7 @@ class ExportOptions:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run.
     format: Format = "parquet"  # Of the items; docs/serving.md says what each one holds.
     to: str = ""  # With --format redis: the server to fill, redis://HOST:PORT/DATABASE#PREFIX.
-    output: Path | None = None  # Folder to write; by default `export` in RUN.
+    output: Path | None = None  # Folder, or URI (s3://bucket/export), to write; by default `export` in RUN.
     old_items: tyro.conf.FlagCreatePairsOff[bool] = False  # The old items too.
     # Folder for a run that has seen the rest of its own data too, items with fewer than 3K rows among them (as `mwuf
     # warm` does it); exported is this one, and the daily job goes on from there.
@@ -104,7 +104,7 @@ class WarmOptions:
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run, or of a job.
     output: Path  # Folder to write: a run that has seen these interactions too.
-    interactions: Path | None = None  # Parquet or CSV, a file or a folder.
+    interactions: Path | None = None  # Parquet or CSV, a file, a folder or a URI of either.
     follow: Path | None = None  # Folder whose files are taken as they appear, until SIGTERM; OUTPUT gets deltas.
     until_idle: tyro.conf.FlagCreatePairsOff[bool] = False  # With --follow: end where nothing more is there.
     items: Path | None = None  # Table with the fields of items that the run has never seen.
@@ -191,6 +191,7 @@ def run_command(command: str, arguments: list[str]) -> int:
 
 def _export(arguments: list[str]) -> int:
     options = _parse("export", arguments, ExportOptions)
+    from mwuf_dist.data import remote
     from mwuf_dist.serving.export.export import export
     from mwuf_dist.serving.finished_run import open_run
     from mwuf_dist.serving.warm.catch_up import what_is_left_out
@@ -198,15 +199,17 @@ def _export(arguments: list[str]) -> int:
     folder = options.run if options.catch_up is None else _catch_up(options, options.catch_up)
     with open_run(folder, prepared=options.prepared) as run:
         clock = time.perf_counter()
-        output = options.output or folder / "export"
+        named = options.output or folder / "export"
         left_out = what_is_left_out(run.config, run.prepared) if run.state is None else ""
         contents = options.context, options.to, options.uncertainty
-        folder = export(run, options.format, output, options.old_items, os.isatty(2), *contents)
+        with remote.published(named, "--output") as output:
+            export(run, options.format, output, options.old_items, os.isatty(2), *contents)
+            files = {str(path.relative_to(output)): path.stat().st_size for path in output.rglob("*") if path.is_file()}
         seconds = time.perf_counter() - clock
         num_items = run.num_items if options.old_items else run.num_items - run.num_old_items
-    print(f"{num_items} items in {seconds:.1f} s: {folder}")
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        print(f"  {path.relative_to(folder)!s:<28} {path.stat().st_size:>14,} bytes")
+    print(f"{num_items} items in {seconds:.1f} s: {remote.shown(named)}")
+    for name, size in sorted(files.items()):
+        print(f"  {name:<28} {size:>14,} bytes")
     if left_out:
         print(left_out)
     return 0
@@ -282,9 +285,18 @@ def _follow(options: WarmOptions) -> int:
 
 def _apply(arguments: list[str]) -> int:
     options = _parse("apply", arguments, ApplyOptions)
+    from mwuf_dist.data.remote import is_remote, local_path, published
     from mwuf_dist.serving.deltas.apply import apply
 
-    print(printable(apply(options.folder, options.deltas, options.output, options.prepared, options.to).text()))
+    folder = local_path(options.folder, "FOLDER", whole=True)
+    deltas = [local_path(path, "DELTAS") for path in options.deltas]
+    output = options.output or (options.folder if is_remote(options.folder) else None)  # else in its place
+    if output is None:
+        report = apply(folder, deltas, None, options.prepared, options.to)
+    else:
+        with published(output, "--output") as made:
+            report = apply(folder, deltas, made, options.prepared, options.to)
+    print(printable(report.text(output or folder)))
     return 0
 
 
@@ -292,14 +304,18 @@ def _serve_check(arguments: list[str]) -> int:
     options = _parse("serve-check", arguments, ServeCheckOptions)
     if options.requests < 1 or options.rows < 1:
         raise UserError("--requests and --rows are numbers from 1 on")
-    folder = options.run or options.export.resolve().parent
+    from mwuf_dist.data.remote import local_path
+
+    export = local_path(options.export, "EXPORT", whole=True)
+    folder = options.run or export.resolve().parent
     if not (folder / "config.toml").exists():
         raise UserError(f"{folder}: no run is here; name the one that the export was made of with --run RUN")
     from mwuf_dist.serving.check.check import serve_check
     from mwuf_dist.serving.finished_run import open_run
 
+    deltas = [local_path(path, "--deltas") for path in options.deltas]
     with open_run(folder, prepared=options.prepared) as run:
-        report = serve_check(options.export, run, options.deltas, options.requests, options.rows)
+        report = serve_check(export, run, deltas, options.requests, options.rows)
     print(printable(report.text()))
     return 0 if report.is_good else 1
 

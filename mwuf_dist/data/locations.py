@@ -40,15 +40,6 @@ def expanded(path: str, named_by: str) -> Path:
         raise UserError(f"{named_by} = {path!r}: {error}: name a folder") from None
 
 
-def prepared_root(prepared_dir: str) -> Path:
-    """The folder that holds one folder per prepared data set.
-
-    Args:
-        prepared_dir: the config key `data.prepared_dir`; empty means the cache.
-    """
-    return expanded(prepared_dir, "data.prepared_dir") if prepared_dir else cache_dir() / "prepared"
-
-
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into that gets its name once it is complete; after an error nothing is left.

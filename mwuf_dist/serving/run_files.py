@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mwuf_dist.config import PHASES, Config, UserError, hash_of_values, load_run_config
-from mwuf_dist.data.locations import expanded, prepared_root
+from mwuf_dist.data import remote
+from mwuf_dist.data.locations import expanded
 from mwuf_dist.data.manifest import MANIFEST, read_manifest
 from mwuf_dist.data.prepare.prepare import prepare
+from mwuf_dist.data.remote import prepared_root
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.files import DamagedError, assert_tables, read_json
 from mwuf_dist.training.checkpoint.files import Cursor, read_meta
@@ -114,7 +116,11 @@ def open_prepared(
 def _places(folder: Path, config: Config, results: dict[str, Any], named: Path | str | None) -> Iterator[Path]:
     name = results.get("prepared", "")
     asked = named or os.environ.get(PREPARED_VARIABLE)
-    if asked:
+    if asked and remote.is_remote(asked):
+        for uri in (remote.uri_of(asked), remote.below(asked, name)):
+            if remote.is_complete(uri, "--prepared"):
+                yield remote.local_path(uri, "--prepared", whole=True)
+    elif asked:
         place = expanded(str(asked), "--prepared" if named else PREPARED_VARIABLE)
         yield from (place, place / name)
     if named is not None or not name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,8 +14,7 @@ from tqdm import tqdm
 
 from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.data import manifest as manifests
-from mwuf_dist.data import sources
-from mwuf_dist.data.locations import prepared_root
+from mwuf_dist.data import remote, sources
 from mwuf_dist.data.manifest import check_manifest, read_manifest
 from mwuf_dist.data.prepare.pipeline import STEPS, write_prepared
 from mwuf_dist.data.prepare.workers import Pool
@@ -52,7 +52,7 @@ def prepare(
         with locked(folder, "prepare", _say, _ADVICE):
             manifest = read_manifest(folder)  # of another process, which was faster
             if manifest is None:
-                manifest = _build(config, made_of, folder, progress, pool)
+                manifest = _build_or_copy(config, made_of, folder, progress, pool)
     return Prepared(folder, manifest)
 
 
@@ -63,7 +63,9 @@ def is_prepared(config: DataConfig, made_of: dict[str, Any] | None = None) -> bo
 
 def describe(config: DataConfig) -> dict[str, Any]:
     """Everything that decides the content of the shards: the source's fingerprint, the rule, the layout."""
-    vectors = {} if not config.item_vectors else {"item_vectors": content_of([Path(config.item_vectors)])}
+    vectors = {}
+    if config.item_vectors:
+        vectors["item_vectors"] = content_of([remote.local_path(config.item_vectors, "data.item_vectors")])
     return {
         "source": sources.find(config.name).fingerprint(config) | vectors,
         "rule": {key: value for key, value in asdict(SplitRule.of(config)).items() if value is not None},
@@ -74,7 +76,27 @@ def describe(config: DataConfig) -> dict[str, Any]:
 def prepared_folder(config: DataConfig, made_of: dict[str, Any]) -> Path:
     """Where the shards that are made of this lie."""
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
-    return prepared_root(config.prepared_dir) / f"{config.name}-{key}"
+    return remote.prepared_root(config.prepared_dir) / f"{config.name}-{key}"
+
+
+def _build_or_copy(
+    config: DataConfig, made_of: dict[str, Any], folder: Path, progress: bool, pool: Pool | None
+) -> dict[str, Any]:
+    """Prepares; where `data.prepared_dir` is a URI the folder is copied from there, or to there."""
+    if not remote.is_remote(config.prepared_dir):
+        return _build(config, made_of, folder, progress, pool)
+    there, key = remote.below(config.prepared_dir, folder.name), "data.prepared_dir"
+    if remote.is_complete(there, key):
+        copy = remote.local_path(there, key, whole=True)
+        with appearing(folder, _ADVICE) as beside:
+            shutil.copytree(copy, beside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(remote.COMPLETE))
+        shutil.rmtree(copy)
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            return manifest
+    manifest = _build(config, made_of, folder, progress, pool)
+    remote.publish(folder, there, key)
+    return manifest
 
 
 def _build(

@@ -16,7 +16,8 @@ from typing import Literal
 from urllib.parse import unquote
 
 from mwuf_dist.config import UserError
-from mwuf_dist.data.locations import data_dir, expanded
+from mwuf_dist.data.locations import data_dir
+from mwuf_dist.data.remote import local_path
 
 KINDS_READ = "Parquet or CSV (.csv, .tsv or .txt; also compressed as .gz, .bz2, .zst, .lz4)"
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
@@ -88,6 +89,8 @@ class Found:
 def find(named: str, key: str) -> Found:
     """Looks at a path of the config: a file, or a folder with all below it; relative ones also in `$MWUF_DATA_DIR`.
 
+    A URI (s3://bucket/logs) is copied first; see `mwuf_dist/data/remote.py`.
+
     Args:
         named: the path.
         key: the config key or option, for errors.
@@ -120,12 +123,12 @@ def find_files(named: str, key: str) -> tuple[Path, ...]:
 
 
 def located(named: str, key: str) -> Path:
-    """The path itself, or where it lies below `$MWUF_DATA_DIR`.
+    """The path itself, or where it lies below `$MWUF_DATA_DIR`; of a URI, its copy on this machine.
 
     Raises:
         UserError: there is nothing.
     """
-    path = expanded(named, key)
+    path = local_path(named, key)
     below = data_dir()
     if not path.exists() and below is not None and (below / path).exists():
         path = below / path

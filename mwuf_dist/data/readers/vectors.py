@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from mwuf_dist.config import UserError
 from mwuf_dist.data.readers import ids as raw_ids
 from mwuf_dist.data.readers.arrow_types import as_vectors, is_vectors
+from mwuf_dist.data.remote import local_path
 from mwuf_dist.data.schema import RAW_ID, Entities, Field
 from mwuf_dist.data.vectors import column_of
 
@@ -88,7 +89,7 @@ def with_file(path: str, entities: Entities, id_column: str = "") -> Entities:
     Raises:
         UserError: the file has no IDs or no vectors, or a field of the same name is there.
     """
-    found = Path(path)
+    found = local_path(path, "data.item_vectors")
     try:
         table = pq.read_table(found)
     except (OSError, pa.ArrowException) as error:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from mwuf_dist.config import UserError
+from mwuf_dist.data.remote import shown
 from mwuf_dist.files import DamagedError, appearing, read_json, write_json
 from mwuf_dist.locks import locked
 from mwuf_dist.serving import served_state
@@ -47,11 +48,11 @@ class ApplyReport:
     num_items: int
     state: str
 
-    def text(self) -> str:
-        """For a terminal."""
+    def text(self, output: Path | None = None) -> str:
+        """For a terminal; `output` is where the folder has been copied to, if it has."""
         return (
             f"deltas {self.first} to {self.last}: {self.num_changed:,} items put in, {self.num_retired:,} taken out, "
-            f"{self.num_items:,} there now\n{self.output}: state {self.state}"
+            f"{self.num_items:,} there now\n{shown(output or self.output)}: state {self.state}"
         )
 
 
