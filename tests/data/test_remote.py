@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,9 @@ import pytest
 
 from mwuf_dist.config import UserError
 from mwuf_dist.data import remote
+from mwuf_dist.data.prepare import prepare
 from mwuf_dist.data.readers import log_files
+from tests.tiny import tiny
 
 moto_server = pytest.importorskip("moto.server", reason="no moto[s3], flask and flask-cors")
 BUCKET = "shop"
@@ -192,3 +196,16 @@ def test_a_folder_of_somebody_else_is_not_written_over(s3: tuple[Faulty, Any], f
         remote.publish(tmp_path / "export", uri("theirs"), "--output")
     with pytest.raises(UserError, match="_complete.json is not as it was written"):
         remote.local_path(uri("theirs"), "EXPORT", whole=True)
+
+
+def test_prepared_data_by_uri_are_made_once_for_every_machine(
+    s3: tuple[Faulty, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, uri = s3
+    config = dataclasses.replace(tiny().data, prepared_dir=uri("prepared"))
+    first = prepare(config)
+    monkeypatch.setenv("MWUF_CACHE_DIR", str(tmp_path / "another-machine"))
+    monkeypatch.setattr(sys.modules[prepare.__module__], "_build", None)  # whoever prepared again would call it
+    second = prepare(config)
+    assert second.path != first.path and second.checksum == first.checksum
+    assert content(second.path) == content(first.path)
