@@ -294,7 +294,7 @@ class _Remote:
 
 
 def _known(place: Path) -> dict[str, list[int]]:
-    """What the copy holds; nothing where that is not known."""
+    """Reads what the copy holds; nothing where that is not known."""
     try:
         return dict(read_json(place / _LISTING)["files"])
     except (FileNotFoundError, DamagedError, KeyError):
