@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mwuf_dist import cli
-from mwuf_dist.config import SyntheticConfig, UserError, load_config
+from mwuf_dist.config import SyntheticConfig, UserError, build, load_config
+from mwuf_dist.data.init_config.fields import kind_of
 from mwuf_dist.data.init_config.propose import Asked, Proposal, propose
 from mwuf_dist.data.init_config.write_config import choose
 from mwuf_dist.data.prepare.prepare import prepare
@@ -98,12 +99,68 @@ def test_logs_without_a_label_get_negatives(tmp_path: Path) -> None:
 
 def test_columns_are_fields_of_those_for_whom_they_are_constant(tmp_path: Path) -> None:
     columns = base(600)
+    columns["productId"] = [index * 7 % 12 if index < 480 else index % 6 for index in range(600)]
     columns["city"] = [f"c{str(user)[1:]}" for user in columns["uid"]]
     columns["shelf"] = [f"s{int(str(item)) % 4}" for item in columns["productId"]]
     columns["device"] = [("phone", "tablet", "tv")[index * index % 7 % 3] for index in range(600)]
+    columns["adPosition"] = [index * index % 11 for index in range(600)]
+    columns["dwell"] = [index * index % 53 for index in range(600)]
     found = proposal(tmp_path, **columns)
-    assert {field.name: field.side for field in found.options.fields} == {"city": "user", "shelf": "item"}
-    assert set(found.left_out) == {"device"}
+    sides = {"city": "user", "shelf": "item", "device": "row", "adPosition": "row"}
+    assert {field.name: field.side for field in found.options.fields} == sides
+    assert set(found.left_out) == {"dwell"} and 'it can be a field with side = "row"' in found.left_out["dwell"]
+    assert "leave it out if it is known only after the label" in found.notes["field device"]
+    path = tmp_path / "mine.toml"
+    assert mwuf("init", tmp_path / "log.parquet", "--output", path) == 0
+    assert prepare(load_config(path).data).row_columns == ("row:adPosition", "row:device")
+
+
+def test_the_share_that_makes_a_column_a_feature_is_said_and_an_option(tmp_path: Path) -> None:
+    columns = base(600)
+    columns["city"] = [f"c{str(user)[1:]}" for user in columns["uid"]]
+    columns["city"][0] = "elsewhere"  # one user of ten has two
+    found = proposal(tmp_path, **columns)
+    assert not found.options.fields and "90.0% of the users and" in found.left_out["city"]
+    found = propose(str(tmp_path / "log.parquet"), asked=Asked(constant_share=0.9))
+    assert [(field.name, field.side) for field in found.options.fields] == [("city", "user")]
+    assert "90.0% of the users" in found.notes["field city"]
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "kind"),
+    [
+        ("i_zone", range(1000, 1900, 7), "categorical"),  # written like IDs
+        ("i_category", range(57), "categorical"),  # a code by its name
+        ("visits", range(57), "numeric"),
+        ("release_year", range(1920, 2020), "numeric"),
+        ("price", range(1000, 1900, 7), "numeric"),
+        ("score", [one / 4 for one in range(50)], "numeric"),
+    ],
+)
+def test_whole_numbers_that_are_ids_are_categories_and_amounts_are_numeric(
+    name: str, numbers: list[float], kind: str
+) -> None:
+    assert kind_of(name, pa.chunked_array([[one for one in numbers for _ in range(3)]]))[0] == kind
+
+
+def test_an_item_crosses_from_new_to_old_at_the_next_training(tmp_path: Path) -> None:
+    def trained_on(num: int) -> dict[int, str]:
+        counts = [(range(20), 40), (range(100, 120), num), (range(200, 210), 12)]
+        item = np.concatenate([np.repeat(items, rows) for items, rows in counts])
+        columns = {
+            "user_id": np.arange(len(item)) % 50,
+            "item_id": item,
+            "timestamp": 1_600_000_000 + np.arange(len(item)),
+        }
+        pq.write_table(pa.table(columns | {"label": np.arange(len(item)) % 3 // 2}), tmp_path / "log.parquet")
+        own = {"interactions": str(tmp_path / "log.parquet"), "label": "label"}
+        data = prepare(build({"data": {"name": "logs", "old_above": 30, "warm_rows": 3, "logs": own}}).data)
+        ids = data.raw_ids("item").to_pylist()
+        return {one: "old" if place < data.num_old_items else "new" for place, one in enumerate(ids)}
+
+    before, after = trained_on(15), trained_on(35)
+    assert {before[one] for one in range(100, 120)} == {"new"} and {before[one] for one in range(20)} == {"old"}
+    assert {after[one] for one in range(120) if one in after} == {"old"} and after[200] == "new"
 
 
 def test_a_log_whose_item_has_no_telling_name_asks_for_it(tmp_path: Path) -> None:

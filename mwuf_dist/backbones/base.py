@@ -26,8 +26,9 @@ class Shape:
     Attributes:
         dim: embedding width D.
         num_item_fields, num_user_fields: fields beside the item ID.
-        user_id_field: which of the user fields is the user's ID.
+        user_id_field: which of the fields behind the item's is the user's ID.
         item_fields: names of the item fields.
+        num_row_fields: fields of the interaction itself, between the item's and the user's.
     """
 
     dim: int
@@ -35,11 +36,12 @@ class Shape:
     num_user_fields: int
     user_id_field: int = 0
     item_fields: tuple[str, ...] = ()
+    num_row_fields: int = 0
 
     @property
     def num_fields(self) -> int:
         """Fields of a row, the item ID included."""
-        return 1 + self.num_item_fields + self.num_user_fields
+        return 1 + self.num_item_fields + self.num_row_fields + self.num_user_fields
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,9 @@ class Backbone(nn.Module):
 
         Args:
             item: item ID embedding [B, D].
-            context: the other fields' embeddings side by side [B, F*D]: item fields, then user fields; behind them,
-                for a backbone that `uses_history`, what `encode` made of the rows' histories [B, W].
+            context: the other fields' embeddings side by side [B, F*D]: item fields, then those of the row itself,
+                then user fields; behind them, for a backbone that `uses_history`, what `encode` made of the rows'
+                histories [B, W].
             row_weight: [B], 0 on padding; None when there is none. Only moments over the batch need it.
         """
         raise NotImplementedError

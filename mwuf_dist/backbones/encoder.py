@@ -82,7 +82,8 @@ class Encoder(Backbone):
         self.event_out = nn.Linear(width, width)
         # Only where something depends on it, as it needs the times of events.
         self.recent_gap_s = config.recent_gap_s if config.recent else -1.0
-        self.user = self._mlp((1 + len(config.recent)) * width + (shape.num_user_fields - 1) * dim + 1, width)
+        num_others = shape.num_row_fields + shape.num_user_fields - 1
+        self.user = self._mlp((1 + len(config.recent)) * width + num_others * dim + 1, width)
         self.attention_query = nn.Linear(width, width)
         self.attention_key = nn.Linear(width, width)
         self.attention_value = nn.Linear(width, width)
@@ -108,7 +109,8 @@ class Encoder(Backbone):
 
         mean = F.embedding_bag(event, pairs, history.offsets[:-1], mode="mean")  # [g, W], zeros where there is no event
         person = context[:, num_item_columns:].unflatten(1, (-1, dim))
-        others = [field for field in range(self.shape.num_user_fields) if field != self.shape.user_id_field]
+        num = self.shape.num_row_fields + self.shape.num_user_fields
+        others = [field for field in range(num) if field != self.shape.user_id_field]
         known = torch.cat([mean, torch.log1p(history.lengths.to(mean))[:, None] / 5], dim=1)
         recent = [_recent_mean(pairs, event, history, most) for most in self.config.recent]
         known = torch.cat([known.index_select(0, history.group), *recent], dim=1)

@@ -49,10 +49,14 @@ class LinearFirstLayer(Backbone):
         return type(self).forward is LinearFirstLayer.forward
 
     def fold(self) -> FoldedHead | None:
-        """See `FoldedHead`; None for a subclass with a `forward` of its own, which every stage then calls."""
-        return FoldedHead(self) if self._is_own_formula else None
+        """See `FoldedHead`; None for a subclass with a `forward` of its own, which every stage then calls.
+
+        None too where rows have fields of their own, which are no part of a user or an item.
+        """
+        return FoldedHead(self) if self._is_own_formula and not self.shape.num_row_fields else None
 
     def trained_head(self) -> TrainedHead | None:
         """See `TrainedHead`, of which `forward` is the reference; None for a subclass with a `forward` of its own."""
         is_float32 = self.config.precision == "float32" and self.linear.weight.dtype == torch.float32
-        return TrainedHead(self) if self._is_own_formula and is_float32 else None
+        takes_all = self._is_own_formula and not self.shape.num_row_fields
+        return TrainedHead(self) if takes_all and is_float32 else None

@@ -34,6 +34,7 @@ from mwuf_dist.cli.options import (
     read_options,
 )
 from mwuf_dist.config import UserError, build, merge, read_toml, to_dict, without_studies
+from mwuf_dist.config.logs import Written
 from mwuf_dist.config.registry import ROOMS
 from mwuf_dist.escape import printable
 from mwuf_dist.files import write_atomically
@@ -187,7 +188,7 @@ def _init(arguments: list[str]) -> int:
         raise UserError(f"{options.output}: exists already; name another file with --output")
     same = {one.name for one in dataclasses.fields(Asked)} & {one.name for one in dataclasses.fields(options)}
     given = {name: getattr(options, name) for name in same}
-    given["header"] = tuple(name.strip() for name in options.header.split(",") if name.strip())
+    given["header"] = Written(options.header).names
     asked = Asked(**given, progress=os.isatty(2))
     text = write_config(propose(str(options.logs), options.users, options.items, asked))
     try:

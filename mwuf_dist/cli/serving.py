@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le
 
 from mwuf_dist.cli.options import read_options
 from mwuf_dist.config import UserError
+from mwuf_dist.config.logs import Written
 from mwuf_dist.escape import printable
 from mwuf_dist.serving.writers import Format, TableFormat
 
@@ -80,6 +81,19 @@ examples:
 }
 
 
+@dataclass(kw_only=True)
+class _HowWritten:
+    header: str = ""  # Text files: names of the columns, with commas between them, where no line has them.
+    delimiter: str = ""  # What stands between two columns (tab for one); empty: as the run's logs have it.
+    quote: str | None = None  # What stands around values that hold the delimiter; none: nothing does.
+    encoding: str = ""  # How letters are written.
+    time_format: str = ""  # How dates are written, as strptime has it.
+
+    def written(self) -> Written:
+        """Says how the text files are written."""
+        return Written(self.header, self.delimiter, self.quote, self.encoding, self.time_format)
+
+
 @dataclass
 class ExportOptions:
     """Options of `mwuf export`."""
@@ -99,7 +113,7 @@ class ExportOptions:
 
 
 @dataclass
-class WarmOptions:
+class WarmOptions(_HowWritten):
     """Options of `mwuf warm`."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run, or of a job.
@@ -147,7 +161,7 @@ class ServeCheckOptions:
 
 
 @dataclass
-class AdoptOptions:
+class AdoptOptions(_HowWritten):
     """Options of `mwuf adopt`."""
 
     weights: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="WEIGHTS")]  # Checkpoint folder or file.
@@ -239,7 +253,7 @@ def _warm(arguments: list[str]) -> int:
     from mwuf_dist.serving.warm.job import warm
     from mwuf_dist.serving.warm.retire import Retiring
 
-    columns = Columns(options.user, options.item, options.time, options.label)
+    columns = Columns(options.user, options.item, options.time, options.label, options.written())
     clock = time.perf_counter()
     with start(read_run(options.run)[0]) as runtime:
         report = warm(
@@ -270,7 +284,7 @@ def _follow(options: WarmOptions) -> int:
     from mwuf_dist.serving.warm.follow import FolderSource, follow
     from mwuf_dist.serving.warm.interactions import Columns
 
-    columns = Columns(options.user, options.item, options.time, options.label)
+    columns = Columns(options.user, options.item, options.time, options.label, options.written())
     source = FolderSource(options.follow or Path())
     with start(read_run(options.run)[0]) as runtime:
 
@@ -333,7 +347,15 @@ def _adopt(arguments: list[str]) -> int:
         epochs=options.epochs,
         warm_rows=options.warm_rows,
     )
-    given = AdoptInput(options.weights, options.item_table, options.model, options.logs, options.item_ids, settings)
+    given = AdoptInput(
+        options.weights,
+        options.item_table,
+        options.model,
+        options.logs,
+        options.item_ids,
+        settings,
+        options.written(),
+    )
     if options.check:
         fit = check_fit(given)
         print(printable(fit.text()))

@@ -12,16 +12,50 @@ from mwuf_dist.config.types import Count, Negatives, Seed, section
 
 @section
 class LogsField:
-    """One `[[data.logs.fields]]`: a feature of the users or the items of your own logs."""
+    """One `[[data.logs.fields]]`: a feature of the users, the items or the rows of your own logs."""
 
     name: Annotated[str, MinLen(1)]  # Name in reports and tables.
-    side: Literal["user", "item"]  # Whose feature it is.
+    # Whose feature it is; row: of the interaction itself (its position, device or hour), a column there.
+    side: Literal["user", "item", "row"]
     # numeric: an index per quantile bucket; vector: a list of numbers, in Parquet, as many for every item.
     kind: Literal["categorical", "multi_valued", "numeric", "vector"] = "categorical"
     column: str = ""  # Its column, in the side table or else the interactions; empty: the name.
     separator: str = "|"  # multi_valued: what stands between the values of a string (a list column needs none).
-    min_count: Count = 1  # A value of fewer users (or items) than this is unknown, index 0.
+    min_count: Count = 1  # A value of fewer users (items, rows) than this is unknown, index 0.
     buckets: Annotated[int, Ge(2), Le(1_000_000)] = 20  # numeric: number of quantile buckets.
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """Holds what a command line says of how text files are written; what is empty is left to the config.
+
+    Attributes:
+        header: names of the columns, with commas between them.
+        delimiter: between two columns; `tab` is one.
+        quote: around values that hold the delimiter; `none`: nothing is.
+        encoding: of letters.
+        time_format: of dates, as strptime has it.
+    """
+
+    header: str = ""
+    delimiter: str = ""
+    quote: str | None = None
+    encoding: str = ""
+    time_format: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return tuple(name.strip() for name in self.header.split(",") if name.strip())
+
+    def on(self, options: LogsConfig) -> LogsConfig:
+        """Puts what is said into the section `data.logs` of a config."""
+        said: dict[str, object] = {name: getattr(self, name) for name in ("encoding", "time_format")}
+        said |= {"header": self.names, "delimiter": {"tab": "\t", "\\t": "\t"}.get(self.delimiter, self.delimiter)}
+        said = {name: value for name, value in said.items() if value}
+        if self.quote is not None:
+            said["quote"] = "" if self.quote == "none" else self.quote
+        return dataclasses.replace(options, **said)
 
 
 @section
@@ -41,6 +75,8 @@ class LogsConfig:
     label_is: tuple[str, ...] = ()  # or, if given, where it is one of these values. Or, with no label column at all:
     negatives_per_positive: Negatives = 0  # Every row is positive; so many rows of label 0 are drawn for each.
     negatives_seed: Seed = 0  # Seed of that draw.
+    weight: str = ""  # Column of what a row weighs in the losses, a number from 0 on; empty: each weighs 1.
+    weights: tuple[str, ...] = ()  # Or what a row with each value of it weighs: ["click=1", "buy=5"], others 1.
     # Of rows alike in user, item, time and label, one stays; first_of_pair: of a user and an item, the earliest.
     repeated_rows: Literal["drop", "keep", "first_of_pair"] = "drop"
     drop_incomplete: bool = False  # Leave rows without user, item, time or label out, where they would be an error.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from mwuf_dist.config import UserError
 from mwuf_dist.files import DamagedError, read_json
 
 LAYOUT_VERSION = 5  # Raise it when the files change; every prepared folder is then made anew.
@@ -49,3 +54,18 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{MANIFEST} cannot be read ({type(error).__name__}: {error})") from None
     return manifest
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Around the reading of a file of a prepared folder.
+
+    Raises:
+        UserError: it is damaged, or cannot be read.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}): the disk may be failing; delete its folder to have it prepared anew"
+        ) from error

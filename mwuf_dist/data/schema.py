@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ SIDES: tuple[Side, Side] = ("user", "item")
 Kind = Literal["categorical", "multi_valued", "vector"]
 
 RAW_ID = "raw_id"
+WEIGHT = "weight"  # of an interaction: what it weighs in the losses
 SET = "set"  # of an interaction, where its source says it: index into SPLITS, or NO_SPLIT
 USER_ID = "user_id"
 
@@ -29,16 +30,17 @@ INTERACTION_TYPES: dict[str, pa.DataType] = {
     "bayes_logit": pa.float32(),
 }
 OPTIONAL_COLUMNS = ("bayes_logit",)
+_OF_ROW = "row:"  # Before the name of a field of the interactions themselves.
 
 PIECE_ROWS = 1 << 22  # Rows of a piece of work: 4M of about 30 bytes, and a few copies of them.
 
 
 @dataclass(frozen=True)
 class Field:
-    """One feature of a user or an item.
+    """One feature of a user, an item or (`row`) an interaction.
 
     Attributes:
-        name: column of the entity table that holds it.
+        name: column of the entity table that holds it; of a row see `row_column`.
         kind: `categorical` is one index per entity, `multi_valued` a list of at least one; `vector` is no index but
             `size` numbers, null for an item that has none.
         side: whose feature it is.
@@ -49,7 +51,7 @@ class Field:
 
     name: str
     kind: Kind
-    side: Side
+    side: Literal["user", "item", "row"]
     size: int
     pooling: Literal["mean", "sum"] = "mean"
     ordinal: bool = False
@@ -68,7 +70,7 @@ class Entities:
     Attributes:
         users: column `raw_id` and one column per user field, a row per user. The user ID itself is the field `user_id`.
         items: the same for items. An item's ID is not a field: the method's own tables hold it.
-        fields: the features, users' before items'.
+        fields: the features, users' before items', then the rows'.
     """
 
     users: pa.Table
@@ -78,6 +80,8 @@ class Entities:
     def check(self) -> None:
         """Asserts that the tables hold what the fields declare."""
         for field in self.fields:
+            if field.side == "row":
+                continue
             column = (self.users if field.side == "user" else self.items)[field.name].combine_chunks()
             assert column.type == field.arrow_type, f"field {field.name}: {column.type}, not {field.arrow_type}"
             if field.kind == "vector":
@@ -99,7 +103,8 @@ class RawPieces:
     Attributes:
         pieces: whose rows, one piece after another, are the rows of the raw file.
         read: the rows of a piece, some at a time: `user` and `item` (IDs, integers), `label`, `time` and, where the
-            true probabilities are known, `bayes_logit`, arrays [R]. Any process may call it.
+            true probabilities are known, `bayes_logit`, arrays [R]; where there are such, `WEIGHT` and fields of
+            the rows (`row_column`). Any process may call it.
         entities: users and items, ascending by ID, from the distinct user IDs of the interactions, the distinct item
             IDs and the number of rows of each; under the stream protocol also from who makes the vocabularies and
             buckets (`stream_rule.Seen`).
@@ -197,6 +202,20 @@ class RawDataset:
             fewest=self.fewest,
             vocabularies=self.vocabularies,
         )
+
+
+def row_column(field: str) -> str:
+    """Names the column of the interactions that holds a field of theirs: an index, int32."""
+    return f"{_OF_ROW}{field}"
+
+
+def row_types(names: Iterable[str]) -> dict[str, pa.DataType]:
+    """Types of the columns that are fields of the rows, or their weight, among these, in the order of their names."""
+    return {
+        name: pa.float32() if name == WEIGHT else pa.int32()
+        for name in sorted(names)
+        if name == WEIGHT or name.startswith(_OF_ROW)
+    }
 
 
 def _slice(interactions: pa.Table, start: int) -> Iterator[dict[str, np.ndarray]]:

@@ -11,7 +11,6 @@ but for the last one, and never cross files: row r is in group r // row_group_ro
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -26,11 +25,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mwuf_dist.config import Events, UserError
+from mwuf_dist.config import Events
 from mwuf_dist.data import manifest as manifests
 from mwuf_dist.data import vectors
 from mwuf_dist.data.manifest import MANIFEST
-from mwuf_dist.data.schema import RAW_ID, Entities, Field, Side
+from mwuf_dist.data.schema import RAW_ID, Entities, Field, Side, row_column, row_types
 from mwuf_dist.data.split import Roles
 from mwuf_dist.files import crc32_of, write_json
 
@@ -186,6 +185,16 @@ class Prepared:
         return tuple(Field(**field) for field in self.manifest["fields"])
 
     @property
+    def row_fields(self) -> tuple[Field, ...]:
+        """Fields of the interactions themselves, in the order of `row_columns`."""
+        return tuple(sorted((field for field in self.fields if field.side == "row"), key=lambda field: field.name))
+
+    @property
+    def row_columns(self) -> tuple[str, ...]:
+        """Columns of the splits that hold fields of the rows, and their weight where they have one."""
+        return tuple(row_types(self.manifest["columns"]))
+
+    @property
     def num_users(self) -> int:
         """Rows of the user table."""
         return self.manifest["num_users"]
@@ -252,7 +261,7 @@ class Prepared:
     def entity(self, side: Side) -> EntityTable:
         """Fields and raw IDs of all users or items."""
         path = self.whole(ENTITY_FILES[side])
-        with explained(path):
+        with manifests.explained(path):
             table = pq.read_table(path, memory_map=True).combine_chunks()
             expected = self.manifest["num_users"] if side == "user" else self.num_stored_items
             if table.num_rows != expected:
@@ -277,7 +286,7 @@ class Prepared:
     def raw_ids(self, side: Side) -> pa.Array:
         """IDs in the raw data of all users or items [E], int64 or string, in the order of their index."""
         path = self.whole(ENTITY_FILES[side])
-        with explained(path):
+        with manifests.explained(path):
             column = pq.read_table(path, columns=[RAW_ID], memory_map=True)[RAW_ID]
         return pa.concat_arrays(column.chunks)
 
@@ -287,7 +296,7 @@ class Prepared:
         Args:
             split: one of `SPLITS`.
             names: of `user` int32, `item` int32 (new index), `label` int8, `time` int64, `row` int64 (position in the
-                raw file) and, where known, `bayes_logit` float32.
+                raw file) and, where known, `bayes_logit` float32; `row_columns`: `weight` float32, fields int32.
         """
         return self.read_rows(split, 0, self.num_rows(split), names)
 
@@ -326,7 +335,7 @@ class Prepared:
         """Path of a file of the folder whose CRC-32 stands in the manifest; the first call compares it."""
         path = self.path / name
         if path not in self._verified:
-            with explained(path):
+            with manifests.explained(path):
                 if crc32_of(path) != (self.manifest["entities"] | self.manifest["histories"])[name]["crc32"]:
                     raise ValueError("its CRC-32 is not that in the manifest")
             self._verified.add(path)
@@ -335,14 +344,15 @@ class Prepared:
     def _stops(self, split: str) -> dict[str, int]:
         """Finds what the IDs of a split's rows are smaller than."""
         items = self.manifest["num_old_items"] if split == "pretrain" else self.num_stored_items
-        return {"user": self.manifest["num_users"], "item": items}
+        of_rows = {row_column(field.name): field.size for field in self.row_fields}
+        return {"user": self.manifest["num_users"], "item": items, **of_rows}
 
     def _read(self, split: str, part: int, groups: range, names: list[str]) -> pa.Table:
         file_entry = self.manifest["splits"][split]["files"][part]
         path = self.path / file_entry["path"]
         # Comparing the checksums of pages costs time, so each is compared once in the life of the process.
         fresh = {(path, group, name) for group in groups for name in names} - self._verified
-        with explained(path):
+        with manifests.explained(path):
             # A reader of its own per call: one reader is not safe in two threads. The footer is parsed only once.
             if path not in self._footers:
                 if _footer_crc32(path) != file_entry["footer_crc32"]:
@@ -378,21 +388,6 @@ def _footer_crc32(path: Path) -> int:
         length = int.from_bytes(file.read(4), "little") + 8
         file.seek(max(0, size - length))
         return zlib.crc32(file.read())
-
-
-@contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Around the reading of a file of a prepared folder.
-
-    Raises:
-        UserError: it is damaged, or cannot be read.
-    """
-    try:
-        yield
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}): the disk may be failing; delete its folder to have it prepared anew"
-        ) from error
 
 
 def _numpy_name(arrow_name: str) -> str:

@@ -222,10 +222,12 @@ def without_rare_values(entities: EntityTable, num_known: int, min_known: int) -
         if column.field.kind == "vector":
             columns[name] = column
             continue
-        offsets = np.arange(entities.num_rows + 1) if column.offsets is None else column.offsets
-        known = column.values[: offsets[num_known]]
-        counts = np.bincount(known, minlength=column.field.size)
-        columns[name] = dataclasses.replace(
-            column, values=np.where(counts[column.values] < min_known, 0, column.values)
-        )
+        is_rare = rare_values(column, num_known, min_known)
+        columns[name] = dataclasses.replace(column, values=np.where(is_rare[column.values], 0, column.values))
     return dataclasses.replace(entities, columns=columns)
+
+
+def rare_values(column: FieldColumn, num_known: int, min_known: int) -> np.ndarray:
+    """Which values [size] fewer than `min_known` of the first `num_known` entities have, bool."""
+    end = num_known if column.offsets is None else column.offsets[num_known]
+    return np.bincount(column.values[:end], minlength=column.field.size) < min_known

@@ -45,6 +45,7 @@ def fit_content_prior(
     offset: torch.Tensor,
     slope: torch.Tensor,
     precision: float,
+    weight_of: torch.Tensor | None = None,
 ) -> ContentPrior:
     """Fits B, S and t.
 
@@ -55,6 +56,7 @@ def fit_content_prior(
         offset: f [n].
         slope: s [n, D].
         precision: S starts as the identity by this.
+        weight_of: what each click counts [n]; None: 1.
     """
     features, label, offset, slope = (values.double() for values in (features, label, offset, slope))
     num, dim = len(features), slope.shape[1]
@@ -65,7 +67,7 @@ def fit_content_prior(
     for _ in range(_MOST_STEPS):
         prior = features @ weight
         inverse = torch.linalg.inv(covariance)
-        rows, spread = _posterior(rows, prior, inverse, item, label, offset, slope)
+        rows, spread = _posterior(rows, prior, inverse, item, label, offset, slope, weight_of)
         resolved = torch.linalg.inv(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
         weight = resolved @ (features.T @ rows)
         # Fewer than `num` degrees of freedom are left beside those that the regression has used.
@@ -92,13 +94,14 @@ def _posterior(
     label: torch.Tensor,
     offset: torch.Tensor,
     slope: torch.Tensor,
+    weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One Newton step of each item's row [m, D] towards its mode, and the covariances [m, D, D] by the curvature there.
 
     An item's steps go on from one iteration to the next: it is at its mode when the prior no longer moves.
     """
-    gradient, probability = gradient_of(rows, prior, precision, item, label, offset, slope)
-    covariance = torch.linalg.inv(curvature(precision, len(rows), item, slope, probability))
+    gradient, probability = gradient_of(rows, prior, precision, item, label, offset, slope, weight)
+    covariance = torch.linalg.inv(curvature(precision, len(rows), item, slope, probability, weight))
     return rows - (covariance @ gradient[:, :, None]).squeeze(2), covariance
 
 
@@ -110,11 +113,13 @@ def gradient_of(
     label: torch.Tensor,
     offset: torch.Tensor,
     slope: torch.Tensor,
+    weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients [m, D] of the items' losses in their rows, and the clicks' probabilities [n]; see `Map.fit`."""
     probability = torch.sigmoid(offset + (rows[item] * slope).sum(1))
     gradient = times(rows - prior, precision)
-    return gradient.index_add_(0, item, slope * (probability - label)[:, None]), probability
+    missed = probability - label if weight is None else (probability - label) * weight
+    return gradient.index_add_(0, item, slope * missed[:, None]), probability
 
 
 def times(rows: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
@@ -123,7 +128,12 @@ def times(rows: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
 
 
 def curvature(
-    precision: torch.Tensor, num: int, item: torch.Tensor, slope: torch.Tensor, probability: torch.Tensor
+    precision: torch.Tensor,
+    num: int,
+    item: torch.Tensor,
+    slope: torch.Tensor,
+    probability: torch.Tensor,
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Second derivatives [num, D, D] of the items' losses in their rows, where clicks have these probabilities [n].
 
@@ -133,9 +143,11 @@ def curvature(
         item: whose click each is [n].
         slope: [n, D].
         probability: [n].
+        weight: what each click counts [n]; None: 1.
     """
     out = precision.expand(num, -1, -1).clone()
-    weighted = slope * (probability * (1 - probability))[:, None]
+    spread = probability * (1 - probability)
+    weighted = slope * (spread if weight is None else spread * weight)[:, None]
     for first in range(0, len(item), _CURVATURE_ROWS):
         part = slice(first, first + _CURVATURE_ROWS)
         out.index_add_(0, item[part], weighted[part, :, None] * slope[part, None])

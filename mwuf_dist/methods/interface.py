@@ -144,6 +144,7 @@ class Method(nn.Module):
         label: torch.Tensor,
         offset: torch.Tensor,
         slope: torch.Tensor,
+        weight: torch.Tensor | None = None,
     ) -> None:
         """Learns, from clicks of m old items, what rows of items are like; the same on every rank.
 
@@ -153,6 +154,7 @@ class Method(nn.Module):
             label: [n].
             offset: [n].
             slope: [n, D].
+            weight: as in `fit`.
         """
         raise NotImplementedError
 
@@ -163,7 +165,13 @@ class Method(nn.Module):
         return None
 
     def fit(
-        self, start: torch.Tensor, item: torch.Tensor, label: torch.Tensor, offset: torch.Tensor, slope: torch.Tensor
+        self,
+        start: torch.Tensor,
+        item: torch.Tensor,
+        label: torch.Tensor,
+        offset: torch.Tensor,
+        slope: torch.Tensor,
+        weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Rows [m, D] of phi_new for m items, from their clicks so far and nothing else.
 
@@ -173,11 +181,17 @@ class Method(nn.Module):
             label: [n].
             offset: the logit of click j is offset[j] + slope[j] . v for the item's row v; [n].
             slope: [n, D].
+            weight: what each click counts in the loss [n]; given only where rows have weights.
         """
         raise NotImplementedError
 
     def covariance(
-        self, rows: torch.Tensor, item: torch.Tensor, offset: torch.Tensor, slope: torch.Tensor
+        self,
+        rows: torch.Tensor,
+        item: torch.Tensor,
+        offset: torch.Tensor,
+        slope: torch.Tensor,
+        weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The posterior's covariance of fitted rows, float64 [m, D, D], for a method that `has_posterior`.
 
@@ -186,6 +200,7 @@ class Method(nn.Module):
             item: whose click each is, from 0 to m - 1 [n].
             offset: as for `fit` [n].
             slope: [n, D].
+            weight: as for `fit`.
         """
         raise NotImplementedError
 

@@ -36,9 +36,9 @@ class Map(DropoutNet):
 
         argmin_v  sum_u BCE(f_u + v . x_u, y_u) + (v - v_0)' P (v - v_0) / 2
 
-    a convex problem of its own for every item, solved by Newton's method for many items at once. There is no learning
-    rate, no number of steps and no order of rows to choose, and a row depends on its item's clicks alone. It always
-    takes the clicks of all finished phases.
+    (each click times its weight, where rows have weights), a convex problem of its own for every item, solved by
+    Newton's method for many items at once. There is no learning rate, no number of steps and no order of rows to
+    choose, and a row depends on its item's clicks alone. It always takes the clicks of all finished phases.
 
     * `prior = "zero"`: v_0 is zero and P is `method.prior_precision` times the identity: the ID is a residual that
       `pretrain` has learned to do without (`method.item_dropout`, as in DropoutNet).
@@ -88,6 +88,7 @@ class Map(DropoutNet):
         label: torch.Tensor,
         offset: torch.Tensor,
         slope: torch.Tensor,
+        weight: torch.Tensor | None = None,
     ) -> None:
         """See `Method.fit_prior`."""
         context = item_context.double()
@@ -95,7 +96,7 @@ class Map(DropoutNet):
         # A constant column says nothing, and its deviation is rounding.
         deviation = torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, torch.inf)
         features = torch.cat([(context - mean) / deviation, torch.ones_like(context[:, :1])], dim=1)
-        found = fit_content_prior(features, item, label, offset, slope, self.config.prior_precision)
+        found = fit_content_prior(features, item, label, offset, slope, self.config.prior_precision, weight)
         weight = found.weight[:-1] / deviation[:, None]
         self.weight.copy_(torch.cat([weight, found.weight[-1:] - mean @ weight]))
         self.precision.copy_(torch.linalg.inv(found.covariance) * self.config.prior_strength)
@@ -106,30 +107,42 @@ class Map(DropoutNet):
 
     @torch.no_grad()
     def fit(
-        self, start: torch.Tensor, item: torch.Tensor, label: torch.Tensor, offset: torch.Tensor, slope: torch.Tensor
+        self,
+        start: torch.Tensor,
+        item: torch.Tensor,
+        label: torch.Tensor,
+        offset: torch.Tensor,
+        slope: torch.Tensor,
+        weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Method.fit`."""
         prior, offset, slope, label = (values.double() for values in (start, offset, slope, label))
+        weight = None if weight is None else weight.double()
         rows, precision = prior.clone(), self.precision.double().to(prior.device)
         for _ in range(_MOST_STEPS):
-            gradient, probability = gradient_of(rows, prior, precision, item, label, offset, slope)
+            gradient, probability = gradient_of(rows, prior, precision, item, label, offset, slope, weight)
             open_items = gradient.abs().amax(1) > _SMALLEST_SLOPE
             if not open_items.any():
                 break
-            second = curvature(precision, len(rows), item, slope, probability)
+            second = curvature(precision, len(rows), item, slope, probability, weight)
             step = torch.linalg.solve(second, gradient) * open_items[:, None]
-            rows = self._descend(rows, step, prior, precision, item, label, offset, slope)
+            rows = self._descend(rows, step, prior, precision, item, label, offset, slope, weight)
         return rows.to(start.dtype)
 
     @torch.no_grad()
     def covariance(
-        self, rows: torch.Tensor, item: torch.Tensor, offset: torch.Tensor, slope: torch.Tensor
+        self,
+        rows: torch.Tensor,
+        item: torch.Tensor,
+        offset: torch.Tensor,
+        slope: torch.Tensor,
+        weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Method.covariance`: the inverse of the curvature at the rows (Laplace's approximation)."""
         rows, offset, slope = rows.double(), offset.double(), slope.double()
         probability = torch.sigmoid(offset + (rows[item] * slope).sum(1))
         precision = self.precision.double().to(rows.device)
-        return torch.linalg.inv(curvature(precision, len(rows), item, slope, probability))
+        return torch.linalg.inv(curvature(precision, len(rows), item, slope, probability, weight))
 
     def _descend(
         self,
@@ -141,6 +154,7 @@ class Map(DropoutNet):
         label: torch.Tensor,
         offset: torch.Tensor,
         slope: torch.Tensor,
+        weight: torch.Tensor | None,
     ) -> torch.Tensor:
         """Rows moved by `step`, by half of it where that would be uphill, and so on."""
 
@@ -148,7 +162,7 @@ class Map(DropoutNet):
             logit = offset + (rows[item] * slope).sum(1)
             away = rows - prior
             total = (times(away, precision) * away).sum(1) / 2
-            return total.index_add(0, item, F.binary_cross_entropy_with_logits(logit, label, reduction="none"))
+            return total.index_add(0, item, F.binary_cross_entropy_with_logits(logit, label, weight, reduction="none"))
 
         before = loss(rows)
         for _ in range(_MOST_HALVINGS):

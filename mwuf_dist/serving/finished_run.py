@@ -18,15 +18,14 @@ from mwuf_dist.config import PHASES, WARM_SETS, Config, UserError
 from mwuf_dist.data.batches.histories import Histories, History
 from mwuf_dist.data.schema import Side
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.embeddings.user_means import ItemUsers, is_range, mean_users
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving import served_state
 from mwuf_dist.serving.deltas import hashes
 from mwuf_dist.serving.deltas.pending import load_state
-from mwuf_dist.serving.indices import Indices, checked_indices, place_of
-from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
+from mwuf_dist.serving.indices import Indices, RowValues, checked_indices, place_of, row_indices
+from mwuf_dist.serving.run_files import chain_of, fill_new_ids, open_prepared, read_run
 from mwuf_dist.serving.served_state import SERVED, Grown, WarmState
 from mwuf_dist.training.checkpoint.files import load_tensors
 from mwuf_dist.training.checkpoint.save import module_state
@@ -38,8 +37,7 @@ from mwuf_dist.training.stages.pretrain import pretrained_tensors
 # What an item's phase code counts in: the phases of new items, then the word for old ones.
 PHASE_NAMES = (*PHASES, "old")
 OLD = len(PHASES)
-# Rows scored at once.
-_ROWS = 1 << 16
+_ROWS = 1 << 16  # scored at once
 
 
 @dataclass
@@ -225,13 +223,14 @@ class FinishedRun:
         return rows
 
     @torch.no_grad()
-    def context(self, users: Indices, items: Indices) -> torch.Tensor:
+    def context(self, users: Indices, items: Indices, rows: RowValues | None = None) -> torch.Tensor:
         """The other fields' embeddings [n, F*D] of pairs: what an exported model reads beside the item embedding.
 
-        Behind them, for a backbone that looks at histories, what it makes of the users' histories as of now [n, W].
+        For `rows` see `scores`. Behind, for a backbone that looks at histories, what it makes of them as of now [n, W].
         """
         users, items = self._pairs(users, items)
-        fields = torch.cat([self.model.item_fields(items), self.model.user_fields(users)], dim=1)
+        person = self.model.person(users, self._row_values(rows, users))
+        fields = torch.cat([self.model.item_fields(items), person], dim=1)
         if self.histories is None:
             return fields
         return torch.cat([fields, self.model.encoded_history(self.histories.whole(users), fields)], dim=1)
@@ -268,7 +267,8 @@ class FinishedRun:
         if history is None:
             return fields
         # Whatever is made of a history with these is made of it without knowing the item.
-        unknown = fields.new_full((len(fields), self.model.shape.num_item_fields * self.model.dim), torch.nan)
+        num_others = self.model.shape.num_item_fields + self.model.shape.num_row_fields
+        unknown = fields.new_full((len(fields), num_others * self.model.dim), torch.nan)
         encoded = self.model.encoded_history(history, torch.cat([unknown, fields], dim=1))
         if not bool(encoded.isfinite().all()):
             raise UserError(
@@ -290,16 +290,29 @@ class FinishedRun:
         return Frozen(self.model, self.config.embedding)
 
     @torch.no_grad()
-    def scores(self, users: Indices, items: Indices) -> torch.Tensor:
-        """Logits [n], float32, of the pairs (users [n], items [n]), old items and new, with histories as of now."""
+    def scores(self, users: Indices, items: Indices, rows: RowValues | None = None) -> torch.Tensor:
+        """Logits [n], float32, of the pairs (users [n], items [n]), old items and new, with histories as of now.
+
+        `rows` has raw values [n] of fields of the interactions, by their names; fields that it lacks are unknown.
+
+        Raises:
+            UserError: the run has no such field.
+        """
         users, items = self._pairs(users, items)
+        values = self._row_values(rows, users)
         parts = []
-        for user, item in zip(users.split(_ROWS), items.split(_ROWS), strict=True):
+        for first in range(0, len(users), _ROWS):
+            user, item = users[first : first + _ROWS], items[first : first + _ROWS]
             distinct, inverse = torch.unique(item, return_inverse=True)
             history = self.histories.whole(user) if self.histories is not None else None
-            part = self._frozen.part(user, item, history)
+            own = None if values is None else values[first : first + _ROWS]
+            part = self._frozen.part(user, item, history, own)
             parts.append(self._frozen.logit(self.embeddings(distinct)[inverse], part))
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else torch.empty(0, device=users.device)
+
+    def _row_values(self, rows: RowValues | None, users: torch.Tensor) -> torch.Tensor | None:
+        found = row_indices(rows, len(users), self.config, self.prepared)
+        return None if found is None else torch.from_numpy(found).to(users.device)
 
     def _items(self, items: Indices) -> torch.Tensor:
         return self._of_side(items, "item")
@@ -379,21 +392,9 @@ def load_run(
         run_rows = torch.zeros(state.num_run_items, model.dim)
         table = {f"{model.new_ids.name}.new": run_rows}
         load_tensors(checkpoint, pretrained_tensors(model) | module_state("method", method) | table)
-        _fill_new_ids(model, run_rows, state, config)
+        fill_new_ids(model, run_rows, state, config)
     model.backbone.eval()
     method.eval()
     for parameter in (*model.dense_parameters(), *method.parameters()):
         parameter.requires_grad_(False)
     return FinishedRun(folder, config, results, data, model, method, state, run_rows)
-
-
-def _fill_new_ids(model: Model, run_rows: torch.Tensor, state: WarmState, config: Config) -> None:
-    """phi_new with the run's rows and, above them, those of the state; in histories the run's stay."""
-    rows = torch.zeros(state.num_items, model.dim)
-    rows[: len(run_rows)] = run_rows
-    if model.backbone.uses_history and model.backbone.history_scope != "all":  # else no new item is in a history
-        specs, before = [*model.new_ids.specs.values()], rows.clone()
-        model.new_in_histories = Tables("new_in_histories", specs, config.embedding, model.runtime, trained=False)
-        model.new_in_histories.fill("new", lambda index: before[index.cpu()].to(index.device))
-    rows[torch.from_numpy(state.rows.item)] = torch.from_numpy(state.rows.served)
-    model.new_ids.fill("new", lambda index: rows[index.cpu()].to(index.device))

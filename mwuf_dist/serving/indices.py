@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from mwuf_dist.config import Config
+from mwuf_dist.data.readers import row_values
+from mwuf_dist.data.shards import Prepared
+
 # Indices of items or users.
 Indices = torch.Tensor | np.ndarray | Sequence[int]
+# Field of the interactions themselves -> its raw values, one for each pair.
+RowValues = Mapping[str, Sequence[Any]]
 
 
 def checked_indices(indices: Indices, num: int, what: str, device: torch.device) -> torch.Tensor:
@@ -45,3 +52,18 @@ def place_of(raw_id: object, ids: pa.Array) -> int:
         return ids.index(pa.scalar(raw_id).cast(ids.type)).as_py()
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
         return -1
+
+
+def row_indices(rows: RowValues | None, num: int, config: Config, prepared: Prepared) -> np.ndarray | None:
+    """Finds the indices [n, Fr] of the raw values of the interactions' own fields; None where none is given.
+
+    Raises:
+        UserError: the run has no such field.
+        ValueError: there are not `num` values.
+    """
+    if not rows:
+        return None
+    found = row_values.indices(rows, config.data.logs, prepared)
+    if len(found) != num:
+        raise ValueError(f"{len(found)} values and {num} pairs: give as many of both")
+    return found

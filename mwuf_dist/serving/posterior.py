@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from mwuf_dist.config import WARM_SETS, UserError
+from mwuf_dist.data.schema import WEIGHT
 from mwuf_dist.serving.finished_run import FinishedRun
-from mwuf_dist.serving.served_log import Log, taken
+from mwuf_dist.serving.served_log import Log, own_values, taken
 from mwuf_dist.training.item_rule.frozen_items import FrozenModel
 from mwuf_dist.training.item_rule.rule import WarmRule, item_groups, rule_of
 
@@ -68,7 +69,8 @@ def variances_of(
     """
     ends, found = np.cumsum(counts), np.empty_like(rows)
     for group in item_groups(counts, _GROUP_ROWS):
-        users = log["user"][int(ends[group[0]] - counts[group[0]]) : int(ends[group[-1]])]
-        of_group = frozen.of(rule, items[group], counts[group], np.zeros(len(group), dtype=np.int64), users)
-        found[group] = frozen.variances(of_group, rows[group], counts[group])
+        clicks = taken(log, np.arange(int(ends[group[0]] - counts[group[0]]), int(ends[group[-1]])))
+        nothing = np.zeros(len(group), dtype=np.int64)
+        of_group = frozen.of(rule, items[group], counts[group], nothing, clicks["user"], own_values(clicks))
+        found[group] = frozen.variances(of_group, rows[group], counts[group], clicks.get(WEIGHT))
     return found

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mwuf_dist.config import PHASES, Config, UserError, hash_of_values, load_run_config
 from mwuf_dist.data import remote
 from mwuf_dist.data.locations import expanded
@@ -17,8 +19,11 @@ from mwuf_dist.data.manifest import MANIFEST, read_manifest
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.remote import prepared_root
 from mwuf_dist.data.shards import Prepared
+from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.files import DamagedError, assert_tables, read_json
+from mwuf_dist.serving.served_state import WarmState
 from mwuf_dist.training.checkpoint.files import Cursor, read_meta
+from mwuf_dist.training.model import Model
 from mwuf_dist.training.results import SCHEMA, versions
 
 # Names the folder of a run's prepared data, or the one that holds it, where it is no longer where the run found it.
@@ -174,3 +179,15 @@ def _differences(results: dict[str, Any], prepared: Prepared) -> list[str]:
     if checksum != prepared.checksum:
         changed.append(f"checksum {checksum} -> {prepared.checksum}")
     return changed
+
+
+def fill_new_ids(model: Model, run_rows: torch.Tensor, state: WarmState, config: Config) -> None:
+    """Fills phi_new with the run's rows and, above them, those of the state; in histories the run's stay."""
+    rows = torch.zeros(state.num_items, model.dim)
+    rows[: len(run_rows)] = run_rows
+    if model.backbone.uses_history and model.backbone.history_scope != "all":  # else no new item is in a history
+        specs, before = [*model.new_ids.specs.values()], rows.clone()
+        model.new_in_histories = Tables("new_in_histories", specs, config.embedding, model.runtime, trained=False)
+        model.new_in_histories.fill("new", lambda index: before[index.cpu()].to(index.device))
+    rows[torch.from_numpy(state.rows.item)] = torch.from_numpy(state.rows.served)
+    model.new_ids.fill("new", lambda index: rows[index.cpu()].to(index.device))

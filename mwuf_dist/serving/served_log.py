@@ -3,17 +3,23 @@
 Two rows are the same interaction if they agree in user, item, time and label (whatever file they stand in). The order
 of an item's interactions is by time, then by a hash of the user's raw ID, then by label: rows of several files have no
 common position in a file, and an order that any of them had would make the result depend on how they were cut.
+
+Where the run's rows have fields of their own or weights, these are columns too, under the names that they have in the
+prepared data (`Prepared.row_columns`); of rows that agree in all else the one with the smallest of them counts.
 """
 
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
+
+from mwuf_dist.data.schema import WEIGHT
 
 LOG_COLUMNS = {"item": np.int32, "user": np.int32, "user_key": np.uint64, "time": np.int64, "label": np.int8}
 
@@ -59,7 +65,8 @@ def find(ids: pa.Array, known: pa.Array) -> np.ndarray:
 
 def in_order(log: Log) -> np.ndarray:
     """The rows of a log by (item, time, user, label), the first of equal ones only; int64 [n']."""
-    order = np.lexsort([log["label"], log["user_key"], log["time"], log["item"]])
+    beside = [log[name] for name in log if name not in LOG_COLUMNS]
+    order = np.lexsort([*beside, log["label"], log["user_key"], log["time"], log["item"]])
     same = np.ones(max(len(order) - 1, 0), dtype=bool)
     for name in ("item", "time", "user_key", "label"):
         values = log[name][order]
@@ -84,14 +91,21 @@ def is_known(log: Log, known: Log) -> np.ndarray:
     return out[len(known["item"]) :]
 
 
-def empty_log() -> Log:
-    """A log without rows."""
-    return {name: np.empty(0, dtype=kind) for name, kind in LOG_COLUMNS.items()}
+def empty_log(row_columns: Sequence[str] = ()) -> Log:
+    """A log without rows, with the columns that the run's rows have beside."""
+    kinds = LOG_COLUMNS | {name: np.float32 if name == WEIGHT else np.int32 for name in row_columns}
+    return {name: np.empty(0, dtype=kind) for name, kind in kinds.items()}
 
 
 def together(logs: list[Log]) -> Log:
-    """Several logs one after another."""
-    return {name: np.concatenate([log[name] for log in logs]) for name in LOG_COLUMNS}
+    """Several logs of the same columns one after another."""
+    return {name: np.concatenate([log[name] for log in logs]) for name in logs[0]}
+
+
+def own_values(log: Log) -> np.ndarray | None:
+    """Fields of the rows themselves [n, Fr], int32; None where they have none."""
+    fields = [values for name, values in log.items() if name not in LOG_COLUMNS and name != WEIGHT]
+    return np.stack(fields, axis=1) if fields else None
 
 
 def taken(log: Log, rows: np.ndarray) -> Log:

@@ -32,7 +32,7 @@ from mwuf_dist.data import vectors
 from mwuf_dist.data.schema import RAW_ID, Field, list_column
 from mwuf_dist.data.shards import EntityTable, FieldColumn, Prepared, Side
 from mwuf_dist.files import DamagedError, read_json, write_json
-from mwuf_dist.serving.served_log import LOG_COLUMNS, Log, empty_log
+from mwuf_dist.serving.served_log import Log, empty_log
 
 SCHEMA = 1
 _SCHEMA_WITH_RETIRED = 2  # so that a version that knows of none does not serve them
@@ -158,7 +158,7 @@ def new_state(prepared: Prepared, id_type: pa.DataType, dim: int) -> WarmState:
     fields = unknown_fields(prepared, 0)
     none_retired = Retired(pa.array([], id_type), np.empty(0, np.int64))
     ids, listed = pa.array([], id_type), np.empty(0, bool)
-    return WarmState(prepared.num_items, ids, fields, listed, empty_log(), rows, {}, none_retired)
+    return WarmState(prepared.num_items, ids, fields, listed, empty_log(prepared.row_columns), rows, {}, none_retired)
 
 
 def save(state: WarmState, run: Path) -> str:
@@ -259,7 +259,7 @@ def load(run: Path) -> WarmState | None:
         ids=_array(items[RAW_ID]),
         fields=items.drop_columns([RAW_ID, _LISTED]),
         listed=_array(items[_LISTED]).to_numpy(zero_copy_only=False),
-        log={name: log[name].to_numpy() for name in LOG_COLUMNS},
+        log={name: log[name].to_numpy() for name in log.column_names},
         rows=Rows(rows["item"].to_numpy().copy(), served, at_boundary, rows["boundary"].to_numpy()),
         made_from=about["made_from"],
         retired=retired,

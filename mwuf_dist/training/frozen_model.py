@@ -140,15 +140,24 @@ class Frozen:
         return self._model.runtime.distinct(items, self._model.num_items, pads)
 
     @torch.no_grad()
-    def part(self, user: torch.Tensor, item: torch.Tensor, history: History | None = None) -> torch.Tensor:
+    def part(
+        self,
+        user: torch.Tensor,
+        item: torch.Tensor,
+        history: History | None = None,
+        values: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Looks up the frozen part [b, P] of rows (user [b], item [b]) with what they look back at. A collective.
+
+        `values` are the rows' own fields [b, Fr]; None: unknown ones.
 
         A history is encoded with the rows of phi_new as they are now, without a gradient to them.
         """
         if self._head is None:
             distinct, inverse = self._model.runtime.distinct(item, self._model.num_items, not self.meta_inputs.is_whole)
             context, _ = self.inputs(distinct)
-            part = torch.cat([context[inverse], self._parts.rows(user)], dim=1)
+            own = [self._model.row_fields(values, len(user))] if self._model.rows else []
+            part = torch.cat([context[inverse], *own, self._parts.rows(user)], dim=1)
             if history is None:
                 return part
             return torch.cat([part, self._model.encoded_history(history, part)], dim=1)
@@ -172,7 +181,7 @@ class Frozen:
             index: which of them each row of the batch has [b].
             scale_and_shift: of the n items, both [n, D].
         """
-        part = self.part(batch.user, batch.item, batch.history)
+        part = self.part(batch.user, batch.item, batch.history, batch.row_values)
 
         def loss_of(embeddings: torch.Tensor) -> torch.Tensor:
             return loss_sum(self.logit(embeddings, part), batch)
@@ -195,10 +204,16 @@ class Frozen:
         self._embeddings = embeddings
 
     @torch.no_grad()
-    def served_logit(self, user: torch.Tensor, item: torch.Tensor, history: History | None = None) -> torch.Tensor:
+    def served_logit(
+        self,
+        user: torch.Tensor,
+        item: torch.Tensor,
+        history: History | None = None,
+        values: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Scores pairs of users [b] and new items [b], as `serve` left these: logits [b]. A collective."""
         items, inverse = self.distinct(item)
-        return self.logit(self._embeddings(items)[inverse], self.part(user, item, history))
+        return self.logit(self._embeddings(items)[inverse], self.part(user, item, history, values))
 
 
 class CompiledFrozen(Frozen):
@@ -244,7 +259,7 @@ class CompiledFrozen(Frozen):
         if scale_and_shift is not None:
             items = torch.stack(warm_embedding(rows, None, *scale_and_shift))
         d_items = torch.zeros_like(items)
-        weight = None if batch.is_full else batch.weight
+        weight = batch.loss_weight
         losses = self._loops.loss_and_gradient(parts, items, index, batch.label, weight, 1 / batch.num_rows, d_items)
         d_warm = None if scale_and_shift is None else d_items[1]
         found = warm_embedding_backward(d_items[0], d_warm, rows, None)
@@ -264,7 +279,13 @@ class CompiledFrozen(Frozen):
         self._parts.fill("parts", served, range(self._first_served, self._parts.specs["parts"].rows))
 
     @torch.no_grad()
-    def served_logit(self, user: torch.Tensor, item: torch.Tensor, history: History | None = None) -> torch.Tensor:
+    def served_logit(
+        self,
+        user: torch.Tensor,
+        item: torch.Tensor,
+        history: History | None = None,
+        values: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """See `Frozen.served_logit`."""
         # Padding is item 0, which is old: any row will do for it, and there is one there.
         return self._loops.logits(self._part_rows(user, item + (self._first_served - self._model.num_old)))

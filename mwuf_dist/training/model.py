@@ -14,8 +14,8 @@ from mwuf_dist.config import Config, EmbeddingConfig, Events, MetaTrainConfig, P
 from mwuf_dist.data.batches.histories import Histories, History
 from mwuf_dist.data.batches.loader import Batch, Batches, Loader
 from mwuf_dist.data.batches.user_batches import UserLoader
-from mwuf_dist.data.schema import SIDES, USER_ID, Side
-from mwuf_dist.data.shards import Prepared
+from mwuf_dist.data.schema import SIDES, USER_ID, Field, Side
+from mwuf_dist.data.shards import EntityTable, FieldColumn, Prepared
 from mwuf_dist.embeddings.features import FeatureStore, without_rare_values
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.embeddings.tables import Tables
@@ -43,9 +43,10 @@ class Model:
         self.num_items = prepared.num_items
         self.dim = config.embedding.dim
         self.users, self.items = (feature_store(config.embedding, prepared, side, runtime) for side in SIDES)
-        user_id = self.users.names.index(USER_ID)
+        self.rows = tuple(_values_of(field, runtime) for field in prepared.row_fields)
+        user_id = len(self.rows) + self.users.names.index(USER_ID)
         names = (*self.items.names, *self.items.vectors)
-        self.shape = Shape(self.dim, len(names), len(self.users.fields), user_id, names)
+        self.shape = Shape(self.dim, len(names), len(self.users.fields), user_id, names, len(self.rows))
         torch.manual_seed(generator_seed(config.seed, 1))  # the same dense weights on every rank
         self.backbone = build_backbone(config.backbone, self.shape).to(runtime.device)
         self.vector_fields = VectorFields(self.items.vectors, self.dim, config).to(runtime.device)
@@ -60,17 +61,20 @@ class Model:
 
         self.user_tables = collection("user", self.users.specs(self.dim), config.pretrain)
         self.item_tables = collection("item", self.items.specs(self.dim), config.pretrain)
+        self.row_tables = tuple(
+            collection(f"row {store.names[0]}", store.specs(self.dim), config.pretrain) for store in self.rows
+        )
         self.old_ids = collection("old", [TableSpec("old", old_rows, self.dim)], config.pretrain)
         self.new_ids = collection("new", [TableSpec("new", self.num_items, self.dim)], config.meta_train)
         # Where a new item's row in a history comes from; `mwuf warm` moves rows, and histories stay as they were.
         self.new_in_histories = self.new_ids
-        for tables in (self.user_tables, self.item_tables, self.old_ids):
+        for tables in self.pretrained_tables:
             tables.draw(config.embedding.init_std, config.seed)
 
     @property
     def pretrained_tables(self) -> tuple[Tables, ...]:
         """The tables that `pretrain` trains and everything later leaves alone."""
-        return self.user_tables, self.item_tables, self.old_ids
+        return self.user_tables, self.item_tables, self.old_ids, *self.row_tables
 
     def logit(self, batch: Batch, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
         """Logits [b] of old items' rows, with gradients to every table and weight. A collective.
@@ -82,12 +86,12 @@ class Model:
         if batch.history is None:
             item_side, inverse = self.item_side(batch.item)
             item, item_context = item_side[inverse].split([self.dim, item_side.shape[1] - self.dim], dim=1)
-            context = torch.cat([item_context, self.user_fields(batch.user)], dim=1)
+            context = torch.cat([item_context, self.person(batch.user, batch.row_values)], dim=1)
         else:
             items, inverse = self._distinct_old(batch.item)
             item, history = self._old_rows(batch.item, batch.history)
             item_context = self.item_fields(items).index_select(0, inverse)
-            context = torch.cat([item_context, self.user_fields(batch.user)], dim=1)
+            context = torch.cat([item_context, self.person(batch.user, batch.row_values)], dim=1)
             encoded = self.backbone.in_precision(self.backbone.encode, history, context)
             context = torch.cat([context, encoded], dim=1)
         item = item if change is None else change(item)
@@ -192,6 +196,21 @@ class Model:
         """Field embeddings [n, Fu*D] of users [n]. A collective."""
         return self.users.lookup(self.user_tables, users)
 
+    def row_fields(self, values: torch.Tensor | None, num_rows: int) -> torch.Tensor:
+        """Field embeddings [n, Fr*D] of rows with fields of their own [n, Fr]; None: unknown ones. A collective."""
+        if values is None:
+            values = torch.zeros(num_rows, len(self.rows), dtype=torch.int64, device=self.runtime.device)
+        found = [
+            store.lookup(tables, values[:, place].contiguous())
+            for place, (store, tables) in enumerate(zip(self.rows, self.row_tables, strict=True))
+        ]
+        return torch.cat(found, dim=1) if found else torch.empty(num_rows, 0, device=self.runtime.device)
+
+    def person(self, users: torch.Tensor, values: torch.Tensor | None) -> torch.Tensor:
+        """Looks up what stands behind the item's fields [n, (Fr + Fu)*D]: the rows' own, the users'. A collective."""
+        users_side = self.user_fields(users)
+        return torch.cat([self.row_fields(values, len(users)), users_side], dim=1) if self.rows else users_side
+
     def item_fields(self, items: torch.Tensor) -> torch.Tensor:
         """Field embeddings [n, Fi*D] of items [n], without the ID. A collective."""
         return self.vector_fields(self.items.lookup(self.item_tables, items), self.items.vectors, items)
@@ -207,6 +226,13 @@ def feature_store(config: EmbeddingConfig, prepared: Prepared, side: Side, runti
     if side == "item":
         entities = without_rare_values(entities, prepared.num_old_items, config.min_old_items)
     return FeatureStore(entities, runtime.device, config.smooth_ordinal)
+
+
+def _values_of(field: Field, runtime: Runtime) -> FeatureStore:
+    """The values of a field of the rows, each an entity of its own: an index is looked up as itself."""
+    own = Field(field.name, "categorical", "user", field.size)
+    column = FieldColumn(own, None, np.arange(field.size, dtype=np.int32))
+    return FeatureStore(EntityTable(field.size, np.arange(field.size), {field.name: column}), runtime.device)
 
 
 def pretrained_items(model: Model, prepared: Prepared) -> PretrainedItems:
@@ -234,9 +260,9 @@ def loss_sum(logit: torch.Tensor, batch: Batch, row_weight: torch.Tensor | None 
     Args:
         logit: [b].
         batch: the rows.
-        row_weight: what each weighs [b]; None is 1.
+        row_weight: what each weighs beside `batch.row_weight` [b]; None is 1.
     """
-    weight = None if batch.is_full else batch.weight
+    weight = batch.loss_weight
     if row_weight is not None:
-        weight = row_weight * batch.weight
+        weight = row_weight * (batch.weight if weight is None else weight)
     return F.binary_cross_entropy_with_logits(logit, batch.label, weight, reduction="sum") / batch.num_rows

@@ -18,7 +18,8 @@ HALF = 3
 ITEM = np.random.default_rng(0).permutation(np.repeat(np.arange(5), [30, 6, 5, 13, 40])).astype(np.int32)
 # A row's user is its number, so that a batch tells which rows it holds.
 PREPARED: Any = SimpleNamespace(
-    columns=lambda split, names: {"user": np.arange(len(ITEM), dtype=np.int32), "item": ITEM, "label": ITEM % 2}
+    columns=lambda split, names: {"user": np.arange(len(ITEM), dtype=np.int32), "item": ITEM, "label": ITEM % 2},
+    row_columns=(),
 )
 
 

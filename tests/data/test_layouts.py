@@ -51,7 +51,7 @@ def _differences(layout: Layout, found: Proposal) -> list[str]:
         wrong.append(f"positive is {options.label_is}, not {positive!r}")
     sides = {one.column or one.name: one.side for one in options.fields}
     for one in layout.columns:
-        side = {"uf": "user", "if": "item", "out": None}.get(one.role, sides.get(one.name))
+        side = {"uf": "user", "if": "item", "rf": "row", "out": None}.get(one.role, sides.get(one.name))
         if sides.get(one.name) != side:
             wrong.append(f"{one.name} is a feature of {sides.get(one.name)}, not of {side}")
     return wrong

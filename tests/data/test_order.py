@@ -21,6 +21,8 @@ from mwuf_dist.runtime import Runtime
 class FakePrepared:
     """Rows whose user is their own number, so that a batch says which rows it holds."""
 
+    row_columns = ()
+
     def __init__(self, sizes: dict[str, int], group: int) -> None:
         self.sizes, self.group = sizes, group
         first = np.cumsum([0, *sizes.values()])

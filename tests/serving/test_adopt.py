@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from examples import adopt_torchrec, own_loop
+from examples import adopt_torcheasyrec, adopt_torchrec, own_loop
 from mwuf_dist import MetaWarmUp, cli
 from mwuf_dist.config import UserError
 from mwuf_dist.evaluation.metrics import auc
@@ -91,6 +91,32 @@ def test_a_distributed_checkpoint_holds_what_a_state_dict_file_holds(folder: Pat
     found = load_weights(tmp_path / "checkpoint")
     assert len(found) == len(weights)
     assert torch.equal(find_table(found, "item_id"), find_table(weights, "item_id"))
+
+
+def test_a_checkpoint_of_torcheasyrec_is_adopted_as_the_state_dict_is(folder: Path, tmp_path: Path) -> None:
+    weights = torch.load(folder / "dlrm.pt", weights_only=True)
+    adopt_torcheasyrec.write_checkpoint(weights, tmp_path)
+    # An earlier one beside it, with other weights, whose number is larger as text.
+    earlier = adopt_torcheasyrec.write_checkpoint(
+        {name: value * 0 for name, value in weights.items()}, tmp_path / "old"
+    )
+    earlier.rename(tmp_path / "model.ckpt-50")
+    found = []
+    for path in (tmp_path, tmp_path / f"model.ckpt-{adopt_torcheasyrec.STEP}"):
+        named = path, "item_id_emb", "examples.adopt_torcheasyrec:make_model", folder / "logs.parquet"
+        found.append(adopt_files(AdoptInput(*named), tmp_path / f"warm{len(found)}"))
+    named = folder / "dlrm.pt", "item_id", "examples.adopt_torchrec:make_model", folder / "logs.parquet"
+    expected = adopt_files(AdoptInput(*named), tmp_path / "expected")
+    assert all(torch.equal(one.embeddings, expected.embeddings) for one in found) and len(expected.item_ids) == 40
+
+
+def test_a_table_whose_rows_are_given_out_as_ids_come_needs_the_ids(folder: Path, tmp_path: Path) -> None:
+    weights = torch.load(folder / "dlrm.pt", weights_only=True)
+    named = {f"mc_ebc._embedding_module.{name}": value for name, value in weights.items()}
+    torch.save(named, tmp_path / "weights.pt")
+    given = tmp_path / "weights.pt", "item_id", "examples.adopt_torchrec:make_model", folder / "logs.parquet"
+    with pytest.raises(UserError, match="no ID is its row: say which ID each row has with --item-ids"):
+        adopt_files(AdoptInput(*given), tmp_path / "out")
 
 
 def test_a_pickle_is_refused_as_weights(tmp_path: Path) -> None:

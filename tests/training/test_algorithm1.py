@@ -58,7 +58,7 @@ class FrozenStub:
     def distinct(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.unique(items, return_inverse=True)
 
-    def part(self, user: torch.Tensor, item: torch.Tensor, history: None = None) -> torch.Tensor:
+    def part(self, user: torch.Tensor, item: torch.Tensor, history: None = None, values: None = None) -> torch.Tensor:
         return torch.sin(user[:, None] + torch.arange(DIM) + item[:, None]).double()
 
     def logit(self, embedding: torch.Tensor, part: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from mwuf_dist.config import UserError
 from mwuf_dist.data.batches.histories import Histories
-from mwuf_dist.data.batches.loader import Batch
+from mwuf_dist.data.batches.loader import Batch, beside
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
 
@@ -47,7 +47,8 @@ class EpisodeLoader:
         items: np.ndarray | None = None,
         histories: Histories | None = None,
     ) -> None:
-        self._columns = prepared.columns("pretrain", ("user", "item", "label"))
+        self._beside = prepared.row_columns
+        self._columns = prepared.columns("pretrain", ("user", "item", "label", *self._beside))
         self._histories = histories
         if histories is not None:
             self._columns["before"] = histories.before("pretrain", 0, len(self._columns["item"]))
@@ -125,6 +126,7 @@ class EpisodeLoader:
             step,
             self._ours.start * self._rows,
             history,
+            **beside({name: torch.from_numpy(self._columns[name][chosen]).to(device) for name in self._beside}),
         )
 
 

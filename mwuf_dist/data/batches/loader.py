@@ -5,7 +5,7 @@ What a checkpoint records is the cursor of the last batch that was trained, so n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import torch
 from mwuf_dist.data.batches.histories import Histories, History
 from mwuf_dist.data.batches.lanes import Leases, check_lanes
 from mwuf_dist.data.batches.order import EpochOrder, num_lanes
+from mwuf_dist.data.schema import WEIGHT
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
 
@@ -38,6 +39,8 @@ class Batch:
         epoch, step: the cursor: after this batch, training goes on at (epoch, step + 1).
         first_row: position of the first row in the global batch; the others follow, padding too.
         history: what the rows look back at, for a backbone that `uses_history`; padding has none.
+        row_weight: what each row weighs in the loss, float32 [b]; None: all weigh 1.
+        row_values: indices of the rows' own fields, int64 [b, Fr]; None where rows have none.
     """
 
     user: torch.Tensor
@@ -50,6 +53,16 @@ class Batch:
     step: int
     first_row: int = 0
     history: History | None = None
+    row_weight: torch.Tensor | None = None
+    row_values: torch.Tensor | None = None
+
+    @property
+    def loss_weight(self) -> torch.Tensor | None:
+        """Weighs each row in a sum of losses [b]: 0 for padding; None where all count 1."""
+        padding = None if self.is_full else self.weight
+        if self.row_weight is None or padding is None:
+            return padding if self.row_weight is None else self.row_weight
+        return self.row_weight * padding
 
 
 class Batches(Protocol):
@@ -105,12 +118,14 @@ class Loader:
         self._runtime = runtime
         self._shuffled = shuffled
         self._histories = histories
-        self._dtypes = _DTYPES | ({"before": histories.moment_type} if histories else {})
+        of_rows = {name: np.float32 if name == WEIGHT else np.int32 for name in prepared.row_columns}
+        self._columns = (*_COLUMNS, *of_rows)
+        self._dtypes = _DTYPES | of_rows | ({"before": histories.moment_type} if histories else {})
         self._sizes = [prepared.num_rows(split) for split in self._splits]
         self._row_groups = tuple(rows for split in self._splits for rows in _row_groups(prepared, split))
         self._memory: dict[str, np.ndarray] | None = None
         if sum(self._sizes) <= IN_MEMORY_ROWS:
-            parts = [self._with_before(prepared.columns(split, _COLUMNS), split, 0) for split in self._splits]
+            parts = [self._with_before(prepared.columns(split, self._columns), split, 0) for split in self._splits]
             self._memory = {name: _concatenate([part[name] for part in parts]) for name in self._dtypes}
         check_lanes(num_lanes(batch_size), batch_size, runtime.world_size)
         self._leases = Leases(runtime)
@@ -162,7 +177,7 @@ class Loader:
         last = order.num_steps - 1
         for begin in range(start - first, steps, _WIDENED_STEPS):
             part = slice(begin, min(begin + _WIDENED_STEPS, steps))
-            wide = {name: column[part].to(_WIDE[name]).unbind() for name, column in columns.items()}
+            wide = {name: column[part].to(_WIDE.get(name, column.dtype)).unbind() for name, column in columns.items()}
             for index, user in enumerate(wide["user"]):
                 step = first + begin + index
                 num_rows = self.batch_size if step < last else order.num_rows - last * self.batch_size
@@ -180,6 +195,7 @@ class Loader:
                     step,
                     lanes.start * order.rows_per_lane,
                     history,
+                    **beside({name: wide[name][index] for name in self._prepared.row_columns}),
                 )
 
     def _shuffled_rows(
@@ -234,7 +250,7 @@ class Loader:
         for split, size in zip(self._splits, self._sizes, strict=True):
             a, b = max(start - offset, 0), min(stop - offset, size)
             if a < b:
-                yield self._with_before(self._prepared.read_rows(split, a, b, _COLUMNS), split, a)
+                yield self._with_before(self._prepared.read_rows(split, a, b, self._columns), split, a)
             offset += size
 
     def _with_before(self, rows: dict[str, np.ndarray], split: str, start: int) -> dict[str, np.ndarray]:
@@ -242,6 +258,13 @@ class Loader:
         if self._histories is None:
             return rows
         return rows | {"before": self._histories.before(split, start, start + len(rows["user"]))}
+
+
+def beside(columns: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Makes `row_weight` and `row_values` of a batch of the `row_columns` of its rows [b] each, where there are any."""
+    fields = [values for name, values in columns.items() if name != WEIGHT]
+    made = {"row_values": torch.stack(fields, dim=1).long()} if fields else {}
+    return made | ({"row_weight": columns[WEIGHT]} if WEIGHT in columns else {})
 
 
 def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 
 from mwuf_dist.config import Events
 from mwuf_dist.data.batches.histories import History
-from mwuf_dist.data.batches.loader import Batch
+from mwuf_dist.data.batches.loader import Batch, beside
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
 
@@ -52,7 +52,8 @@ class UserLoader:
         self.batch_size = batch_size
         self._seed = seed
         self._runtime = runtime
-        columns = prepared.columns("pretrain", ("user", "item", "label"))
+        columns = prepared.columns("pretrain", ("user", "item", "label", *prepared.row_columns))
+        self._beside = {name: columns[name] for name in prepared.row_columns}
         self._user, self._item, self._label = (columns[name] for name in ("user", "item", "label"))
         # The first row of `pretrain` that is not older than each row by more than the gap.
         self._settled = np.arange(self.num_rows)
@@ -138,6 +139,9 @@ class UserLoader:
             step,
             int(sizes[: bounds[rank]].sum()),
             history,
+            **beside(
+                {name: padded(one[chosen], torch.from_numpy(one[:0]).dtype) for name, one in self._beside.items()}
+            ),
         )
 
 

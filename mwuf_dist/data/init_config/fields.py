@@ -97,10 +97,23 @@ def propose_fields(found: Proposal, log: LogTable, shares: dict[str, dict[Side, 
         side = max(SIDES, key=lambda one: (of_sides[one], one == "item"))
         said = f"{of_sides['user']:.1%} of the users and {of_sides['item']:.1%} of the items have one value"
         if of_sides[side] < constant_share:
-            found.left_out[name] = f"it changes from row to row ({said}; --constant-share takes less)"
+            _add_of_rows(found, fields, name, log.columns[name], said)
         else:
             _add(found, fields, name, side, log.columns[name], said)
     found.options = dataclasses.replace(found.options, fields=tuple(fields))
+
+
+def _add_of_rows(found: Proposal, fields: list[LogsField], name: str, column: pa.ChunkedArray, said: str) -> None:
+    """Adds a column that changes from row to row as a field of rows, if its name says that it is known before all."""
+    kind, _, _, reason = kind_of(name, column)
+    if names.is_of_request(name) and kind in ("categorical", "numeric") and not reason:
+        found.notes[f"field {name}"] = f"{said}; leave it out if it is known only after the label"
+        fields.append(LogsField(name=name, side="row", kind=kind))
+        return
+    found.left_out[name] = (
+        f"it changes from row to row ({said}; --constant-share takes less); if it is known before the label, it can be "
+        'a field with side = "row"'
+    )
 
 
 def _add(found: Proposal, fields: list[LogsField], name: str, side: Side, column: pa.ChunkedArray, said: str) -> None:

@@ -141,3 +141,9 @@ def is_code(name: str) -> bool:
     if is_amount(name):
         return False
     return bool(set(parts) & vocabulary.CODES) or (bool(parts) and parts[-1] in vocabulary.ID_WORDS)
+
+
+def is_of_request(name: str) -> bool:
+    """Whether a name says that a column is known of a row before anybody has acted: where and on what it was shown."""
+    parts = words(name)
+    return bool(parts) and parts[-1] in vocabulary.REQUEST_WORDS and not is_amount(name)

@@ -200,3 +200,14 @@ CODES = frozenset(
     """
     )
 )
+
+# What is known of a row before anybody has acted on it; of all else a row may hold what came of it (a dwell time, a
+# price paid), which no model may read.
+REQUEST_WORDS = frozenset(
+    _words(
+        """
+    browser carrier channel connection daypart dayofweek device hour locale network os placement platform pos position
+    slot weekday
+    """
+    )
+)

@@ -19,7 +19,7 @@ from mwuf_dist.data import schema, shards, vocabulary
 from mwuf_dist.data.prepare import history_files, sorted_runs, steps
 from mwuf_dist.data.prepare.steps import Chunk
 from mwuf_dist.data.prepare.workers import InProcess, Pool
-from mwuf_dist.data.schema import INTERACTION_TYPES, Entities, RawPieces
+from mwuf_dist.data.schema import INTERACTION_TYPES, Entities, RawPieces, row_types
 from mwuf_dist.data.split import SPLITS, Roles, SplitRule, item_roles, stream_roles
 from mwuf_dist.data.stream_rule import Seen, StreamRule, past_only
 
@@ -90,7 +90,8 @@ def write_prepared(
         "histories": history_files.join(scratch, folder, groups, splits),
     }
     columns = sorted_runs.read(scratch / f"pretrain-{groups[0]}")
-    types = {name: str(kind) for name, kind in INTERACTION_TYPES.items() if name in columns} | {"row": "int64"}
+    kinds = {name: kind for name, kind in INTERACTION_TYPES.items() if name in columns} | row_types(columns)
+    types = {name: str(kind) for name, kind in kinds.items()} | {"row": "int64"}
     shutil.rmtree(scratch)
     vocabulary.write(folder, raw.vocabularies)
     shards.write_rest(folder, facts, entities, roles, types, splits)

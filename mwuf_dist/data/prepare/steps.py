@@ -23,7 +23,7 @@ import numpy as np
 from mwuf_dist.data import schema, shards
 from mwuf_dist.data.prepare import sorted_runs
 from mwuf_dist.data.prepare.sorted_runs import Columns, Range
-from mwuf_dist.data.schema import INTERACTION_TYPES, SET
+from mwuf_dist.data.schema import INTERACTION_TYPES, SET, row_types
 from mwuf_dist.data.split import DROPPED, LEFT_OUT, SPLITS, SplitRule, order_by, splits_of_new_rows
 
 PRETRAIN, TEST = SPLITS.index("pretrain"), SPLITS.index("test")
@@ -208,6 +208,8 @@ def shard(
     columns = sorted_runs.take(ranges)
     order = order_by(columns["time"], columns["row"])
     sorted_runs.write(scratch / f"before-{split}-{part}", {"before": columns.pop("before")[order]})
-    sorted_columns = {name: columns[name][order] for name in (*INTERACTION_TYPES, "row") if name in columns}
+    sorted_columns = {
+        name: columns[name][order] for name in (*INTERACTION_TYPES, *row_types(columns), "row") if name in columns
+    }
     entry = shards.write_file(folder, f"{split}/part-{part:05d}.parquet", sorted_columns, group_rows, scratch)
     return entry | {"positives": int(columns["label"].sum(dtype=np.int64))}

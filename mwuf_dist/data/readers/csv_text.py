@@ -183,8 +183,8 @@ def rows_of(path: Path, options: LogsConfig) -> Iterator[TextRow]:
             taken.clear()
     except (OSError, EOFError, UnicodeError, LookupError, text_csv.Error) as error:
         raise UserError(
-            f"{path}: cannot be read as CSV ({error}); see data.logs.encoding and .quote (`mwuf init` has --encoding "
-            "and --quote)"
+            f"{path}: cannot be read as CSV ({error}); see data.logs.encoding and .quote (on the command line "
+            "--encoding and --quote)"
         ) from None
 
 

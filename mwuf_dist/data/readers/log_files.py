@@ -6,6 +6,7 @@ and what it is compressed with. Whatever is not read is listed with a reason, so
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -115,6 +116,23 @@ def find(named: str, key: str) -> Found:
         but = f" (there are: {', '.join(f'{one.name}, {why}' for one, why in passed_over[:5])})" if passed_over else ""
         raise UserError(f"{key} = {named!r}: the folder has no file that is read{but}; what is read is {KINDS_READ}")
     return Found(tuple(files), tuple(passed_over))
+
+
+def without_tables(files: Sequence[Path], *named: str) -> tuple[Path, ...]:
+    """Leaves the files of side tables out, which may lie in the folder of the interactions.
+
+    Args:
+        files: of `find`.
+        named: paths of side tables, empty or gone ones too.
+
+    Returns:
+        The others; all, where these are none.
+    """
+    beside: set[Path] = set()
+    for one in filter(None, named):
+        with contextlib.suppress(UserError):
+            beside |= {path.resolve() for path in find(one, "side table").files}
+    return tuple(path for path in files if path.resolve() not in beside) or tuple(files)
 
 
 def find_files(named: str, key: str) -> tuple[Path, ...]:

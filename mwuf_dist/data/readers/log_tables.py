@@ -180,7 +180,19 @@ def _refuse_absent(there: Sequence[str], names: Sequence[str], path: Path, other
             )
             raise UserError(
                 f"{path}: no column {name!r}; did you mean {near!r}? Its columns: {', '.join(there)[:300]}{unlike}"
+                + _of_other_delimiter(there)
             )
+
+
+def _of_other_delimiter(there: Sequence[str]) -> str:
+    """Says that one name looks like several with another sign between them."""
+    signs = [sign for sign in (";", "\t", "|", "::", ",") if len(there) == 1 and sign in there[0]]
+    if not signs:
+        return ""
+    return (
+        f"; is {signs[0]!r} what stands between two columns? Say it with data.logs.delimiter, on the command line "
+        f"--delimiter {'tab' if signs[0] == chr(9) else repr(signs[0])}"
+    )
 
 
 def _read_file(
@@ -289,8 +301,8 @@ def _read_csv(
     except (OSError, pa.ArrowException, LookupError, UnicodeError, EOFError, ValueError) as error:
         _refuse_uneven_lines(path, options, footers_too=True)
         raise UserError(
-            f"{path}: cannot be read as CSV ({str(error)[:300]}); see data.logs.delimiter, .encoding and .quote (`mwuf "
-            "init` has --delimiter, --encoding and --quote)"
+            f"{path}: cannot be read as CSV ({str(error)[:300]}); see data.logs.delimiter, .encoding and .quote "
+            "(on the command line --delimiter, --encoding and --quote)"
         ) from None
     if uneven:
         if not all(csv_text.is_footer(row.text) for row in uneven):
@@ -312,8 +324,8 @@ def _note_lines(path: Path, options: LogsConfig, source: csv_text.Lines, expecte
         raise UserError(
             f"{path}:{line}: a quote {options.quote!r} that is never closed swallows the lines after it ({lost} "
             "lines of "
-            'the file are lost so); if quotes mean nothing in this file set data.logs.quote = "" (`mwuf init --quote '
-            "none`), else close or remove the quote"
+            'the file are lost so); if quotes mean nothing in this file set data.logs.quote = "" (--quote '
+            "none), else close or remove the quote"
         )
     notes.append(f"{path}: {source.num_lines + source.open_line - expected} line ends stand within quoted values")
 
@@ -327,7 +339,10 @@ def _refuse_uneven_lines(path: Path, options: LogsConfig, footers_too: bool = Fa
         if len(row.values) != expected and (footers_too or not csv_text.is_footer(text)):
             advice = "correct or remove the line"
             if not known and row.line <= 3:
-                advice = "if the lines above it are no names, remove them, or name the delimiter (data.logs.delimiter)"
+                advice = (
+                    "if the lines above it are no names, remove them, or name the delimiter (data.logs.delimiter, on "
+                    "the command line --delimiter)"
+                )
             raise UserError(
                 f"{path}:{row.line}: expected {expected} columns, found {len(row.values)}: {text[:120]!r}; {advice}"
             ) from None

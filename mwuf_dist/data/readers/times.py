@@ -132,7 +132,7 @@ def why_bad(table: LogTable, options: LogsConfig, times: Times, row: int) -> str
     if isinstance(value, str) and times.form.kind != "date" and _is_number(value) is False:
         return (
             f"{value!r}, neither a number nor an ISO 8601 date like the rows before it; correct it, or say in "
-            "data.logs.time_format how dates are written (as strptime has it)"
+            "data.logs.time_format (--time-format) how dates are written (as strptime has it)"
         )
     if times.form.is_recent and (not isinstance(value, str) or _is_number(value)):
         return (
@@ -141,7 +141,7 @@ def why_bad(table: LogTable, options: LogsConfig, times: Times, row: int) -> str
     return (
         f"{value!r}, neither a number nor an ISO 8601 date of the years 1973 to 2103 like the rows before it; "
         "correct it, "
-        "or say in data.logs.time_format how dates are written (as strptime has it)"
+        "or say in data.logs.time_format (--time-format) how dates are written (as strptime has it)"
     )
 
 
@@ -166,9 +166,8 @@ def _read(
         if parsed is None or (given.any() and parsed.null_count == len(parsed)):
             row = int(np.argmax(given))
             how = f"not as data.logs.time_format = {options.time_format!r} has it" if options.time_format else (
-                "neither a number nor an ISO 8601 date; say in data.logs.time_format how dates are written (as "
-                "strptime "
-                "has it; `mwuf init --time-format`)"
+                "neither a number nor an ISO 8601 date; say in data.logs.time_format (--time-format) how dates are "
+                "written (as strptime has it)"
             )  # fmt: skip
             raise UserError(f"{table.place(row)}: {options.time} is {column[row].as_py()!r}, {how}")
         column = parsed

@@ -24,11 +24,11 @@ import pyarrow as pa
 
 from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
-from mwuf_dist.data.readers import encode, gate, ids, log_files, log_tables
+from mwuf_dist.data.readers import encode, gate, ids, log_files, log_tables, row_values
 from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.readers.negatives import add_negatives
-from mwuf_dist.data.schema import RAW_ID, SET, SIDES, USER_ID, Field, RawDataset, RawPieces, Side
+from mwuf_dist.data.schema import RAW_ID, SET, SIDES, USER_ID, WEIGHT, Field, RawDataset, RawPieces, Side
 from mwuf_dist.data.sources.content import content_of
 from mwuf_dist.data.split import SplitRule
 from mwuf_dist.data.stream_rule import Seen
@@ -44,6 +44,8 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     check_options(options)
     files = {key: content_of(found) for key, found in _files(options).items()}
     how = {name: value for name, value in dataclasses.asdict(options).items() if name not in files}
+    if not options.weight:  # what was prepared before there were weights stays as it is
+        how = {name: value for name, value in how.items() if name not in ("weight", "weights")}
     found = {"source": "logs", "version": VERSION, "files": files, **how}
     if options.negatives_per_positive:
         found["negatives_rule"] = NEGATIVES_VERSION
@@ -95,7 +97,7 @@ def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDa
     words: dict[str, pa.Array] = {}
     sides = {side: _entity_table(side, log, kept, options, notes, seen, words) for side in SIDES}
     rows, row_item, row_label = kept, log.item[kept], log.label[kept]
-    num_drawn, more = options.negatives_per_positive, {}
+    num_drawn, more, source = options.negatives_per_positive, {}, np.empty(0, np.int64)
     if num_drawn and rule is not None:
         source, row_item, row_label, more[SET] = add_negatives(
             log.user[kept], row_item, log.time[kept], len(log.item_ids), rule, num_drawn, options.negatives_seed
@@ -106,11 +108,20 @@ def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDa
                 f"{log.table.files[0]}: no row of label 0 could be drawn: each user has every item. A log of positives "
                 "needs users who do not take everything; more of them, or a column of labels (data.logs.label)"
             )
+    of_rows, row_fields = row_values.encode(log, kept, options, words)
+    if of_rows and rule is not None and rule.stream is not None:
+        raise UserError(
+            "data.logs.weight and fields with side = 'row' do not go with study.protocol = 'stream': leave them out"
+        )
+    place = source if num_drawn and rule is not None else np.arange(len(kept))
+    more |= {name: values[place] for name, values in of_rows.items()}
+    if WEIGHT in more and num_drawn:  # a drawn row is no behaviour
+        more[WEIGHT] = np.where(row_label == 1, more[WEIGHT], np.float32(1))
     columns = {"user": log.user[rows], "item": row_item, "label": row_label, "time": log.time[rows], **more}
     (users, user_fields), (items, item_fields) = sides["user"], sides["item"]
-    fields, form = (*user_fields, *item_fields), log.form.to_dict()
+    fields, form = (*user_fields, *item_fields, *row_fields), log.form.to_dict()
     return RawDataset(
-        pa.table(columns), users, items, fields, num_drawn if more else 0, form, tuple(notes), vocabularies=words
+        pa.table(columns), users, items, fields, num_drawn if SET in more else 0, form, tuple(notes), vocabularies=words
     )
 
 
@@ -143,6 +154,7 @@ def check_options(options: LogsConfig) -> None:
         )
     if options.user == options.item:
         raise UserError(f"data.logs.user and data.logs.item are the same column, {options.user!r}: name two")
+    row_values.check(options)
     taken: dict[str, str] = {RAW_ID: "reserved", USER_ID: "reserved for the user's own ID, which is always a field"}
     uses = {options.label: "label", options.label_from: "label", options.time: "time"}
     for index, field in enumerate(options.fields):
@@ -157,6 +169,8 @@ def check_options(options: LogsConfig) -> None:
             raise UserError(
                 f"{where}: a vector is a column of the items: set side to item, and data.logs.items to their table"
             )
+        if field.side == "row" and field.kind not in ("categorical", "numeric"):
+            raise UserError(f"{where}: a field of a row is categorical or numeric, not {field.kind}: name another kind")
         if column in (options.user, options.item):
             raise UserError(f"{where}: column {column!r} is an ID, which the model has without a field: remove it")
 
@@ -170,9 +184,8 @@ def _files(options: LogsConfig) -> dict[str, tuple[Path, ...]]:
     """The files of the interactions and of the side tables, which may lie in the same folder."""
     named = {"users": options.users, "items": options.items, "interactions": options.interactions}
     found = {key: log_files.find_files(path, f"data.logs.{key}") for key, path in named.items() if path}
-    beside = {*found.get("users", ()), *found.get("items", ())}
-    interactions = tuple(path for path in found["interactions"] if path not in beside)
-    if not interactions:
+    interactions = log_files.without_tables(found["interactions"], options.users, options.items)
+    if {*interactions} <= {*found.get("users", ()), *found.get("items", ())}:
         raise UserError("data.logs.interactions names the files of the side tables: name those of the interactions")
     return {**found, "interactions": interactions}
 
@@ -184,7 +197,7 @@ def columns_of_fields(options: LogsConfig) -> list[str]:
         in_side_table = _side_columns(options, side)
         fields = [field for field in options.fields if field.side == side and field.kind != "vector"]
         names += [column for field in fields if (column := _column(field)) not in in_side_table]
-    return names
+    return [*names, *row_values.columns(options)]
 
 
 def _side_columns(options: LogsConfig, side: Side) -> list[str]:

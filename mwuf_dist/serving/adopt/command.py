@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from mwuf_dist.config import UserError
-from mwuf_dist.config.logs import LogsConfig
+from mwuf_dist.config.logs import LogsConfig, Written
 from mwuf_dist.data.readers import gate, ids, log_files, log_tables
 from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.serving.adopt.adopt import Adopted, AdoptSettings, adopt, is_known
-from mwuf_dist.serving.adopt.files import find_table, import_factory, load_weights
+from mwuf_dist.serving.adopt.files import find_table, has_remapped_ids, import_factory, load_weights
 
 _METHODS = ("forward", "context", "item_fields", "users")
 _ROWS_TRIED = 256
@@ -35,6 +35,7 @@ class AdoptInput:
         logs: file or folder.
         item_ids: table of the IDs of the item table's rows; None: an ID is a row.
         settings: columns and numbers.
+        written: how text files are written.
     """
 
     weights: Path
@@ -43,6 +44,7 @@ class AdoptInput:
     logs: Path
     item_ids: Path | None = None
     settings: AdoptSettings = field(default_factory=AdoptSettings)
+    written: Written = field(default_factory=Written)
 
 
 @dataclass
@@ -121,6 +123,11 @@ def _read(given: AdoptInput, fit: Fit) -> _Read:
         + (f" and {more} more" if more > 0 else "")
     )
     item_table = find_table(found, given.table)
+    if given.item_ids is None and has_remapped_ids(found, given.table):
+        raise UserError(
+            f"--item-table {given.table!r}: its rows are given out to IDs as they come, so that no ID is its row: say "
+            "which ID each row has with --item-ids"
+        )
     fit.told.append(f"item table {given.table!r}: {len(item_table):,} items in {item_table.shape[1]} dimensions")
     ranking = _made(given.model, found)
     if missing := [name for name in _METHODS if not hasattr(ranking, name)]:
@@ -128,7 +135,9 @@ def _read(given: AdoptInput, fit: Fit) -> _Read:
             f"--model {given.model!r}: what it makes has no {', '.join(missing)}: see adopt in docs/serving.md"
         )
     there = log_files.find(str(given.logs), "--logs")
-    options = LogsConfig(user=settings.user, item=settings.item, label=settings.label, time=settings.time)
+    options = given.written.on(
+        LogsConfig(user=settings.user, item=settings.item, label=settings.label, time=settings.time)
+    )
     # All columns, of which the model knows what to make; user, item, time and label by the gate of all commands.
     rows = gate.read_rows(there.files, options, "logs", more=log_tables.column_names(there.files[0], options))
     fit.told += [*there.notes(), *rows.notes()]

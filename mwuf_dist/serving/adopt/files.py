@@ -12,18 +12,21 @@ from torch import nn
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.registry import own_module
-from mwuf_dist.training.checkpoint.files import stored_tensors
+from mwuf_dist.training.checkpoint.files import INDEX, stored_tensors
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a `torch.distributed.checkpoint` folder or of a state dict file, by name.
+
+    A folder may also be one of TorchEasyRec: `model.ckpt-STEP`, which has the weights in `model/`, or the folder of
+    several, of which the last counts.
 
     Raises:
         UserError: it is neither.
     """
     try:
         if path.is_dir():
-            return without_wrappers(stored_tensors(path))
+            return without_wrappers(stored_tensors(_weights_folder(path)))
         # Tensors and plain containers only, as there: a pickle could run anything.
         return without_wrappers(_flat(_weights_in(torch.load(path, map_location="cpu", weights_only=True))))
     except Exception as error:
@@ -31,6 +34,16 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: neither a folder of torch.distributed.checkpoint nor a state dict file of tensors alone "
             f"({str(error)[:200]}); write one with torch.save(model.state_dict(), FILE)"
         ) from None
+
+
+def _weights_folder(path: Path) -> Path:
+    """Finds the folder with the index of a checkpoint in what TorchEasyRec writes, or gives back what it got."""
+    steps = {one: int(number) for one in path.glob("model.ckpt-*") if (number := one.name.rpartition("-")[2]).isdigit()}
+    for folder in (path, *sorted(steps, key=steps.__getitem__, reverse=True)):
+        for one in (folder, folder / "model"):
+            if (one / INDEX).exists():
+                return one
+    return path
 
 
 # Parts of names that wrappers of a model add: torch.compile, FSDP and TorchRec's DistributedModelParallel anywhere, DDP
@@ -95,6 +108,12 @@ def find_table(weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
             "hold NaN or infinity: the training has gone wrong there; take an earlier checkpoint"
         )
     return table
+
+
+def has_remapped_ids(weights: dict[str, torch.Tensor], name: str) -> bool:
+    """Whether a table is one whose rows are given out to IDs as they come (zero collision hashing), by its name."""
+    of_table = [key.split(".") for key in weights if key == name or name in key.split(".")]
+    return any(part.startswith(("mc_ebc", "mc_ec")) for parts in of_table for part in parts)
 
 
 def import_factory(path: str) -> Callable[[dict[str, torch.Tensor]], nn.Module]:

@@ -134,6 +134,11 @@ def _about(folder: Path, run: FinishedRun) -> dict[str, Any]:
         raise UserError(f"{folder}: {error}") from None
     if about.get("model") is None:
         raise UserError(f"{folder}: holds changed items alone and no model: name the export that they go into")
+    if run.prepared.row_fields:
+        raise UserError(
+            f"{folder}: rows of its run have fields of their own, of which this check makes up none: score a few rows "
+            "with the export, and with `FinishedRun.scores(users, items, rows)`"
+        )
     if "unknown_user" not in about:
         raise UserError(f"{folder}: has no contexts of users: export it with --context")
     if not (folder / "items.parquet").exists():

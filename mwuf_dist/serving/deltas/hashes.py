@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from mwuf_dist.data.id_keys import id_keys, mixed
+from mwuf_dist.serving.served_log import LOG_COLUMNS
 from mwuf_dist.serving.served_state import WarmState
 
 _LANES = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
@@ -89,8 +90,9 @@ def _row_words(state: WarmState) -> np.ndarray:
 
 def _event_words(state: WarmState) -> np.ndarray:
     log = state.log
+    beside = [values.view(np.uint32).astype(np.uint64) for name, values in log.items() if name not in LOG_COLUMNS]
     return np.stack(
-        [log["user_key"], log["time"].view(np.uint64), log["label"].astype(np.int64).view(np.uint64)], axis=1
+        [log["user_key"], log["time"].view(np.uint64), log["label"].astype(np.int64).view(np.uint64), *beside], axis=1
     )
 
 

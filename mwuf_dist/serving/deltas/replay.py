@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
-from mwuf_dist.serving.served_log import LOG_COLUMNS, Log, find, in_order, taken, together
+from mwuf_dist.serving.served_log import Log, find, in_order, taken, together
 from mwuf_dist.serving.served_state import Retired, Rows, WarmState
 
 Parts = dict[str, pa.Table]
@@ -173,7 +173,7 @@ def _put_in(state: WarmState, items: pa.Table, rows: pa.Table, log: pa.Table, ru
         return out
 
     old_log = state.log | {"item": _moved(state.log["item"], moved, state.num_run_items).astype(np.int32)}
-    columns = {name: log[name].to_numpy() for name in LOG_COLUMNS if name != "item"}
+    columns = {name: log[name].to_numpy() for name in state.log if name != "item"}
     both = together([old_log, {"item": index(log[ID]).astype(np.int32)} | columns])
     new_item = index(rows[ID])
     old_item = _moved(state.rows.item, moved, state.num_run_items)

@@ -128,7 +128,7 @@ def _items(run: FinishedRun, part: np.ndarray | range, context: bool, posterior:
 def _num_threads(run: FinishedRun) -> int:
     """Lookups of several ranks are collectives in one order, and only plain tables may be read side by side."""
     model = run.model
-    tables = (model.user_tables, model.item_tables, model.old_ids, model.new_ids)
+    tables = (*model.pretrained_tables, model.new_ids)
     if model.runtime.world_size > 1 or not all(table.lookups.is_thread_safe for table in tables):
         return 1
     return num_threads()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
 from mwuf_dist.config import UserError
@@ -16,6 +17,7 @@ from mwuf_dist.locks import locked
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.export.chunks import Chunk, item_chunks, item_columns, user_chunks, user_columns
 from mwuf_dist.serving.export.dense_model import MODEL_FILE
+from mwuf_dist.serving.export.field_tables import field_tables
 from mwuf_dist.serving.finished_run import PHASE_NAMES, FinishedRun
 from mwuf_dist.serving.writers import Format, TableFormat, writer_of
 from mwuf_dist.serving.writers.interface import Table, Writer
@@ -60,7 +62,7 @@ def export(
     with locked(output, "export"), appearing(output, "name another --output") as folder:
         if output.exists() and not (output / MANIFEST).exists() and not (output.is_dir() and not any(output.iterdir())):
             raise UserError(f"{output}: exists and is no export of ours; name another --output")
-        users = _write_users(run, writer, folder) if context else {}
+        users = _write_users(run, writer, folder) | _write_fields(run, writer, folder) if context else {}
         num_items = _write_some(run, run.served_items(old_items), writer, folder, context, uncertainty, progress)
         writer.model(run, folder)
         manifest = _manifest(run, kind, num_items, old_items) | users
@@ -125,6 +127,20 @@ def _write_users(run: FinishedRun, writer: Writer, folder: Path) -> dict[str, An
     return {"num_users": len(ids), "unknown_user": unknown.tolist()}
 
 
+def _write_fields(run: FinishedRun, writer: Writer, folder: Path) -> dict[str, Any]:
+    """Writes the tables of the fields, one behind another; returns what the manifest says of them."""
+    tables = field_tables(run)
+    values = pa.concat_arrays([pa.array([], pa.string()), *(table.values for table in tables.values())])
+    rows = np.concatenate([np.empty((0, run.model.dim), np.float32), *(table.rows for table in tables.values())])
+    whole = writer.table(folder, "field", values, {"field_embedding": ("float32", run.model.dim)})
+    _write(whole, iter([Chunk(values, {"field_embedding": rows})]), len(values))
+    about, first = {}, 0
+    for name, table in tables.items():
+        about[name] = {"first": first, "size": len(table.values), **table.about}
+        first += len(table.values)
+    return {"fields": about}
+
+
 def _write(table: Table, chunks: Iterator[Chunk], num_rows: int, progress: bool = False) -> None:
     try:
         # A chunk is written while the next one is computed.
@@ -149,7 +165,11 @@ def _manifest(run: FinishedRun, kind: Format, num_items: int, old_items: bool) -
         "dim": run.model.dim,
         "phases": PHASE_NAMES,
         "model": MODEL_FILE,
-        "context": [*run.model.shape.item_fields, *run.model.users.names],
+        "context": [
+            *run.model.shape.item_fields,
+            *(field.name for field in run.prepared.row_fields),
+            *run.model.users.names,
+        ],
         "history_width": run.model.backbone.history_width,
         "state": run.version,
         "run": {key: run.results[key] for key in ("dataset", "backbone", "method", "variant", "seed", "config_hash")},

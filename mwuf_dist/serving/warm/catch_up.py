@@ -83,6 +83,10 @@ def _table_of_items(logs: LogsConfig) -> tuple[Path | None, tuple[str, ...]]:
         return None, ()
     beside = dataclasses.replace(logs, header=())
     for named, what in ((logs.items, "data.logs.items"), (logs.interactions, "data.logs.interactions")):
-        if named and wanted <= set(log_tables.column_names(log_files.find_files(named, what)[0], beside)):
+        if named and wanted <= set(log_tables.column_names(_files(named, what, logs)[0], beside)):
             return Path(named), ()
     return None, ("no file has all fields of the items: those with fewer than 3K rows have unknown fields",)
+
+
+def _files(named: str, what: str, logs: LogsConfig) -> tuple[Path, ...]:
+    return log_files.without_tables(log_files.find_files(named, what), logs.users, logs.items)

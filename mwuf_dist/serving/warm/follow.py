@@ -39,7 +39,7 @@ from mwuf_dist.serving.export.chunks import Chunk, as_table, item_columns
 from mwuf_dist.serving.finished_run import PHASE_NAMES, load_run
 from mwuf_dist.serving.posterior import variances_of
 from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
-from mwuf_dist.serving.served_log import NewRows, find, taken, together
+from mwuf_dist.serving.served_log import NewRows, empty_log, find, taken, together
 from mwuf_dist.serving.served_state import Retired, WarmState, phases_of, unknown_fields
 from mwuf_dist.serving.warm.change import change_by
 from mwuf_dist.serving.warm.interactions import Columns, log_options, read_files
@@ -193,7 +193,7 @@ class Follower:
         except UserError as error:
             if len(files) == 1:
                 refused[files[0].name] = str(error)
-                return NewRows(self._run_ids[:0], served_state.empty_log(), 0)
+                return NewRows(self._run_ids[:0], empty_log(self._data.row_columns), 0)
         good = []
         for path in files:
             try:
@@ -202,7 +202,7 @@ class Follower:
             except UserError as error:
                 refused[path.name] = str(error)
         if not good:
-            return NewRows(self._run_ids[:0], served_state.empty_log(), 0)
+            return NewRows(self._run_ids[:0], empty_log(self._data.row_columns), 0)
         return read_files(tuple(good), (), self._options, self._data, self._is_logs)
 
     def _parts(self, rows: NewRows) -> tuple[dict[str, Any], int]:

@@ -5,16 +5,17 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
 from mwuf_dist.config import Config, UserError
-from mwuf_dist.config.logs import LogsConfig
+from mwuf_dist.config.logs import LogsConfig, Written
+from mwuf_dist.data import vocabulary
 from mwuf_dist.data.id_keys import id_keys
-from mwuf_dist.data.readers import gate, ids, log_files, times
+from mwuf_dist.data.readers import gate, ids, log_files, row_values, times
 from mwuf_dist.data.readers.gate import DataForm
 from mwuf_dist.data.schema import Side
 from mwuf_dist.data.shards import Prepared
@@ -25,12 +26,13 @@ _INTEGER = r"^-?[0-9]{1,19}$"
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of the new interactions; an empty one is the config's (`data.logs`)."""
+    """Names of the columns of the new interactions, and how they are written; an empty one is the config's."""
 
     user: str = ""
     item: str = ""
     time: str = ""
     label: str = ""
+    written: Written = field(default_factory=Written)
 
 
 def log_options(config: Config, columns: Columns) -> LogsConfig:
@@ -40,10 +42,10 @@ def log_options(config: Config, columns: Columns) -> LogsConfig:
         UserError: there is no column of times.
     """
     options = config.data.logs if config.data.name == "logs" else LogsConfig(label="label")
-    named = {name: value for name, value in dataclasses.asdict(columns).items() if value}
+    named = {name: value for name, value in vars(columns).items() if value and name != "written"}
     if "label" in named:
         named |= {"label_from": "", "label_is": (), "negatives_per_positive": 0}
-    options = dataclasses.replace(options, **named)
+    options = columns.written.on(dataclasses.replace(options, **named))
     if not options.time:
         raise UserError("the run's data has no times; name the column of the times with --time")
     return options
@@ -58,7 +60,9 @@ def form_of_run(prepared: Prepared, is_logs: bool) -> DataForm | None:
     return DataForm(user, item, times.WHOLE)
 
 
-def read_interactions(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bool) -> NewRows:
+def read_interactions(
+    path: Path, options: LogsConfig, prepared: Prepared, is_logs: bool, beside: Path | None = None
+) -> NewRows:
     """Reads the interactions of a file or folder, by the form of the run's own data.
 
     Args:
@@ -66,12 +70,15 @@ def read_interactions(path: Path, options: LogsConfig, prepared: Prepared, is_lo
         options: of `log_options`.
         prepared: of the run.
         is_logs: whether the run is of own logs, so that times are read as there; else they are whole numbers.
+        beside: a table of items that may lie in the folder, as those of the config may.
 
     Raises:
         UserError: a column is absent, a value cannot be read (with its place), or a row is not complete.
     """
     there = log_files.find(str(path), "--interactions")
-    return read_files(there.files, tuple(there.notes()), options, prepared, is_logs)
+    named = [str(beside)] if beside is not None and beside.is_file() else []
+    files = log_files.without_tables(there.files, options.users, options.items, *named)
+    return read_files(files, tuple(there.notes()), options, prepared, is_logs)
 
 
 def read_files(
@@ -80,13 +87,14 @@ def read_files(
     """Reads the interactions of some files; `notes` are what is known of them. For the rest see `read_interactions`."""
     form = form_of_run(prepared, is_logs)
     user_ids, item_ids = prepared.raw_ids("user"), prepared.raw_ids("item")
+    more = row_values.columns(options) if prepared.row_columns else []
     if form is None:
         first = gate.read_rows(files, options, whole=False)
         scaled = times.as_first_prepared(first.form.time)
         form = DataForm(ids.form_of(user_ids), ids.form_of(item_ids), scaled)
         rows = gate.rows_of(first.table, options, form, whole=False)
     else:
-        rows = gate.read_rows(files, options, form=form, whole=False)
+        rows = gate.read_rows(files, options, more=more, form=form, whole=False)
     kept = rows.kept
     known = ids.find(rows.user_ids, user_ids, form.user)
     user, item = rows.user[kept], rows.item[kept]
@@ -98,6 +106,9 @@ def read_files(
         "label": rows.label[kept],
     }
     columns = {name: log[name].astype(kind, copy=False) for name, kind in LOG_COLUMNS.items()}
+    if prepared.row_columns:
+        found = row_values.by_words(rows, kept, options, vocabulary.read(prepared) or {})
+        columns |= {name: found[name] for name in prepared.row_columns}
     return NewRows(
         item_ids=rows.item_ids,
         log=columns,

@@ -67,7 +67,7 @@ def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bo
         fields = [field for field in fields if field.name in named]
     columns = {field.name: (named[field.name].column or field.name) if is_logs else field.name for field in fields}
     options = dataclasses.replace(options, header=())
-    files = log_files.find_files(str(path), "--items")
+    files = log_files.without_tables(log_files.find_files(str(path), "--items"), options.users, options.items)
     there = set(log_tables.column_names(files[0], options))
     # Vectors of a file of their own (data.item_vectors) may come beside the fields, or not at all.
     vector_of = {field.name: named[field.name].column or field.name for field in of_vectors if field.name in named}

@@ -34,7 +34,7 @@ from mwuf_dist.serving.export.chunks import served_table
 from mwuf_dist.serving.export.export import write_export
 from mwuf_dist.serving.finished_run import FinishedRun, load_run
 from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
-from mwuf_dist.serving.served_log import LOG_COLUMNS, Log, NewRows, find, taken, together
+from mwuf_dist.serving.served_log import LOG_COLUMNS, Log, NewRows, empty_log, find, taken, together
 from mwuf_dist.serving.served_state import Retired, WarmState, unknown_fields
 from mwuf_dist.serving.warm.change import Change, change_by
 from mwuf_dist.serving.warm.interactions import Columns, log_options, read_interactions
@@ -208,7 +208,7 @@ def _what_comes(
     every_id, is_logs, options = data.raw_ids("item"), config.data.name == "logs", log_options(config, columns)
     run_ids = before.run_ids(every_id)
     rows, run_log, num_drawn = _read_rows(
-        interactions, options, data, run_ids, data.raw_ids("user"), is_logs, old_items
+        interactions, options, data, run_ids, data.raw_ids("user"), is_logs, old_items, items
     )
     nothing = rows.item_ids[:0], unknown_fields(data, 0)
     listed = nothing if items is None else read_fields(items, options, data, is_logs)
@@ -254,11 +254,13 @@ def _read_rows(
     user_ids: pa.Array,
     is_logs: bool,
     old_items: bool,
+    beside: Path | None,
 ) -> tuple[NewRows, Log, int]:
     """(The new rows, with drawn negatives for positives only; what the run has seen of their items; rows drawn)."""
     if path is None:
-        return NewRows(run_ids[:0], served_state.empty_log(), 0), served_state.empty_log(), 0
-    rows = read_interactions(path, options, prepared, is_logs)
+        nothing = empty_log(prepared.row_columns)
+        return NewRows(run_ids[:0], nothing, 0), nothing, 0
+    rows = read_interactions(path, options, prepared, is_logs, beside)
     items = find(rows.item_ids, run_ids)
     run_log, num_positives = seen_by_run(prepared, items, user_ids, old_items), rows.num_rows
     if options.negatives_per_positive:
@@ -276,11 +278,11 @@ def seen_by_run(prepared: Prepared, items: np.ndarray, user_ids: pa.Array, old_i
     wanted[: prepared.num_old_items] &= has_old
     parts = []
     for split in (*(("pretrain",) if has_old else ()), *WARM_SETS) if wanted.any() else ():
-        for columns in prepared.in_parts(split, ("user", "item", "time", "label")):
+        for columns in prepared.in_parts(split, ("user", "item", "time", "label", *prepared.row_columns)):
             ours = {name: values[wanted[columns["item"]]] for name, values in columns.items()}
             keys = id_keys(user_ids.take(pa.array(ours["user"])))
-            parts.append({name: (ours | {"user_key": keys})[name] for name in LOG_COLUMNS})
-    log = together([served_state.empty_log(), *parts])
+            parts.append({name: (ours | {"user_key": keys})[name] for name in (*LOG_COLUMNS, *prepared.row_columns)})
+    log = together([empty_log(prepared.row_columns), *parts])
     return taken(log, np.argsort(log["item"], kind="stable"))
 
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from mwuf_dist.data.id_keys import id_keys, mixed
 from mwuf_dist.data.readers.negatives import MAX_DRAWS
+from mwuf_dist.data.schema import WEIGHT
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.serving.served_log import Log, NewRows, is_known, taken, together
 
@@ -82,6 +83,8 @@ def add_negatives(
         "user_key": user_keys[drawn[kept]],
         "label": np.zeros(int(kept.sum()), dtype=np.int8),
     }
+    if WEIGHT in negatives:  # a drawn row is no behaviour
+        negatives[WEIGHT] = np.ones(int(kept.sum()), dtype=np.float32)
     return dataclasses.replace(rows, log=together([rows.log, negatives]), has_drawn=True)
 
 

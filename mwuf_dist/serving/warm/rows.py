@@ -11,11 +11,11 @@ import torch
 
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.data.id_keys import id_keys
-from mwuf_dist.data.schema import SIDES
+from mwuf_dist.data.schema import SIDES, WEIGHT
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.finished_run import FinishedRun
-from mwuf_dist.serving.served_log import Log, taken, together
+from mwuf_dist.serving.served_log import Log, own_values, taken, together
 from mwuf_dist.serving.served_state import Grown, Rows
 from mwuf_dist.serving.warm.change import Change
 from mwuf_dist.training.item_rule.first_rows import first_rows
@@ -106,10 +106,11 @@ class WarmJob:
         for group in item_groups(counts, _GROUP_ROWS if run.histories is None else _GROUP_ROWS_WITH_HISTORIES):
             rows = taken(log, np.arange(int(ends[group[0]] - counts[group[0]]), int(ends[group[-1]])))
             unread = boundary[group] - missing[group]
-            frozen = self.frozen.of(rule, touched[group], counts[group], unread, rows["user"])
+            frozen = self.frozen.of(rule, touched[group], counts[group], unread, rows["user"], own_values(rows))
             ours = np.arange(runtime.rank, len(group), runtime.world_size)
             sizes = counts[group], missing[group]
-            made = self.frozen.rows(rule, frozen, ours, start[group], boundary[group], *sizes, rows["label"])
+            clicks = rows["label"], rows.get(WEIGHT)
+            made = self.frozen.rows(rule, frozen, ours, start[group], boundary[group], *sizes, *clicks)
             items = touched[group[ours]]
             out.append((items, made.rows.cpu().numpy(), made.at_boundary.cpu().numpy(), made.boundary))
         dim = start.shape[1]

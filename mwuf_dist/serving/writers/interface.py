@@ -34,7 +34,7 @@ class Table(Protocol):
 class Writer:
     """Writes an export in one format into a folder that nobody else sees yet, and reads its items back.
 
-    Called in this order: `check`, `table` for the users and for the items, `model`, `finish`. `mwuf apply` calls
+    Called in this order: `check`, `table` for users, fields and items, `model`, `finish`. `mwuf apply` calls
     `read_items`, then `table` and `finish` in a new folder, into which it has put all but the `item_files`.
 
     Args:
@@ -59,7 +59,7 @@ class Writer:
 
         Args:
             folder: to write into.
-            entity: "item" or "user".
+            entity: "item", "user" or "field".
             ids: of all rows.
             columns: the others.
         """

@@ -11,7 +11,7 @@ from mwuf_dist.serving.export.chunks import Columns
 from mwuf_dist.serving.writers.arrays import ArrayTable, Column, is_text, items_of, longest, shape_of
 from mwuf_dist.serving.writers.interface import Items, Table, Writer
 
-_OF_USERS = {"user_id", "user_context"}
+_NOT_OF_ITEMS = {"user_id", "user_context", "field_id", "field_embedding"}
 
 
 class NpyWriter(Writer):
@@ -27,7 +27,7 @@ class NpyWriter(Writer):
 
     def item_files(self, folder: Path) -> set[str]:
         """See `Writer.item_files`."""
-        return {path.name for path in folder.glob("*.npy") if path.stem not in _OF_USERS}
+        return {path.name for path in folder.glob("*.npy") if path.stem not in _NOT_OF_ITEMS}
 
 
 class NpyTable(ArrayTable):

@@ -62,6 +62,7 @@ class FrozenModel:
         counts: np.ndarray,
         missing: np.ndarray,
         labels: np.ndarray,
+        weights: np.ndarray | None = None,
     ) -> WarmedRows:
         """Applies the rule to some items of a group: no lookup, so that ranks need not keep step.
 
@@ -74,15 +75,17 @@ class FrozenModel:
             counts: likewise.
             missing: likewise.
             labels: of all its interactions [n].
+            weights: what they count in the loss [n]; None: 1.
         """
         place, device = _of_items(counts, ours), self._run.model.runtime.device
         rows = torch.from_numpy(start[ours]).to(device)
+        counted = None if weights is None else weights[place]
 
         def parts(needed: np.ndarray) -> torch.Tensor:
             return frozen.parts(place[needed])
 
         if self.method.fits_items:
-            return fitted_rows(self.method, self.backbone, rows, counts[ours], parts, labels[place])
+            return fitted_rows(self.method, self.backbone, rows, counts[ours], parts, labels[place], counted)
         fields = frozen.item_fields[torch.from_numpy(ours).to(device)]
 
         def finish(index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -90,19 +93,26 @@ class FrozenModel:
 
         regenerate = finish if self.method.regenerates else None
         sizes = boundary[ours], counts[ours]
-        return warm_rows(rule, self._slope, rows, *sizes, parts, labels[place], regenerate, missing[ours])
+        return warm_rows(rule, self._slope, rows, *sizes, parts, labels[place], regenerate, missing[ours], counted)
 
-    def variances(self, frozen: FrozenItems, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """The posterior's variances [g, D], float32, of the rows [g, D] of a group with so many interactions [g]."""
-        device = self._run.model.runtime.device
-        return (
-            fitted_variances(self.method, self.backbone, torch.from_numpy(rows).to(device), counts, frozen.parts)
-            .cpu()
-            .numpy()
-        )
+    def variances(
+        self, frozen: FrozenItems, rows: np.ndarray, counts: np.ndarray, weights: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The posterior's variances [g, D], float32, of the rows [g, D] of a group with so many interactions [g].
+
+        `weights` are what the interactions count in the loss, one item's after another's; None: 1.
+        """
+        there = torch.from_numpy(rows).to(self._run.model.runtime.device)
+        return fitted_variances(self.method, self.backbone, there, counts, frozen.parts, weights).cpu().numpy()
 
     def of(
-        self, rule: WarmRule, items: np.ndarray, counts: np.ndarray, boundary: np.ndarray, users: np.ndarray
+        self,
+        rule: WarmRule,
+        items: np.ndarray,
+        counts: np.ndarray,
+        boundary: np.ndarray,
+        users: np.ndarray,
+        values: np.ndarray | None = None,
     ) -> FrozenItems:
         """Looks up what is frozen of a group of items [g] and their interactions [n], on every rank alike.
 
@@ -112,6 +122,7 @@ class FrozenModel:
             counts: number of interactions of each [g]; they stand one after another.
             boundary: how many of them are not needed [g].
             users: of the interactions [n], -1 of one never seen.
+            values: fields of the interactions themselves [n, Fr]; None where they have none.
         """
         model = self._run.model
         place = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -133,15 +144,32 @@ class FrozenModel:
         if self._head is not None:
             sides = self._head.item_part(item_side), self._head.user_part(user_side)
             return FrozenItems(item_side, sides, True, item_of, user_of, None)
+        own = None
+        if model.rows:
+            own = self._own_fields(values, needed, len(user))
         encoded = None
         if self._histories is not None:
             encoded = user_side.new_zeros(len(user), model.backbone.history_width)
             by_user = needed[np.argsort(user[needed], kind="stable")]  # so that what is made of a history is made once
             for part in np.split(by_user, range(_ENCODED_ROWS, len(by_user), _ENCODED_ROWS)):
                 index = torch.from_numpy(part).to(device)
-                context = torch.cat([item_side[item_of[index]], user_side[user_of[index]]], dim=1)
+                between = [] if own is None else [own[index]]
+                context = torch.cat([item_side[item_of[index]], *between, user_side[user_of[index]]], dim=1)
                 encoded[index] = self._encoded(torch.from_numpy(user[part]).to(device), context)
-        return FrozenItems(item_side, (item_side, user_side), False, item_of, user_of, encoded)
+        return FrozenItems(item_side, (item_side, user_side), False, item_of, user_of, encoded, own)
+
+    @torch.no_grad()
+    def _own_fields(self, values: np.ndarray | None, needed: np.ndarray, num_rows: int) -> torch.Tensor:
+        """Field embeddings of the interactions themselves [n, Fr*D], float64; zeros where they are not needed."""
+        model = self._run.model
+        own = np.zeros((num_rows, len(model.rows)), np.int64) if values is None else values.astype(np.int64)
+        distinct, inverse = np.unique(own[needed], axis=0, return_inverse=True)
+        padded = np.concatenate([distinct, np.zeros((FEWEST_ROWS, own.shape[1]), np.int64)])
+        device = model.runtime.device
+        found = model.row_fields(torch.from_numpy(padded).to(device), len(padded)).double()
+        out = found.new_zeros(num_rows, found.shape[1])
+        out[torch.from_numpy(needed).to(device)] = found[torch.from_numpy(inverse.reshape(-1)).to(device)]
+        return out
 
     @torch.no_grad()
     def _encoded(self, users: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -169,6 +197,7 @@ class FrozenItems:
         is_folded: they are to be summed, for a folded head; else they stand side by side.
         item_of, user_of: place of each interaction's item and user in them [n].
         encoded: what the backbone makes of its history [n, W]; None for one that looks at none.
+        own: field embeddings of each interaction itself [n, Fr*D]; None where interactions have no fields.
     """
 
     item_fields: torch.Tensor
@@ -177,6 +206,7 @@ class FrozenItems:
     item_of: torch.Tensor
     user_of: torch.Tensor
     encoded: torch.Tensor | None
+    own: torch.Tensor | None = None
 
     def parts(self, places: np.ndarray) -> torch.Tensor:
         """Frozen parts of some interactions [m, P]."""
@@ -185,7 +215,8 @@ class FrozenItems:
         if self.is_folded:
             return of_item.add_(of_user)
         encoded = [] if self.encoded is None else [self.encoded[index]]
-        return torch.cat([of_item, of_user, *encoded], dim=1)
+        own = [] if self.own is None else [self.own[index]]
+        return torch.cat([of_item, *own, of_user, *encoded], dim=1)
 
 
 def _of_items(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:

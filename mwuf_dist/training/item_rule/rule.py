@@ -114,6 +114,7 @@ def warm_rows(
     labels: np.ndarray,
     finish: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     missing: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
 ) -> WarmedRows:
     """Applies the rule to S items, from a boundary of each to the last of its interactions.
 
@@ -128,10 +129,12 @@ def warm_rows(
         finish: what the method makes of the rows [m, D] of some of the items [m] at the end of a block.
         missing: interactions that an item's blocks count and that are not there [S]; below 0: there are more than they
             count. Of a run's own items, where more or fewer negatives could be drawn than asked for.
+        weights: what each of the interactions counts in the loss [n]; None: 1.
     """
     first, missing = np.cumsum(counts) - counts, np.zeros_like(counts) if missing is None else missing
     counts = counts + missing
     label = torch.from_numpy(labels.astype(np.float64)).to(start.device)
+    counted = None if weights is None else torch.from_numpy(weights.astype(np.float64)).to(start.device)
     served, at_boundary, boundary = start.clone(), start.clone(), boundary.copy()
     block = 0
     while (counts > rule.block_end(block - 1)).any():
@@ -141,7 +144,7 @@ def warm_rows(
             begins = first[tasks] + (0 if rule.carry_over else begin - missing[tasks])
             ends = first[tasks] + np.minimum(counts[tasks], end) - missing[tasks]
             index = torch.from_numpy(tasks).to(start.device)
-            rows = _fit(rule, slope, at_boundary[index], begins, ends, rule.minibatch(block), parts, label)
+            rows = _fit(rule, slope, at_boundary[index], begins, ends, rule.minibatch(block), parts, label, counted)
             if finish is not None:
                 rows = finish(index, rows)
             served[index] = rows
@@ -161,6 +164,7 @@ def _fit(
     size: int,
     parts: Callable[[np.ndarray], torch.Tensor],
     label: torch.Tensor,
+    counted: torch.Tensor | None,
 ) -> torch.Tensor:
     """One block of several items: rows [S, D] at its end, from those at its beginning; step j of all items at once."""
     device, num_steps = start.device, -(-(ends - begins) // size)
@@ -171,6 +175,8 @@ def _fit(
     # In the order in which steps read them, so that a step of any pass reads a slice.
     frozen, target = parts(place.reshape(-1)), label[torch.from_numpy(place.reshape(-1)).to(device)]
     weight = torch.from_numpy((is_there / is_there.sum(1, keepdims=True).clip(min=1)).reshape(-1)).to(device)
+    if counted is not None:
+        weight *= counted[torch.from_numpy(place.reshape(-1)).to(device)]
     stops = np.cumsum(np.maximum(active, -(-FEWEST_ROWS // size)))
     padded = FEWEST_ROWS + len(order)
     v, moment_1, moment_2 = (torch.zeros(padded, start.shape[1], dtype=torch.float64, device=device) for _ in range(3))
@@ -199,6 +205,7 @@ def fitted_rows(
     counts: np.ndarray,
     parts: Callable[[np.ndarray], torch.Tensor],
     labels: np.ndarray,
+    weights: np.ndarray | None = None,
 ) -> WarmedRows:
     """The rule of a method that `fits_items`: each of S rows by all of its item's interactions.
 
@@ -209,12 +216,14 @@ def fitted_rows(
         counts: as for `warm_rows`.
         parts: as for `warm_rows`.
         labels: as for `warm_rows`.
+        weights: as for `warm_rows`.
     """
     served = start.clone()
     for own, places, (item, offset, slope) in _lines_of_items(module, start, counts, parts):
         label = torch.from_numpy(labels[places].astype(np.float64)).to(start.device)
         has_any = torch.from_numpy(counts[own] > 0).to(start.device)[:, None]
-        fitted = method.fit(start[own].double(), item, label, offset, slope).float()
+        more = {} if weights is None else {"weight": torch.from_numpy(weights[places]).to(label)}
+        fitted = method.fit(start[own].double(), item, label, offset, slope, **more).float()
         served[own] = torch.where(has_any, fitted, start[own])
     return WarmedRows(served, start, np.zeros(len(counts), dtype=np.int64))
 
@@ -225,6 +234,7 @@ def fitted_variances(
     rows: torch.Tensor,
     counts: np.ndarray,
     parts: Callable[[np.ndarray], torch.Tensor],
+    weights: np.ndarray | None = None,
 ) -> torch.Tensor:
     """The posterior's variances of fitted rows [S, D], float32, for a method that `has_posterior`.
 
@@ -234,13 +244,15 @@ def fitted_variances(
         rows: of `fitted_rows` [S, D].
         counts: as for `fitted_rows`.
         parts: as for `fitted_rows`.
+        weights: as for `fitted_rows`.
     """
     nothing = torch.zeros(0, dtype=torch.int64, device=rows.device)
     none = rows.new_zeros(0, rows.shape[1]).double()
     prior = method.covariance(rows[:1], nothing, none[:, 0], none)[0].diagonal()
     found = prior.expand(len(rows), -1).clone()
-    for own, _, line in _lines_of_items(module, rows, counts, parts):
-        found[own] = method.covariance(rows[own], *line).diagonal(dim1=1, dim2=2)
+    for own, places, line in _lines_of_items(module, rows, counts, parts):
+        more = {} if weights is None else {"weight": torch.from_numpy(weights[places]).to(found)}
+        found[own] = method.covariance(rows[own], *line, **more).diagonal(dim1=1, dim2=2)
     return found.float()
 
 

@@ -78,15 +78,17 @@ class EpisodeTrain:
         half = self._half
         items = batch.item.view(-1, 2 * half)[:, 0]
         num_episodes = len(items)
-        part = self.frozen.part(batch.user, batch.item, batch.history)
+        part = self.frozen.part(batch.user, batch.item, batch.history, batch.row_values)
         part = part.unflatten(0, (num_episodes, 2, half))  # [E, 2, K, P]
         label = batch.label.view(num_episodes, 2, half)
+        counted = None if batch.row_weight is None else batch.row_weight.view(num_episodes, 2, half)
 
         def loss_of(which: int) -> Callable[[torch.Tensor], torch.Tensor]:
             def loss(v: torch.Tensor) -> torch.Tensor:
                 rows = v[:, None].expand(-1, half, -1).reshape(num_episodes * half, -1)  # [E*K, D]
                 logit = self.frozen.logit(rows, part[:, which].flatten(0, 1)).view(num_episodes, half)
-                return F.binary_cross_entropy_with_logits(logit, label[:, which], reduction="none").mean(1)
+                of_row = None if counted is None else counted[:, which]
+                return F.binary_cross_entropy_with_logits(logit, label[:, which], of_row, reduction="none").mean(1)
 
             return loss
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from mwuf_dist.config import WARM_SETS
+from mwuf_dist.data.batches.loader import beside
+from mwuf_dist.data.schema import WEIGHT
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import Method
 from mwuf_dist.training.frozen_model import Frozen
@@ -28,12 +30,14 @@ class Lines:
         label: float32 [n].
         offset: [n].
         slope: [n, D].
+        weight: what each row counts in the loss, float32 [n].
     """
 
     item: torch.Tensor
     label: torch.Tensor
     offset: torch.Tensor
     slope: torch.Tensor
+    weight: torch.Tensor
 
 
 @dataclass
@@ -75,19 +79,22 @@ class ItemFit:
             rows = order[(bounds[first - 1] if first else 0) : bounds[last - 1]]
             own = slice(first_new + first, first_new + last)
             item = lines.item[rows] - first
-            fitted[own] = self.method.fit(start[own], item, lines.label[rows], lines.offset[rows], lines.slope[rows])
+            clicks = item, lines.label[rows], lines.offset[rows], lines.slope[rows]
+            more = {"weight": lines.weight[rows]} if WEIGHT in prepared.row_columns else {}
+            fitted[own] = self.method.fit(start[own], *clicks, **more)
         # Each row comes from one rank; the others add zero.
         fitted = model.runtime.sum(fitted)
         model.new_ids.fill("new", lambda rows: fitted[rows - model.num_old], range(model.num_old, model.num_items))
         return sum(prepared.num_rows(split) for split in splits)
 
     def _read(self, prepared: Prepared, split: str) -> Lines:
-        columns = prepared.columns(split, ("user", "item", "label"))
+        columns = prepared.columns(split, ("user", "item", "label", *prepared.row_columns))
         ours = np.flatnonzero((columns["item"] >= self._items.start) & (columns["item"] < self._items.stop))
         # By user, so that what is made of a user's history is made once.
         ours = ours[np.argsort(columns["user"][ours], kind="stable")]
         device, runtime = self.model.runtime.device, self.model.runtime
         user, item = (torch.from_numpy(columns[name][ours]).long().to(device) for name in ("user", "item"))
+        of_rows = beside({name: torch.from_numpy(columns[name][ours]).to(device) for name in prepared.row_columns})
         histories = self.model.histories(prepared, 0)
         before = torch.zeros_like(user)
         if histories is not None:
@@ -99,11 +106,14 @@ class ItemFit:
             history = None
             if histories is not None:
                 history = histories.of(users, runtime.pad(before[rows]), in_pretrain=False)
-            offset, slope = line_of(self.frozen.logit, self.frozen.part(users, items, history), self.model.dim)
+            values = runtime.pad(of_rows["row_values"][rows]) if "row_values" in of_rows else None
+            part = self.frozen.part(users, items, history, values)
+            offset, slope = line_of(self.frozen.logit, part, self.model.dim)
             offsets.append(offset[: len(user[rows])])
             slopes.append(slope[: len(user[rows])])
         label = torch.from_numpy(columns["label"][ours]).float().to(device)
-        return Lines(item - self._items.start, label, torch.cat(offsets), torch.cat(slopes))
+        weight = of_rows.get("row_weight", torch.ones_like(label))
+        return Lines(item - self._items.start, label, torch.cat(offsets), torch.cat(slopes), weight)
 
 
 def line_of(

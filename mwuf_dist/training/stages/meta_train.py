@@ -92,7 +92,8 @@ class MetaTrain:
             ours = replace(batch, weight=batch.weight * self._held_out[batch.item], is_full=False, num_rows=1)
             items, index = self.frozen.distinct(batch.item)
             losses = self.frozen.losses(ours, self.model.new_ids.rows(items), index, self._scale_and_shift(items))
-            total += torch.stack([losses[1].double(), ours.weight.sum().double()])
+            counted = ours.weight if ours.loss_weight is None else ours.loss_weight
+            total += torch.stack([losses[1].double(), counted.sum().double()])
         loss, weight = self.model.runtime.sum(total).tolist()
         return loss / max(weight, 1.0)
 

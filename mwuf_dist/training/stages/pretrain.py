@@ -12,6 +12,7 @@ from torch import nn
 
 from mwuf_dist.config import Config
 from mwuf_dist.data.batches.loader import Batch
+from mwuf_dist.data.schema import row_column
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import Method
 from mwuf_dist.runtime import draws, generator_seed
@@ -39,6 +40,7 @@ class Pretrain:
                 (self.model.user_tables, settings.learning_rate),
                 (self.model.item_tables, settings.learning_rate),
                 (self.model.old_ids, settings.learning_rate_ids or settings.learning_rate),
+                *((tables, settings.learning_rate) for tables in self.model.row_tables),
             ],
             weight_decay=settings.weight_decay,
         )
@@ -108,10 +110,12 @@ def fill_unused_rows(model: Model, prepared: Prepared) -> None:
 
     What they hold until here is the draw that they started with, which is noise to everything that comes later.
     """
-    columns = prepared.columns("pretrain", ("user", "item"))
+    names = [row_column(field.name) for field in prepared.row_fields]
+    columns = prepared.columns("pretrain", ("user", "item", *names))
     for store, tables, index in (
         (model.users, model.user_tables, columns["user"]),
         (model.items, model.item_tables, columns["item"]),
+        *zip(model.rows, model.row_tables, (columns[name] for name in names), strict=True),
     ):
         seen = torch.zeros(store.num_rows, dtype=torch.bool)
         seen[torch.from_numpy(index).long()] = True

@@ -34,11 +34,12 @@ def fit_prior(config: Config, frozen: Frozen, method: Method, prepared: Prepared
     num_read = 0
     for batch in loader.epoch(0):
         with torch.no_grad():
-            part = frozen.part(batch.user, batch.item, batch.history)
+            part = frozen.part(batch.user, batch.item, batch.history, batch.row_values)
         item = place[batch.item]
         kept = (item >= 0) & (batch.weight > 0)
         offset, slope = line_of(frozen.logit, part[kept], model.dim)
-        parts.append([item[kept].cpu(), batch.label[kept].cpu(), offset.cpu(), slope.cpu()])
+        own = [] if batch.row_weight is None else [batch.row_weight[kept].cpu()]
+        parts.append([item[kept].cpu(), batch.label[kept].cpu(), offset.cpu(), slope.cpu(), *own])
         num_read += batch.num_rows
         # Every rank sees the same number of rows of the global batch, so that all stop together.
         if num_read >= _MOST_READ_ROWS:
@@ -46,12 +47,12 @@ def fit_prior(config: Config, frozen: Frozen, method: Method, prepared: Prepared
     # Every rank has the rows of its part of each batch: all of them get all, in the order of the ranks.
     own = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
     columns = [torch.from_numpy(np.concatenate(column)) for column in zip(*runtime.gather(own), strict=True)]
-    item, label, offset, slope = (column.to(runtime.device) for column in columns)
+    item, *clicks = (column.to(runtime.device) for column in columns)
     order = torch.argsort(item, stable=True)
     first = torch.searchsorted(item[order], torch.arange(len(chosen), device=item.device))
     rank = torch.arange(len(order), device=item.device) - first[item[order]]
     order = order[rank < method.prior_rows]
     with torch.no_grad():
         context = model.item_fields(chosen.to(runtime.device))
-    method.fit_prior(context, item[order], label[order], offset[order], slope[order])
+    method.fit_prior(context, item[order], *(column[order] for column in clicks))
     return len(order)

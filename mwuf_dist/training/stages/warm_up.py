@@ -11,6 +11,7 @@ import torch
 from mwuf_dist.config import WARM_SETS, Config
 from mwuf_dist.data.batches.histories import Histories
 from mwuf_dist.data.batches.loader import Batch, Loader
+from mwuf_dist.data.schema import row_column
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.methods import Method
@@ -128,7 +129,8 @@ class WarmUp:
     def score(self, prepared: Prepared, split: str) -> np.ndarray | None:
         """Logits of a split's rows in stored order, float64 [n], on the main rank; None on the others. A collective."""
         runtime = self.model.runtime
-        columns = prepared.columns(split, ("user", "item"))
+        names = tuple(row_column(one.name) for one in prepared.row_fields)
+        columns = prepared.columns(split, ("user", "item", *names))
         num_rows = len(columns["user"])
         begin = runtime.rank * num_rows // runtime.world_size
         end = (runtime.rank + 1) * num_rows // runtime.world_size
@@ -139,17 +141,20 @@ class WarmUp:
         def padded(values: torch.Tensor, size: int) -> torch.Tensor:
             return torch.nn.functional.pad(values, (0, size - len(values)))
 
+        def given(name: str, rows: slice) -> torch.Tensor:
+            return torch.from_numpy(columns[name][rows].astype(np.int64)).to(runtime.device)
+
         for index in range(-(-most // _SCORE_ROWS)):
             size = min(_SCORE_ROWS, most - index * _SCORE_ROWS)
             first = min(begin + index * _SCORE_ROWS, end)
             rows = slice(first, min(first + _SCORE_ROWS, end))
-            user = torch.from_numpy(columns["user"][rows].astype(np.int64)).to(runtime.device)
-            item = torch.from_numpy(columns["item"][rows].astype(np.int64)).to(runtime.device)
+            user, item = given("user", rows), given("item", rows)
+            values = torch.stack([padded(given(name, rows), size) for name in names], dim=1) if names else None
             users, items, history = padded(user, size), padded(item, size), None
             if self.histories is not None:
                 before = torch.from_numpy(self.histories.before(split, rows.start, rows.stop).astype(np.int64))
                 history = self.histories.of(users, padded(before.to(runtime.device), size), in_pretrain=False)
-            logits = self.frozen.served_logit(users, items, history)
+            logits = self.frozen.served_logit(users, items, history, values)
             scores.append(logits[: len(user)].double().cpu().numpy())
         return runtime.gather_rows(np.concatenate([np.empty(0), *scores]))
 
