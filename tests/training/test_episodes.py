@@ -68,7 +68,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         {"name": "gme", "graph": "ids"},
         {"name": "melu", "local_steps": 2},
         {"name": "melu", "first_order": True},
-        {"name": "semantic_id", "code_size": 4},
+        # Few levels: rows of prefixes of one item have gradients near Adam's epsilon, which makes rounding visible.
+        {"name": "semantic_id", "code_size": 4, "code_levels": 2},
         {"name": "csdm", "regenerate_by_diffusion": True},
     ],
     ids=lambda method: "-".join(map(str, method.values())),
@@ -109,7 +110,8 @@ def test_auto_stops_by_the_loss_of_items_that_it_does_not_train_on(tmp_path: Pat
         {"name": "gme", "graph": "ids"},
         {"name": "align", "align_hidden": 4},  # few hidden units, for the reason in test_ranks.py
         {"name": "content_delta"},
-        {"name": "semantic_id", "code_size": 4},
+        # Few levels: rows of prefixes of one item have gradients near Adam's epsilon, which makes rounding visible.
+        {"name": "semantic_id", "code_size": 4, "code_levels": 2},
     ],
     ids=lambda method: method["name"],
 )
