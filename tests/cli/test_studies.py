@@ -21,7 +21,7 @@ STUDY: dict[str, Any] = {"seeds": 1, "runs": [{"method": {"name": "base"}}, {"me
         ({"seeds": 2}, [], "[study] has no [[study.runs]]"),
         (STUDY | {"seeds": 0}, [], "`study.seeds` = 0: Input should be greater than or equal to 1"),
         (STUDY | {"sedes": 2}, [], "`study.sedes` = 2: Unexpected keyword argument"),
-        (STUDY, ["--seeds", "-1"], "`study.seeds` = -1: Input should be greater than or equal to 1"),
+        (STUDY, ["--seeds", "-1"], "--seeds -1: must be 0 to 10000"),
         (STUDY, ["--seed", "1"], "give `study.seeds` or --seeds N, not `seed`"),
         ({"runs": [{"method": {"nam": "base"}}]}, [], "run 1 of [study]: unknown key `method.nam`"),
         ({"runs": [{}, {"warm_up": {"epochs": 3}}]}, [], "runs 1 and 2 of [study] are both called deepfm-mwuf-seed0"),

@@ -129,7 +129,7 @@ def test_noise_is_that_of_the_global_batch_and_of_its_step() -> None:
         runtime = Runtime(rank, ranks, torch.device("cpu"), False)
         frozen: Any = SimpleNamespace(
             runtime=runtime,
-            part=lambda user, item, history: torch.zeros(len(user), 1),
+            part=lambda user, *_: torch.zeros(len(user), 1),
             inputs=lambda items: (torch.zeros(len(items), CONTEXT), None),
         )
         stage = EpisodeTrain(tiny(), frozen, Recorder(CONFIG, DIM, CONTEXT))
