@@ -295,7 +295,9 @@ def test_a_process_without_this_package_scores_as_the_run_does_while_deltas_come
 ) -> None:
     found = serve_check(compiled_export, opened, deltas, num_requests=60, num_rows=32)
     assert found.is_good and found.difference <= check_module.MOST_DIFFERENCE * max(1.0, found.largest)
-    assert found.num_deltas == len(deltas) and set(found.versions) == set(range(len(deltas) + 1))
+    # Deltas come when they come: between two of them there may be no answer, but some are of the first and of the last.
+    assert found.num_deltas == len(deltas)
+    assert {0, len(deltas)} <= set(found.versions) <= set(range(len(deltas) + 1))
     assert found.num_telling > 500 and found.largest > 0.5 and 0 < found.p50_ms <= found.p99_ms
     assert "none" in found.text().splitlines()[4]
 
