@@ -6,7 +6,6 @@ process, or worker processes that Ray places (`mwuf_dist.launch.side_by_side`).
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 import traceback
@@ -128,10 +127,6 @@ def attempt(action: Callable[..., Any], inputs: Sequence[Any], catch_all: bool =
         if not catch_all:
             raise
         return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
-    finally:
-        # Process groups of a run that is over live on in cycles of references, each with threads that poll: after two
-        # hundred runs there were 570 of them, and nothing else went on.
-        gc.collect()
 
 
 class Progress:

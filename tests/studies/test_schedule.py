@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import random
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,24 +95,6 @@ def test_this_process_stops_at_a_bug_where_other_ranks_wait_for_it() -> None:
         do_tasks([Task("e", breaks)], Here(alone=False), lambda *_: None)
     assert do_tasks([Task("e", breaks)], Here(), lambda *_: None)["e"].reason == "RuntimeError: a bug"
     assert do_tasks([Task("a", fails)], Here(alone=False), lambda *_: None)["a"] == Failure("no such thing")
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_what_a_task_leaves_in_cycles_is_gone_before_the_next(fails: bool) -> None:
-    class Group:
-        pass
-
-    found: list[weakref.ref[Group]] = []
-
-    def action() -> None:
-        group = Group()
-        group.itself = group  # pyright: ignore[reportAttributeAccessIssue]
-        found.append(weakref.ref(group))
-        if fails:
-            raise UserError("wrong")
-
-    attempt(action, [])
-    assert found[0]() is None
 
 
 def test_a_study_that_is_asked_to_stop_begins_no_other_task() -> None:

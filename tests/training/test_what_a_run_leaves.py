@@ -31,6 +31,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     return folder, local.train(CONFIG, folder)
 
 
+def test_runs_of_one_process_leave_no_threads_behind_that_add_up(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    config = tiny(pretrain={"epochs": 1, "batch_size": 1024})
+    found = []
+    for one in range(3):
+        local.pretrain(config, tmp_path / str(one))
+        found.append(threads())
+    assert found[2] <= found[0], found
+
+
 def test_no_line_of_the_loss_plot_doubles_back(run: tuple[Path, dict[str, Any]]) -> None:
     records = [json.loads(line) for line in (run[0] / "metrics.jsonl").read_text().splitlines()]
     curves = _loss_curves(records)
