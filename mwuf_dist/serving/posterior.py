@@ -34,8 +34,10 @@ class Posterior:
             )
         self._run, self._rule = run, rule_of(run.config, run.prepared)
         self._frozen = FrozenModel(run, run.model.users, run.model.items, run.histories)
-        parts = [run.prepared.columns(split, ("user", "item")) for split in (*WARM_SETS, *run.served_splits)]
-        log = {name: np.concatenate([part[name].astype(np.int64) for part in parts]) for name in ("user", "item")}
+        names = ("user", "item", *run.prepared.row_columns)
+        parts = [run.prepared.columns(split, names) for split in (*WARM_SETS, *run.served_splits)]
+        log = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        log |= {name: log[name].astype(np.int64) for name in ("user", "item")}
         self._log = taken(log, np.argsort(log["item"], kind="stable"))
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mwuf_dist.config import Config, UserError, build, to_dict
+from mwuf_dist.config import WARM_SETS, Config, UserError, build, to_dict
 from mwuf_dist.launch import local
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving.deltas.apply import apply
@@ -25,6 +25,7 @@ from mwuf_dist.serving.warm.job import warm
 from tests.bounds import assert_float32_close
 from tests.serving.own_logs import a_day, config_for, make_logs
 from tests.serving.test_export import scores_of_the_stage
+from tests.serving.test_uncertainty import by_hessian, variances
 
 NUM_TERMS = 100
 DEVICES = ("web", "app", "tv")
@@ -157,3 +158,20 @@ def test_other_backbones_and_methods_take_them_too(backbone: str, method: str, f
     pq.write_table(with_rows(a_day(), seed=1), tmp_path / "day.parquet")
     with start(read_run(tmp_path / "run")[0]) as runtime:
         assert warm(tmp_path / "run", tmp_path / "day.parquet", tmp_path / "day", runtime).change.num_new > 0
+
+
+def test_the_variances_of_an_export_count_the_weights_and_the_values_of_the_rows(folder: Path, tmp_path: Path) -> None:
+    made = to_dict(config(folder)) | {"backbone": {"name": "fm"}, "method": {"name": "map"}}
+    local.train(build(made), tmp_path / "run")
+    with open_run(tmp_path / "run") as run:
+        found = variances(export(run, "parquet", tmp_path / "export", uncertainty=True))
+        item = run.new_item_ids[0]
+        parts = [run.prepared.columns(split, ("user", "item", "label", "weight", "row")) for split in WARM_SETS]
+        seen = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        seen = {name: values[seen["item"] == run.index_of(item)] for name, values in seen.items()}
+        log = pq.read_table(folder / "log.parquet").take(pa.array(seen["row"]))
+        raw = {name: log[name].to_pylist() for name in ("device", "position")}
+        users, labels = seen["user"].tolist(), seen["label"].tolist()
+        expected = by_hessian(run, item, users, labels, seen["weight"], raw)
+        assert set(seen["weight"].tolist()) == {1.0, 4.0}
+    assert found[item] == pytest.approx(expected, rel=1e-3)

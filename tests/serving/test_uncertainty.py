@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -55,18 +56,26 @@ def exported(run: FinishedRun, folder: Path, old_items: bool = False) -> dict[in
     return variances(export(run, "parquet", folder, old_items=old_items, uncertainty=True))
 
 
-def by_hessian(run: FinishedRun, item: int, users: list[int], labels: list[int]) -> np.ndarray:
+def by_hessian(
+    run: FinishedRun,
+    item: int,
+    users: list[int],
+    labels: list[int],
+    weights: np.ndarray | None = None,
+    rows: dict[str, list[Any]] | None = None,
+) -> np.ndarray:
     """Variances by the inverse of the second derivative of an item's loss, which autograd takes at the served row."""
     assert isinstance(run.method, Map)
     index, precision = run.index_of(item), run.method.precision.double()
     row = run.model.new_ids.rows(torch.tensor([index]))[0].double()
-    context = run.context(torch.tensor(users), torch.full((len(users),), index)).double()
+    context = run.context(torch.tensor(users), torch.full((len(users),), index), rows).double()
     backbone = run.model.backbone.double()
     label = torch.tensor(labels).double()
+    weight = None if weights is None else torch.from_numpy(weights).double()
 
     def loss(v: torch.Tensor) -> torch.Tensor:
         logit = backbone(v.expand(len(users), -1), context)
-        bce = torch.nn.functional.binary_cross_entropy_with_logits(logit, label, reduction="sum")
+        bce = torch.nn.functional.binary_cross_entropy_with_logits(logit, label, weight, reduction="sum")
         return bce + v @ precision @ v / 2
 
     with torch.enable_grad():
@@ -118,10 +127,17 @@ def test_an_export_that_deltas_bring_up_to_date_is_the_export_of_the_job(warmed:
 def test_a_follower_writes_the_variances_that_a_job_writes(warmed: Warmed, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     table = pq.read_table(warmed.output.with_suffix(".parquet"))
-    pq.write_table(table, tmp_path / "in" / "all.parquet")
-    follow(warmed.folder, FolderSource(tmp_path / "in"), tmp_path / "live", warmed.runtime, Columns(), until_idle=True)
+    # The second file brings rows of one item that are known beside new ones of others.
+    item = table["item_id"].to_numpy()
+    first, known = item != item[-1], item == item[0]
+    pq.write_table(table.filter(pa.array(first)), tmp_path / "in" / "1.parquet")
+    source = FolderSource(tmp_path / "in")
+    follow(warmed.folder, source, tmp_path / "live", warmed.runtime, Columns(), until_idle=True)
+    pq.write_table(table.filter(pa.array(~first | known)), tmp_path / "in" / "2.parquet")
+    follow(warmed.folder, source, tmp_path / "live", warmed.runtime, Columns(), until_idle=True)
     apply(warmed.folder.parent / "export", [tmp_path / "live" / "deltas"], tmp_path / "applied")
     found, changed = variances(tmp_path / "applied"), variances(warmed.output / "export")
+    assert item[0] in changed and item[-1] in changed and item[0] != item[-1]
     assert all(found[item] == pytest.approx(changed[item], rel=1e-5) for item in changed)
 
 

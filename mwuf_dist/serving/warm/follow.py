@@ -256,6 +256,7 @@ class Follower:
             "item_context": fields.cpu().numpy(),
         }
         if uncertainty:
+            log = taken(log, np.isin(log["item"], touched))  # of others only known rows have come
             log = taken(log, np.argsort(log["item"], kind="stable"))
             num = np.bincount(log["item"], minlength=state.num_items)[touched]
             rule = rule_of(self._config, self._data)
