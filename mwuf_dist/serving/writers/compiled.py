@@ -4,25 +4,53 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
 from mwuf_dist.config import UserError
+from mwuf_dist.serving.deltas.reader import Delta
 from mwuf_dist.serving.export.dense_model import program_of
 from mwuf_dist.serving.finished_run import FinishedRun
+from mwuf_dist.serving.writers.parquet import ParquetWriter
 
 # Largest difference of a logit from the run's own, per unit of the largest logit (at least 1).
 MOST_DIFFERENCE = 1e-5
 _CHECKED_PAIRS = 1024
 
 
-def check_compiler() -> None:
-    """Raises UserError where no C++ compiler is found."""
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        raise UserError(
-            "this format compiles the model, and no C++ compiler is here: install g++, or name another format"
-        )
+class CompiledWriter(ParquetWriter):
+    """Writes what Parquet has, and the compiled model.
+
+    Attributes:
+        package: where the model goes, in the export's folder.
+    """
+
+    package: ClassVar[str]
+
+    def __init__(self, to: str = "") -> None:
+        super().__init__(to)
+        self._about: dict[str, Any] = {}
+
+    def check(self) -> None:
+        """See `Writer.check`."""
+        if shutil.which("g++") is None and shutil.which("clang++") is None:
+            raise UserError(
+                "this format compiles the model, and no C++ compiler is here: install g++, or name another format"
+            )
+
+    def model(self, run: FinishedRun, folder: Path) -> None:
+        """See `Writer.model`."""
+        super().model(run, folder)
+        path = folder / self.package
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._about = {"package": self.package, "package_difference": write_package(run, path)}
+
+    def finish(self, folder: Path, about: dict[str, Any], deltas: Sequence[Delta] = ()) -> dict[str, Any]:
+        """See `Writer.finish`."""
+        return self._about
 
 
 def write_package(run: FinishedRun, path: Path) -> float:

@@ -6,14 +6,10 @@ PyTorch version that compiled the package. A request has one item embedding and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from mwuf_dist.serving.deltas.reader import Delta
 from mwuf_dist.serving.finished_run import FinishedRun
-from mwuf_dist.serving.writers import compiled
-from mwuf_dist.serving.writers.parquet import ParquetWriter
+from mwuf_dist.serving.writers.compiled import CompiledWriter
 
 REPOSITORY, MODEL = "triton", "mwuf"
 # Rows of one batch that the server makes of several requests.
@@ -49,30 +45,15 @@ dynamic_batching {{ }}
 """
 
 
-class TritonWriter(ParquetWriter):
+class TritonWriter(CompiledWriter):
     """Writes what Parquet has, and `triton/`, which `tritonserver --model-repository` takes."""
 
-    def __init__(self, to: str = "") -> None:
-        super().__init__(to)
-        self._about: dict[str, Any] = {}
-
-    def check(self) -> None:
-        """See `Writer.check`."""
-        compiled.check_compiler()
+    package = f"{REPOSITORY}/{MODEL}/1/model.pt2"
 
     def model(self, run: FinishedRun, folder: Path) -> None:
         """See `Writer.model`."""
         super().model(run, folder)
-        version = folder / REPOSITORY / MODEL / "1"
-        version.mkdir(parents=True)
-        difference = compiled.write_package(run, version / "model.pt2")
-        (version.parent / "config.pbtxt").write_text(config_of(run), encoding="utf-8")
-        package = (version / "model.pt2").relative_to(folder)
-        self._about = {"package": str(package), "package_difference": difference}
-
-    def finish(self, folder: Path, about: dict[str, Any], deltas: Sequence[Delta] = ()) -> dict[str, Any]:
-        """See `Writer.finish`."""
-        return self._about
+        (folder / REPOSITORY / MODEL / "config.pbtxt").write_text(config_of(run), encoding="utf-8")
 
 
 def config_of(run: FinishedRun) -> str:
