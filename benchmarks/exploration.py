@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.record import Figure, Record, Row, command_line, table
 from mwuf_dist.config.registry import method_config
+from mwuf_dist.methods.lines import Lines
 from mwuf_dist.methods.map import Map
 
 PRECISION = 1.5  # of the prior: the default of `map`
@@ -113,9 +114,9 @@ def play(world: World, policy: Policy, seed: int) -> np.ndarray:
         labels.append((world.luck[day] < probability.gather(1, shown[:, None]).squeeze(1)).double())
         item, label = torch.cat(items), torch.cat(labels)
         slope = world.users[: day + 1].flatten(0, 1)
-        offset = torch.full_like(label, BIAS)
-        rows = method.fit(start, item, label, offset, slope)
-        covariance = method.covariance(rows, item, offset, slope)
+        lines = Lines(item, torch.full_like(label, BIAS), slope)
+        rows = method.fit(start, lines, label)
+        covariance = method.covariance(rows, lines)
     return np.cumsum(lost)
 
 

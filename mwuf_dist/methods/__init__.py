@@ -8,6 +8,7 @@ from mwuf_dist.backbones import Backbone
 from mwuf_dist.config import MethodConfig
 from mwuf_dist.config.registry import find_class, method_config, names
 from mwuf_dist.methods.interface import Episodes, Method, PretrainedItems, check_backbone, check_initialisation
+from mwuf_dist.methods.lines import Lines
 
 METHODS: dict[str, type[Method]] = {name: find_class("method", name) for name in names("method")}
 
@@ -44,4 +45,4 @@ def pretraining_of(config: MethodConfig) -> MethodConfig:
     return method_config(config.name, **{key: getattr(config, key) for key in keys if key != "name"})
 
 
-__all__ = ["METHODS", "Episodes", "Method", "PretrainedItems", "build_method", "pretraining_of"]
+__all__ = ["METHODS", "Episodes", "Lines", "Method", "PretrainedItems", "build_method", "pretraining_of"]

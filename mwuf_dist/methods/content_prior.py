@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mwuf_dist.methods.lines import Lines
+
 _MOST_STEPS = 100
 _SMALLEST_CHANGE = 1e-4  # of any number of the mean rows, relative to their deviation
 # Lines whose part of the curvature is made at once (a matrix D x D each).
@@ -38,36 +40,25 @@ class ContentPrior:
 
 
 @torch.no_grad()
-def fit_content_prior(
-    features: torch.Tensor,
-    item: torch.Tensor,
-    label: torch.Tensor,
-    offset: torch.Tensor,
-    slope: torch.Tensor,
-    precision: float,
-    weight_of: torch.Tensor | None = None,
-) -> ContentPrior:
+def fit_content_prior(features: torch.Tensor, lines: Lines, label: torch.Tensor, precision: float) -> ContentPrior:
     """Fits B, S and t.
 
     Args:
         features: x of each item [m, C].
-        item: whose click each is, from 0 to m - 1 [n].
-        label: [n].
-        offset: f [n].
-        slope: s [n, D].
+        lines: the clicks, with f as the offset and s as the slope.
+        label: of these [n].
         precision: S starts as the identity by this.
-        weight_of: what each click counts [n]; None: 1.
     """
-    features, label, offset, slope = (values.double() for values in (features, label, offset, slope))
-    num, dim = len(features), slope.shape[1]
-    gram, eye = features.T @ features, torch.eye(dim, dtype=torch.float64, device=slope.device)
+    features, lines, label = features.double(), lines.double(), label.double()
+    num, dim = len(features), lines.slope.shape[1]
+    gram, eye = features.T @ features, torch.eye(dim, dtype=torch.float64, device=features.device)
     covariance, ridge = eye / precision, float(features.shape[1])
     weight = features.new_zeros(features.shape[1], dim)
     rows = features.new_zeros(num, dim)
     for _ in range(_MOST_STEPS):
         prior = features @ weight
         inverse = torch.linalg.inv(covariance)
-        rows, spread = _posterior(rows, prior, inverse, item, label, offset, slope, weight_of)
+        rows, spread = _posterior(rows, prior, inverse, lines, label)
         resolved = torch.linalg.inv(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
         weight = resolved @ (features.T @ rows)
         # Fewer than `num` degrees of freedom are left beside those that the regression has used.
@@ -90,18 +81,15 @@ def _posterior(
     rows: torch.Tensor,
     prior: torch.Tensor,
     precision: torch.Tensor,
-    item: torch.Tensor,
+    lines: Lines,
     label: torch.Tensor,
-    offset: torch.Tensor,
-    slope: torch.Tensor,
-    weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One Newton step of each item's row [m, D] towards its mode, and the covariances [m, D, D] by the curvature there.
 
     An item's steps go on from one iteration to the next: it is at its mode when the prior no longer moves.
     """
-    gradient, probability = gradient_of(rows, prior, precision, item, label, offset, slope, weight)
-    covariance = torch.linalg.inv(curvature(precision, len(rows), item, slope, probability, weight))
+    gradient, probability = gradient_of(rows, prior, precision, lines, label)
+    covariance = torch.linalg.inv(curvature(precision, len(rows), lines, probability))
     return rows - (covariance @ gradient[:, :, None]).squeeze(2), covariance
 
 
@@ -109,17 +97,14 @@ def gradient_of(
     rows: torch.Tensor,
     prior: torch.Tensor,
     precision: torch.Tensor,
-    item: torch.Tensor,
+    lines: Lines,
     label: torch.Tensor,
-    offset: torch.Tensor,
-    slope: torch.Tensor,
-    weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients [m, D] of the items' losses in their rows, and the clicks' probabilities [n]; see `Map.fit`."""
-    probability = torch.sigmoid(offset + (rows[item] * slope).sum(1))
+    probability = torch.sigmoid(lines.logits(rows))
+    missed = lines.times_weight(probability - label)
     gradient = times(rows - prior, precision)
-    missed = probability - label if weight is None else (probability - label) * weight
-    return gradient.index_add_(0, item, slope * missed[:, None]), probability
+    return gradient.index_add_(0, lines.item, lines.slope * missed[:, None]), probability
 
 
 def times(rows: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
@@ -127,28 +112,18 @@ def times(rows: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
     return (rows[:, None] * precision).sum(2)
 
 
-def curvature(
-    precision: torch.Tensor,
-    num: int,
-    item: torch.Tensor,
-    slope: torch.Tensor,
-    probability: torch.Tensor,
-    weight: torch.Tensor | None = None,
-) -> torch.Tensor:
+def curvature(precision: torch.Tensor, num: int, lines: Lines, probability: torch.Tensor) -> torch.Tensor:
     """Second derivatives [num, D, D] of the items' losses in their rows, where clicks have these probabilities [n].
 
     Args:
         precision: of the prior [D, D].
         num: number of items.
-        item: whose click each is [n].
-        slope: [n, D].
-        probability: [n].
-        weight: what each click counts [n]; None: 1.
+        lines: the clicks.
+        probability: of these [n].
     """
     out = precision.expand(num, -1, -1).clone()
-    spread = probability * (1 - probability)
-    weighted = slope * (spread if weight is None else spread * weight)[:, None]
-    for first in range(0, len(item), _CURVATURE_ROWS):
+    weighted = lines.slope * lines.times_weight(probability * (1 - probability))[:, None]
+    for first in range(0, len(weighted), _CURVATURE_ROWS):
         part = slice(first, first + _CURVATURE_ROWS)
-        out.index_add_(0, item[part], weighted[part, :, None] * slope[part, None])
+        out.index_add_(0, lines.item[part], weighted[part, :, None] * lines.slope[part, None])
     return out

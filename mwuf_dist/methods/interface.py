@@ -11,6 +11,7 @@ from torch import nn
 
 from mwuf_dist.backbones import Backbone
 from mwuf_dist.config import MethodConfig, UserError
+from mwuf_dist.methods.lines import Lines
 from mwuf_dist.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -137,24 +138,13 @@ class Method(nn.Module):
         """Makes new rows of the rows [n, D] of phi_new at the end of a warm phase, given fields [n, Fi*D]."""
         return rows
 
-    def fit_prior(
-        self,
-        item_context: torch.Tensor,
-        item: torch.Tensor,
-        label: torch.Tensor,
-        offset: torch.Tensor,
-        slope: torch.Tensor,
-        weight: torch.Tensor | None = None,
-    ) -> None:
+    def fit_prior(self, item_context: torch.Tensor, lines: Lines, label: torch.Tensor) -> None:
         """Learns, from clicks of m old items, what rows of items are like; the same on every rank.
 
         Args:
             item_context: field embeddings of the items [m, Fi*D].
-            item: whose click each is, from 0 to m - 1 [n]; the others as in `fit`.
-            label: [n].
-            offset: [n].
-            slope: [n, D].
-            weight: as in `fit`.
+            lines: their clicks.
+            label: of these [n].
         """
         raise NotImplementedError
 
@@ -164,43 +154,22 @@ class Method(nn.Module):
         """(scale [U, D], shift [U, D]) of items with fields [U, Fi*D] and mean users [U, D]; None: left as they are."""
         return None
 
-    def fit(
-        self,
-        start: torch.Tensor,
-        item: torch.Tensor,
-        label: torch.Tensor,
-        offset: torch.Tensor,
-        slope: torch.Tensor,
-        weight: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def fit(self, start: torch.Tensor, lines: Lines, label: torch.Tensor) -> torch.Tensor:
         """Rows [m, D] of phi_new for m items, from their clicks so far and nothing else.
 
         Args:
             start: the items' first rows [m, D].
-            item: whose click each is, from 0 to m - 1 [n].
-            label: [n].
-            offset: the logit of click j is offset[j] + slope[j] . v for the item's row v; [n].
-            slope: [n, D].
-            weight: what each click counts in the loss [n]; given only where rows have weights.
+            lines: their clicks.
+            label: of these [n].
         """
         raise NotImplementedError
 
-    def covariance(
-        self,
-        rows: torch.Tensor,
-        item: torch.Tensor,
-        offset: torch.Tensor,
-        slope: torch.Tensor,
-        weight: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def covariance(self, rows: torch.Tensor, lines: Lines) -> torch.Tensor:
         """The posterior's covariance of fitted rows, float64 [m, D, D], for a method that `has_posterior`.
 
         Args:
             rows: of `fit` [m, D].
-            item: whose click each is, from 0 to m - 1 [n].
-            offset: as for `fit` [n].
-            slope: [n, D].
-            weight: as for `fit`.
+            lines: the clicks that they were fitted to.
         """
         raise NotImplementedError
 

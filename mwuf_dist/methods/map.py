@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from mwuf_dist.config import Count, MethodConfig, Positive, section
 from mwuf_dist.methods.content_prior import curvature, fit_content_prior, gradient_of, times
 from mwuf_dist.methods.dropoutnet import DropoutNet, DropoutNetConfig
+from mwuf_dist.methods.lines import Lines
 
 _MOST_STEPS = 50
 _MOST_HALVINGS = 20
@@ -81,22 +82,14 @@ class Map(DropoutNet):
         return "own" if config.prior == "content" else cls.initialisation
 
     @torch.no_grad()
-    def fit_prior(
-        self,
-        item_context: torch.Tensor,
-        item: torch.Tensor,
-        label: torch.Tensor,
-        offset: torch.Tensor,
-        slope: torch.Tensor,
-        weight: torch.Tensor | None = None,
-    ) -> None:
+    def fit_prior(self, item_context: torch.Tensor, lines: Lines, label: torch.Tensor) -> None:
         """See `Method.fit_prior`."""
         context = item_context.double()
         mean, deviation = context.mean(0), context.std(0, correction=0)
         # A constant column says nothing, and its deviation is rounding.
         deviation = torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, torch.inf)
         features = torch.cat([(context - mean) / deviation, torch.ones_like(context[:, :1])], dim=1)
-        found = fit_content_prior(features, item, label, offset, slope, self.config.prior_precision, weight)
+        found = fit_content_prior(features, lines, label, self.config.prior_precision)
         weight = found.weight[:-1] / deviation[:, None]
         self.weight.copy_(torch.cat([weight, found.weight[-1:] - mean @ weight]))
         self.precision.copy_(torch.linalg.inv(found.covariance) * self.config.prior_strength)
@@ -106,43 +99,26 @@ class Map(DropoutNet):
         return item_context @ self.weight[:-1] + self.weight[-1]
 
     @torch.no_grad()
-    def fit(
-        self,
-        start: torch.Tensor,
-        item: torch.Tensor,
-        label: torch.Tensor,
-        offset: torch.Tensor,
-        slope: torch.Tensor,
-        weight: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def fit(self, start: torch.Tensor, lines: Lines, label: torch.Tensor) -> torch.Tensor:
         """See `Method.fit`."""
-        prior, offset, slope, label = (values.double() for values in (start, offset, slope, label))
-        weight = None if weight is None else weight.double()
+        prior, lines, label = start.double(), lines.double(), label.double()
         rows, precision = prior.clone(), self.precision.double().to(prior.device)
         for _ in range(_MOST_STEPS):
-            gradient, probability = gradient_of(rows, prior, precision, item, label, offset, slope, weight)
+            gradient, probability = gradient_of(rows, prior, precision, lines, label)
             open_items = gradient.abs().amax(1) > _SMALLEST_SLOPE
             if not open_items.any():
                 break
-            second = curvature(precision, len(rows), item, slope, probability, weight)
+            second = curvature(precision, len(rows), lines, probability)
             step = torch.linalg.solve(second, gradient) * open_items[:, None]
-            rows = self._descend(rows, step, prior, precision, item, label, offset, slope, weight)
+            rows = self._descend(rows, step, prior, precision, lines, label)
         return rows.to(start.dtype)
 
     @torch.no_grad()
-    def covariance(
-        self,
-        rows: torch.Tensor,
-        item: torch.Tensor,
-        offset: torch.Tensor,
-        slope: torch.Tensor,
-        weight: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def covariance(self, rows: torch.Tensor, lines: Lines) -> torch.Tensor:
         """See `Method.covariance`: the inverse of the curvature at the rows (Laplace's approximation)."""
-        rows, offset, slope = rows.double(), offset.double(), slope.double()
-        probability = torch.sigmoid(offset + (rows[item] * slope).sum(1))
+        rows, lines = rows.double(), lines.double()
         precision = self.precision.double().to(rows.device)
-        return torch.linalg.inv(curvature(precision, len(rows), item, slope, probability, weight))
+        return torch.linalg.inv(curvature(precision, len(rows), lines, torch.sigmoid(lines.logits(rows))))
 
     def _descend(
         self,
@@ -150,19 +126,16 @@ class Map(DropoutNet):
         step: torch.Tensor,
         prior: torch.Tensor,
         precision: torch.Tensor,
-        item: torch.Tensor,
+        lines: Lines,
         label: torch.Tensor,
-        offset: torch.Tensor,
-        slope: torch.Tensor,
-        weight: torch.Tensor | None,
     ) -> torch.Tensor:
         """Rows moved by `step`, by half of it where that would be uphill, and so on."""
 
         def loss(rows: torch.Tensor) -> torch.Tensor:
-            logit = offset + (rows[item] * slope).sum(1)
+            clicks = F.binary_cross_entropy_with_logits(lines.logits(rows), label, lines.weight, reduction="none")
             away = rows - prior
             total = (times(away, precision) * away).sum(1) / 2
-            return total.index_add(0, item, F.binary_cross_entropy_with_logits(logit, label, weight, reduction="none"))
+            return total.index_add(0, lines.item, clicks)
 
         before = loss(rows)
         for _ in range(_MOST_HALVINGS):

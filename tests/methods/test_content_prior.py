@@ -11,19 +11,20 @@ import torch
 from mwuf_dist.config import UserError
 from mwuf_dist.config.registry import method_config
 from mwuf_dist.methods.content_prior import fit_content_prior
+from mwuf_dist.methods.lines import Lines
 from mwuf_dist.methods.map import Map
 
 DIM = 3
 
 
-def clicks(rows: torch.Tensor, num: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """So many clicks of each item [m, D], as lines."""
+def clicks(rows: torch.Tensor, num: int, generator: torch.Generator) -> tuple[Lines, torch.Tensor]:
+    """So many clicks of each item [m, D], as lines, and their labels."""
     item = torch.arange(len(rows)).repeat_interleave(num)
     offset = 0.5 * torch.randn(len(item), generator=generator).double()
     slope = torch.randn(len(item), rows.shape[1], generator=generator).double()
     probability = torch.sigmoid(offset + (rows[item] * slope).sum(1))
     label = (torch.rand(len(item), generator=generator).double() < probability).double()
-    return {"item": item, "label": label, "offset": offset, "slope": slope}
+    return Lines(item, offset, slope), label
 
 
 def test_mean_and_covariance_that_rows_were_drawn_from_are_found_again() -> None:
@@ -33,7 +34,7 @@ def test_mean_and_covariance_that_rows_were_drawn_from_are_found_again() -> None
     factor = torch.tensor([[0.7, 0.0, 0.0], [0.3, 0.5, 0.0], [0.0, -0.2, 0.4]]).double()
     features = torch.randn(num, 3, generator=generator).double()
     rows = features @ weight + torch.randn(num, DIM, generator=generator).double() @ factor.T
-    found = fit_content_prior(features, **clicks(rows, 60, generator), precision=1.5)
+    found = fit_content_prior(features, *clicks(rows, 60, generator), precision=1.5)
     covariance = factor @ factor.T
     error = 4 * covariance.diagonal().max().sqrt() / num**0.5
     assert (found.weight - weight).abs().max() < error + 0.1 * weight.abs().max()
@@ -45,10 +46,10 @@ def test_one_number_is_the_maximum_of_the_marginal_likelihood_by_quadrature() ->
     generator, num = torch.Generator().manual_seed(1), 150
     features = torch.randn(num, 1, generator=generator).double()
     rows = 0.7 * features + 0.8 * torch.randn(num, 1, generator=generator).double()
-    data = clicks(rows, 40, generator)
-    found = fit_content_prior(features, **data, precision=1.0)
+    lines, labels = clicks(rows, 40, generator)
+    found = fit_content_prior(features, lines, labels, precision=1.0)
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
-    offset, slope, label = (data[name].numpy().reshape(num, -1) for name in ("offset", "slope", "label"))
+    offset, slope, label = (values.numpy().reshape(num, -1) for values in (lines.offset, lines.slope, labels))
 
     def loss(values: np.ndarray) -> float:
         v = values[0] * features.numpy() + np.exp(values[1]) * nodes  # [num, nodes]
@@ -65,7 +66,7 @@ def test_content_that_says_nothing_is_given_no_weight() -> None:
     generator, num = torch.Generator().manual_seed(2), 400
     features = torch.randn(num, 40, generator=generator).double()
     rows = torch.randn(num, DIM, generator=generator).double()
-    found = fit_content_prior(features, **clicks(rows, 40, generator), precision=1.0)
+    found = fit_content_prior(features, *clicks(rows, 40, generator), precision=1.0)
     told = (features @ found.weight).square().mean() / rows.square().mean()
     assert told < 0.03, "a regression without a prior on 40 numbers takes a tenth of the variance of 400 rows"
 
@@ -80,7 +81,7 @@ def test_first_rows_are_the_priors_mean_in_the_units_of_the_fields_and_a_constan
     mean = 0.2 + 0.5 * (context[:, :1] - 5)
     rows = mean + 0.3 * torch.randn(num, DIM, generator=generator).double()
     method = content_map(strength=0.5).double()
-    method.fit_prior(context, **clicks(rows, 60, generator))
+    method.fit_prior(context, *clicks(rows, 60, generator))
     first = method.initial_rows(torch.arange(num), context)
     assert (first - mean).abs().mean() < 0.1
     deviation = torch.linalg.inv(method.precision).diagonal().sqrt() * 0.5**0.5  # the strength made it wider
@@ -95,11 +96,11 @@ def test_95_percent_intervals_hold_93_to_97_percent_where_the_truth_is_known() -
     generator, num = torch.Generator().manual_seed(4), 3_000
     method = Map(method_config(name="map", prior_precision=1.5), DIM, 2)
     rows = torch.randn(num, DIM, generator=generator).double() / 1.5**0.5
-    data = clicks(rows, 40, generator)
+    lines, label = clicks(rows, 40, generator)
     kept = (torch.arange(40) < torch.randint(3, 41, (num, 1), generator=generator)).flatten()
-    data = {name: values[kept] for name, values in data.items()}
-    fitted = method.fit(torch.zeros_like(rows), **data)
-    covariance = method.covariance(fitted, data["item"], data["offset"], data["slope"])
+    lines = lines.taken(kept)
+    fitted = method.fit(torch.zeros_like(rows), lines, label[kept])
+    covariance = method.covariance(fitted, lines)
     directions = torch.cat([torch.eye(DIM), torch.randn(5, DIM, generator=generator)]).double()
     away = (rows - fitted) @ directions.T
     deviation = torch.einsum("kd,mde,ke->mk", directions, covariance, directions).sqrt()
@@ -110,8 +111,7 @@ def test_95_percent_intervals_hold_93_to_97_percent_where_the_truth_is_known() -
 def test_the_covariance_of_an_item_without_clicks_is_the_priors_and_each_click_makes_it_smaller() -> None:
     generator = torch.Generator().manual_seed(5)
     method = Map(method_config(name="map", prior_precision=4.0), DIM, 2)
-    data = clicks(torch.zeros(2, DIM).double(), 5, generator)
-    one = {name: values[5:] for name, values in data.items()}
-    covariance = method.covariance(torch.zeros(2, DIM), one["item"], one["offset"], one["slope"])
+    lines, _ = clicks(torch.zeros(2, DIM).double(), 5, generator)
+    covariance = method.covariance(torch.zeros(2, DIM), lines.taken(torch.arange(5, 10)))
     assert torch.allclose(covariance[0], torch.eye(DIM).double() / 4)
     assert torch.linalg.eigvalsh(covariance[0] - covariance[1]).min() >= -1e-12

@@ -13,6 +13,7 @@ from mwuf_dist.backbones import Shape, build_backbone
 from mwuf_dist.config import UserError
 from mwuf_dist.config.registry import backbone_config, method_config
 from mwuf_dist.methods import build_method
+from mwuf_dist.methods.lines import Lines
 from mwuf_dist.methods.map import Map
 from mwuf_dist.runtime import start
 from mwuf_dist.training import run as run_module
@@ -36,6 +37,14 @@ def problem(seed: int, scale: float = 1.0) -> dict[str, torch.Tensor]:
     }
 
 
+def fitted_by(method: Map, rows: dict[str, torch.Tensor]) -> torch.Tensor:
+    return method.fit(rows["start"], lines_of(rows), rows["label"])
+
+
+def lines_of(rows: dict[str, torch.Tensor]) -> Lines:
+    return Lines(rows["item"], rows["offset"], rows["slope"], rows.get("weight"))
+
+
 def method(precision: float = 1.5) -> Map:
     return Map(method_config(name="map", prior_precision=precision), DIM, 4)
 
@@ -56,21 +65,21 @@ def brute_force(rows: dict[str, torch.Tensor], item: int, precision: float) -> n
 @pytest.mark.parametrize("precision", [0.2, 1.5, 30.0])
 def test_rows_are_the_minimum_that_a_quasi_newton_method_finds(precision: float) -> None:
     rows = problem(0)
-    fitted = method(precision).fit(**rows)
+    fitted = fitted_by(method(precision), rows)
     for item in range(ITEMS):
         assert fitted[item].numpy() == pytest.approx(brute_force(rows, item, precision), abs=2e-5)
 
 
 def test_an_item_without_clicks_stays_at_its_first_row() -> None:
     rows = problem(1)
-    assert torch.equal(method().fit(**rows)[-1], rows["start"][-1])
+    assert torch.equal(fitted_by(method(), rows)[-1], rows["start"][-1])
 
 
 @settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([0.1, 1.0, 30.0]))
 def test_the_gradient_is_zero_at_the_rows_even_where_a_newton_step_overshoots(seed: int, scale: float) -> None:
     rows, precision = problem(seed, scale), 0.01
-    fitted = method(precision).fit(**rows)
+    fitted = fitted_by(method(precision), rows)
     residual = torch.sigmoid(rows["offset"] + (fitted[rows["item"]] * rows["slope"]).sum(1)) - rows["label"]
     gradient = precision * (fitted - rows["start"])
     gradient.index_add_(0, rows["item"], rows["slope"] * residual[:, None])
@@ -79,15 +88,15 @@ def test_the_gradient_is_zero_at_the_rows_even_where_a_newton_step_overshoots(se
 
 def test_rows_do_not_depend_on_the_order_of_clicks_or_on_other_items() -> None:
     rows = problem(2)
-    whole = method().fit(**rows)
+    whole = fitted_by(method(), rows)
     shuffled = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0))
     moved = {name: value[shuffled] if name != "start" else value for name, value in rows.items()}
-    assert torch.allclose(method().fit(**moved), whole, atol=1e-12)
+    assert torch.allclose(fitted_by(method(), moved), whole, atol=1e-12)
     one = rows["item"] == 2
     alone = {name: value[one] if name != "start" else value[2:3] for name, value in rows.items()} | {
         "item": torch.zeros(int(one.sum()), dtype=torch.int64)
     }
-    assert torch.allclose(method().fit(**alone)[0], whole[2], atol=1e-12)
+    assert torch.allclose(fitted_by(method(), alone)[0], whole[2], atol=1e-12)
 
 
 def test_a_backbone_whose_logit_is_not_linear_is_refused_before_any_training() -> None:
@@ -112,7 +121,7 @@ def test_lines_are_the_logits_that_the_rows_had_at_their_time(backbone: str, tmp
         assert job._frozen is not None
         initialise_new_ids(config, job.model, job.method, from_row=job.model.num_old)
         fit = ItemFit(job.model, job._frozen, job.method)
-        lines = fit._read(prepared, "warm_b")
+        lines, label = fit._read(prepared, "warm_b")
         columns = prepared.columns("warm_b", ("user", "item", "label"))
         order = np.argsort(columns["user"], kind="stable")
         user, item = (torch.from_numpy(columns[name][order]).long() for name in ("user", "item"))
@@ -125,7 +134,7 @@ def test_lines_are_the_logits_that_the_rows_had_at_their_time(backbone: str, tmp
             assert (history.earlier < history.lengths[history.group]).any(), "else it would not matter when a row was"
         part = job._frozen.part(user, item, history)
         expected = job._frozen.logit(rows[item], part)
-        found = lines.offset + (lines.slope * rows[lines.item + job.model.num_old]).sum(1)
-        assert torch.equal(lines.label, torch.from_numpy(columns["label"][order]).float())
+        found = lines.logits(rows[job.model.num_old :])
+        assert torch.equal(label, torch.from_numpy(columns["label"][order]).float())
         assert_float32_close(found, expected, num_terms=2 * 100)  # fields, history and hidden units, by two ways
         job.session.recorder.close()

@@ -16,7 +16,7 @@ from mwuf_dist.training.implementations import frozen_model
 from mwuf_dist.training.item_rule.rule import WarmRule, module_slope, warm_rows
 from mwuf_dist.training.model import loss_sum
 from tests.bounds import assert_float32_close
-from tests.methods.test_map import ITEMS, method, problem
+from tests.methods.test_map import ITEMS, fitted_by, lines_of, method, problem
 from tests.serving.test_warm_rule import data, make
 from tests.training.test_frozen import NUM_TERMS, job  # noqa: F401  (a fixture)
 from tests.training.test_frozen import Run as Job
@@ -69,16 +69,15 @@ def test_a_click_of_weight_three_is_three_clicks_to_a_fitted_row_and_to_its_prio
     once = problem(4)
     times = torch.randint(1, 4, (len(once["item"]),), generator=torch.Generator().manual_seed(0))
     often = {name: values.repeat_interleave(times, 0) if name != "start" else values for name, values in once.items()}
-    weighted = method().fit(**once, weight=times.double())
-    torch.testing.assert_close(weighted, method().fit(**often), rtol=0, atol=1e-10)
-    assert not torch.allclose(weighted, method().fit(**once), atol=1e-2)
-    lines = [{name: one[name] for name in ("item", "offset", "slope")} for one in (once, often)]
-    spread = method().covariance(weighted, **lines[0], weight=times.double())
-    torch.testing.assert_close(spread, method().covariance(weighted, **lines[1]), rtol=1e-10, atol=1e-12)
+    weighed = once | {"weight": times.double()}
+    weighted = fitted_by(method(), weighed)
+    torch.testing.assert_close(weighted, fitted_by(method(), often), rtol=0, atol=1e-10)
+    assert not torch.allclose(weighted, fitted_by(method(), once), atol=1e-2)
+    spread = method().covariance(weighted, lines_of(weighed))
+    torch.testing.assert_close(spread, method().covariance(weighted, lines_of(often)), rtol=1e-10, atol=1e-12)
     features = torch.randn(ITEMS, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    clicks = [{name: one[name] for name in ("item", "label", "offset", "slope")} for one in (once, often)]
-    found = fit_content_prior(features, **clicks[0], precision=1.5, weight_of=times.double())
-    expected = fit_content_prior(features, **clicks[1], precision=1.5)
+    found = fit_content_prior(features, lines_of(weighed), weighed["label"], precision=1.5)
+    expected = fit_content_prior(features, lines_of(often), often["label"], precision=1.5)
     torch.testing.assert_close(found.covariance, expected.covariance, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.weight, expected.weight, rtol=1e-9, atol=1e-12)
 

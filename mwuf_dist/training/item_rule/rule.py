@@ -32,7 +32,7 @@ from torch import nn
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.config.registry import find_class
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.methods import Method
+from mwuf_dist.methods import Lines, Method
 from mwuf_dist.training.stages.item_fit import line_of
 
 FEWEST_ROWS = 16  # of a matrix product
@@ -219,11 +219,10 @@ def fitted_rows(
         weights: as for `warm_rows`.
     """
     served = start.clone()
-    for own, places, (item, offset, slope) in _lines_of_items(module, start, counts, parts):
+    for own, places, lines in _lines_of_items(module, start, counts, parts, weights):
         label = torch.from_numpy(labels[places].astype(np.float64)).to(start.device)
         has_any = torch.from_numpy(counts[own] > 0).to(start.device)[:, None]
-        more = {} if weights is None else {"weight": torch.from_numpy(weights[places]).to(label)}
-        fitted = method.fit(start[own].double(), item, label, offset, slope, **more).float()
+        fitted = method.fit(start[own].double(), lines, label).float()
         served[own] = torch.where(has_any, fitted, start[own])
     return WarmedRows(served, start, np.zeros(len(counts), dtype=np.int64))
 
@@ -248,11 +247,10 @@ def fitted_variances(
     """
     nothing = torch.zeros(0, dtype=torch.int64, device=rows.device)
     none = rows.new_zeros(0, rows.shape[1]).double()
-    prior = method.covariance(rows[:1], nothing, none[:, 0], none)[0].diagonal()
+    prior = method.covariance(rows[:1], Lines(nothing, none[:, 0], none))[0].diagonal()
     found = prior.expand(len(rows), -1).clone()
-    for own, places, line in _lines_of_items(module, rows, counts, parts):
-        more = {} if weights is None else {"weight": torch.from_numpy(weights[places]).to(found)}
-        found[own] = method.covariance(rows[own], *line, **more).diagonal(dim1=1, dim2=2)
+    for own, _, lines in _lines_of_items(module, rows, counts, parts, weights):
+        found[own] = method.covariance(rows[own], lines).diagonal(dim1=1, dim2=2)
     return found.float()
 
 
@@ -261,8 +259,9 @@ def _lines_of_items(
     rows: torch.Tensor,
     counts: np.ndarray,
     parts: Callable[[np.ndarray], torch.Tensor],
-) -> Iterator[tuple[slice, np.ndarray, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
-    """Some items at a time: which, the places of their interactions, and these as lines (item, offset, slope).
+    weights: np.ndarray | None,
+) -> Iterator[tuple[slice, np.ndarray, Lines]]:
+    """Some items at a time: which, the places of their interactions, and these as lines.
 
     Items without an interaction are left out where all at a time have none.
     """
@@ -278,7 +277,8 @@ def _lines_of_items(
         ]
         offset, slope = (torch.cat(columns) for columns in zip(*lines, strict=True))
         item = torch.from_numpy(np.repeat(np.arange(own.stop - first), counts[own])).to(rows.device)
-        yield own, places, (item, offset, slope)
+        weight = None if weights is None else torch.from_numpy(weights[places]).to(offset)
+        yield own, places, Lines(item, offset, slope, weight)
 
 
 def _line(

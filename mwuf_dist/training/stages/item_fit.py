@@ -10,34 +10,15 @@ import torch
 
 from mwuf_dist.config import WARM_SETS
 from mwuf_dist.data.batches.loader import beside
-from mwuf_dist.data.schema import WEIGHT
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.methods import Method
+from mwuf_dist.methods.lines import Lines, together
 from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.model import Model
 
 # Rows whose part is computed at once, and items that are fitted at once (a matrix D x D each).
 _PART_ROWS = 1 << 14
 _FIT_ITEMS = 1 << 10
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Logits of some rows as lines in the item embedding: offset + slope . v.
-
-    Attributes:
-        item: which new item, counted from the first one of this rank, int64 [n].
-        label: float32 [n].
-        offset: [n].
-        slope: [n, D].
-        weight: what each row counts in the loss, float32 [n].
-    """
-
-    item: torch.Tensor
-    label: torch.Tensor
-    offset: torch.Tensor
-    slope: torch.Tensor
-    weight: torch.Tensor
 
 
 @dataclass
@@ -47,8 +28,8 @@ class ItemFit:
     model: Model
     frozen: Frozen
     method: Method
-    # Of the warm sets so far: with all else frozen, lines stay as they are.
-    _lines: dict[str, Lines] = field(default_factory=dict)
+    # Of the warm sets so far, with their labels: with all else frozen, lines stay as they are.
+    _lines: dict[str, tuple[Lines, torch.Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.model.backbone.linear_in_item
@@ -68,8 +49,8 @@ class ItemFit:
         for split in splits:
             if split not in self._lines:
                 self._lines[split] = self._read(prepared, split)
-        parts = [self._lines[split] for split in splits]
-        lines = Lines(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+        parts, labels = zip(*(self._lines[split] for split in splits), strict=True)
+        lines, label = together(parts), torch.cat(labels)
         order = torch.argsort(lines.item, stable=True)
         bounds = torch.cumsum(torch.bincount(lines.item, minlength=len(self._items)), 0).tolist()
         fitted = torch.zeros_like(start)
@@ -78,16 +59,14 @@ class ItemFit:
             last = min(first + _FIT_ITEMS, len(self._items))
             rows = order[(bounds[first - 1] if first else 0) : bounds[last - 1]]
             own = slice(first_new + first, first_new + last)
-            item = lines.item[rows] - first
-            clicks = item, lines.label[rows], lines.offset[rows], lines.slope[rows]
-            more = {"weight": lines.weight[rows]} if WEIGHT in prepared.row_columns else {}
-            fitted[own] = self.method.fit(start[own], *clicks, **more)
+            fitted[own] = self.method.fit(start[own], lines.taken(rows, first), label[rows])
         # Each row comes from one rank; the others add zero.
         fitted = model.runtime.sum(fitted)
         model.new_ids.fill("new", lambda rows: fitted[rows - model.num_old], range(model.num_old, model.num_items))
         return sum(prepared.num_rows(split) for split in splits)
 
-    def _read(self, prepared: Prepared, split: str) -> Lines:
+    def _read(self, prepared: Prepared, split: str) -> tuple[Lines, torch.Tensor]:
+        """Reads this rank's clicks of a set, items counted from its first one, and their labels."""
         columns = prepared.columns(split, ("user", "item", "label", *prepared.row_columns))
         ours = np.flatnonzero((columns["item"] >= self._items.start) & (columns["item"] < self._items.stop))
         # By user, so that what is made of a user's history is made once.
@@ -112,8 +91,8 @@ class ItemFit:
             offsets.append(offset[: len(user[rows])])
             slopes.append(slope[: len(user[rows])])
         label = torch.from_numpy(columns["label"][ours]).float().to(device)
-        weight = of_rows.get("row_weight", torch.ones_like(label))
-        return Lines(item - self._items.start, label, torch.cat(offsets), torch.cat(slopes), weight)
+        offset, slope = torch.cat(offsets), torch.cat(slopes)
+        return Lines(item - self._items.start, offset, slope, of_rows.get("row_weight")), label
 
 
 def line_of(

@@ -7,7 +7,7 @@ import torch
 
 from mwuf_dist.config import Config
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.methods import Method
+from mwuf_dist.methods import Lines, Method
 from mwuf_dist.runtime import generator_seed
 from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.stages.item_fit import line_of
@@ -39,7 +39,7 @@ def fit_prior(config: Config, frozen: Frozen, method: Method, prepared: Prepared
         kept = (item >= 0) & (batch.weight > 0)
         offset, slope = line_of(frozen.logit, part[kept], model.dim)
         own = [] if batch.row_weight is None else [batch.row_weight[kept].cpu()]
-        parts.append([item[kept].cpu(), batch.label[kept].cpu(), offset.cpu(), slope.cpu(), *own])
+        parts.append([batch.label[kept].cpu(), item[kept].cpu(), offset.cpu(), slope.cpu(), *own])
         num_read += batch.num_rows
         # Every rank sees the same number of rows of the global batch, so that all stop together.
         if num_read >= _MOST_READ_ROWS:
@@ -47,12 +47,13 @@ def fit_prior(config: Config, frozen: Frozen, method: Method, prepared: Prepared
     # Every rank has the rows of its part of each batch: all of them get all, in the order of the ranks.
     own = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
     columns = [torch.from_numpy(np.concatenate(column)) for column in zip(*runtime.gather(own), strict=True)]
-    item, *clicks = (column.to(runtime.device) for column in columns)
-    order = torch.argsort(item, stable=True)
+    label, *lines = (column.to(runtime.device) for column in columns)
+    clicks = Lines(*lines)
+    item, order = clicks.item, torch.argsort(clicks.item, stable=True)
     first = torch.searchsorted(item[order], torch.arange(len(chosen), device=item.device))
     rank = torch.arange(len(order), device=item.device) - first[item[order]]
     order = order[rank < method.prior_rows]
     with torch.no_grad():
         context = model.item_fields(chosen.to(runtime.device))
-    method.fit_prior(context, item[order], *(column[order] for column in clicks))
+    method.fit_prior(context, clicks.taken(order), label[order])
     return len(order)
