@@ -68,7 +68,15 @@ def test_every_stored_result_is_of_this_schema_or_of_a_study() -> None:
     for path in RESULTS.glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         is_study = {"dataset", "rows"} <= set(content) or {"shared", "cells"} <= set(content)  # its table, or its cells
-        assert is_record(content) or is_study, path
+        is_pass = {"processor", "parts"} <= set(content)  # of tools/play_processors.py
+        assert is_record(content) or is_study or is_pass, path
+        listed = (RESULTS / "README.md").read_text(encoding="utf-8")
         if is_record(content):
             assert read(path).rows
-            assert f"| `{path.name}` | `{content['command']}` |" in (RESULTS / "README.md").read_text(encoding="utf-8")
+            assert f"| `{path.name}` | `{content['command']}` |" in listed
+        if is_pass:
+            assert (
+                f"| `{path.name}` | `python tools/play_processors.py --record benchmarks/results/{path.name}` |"
+                in listed
+            )
+            assert not any(part["failed"] for part in content["parts"].values())

@@ -22,10 +22,11 @@ from mwuf_dist.serving.export.export import export
 from mwuf_dist.serving.finished_run import FinishedRun, open_run
 from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.serving.warm.job import warm
-from tests.bounds import assert_float32_close
+from tests.bounds import SAME_AUC, SAME_TABLES, assert_float32_close
 from tests.serving.own_logs import a_day, config_for, make_logs
 from tests.serving.test_export import scores_of_the_stage
 from tests.serving.test_uncertainty import by_hessian, variances
+from tests.training.test_ranks import run as run_ranks
 
 NUM_TERMS = 100
 DEVICES = ("web", "app", "tv")
@@ -175,3 +176,15 @@ def test_the_variances_of_an_export_count_the_weights_and_the_values_of_the_rows
         expected = by_hessian(run, item, users, labels, seen["weight"], raw)
         assert set(seen["weight"].tolist()) == {1.0, 4.0}
     assert found[item] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.dist
+def test_two_ranks_learn_from_them_what_one_learns(folder: Path, tmp_path: Path) -> None:
+    values = to_dict(config(folder))
+    (one, tensors), (two, others) = (run_ranks(tmp_path / str(ranks), values, ranks) for ranks in (1, 2))
+    for phase, metrics in one["phases"].items():
+        assert two["phases"][phase]["auc_test"] == pytest.approx(metrics["auc_test"], abs=SAME_AUC), phase
+    tables = [name for name in tensors if name.split(".")[0].split()[0] in ("user", "item", "old", "new", "row")]
+    assert any(name.startswith("row") for name in tables)
+    for name in tables:
+        assert (tensors[name] - others[name]).abs().max() < SAME_TABLES, name

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,10 @@ def write_prepared(
     step("split")
     if past is not None:
         roles = stream_roles(items.rows, past.item_rows)
-    elif rule.new_since is None:
-        roles = item_roles(items.rows, rule)
     else:
-        roles = item_roles(items.rows, rule, _rows_before(raw, scratch, chunks, rule.new_since, users, items, pool)[1])
+        since = rule.new_since
+        before = None if since is None else _rows_before(raw, scratch, chunks, since, users, items, pool)[1]
+        roles = item_roles(items.rows, rule, before)
     day_0 = None if past is None else past.day_0
     steps.write_table(scratch / "item-table", items.ids, roles.new_index)
     entities, users = _users_in_order(scratch, entities, users, past)
@@ -89,12 +89,16 @@ def write_prepared(
         "positive_share": _positive_share(splits, left_out if rule.old_items_as_new else None),
         "histories": history_files.join(scratch, folder, groups, splits),
     }
-    columns = sorted_runs.read(scratch / f"pretrain-{groups[0]}")
-    kinds = {name: kind for name, kind in INTERACTION_TYPES.items() if name in columns} | row_types(columns)
-    types = {name: str(kind) for name, kind in kinds.items()} | {"row": "int64"}
+    types = _types(sorted_runs.read(scratch / f"pretrain-{groups[0]}"))
     shutil.rmtree(scratch)
     vocabulary.write(folder, raw.vocabularies)
     shards.write_rest(folder, facts, entities, roles, types, splits)
+
+
+def _types(columns: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """The types of the columns of interactions, by their names."""
+    kinds = {name: kind for name, kind in INTERACTION_TYPES.items() if name in columns} | row_types(columns)
+    return {name: str(kind) for name, kind in kinds.items()} | {"row": "int64"}
 
 
 def _read(raw: RawPieces, scratch: Path, pool: Pool) -> list[Chunk]:

@@ -27,7 +27,7 @@ input [
     dims: [ {dim} ]
   }},
   {{
-    name: "INPUT__1"  # context: of the item, then of the user
+    name: "INPUT__1"  # context: of the item, of the interaction, of the user
     data_type: TYPE_FP32
     dims: [ {width} ]
   }}
