@@ -49,7 +49,7 @@ ROOMS: Mapping[Kind, _Room] = {
     ),
     "method": _Room(
         "mwuf_dist.methods",
-        frozenset({"content_prior", "interface", "meta_warm_up", "neighbours"}),
+        frozenset({"content_prior", "interface", "lines", "meta_warm_up", "neighbours"}),
         "mwuf_dist.methods.interface:Method",
         "mwuf",
     ),
@@ -91,6 +91,7 @@ def find_class(kind: Kind, name: str) -> type[Any]:
         for key, value in vars(module).items()
         if isinstance(value, type) and value.__module__ == module.__name__ and key.lower() == name.replace("_", "")
     ]
+    assert issubclass(found, _attribute(room.base)), f"{module.__name__} is no {kind}: list it among what they share"
     return found
 
 
