@@ -285,6 +285,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "growth_table": docs_tables.growth_table,
     "loader_table": docs_tables.loader_table,
     "saves_table": docs_tables.saves_table,
+    "processors_table": docs_tables.processors_table,
     "exploration_table": docs_tables.exploration_table,
     "export_table": docs_tables.export_table,
     "warm_table": docs_tables.warm_table,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,15 @@ def saves_table(name: str) -> str:
         rows.append((f"{row['config']['mb']:,.0f} MB", *(f"{seconds:.2f}" for seconds in cells)))
     heads = ("state", "at once: stands still, s", "in the background: stands still, s", "is written after, s")
     return rows_table(heads, rows)
+
+
+def processors_table(name: str) -> str:
+    """A record of `make test-processors`: what each part plays, and what came of it."""
+    rows = []
+    for part in _record(name)["parts"].values():
+        outcome = f"skipped: {part['skipped']}" if part["skipped"] else re.sub(r", \d+ warnings?", "", part["tests"])
+        rows.append((f"`{part['part']}`", f"`{part['plays']}`", part["loops"], outcome, f"{part['seconds']:.0f}"))
+    return rows_table(("`PROCESSORS`", "plays", "the loops' own checks", "tests", "s"), rows)
 
 
 _DAYS = (10, 30, 60, 120)
