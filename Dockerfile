@@ -11,9 +11,9 @@ RUN python -m venv /opt/mwuf
 ENV PATH=/opt/mwuf/bin:$PATH EXTRA=$EXTRA
 RUN pip install uv
 RUN uv build --wheel --out-dir dist
-RUN uv pip install --torch-backend=$([ "$EXTRA" = cpu ] && echo cpu || echo cu130) torch==2.13.0
+RUN uv pip install --torch-backend=$([ "$EXTRA" = cpu ] && echo cpu || echo cu130) torch==2.14.1
 RUN uv pip install "$(ls dist/*.whl)[$EXTRA]" 'ray[default]'
-RUN uv pip install --no-deps torchrec==1.8.0
+RUN uv pip install --no-deps torchrec==1.9.0
 
 FROM python:3.12-slim
 # The loops are compiled for the processor at hand, at their first use.

@@ -19,7 +19,14 @@ from typing import Literal
 
 from mwuf_dist.data.locations import cache_dir, data_dir
 from mwuf_dist.runtime.threads import default_threads, usable_cores
-from mwuf_dist.runtime.versions import FBGEMM_DISTRIBUTIONS, REINSTALL, check_versions, installed, version_problem
+from mwuf_dist.runtime.versions import (
+    FBGEMM_DISTRIBUTIONS,
+    REINSTALL,
+    check_versions,
+    installed,
+    untested,
+    version_problem,
+)
 
 __all__ = ["Check", "check_versions", "diagnose", "main"]
 
@@ -184,9 +191,10 @@ def _versions() -> Check:
     names = ("torch", "torchrec", *FBGEMM_DISTRIBUTIONS)
     value = ", ".join(f"{name} {version}" for name in names if (version := installed(name)) is not None)
     problem = version_problem()
-    if problem is None:
-        return Check("versions", f"{value} go together")
-    return Check("versions", value or "none installed", "wrong", problem)
+    if problem is not None:
+        return Check("versions", value or "none installed", "wrong", problem)
+    remedy = untested()
+    return Check("versions", f"{value} go together", "note" if remedy else "ok", remedy or "")
 
 
 def _triton() -> Check:

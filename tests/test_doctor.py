@@ -33,6 +33,17 @@ def test_published_trios_are_accepted(pretend, torch: str, others: str):
     doctor.check_versions()
 
 
+@pytest.mark.parametrize(
+    ("torch", "others", "is_tested"),
+    [("2.12.1", "1.7.0", False), ("2.13.1", "1.8.0", True), ("2.14.0+cu130", "1.9.2", True)],
+)
+def test_a_set_that_goes_together_and_is_not_tested_is_noted_with_those_that_are(pretend, torch, others, is_tested):
+    pretend(torch=torch, torchrec=others, fbgemm_gpu_cpu=others)
+    found = doctor._versions()
+    assert found.status == ("ok" if is_tested else "note")
+    assert is_tested or "torch 2.14.1 with torchrec and fbgemm 1.9.0" in found.remedy
+
+
 def test_a_wrong_fbgemm_is_named_with_the_right_one(pretend):
     pretend(fbgemm_gpu_cpu="1.9.0")
     with pytest.raises(UserError, match=r"fbgemm-gpu-cpu 1\.9\.0 .* torch 2\.13 needs fbgemm-gpu-cpu 1\.8"):

@@ -9,8 +9,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
+
+from mwuf_dist.runtime import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,11 +45,15 @@ def test_the_container_is_built_by_the_commands_of_the_page():
     assert [line for line in run if line.startswith(("pip ", "uv "))] == commands
 
 
-@pytest.mark.parametrize("name", ["torch", "torchrec"])
-def test_page_and_container_install_the_pinned_versions(name: str):
-    (pin,) = set(re.findall(rf'"{name}==([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
-    for path in ("docs/install.md", "Dockerfile"):
-        assert f"{name}=={pin}" in (ROOT / path).read_text(encoding="utf-8")
+def test_page_and_container_install_the_newest_tested_set_and_the_page_names_the_others():
+    (torch, (others, _)), *older = versions.TESTED.items()
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    for text in (page, (ROOT / "Dockerfile").read_text(encoding="utf-8")):
+        assert f"torch=={torch}\n" in text and f"torchrec=={others}\n" in text
+    for torch, (others, _) in older:
+        assert f"For torch {torch} " in page and f"torchrec {others}" in page
+    newest = next(iter(versions.TESTED.values()))[0]
+    assert f"torchrec=={newest}`" in versions.REINSTALL
 
 
 def test_the_job_for_kuberay_has_what_the_operator_requires():

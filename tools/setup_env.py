@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
+VERSIONS = ROOT / "mwuf_dist" / "runtime" / "versions.py"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "mwuf-setup.stamp"
@@ -67,7 +68,8 @@ def main() -> None:
 
 def stamp(extra: str) -> str:
     """What the environment was built from: the pins, its Python, its place and the hardware's choice."""
-    pins = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + Path(__file__).read_bytes()).hexdigest()
+    files = (ROOT / "pyproject.toml", VERSIONS, Path(__file__))
+    pins = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     python = re.search(r"^version\s*=\s*(\S+)", (VENV / "pyvenv.cfg").read_text(), re.MULTILINE)
     return f"{pins} python-{python.group(1) if python else 'unknown'} {extra} {ROOT}\n"
 
@@ -182,29 +184,43 @@ def uv_environment(pip: dict[str, str]) -> dict[str, str]:
     return {**words, **os.environ}
 
 
-def pinned_torch() -> str:
-    """The torch version that pyproject.toml pins."""
-    pin = re.search(r'"torch==([\d.]+)"', (ROOT / "pyproject.toml").read_text())
-    assert pin, "pyproject.toml pins torch"
-    return pin.group(1)
+def tested_sets() -> dict[str, tuple[str, str]]:
+    """The sets that the tests have passed with, newest first: torch -> (torchrec and fbgemm, triton)."""
+    table = re.search(r"^TESTED = (\{.*\})$", VERSIONS.read_text(), re.MULTILINE)
+    assert table, f"{VERSIONS} has a line TESTED = {{...}}"
+    return ast.literal_eval(table.group(1))
 
 
 def local_torch(find_links: str, extra: str) -> str | None:
-    """Full version of a torch wheel in the local folders that has the pinned version and fits this Python and build."""
+    """Full version of the newest torch wheel in the local folders that is of a tested set and fits Python and build."""
     major, minor = python_version(str(PYTHON)) or SUPPORTED[0]
-    name = re.compile(
-        rf"torch-({re.escape(pinned_torch())}(?:(?:\+|%2B)\w+)?)-cp{major}{minor}-cp{major}{minor}-"
-        rf"[\w.]*{re.escape(platform.machine())}\.whl"
-    )
-    for place in find_links.split(","):
-        folder = Path(place[len("file://") :] if place.startswith("file://") else place)
-        if not folder.is_dir():
-            continue
-        for file in sorted(folder.iterdir()):
-            wheel = name.fullmatch(file.name)
-            if wheel and wheel.group(1).replace("%2B", "+").endswith("+cpu") == (extra == "cpu"):
-                return wheel.group(1).replace("%2B", "+")
+    folders = [
+        Path(place[len("file://") :] if place.startswith("file://") else place) for place in find_links.split(",")
+    ]
+    names = [file.name for folder in folders if folder.is_dir() for file in folder.iterdir()]
+    for torch in tested_sets():
+        wheel = re.compile(
+            rf"torch-({re.escape(torch)}(?:(?:\+|%2B)\w+)?)-cp{major}{minor}-cp{major}{minor}-"
+            rf"[\w.]*{re.escape(platform.machine())}\.whl"
+        )
+        found = sorted(fits.group(1).replace("%2B", "+") for name in names if (fits := wheel.fullmatch(name)))
+        found = [version for version in found if version.endswith("+cpu") == (extra == "cpu")]
+        if found:
+            return found[0]
     return None
+
+
+def rest_of_the_set(torch: str, extra: str) -> str:
+    """Constraints that hold what shares an ABI with this torch, itself too, to one set."""
+    others, triton = tested_sets()[torch.partition("+")[0]]
+    fbgemm = "fbgemm-gpu-cpu" if extra == "cpu" else "fbgemm-gpu"
+    return f"torch=={torch}\n{fbgemm}=={others}\ntorchrec=={others}\ntriton=={triton}\n"
+
+
+def installed_torch() -> str:
+    """Full version of the torch in .venv."""
+    code = "import importlib.metadata as m; print(m.version('torch'))"
+    return subprocess.run([str(PYTHON), "-c", code], stdout=subprocess.PIPE, check=True, text=True).stdout.strip()
 
 
 def install(extra: str) -> None:
@@ -213,8 +229,8 @@ def install(extra: str) -> None:
     environment = uv_environment(pip)
     no_index = ["--no-index"] if pip.get("no-index", "").lower() in ("1", "true", "yes", "on") else []
     local = local_torch(environment.get("UV_FIND_LINKS", ""), extra)
-    constraint = VENV / "mwuf-torch-build.txt"
-    project = ["--constraint", str(constraint), "--editable", f".[{extra},dev]"]
+    constraint = VENV / "mwuf-torch-set.txt"
+    newest = next(iter(tested_sets()))
 
     def uv(*arguments: str) -> bool:
         # uv reads what torchrec really needs from this folder's pyproject.toml, so it must run here.
@@ -223,22 +239,24 @@ def install(extra: str) -> None:
 
     where = "a local folder" if local else "PyTorch's package index"
     say(f"installing mwuf-dist[{extra},dev], torch from {where}")
+    # torch alone and first: for the other packages that PyTorch's index holds, uv would not look elsewhere, and the
+    # version found decides on theirs.
     if local is not None:
-        constraint.write_text(f"torch=={local}\n")
-        done = uv(*project)
+        done = uv(f"torch=={local}")
     elif extra == "cpu":
-        # torch alone from PyTorch's index: for the other packages that index holds, uv would not look elsewhere.
-        constraint.write_text(f"torch=={pinned_torch()}+cpu\n")
-        done = uv("--torch-backend=cpu", f"torch=={pinned_torch()}+cpu") and uv(*project)
+        done = uv("--torch-backend=cpu", f"torch=={newest}+cpu")
     else:
         # As a local version "cpu" sorts after "cu130": without this a folder with a CPU wheel would win.
-        constraint.write_text(f"torch!={pinned_torch()}+cpu\n")
+        torch = f"torch=={newest},!={newest}+cpu"
         # The general index has builds for the newest CUDA only: for those who cannot reach PyTorch's own.
-        done = uv("--torch-backend=auto", *project) or uv(*project)
+        done = uv("--torch-backend=auto", torch) or uv(torch)
+    if done:
+        constraint.write_text(rest_of_the_set(installed_torch(), extra))
+        done = uv("--constraint", str(constraint), "--editable", f".[{extra},dev]")
     if done:
         return
     fail(
-        f"The installation failed (see above). Where {where} cannot be reached, put a torch {pinned_torch()} wheel "
+        f"The installation failed (see above). Where {where} cannot be reached, put a torch {newest} wheel "
         f"({'+cpu' if extra == 'cpu' else 'CUDA'} build, for this Python) into a folder and run again with "
         "PIP_FIND_LINKS=/that/folder"
     )

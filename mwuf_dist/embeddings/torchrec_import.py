@@ -19,8 +19,8 @@ from typing import Any
 from mwuf_dist.runtime.versions import installed
 
 _PASSED_BY = ("tensordict", "torch.fx.experimental.symbolic_shapes")
-# Another one may use more of these modules.
-_KNOWN_TORCHREC = "1.8."
+# Others may use more of these modules.
+_KNOWN_TORCHREC = ("1.8.", "1.9.")
 
 
 class _StandIn(ModuleType):

@@ -12,9 +12,12 @@ import re
 FBGEMM_DISTRIBUTIONS = ("fbgemm-gpu-cpu", "fbgemm-gpu")
 # fbgemm 1.X is built against torch 2.(X + this).
 MINORS_APART = 5
+# Sets that the tests have passed with, newest first: torch -> (torchrec and fbgemm, triton). tools/setup_env.py reads
+# this line, and installs one of them.
+TESTED = {"2.14.1": ("1.9.0", "3.8.0"), "2.13.0": ("1.8.0", "3.7.1")}
 REINSTALL = (
     "run `make clean-venv setup`; with pip, in an empty environment, `pip install 'mwuf-dist[cpu]'` and then "
-    "`pip install --no-deps torchrec==1.8.0`, or with a GPU `pip install 'mwuf-dist[cuda]'`"
+    "`pip install --no-deps torchrec==1.9.0`, or with a GPU `pip install 'mwuf-dist[cuda]'`"
 )
 
 
@@ -46,6 +49,15 @@ def version_problem() -> str | None:
     if _minor(torchrec, 1) != _minor(fbgemm, 1):
         return f"torchrec {torchrec} does not go with {fbgemm_name} {fbgemm}: {_right_pair(torch, fbgemm_name)}"
     return None
+
+
+def untested() -> str | None:
+    """Says which sets are tested, where the installed one goes together and is none of them; None where it is one."""
+    torch = installed("torch") or ""
+    if torch.split(".")[:2] in [tested.split(".")[:2] for tested in TESTED]:
+        return None  # another patch release
+    sets = " and ".join(f"torch {torch} with torchrec and fbgemm {others}" for torch, (others, _) in TESTED.items())
+    return f"not tested with this torch; tested are {sets}"
 
 
 def other_version(saved: dict[str, str]) -> str | None:
