@@ -203,6 +203,31 @@ def processors_table(name: str) -> str:
     return rows_table(("`PROCESSORS`", "plays", "the loops' own checks", "tests", "s"), rows)
 
 
+def stops_table(name: str) -> str:
+    """A record of `benchmarks.chaos --stops`: what was stopped, how often, and how long the others took."""
+    rows = []
+    for row in _record(name)["rows"]:
+        found = row["more"]["scenarios"]
+        longest = max(one["seconds"] for one in found)
+        cells = (f"{row['more']['in_bound']} of {len(found)}", f"{row['ours']['p50']:.0f}", f"{longest:.0f}")
+        rows.append((f"`{row['config']['way']}`", row["config"]["who"], *cells, f"{row['more']['limit_s']:.0f}"))
+    heads = ("started by", "stopped", "in bound", "median, s", "longest, s", "bound, s")
+    return rows_table(heads, rows)
+
+
+def last_bits_table(names: str) -> str:
+    """Records of `benchmarks.last_bits`: AUCs of several ranks and of one moved bit, against one rank's."""
+    rows, heads = [], [""]
+    for name in names.split():
+        record = _record(name)
+        *ranks, moved = record["rows"]
+        heads = ["", *(row["name"] for row in ranks), "one rank, a last bit moved: median and largest of so many tries"]
+        tries = f"{moved['ours']['p50']:.1e}, {moved['more']['largest']:.1e} ({moved['ours']['runs']})"
+        cells = [f"{row['more']['largest']:.1e}" for row in ranks]
+        rows.append((f"`{record['config']['config']}`", *cells, tries))
+    return rows_table(tuple(heads), rows)
+
+
 _DAYS = (10, 30, 60, 120)
 
 

@@ -7,6 +7,8 @@ this machine. The guard asks them all the time, and ends the process where it ge
 from __future__ import annotations
 
 import contextlib
+import importlib
+import itertools
 import logging
 import os
 import sys
@@ -125,9 +127,13 @@ def _leave() -> None:
 
 def _kill_what_we_started() -> None:
     node = ray._private.worker._global_node  # pyright: ignore[reportAttributeAccessIssue]
-    for processes in node.all_processes.values() if node is not None else ():
-        for process in processes:
-            process.process.kill()
+    psutil: Any = importlib.import_module("psutil")  # Ray brings it along
+    for process in itertools.chain(*node.all_processes.values()) if node is not None else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            part = psutil.Process(process.process.pid)
+            for one in (*part.children(recursive=True), part):  # the raylet's agents look for it every few seconds only
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
 
 
 class _Guard:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -95,7 +93,7 @@ def train(
     bar = session.recorder.bar(title, epochs * loader.num_steps, done)
     clock = time.perf_counter()
     samples = 0
-    with held_back(), _old_objects_left_alone():
+    with held_back():
         for epoch in range(start.epoch, epochs):
             batches = loader.epoch(epoch, start.step if epoch == start.epoch else 0)
             if session.profiler is not None:
@@ -119,16 +117,6 @@ def train(
                     session.leave()
     session.count(start.stage, samples, time.perf_counter() - clock)
     bar.close()
-
-
-@contextlib.contextmanager
-def _old_objects_left_alone() -> Iterator[None]:
-    """Python's collector does not look through what stands already: all of torch and TorchRec, 0.3 s each time."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _record(session: Session, start: Cursor, batch: Batch, done: int, trained: int, loss: torch.Tensor) -> None:
