@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-processors lint format docs docs-serve bench chaos doctor clean clean-venv
+.PHONY: help setup demo test test-packages test-processors lint format docs docs-serve bench chaos doctor clean clean-venv
 
 # Any Python that runs (3.8 or later) can start the setup, which then looks for one from 3.11 to 3.13.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -28,6 +28,10 @@ demo: setup  ## Run base and mwuf on the synthetic data set and compare them (OU
 
 test: setup  ## Run the tests (PYTEST_ARGS='--slow' runs the slow ones too)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+test-packages:  ## Install the Debian packages without which some tests are skipped (as root)
+	apt-get update -qq
+	sed 's/#.*//' tools/debian-packages.txt | xargs apt-get install -qq -y --no-install-recommends
 
 test-processors: setup  ## Run the numeric tests as other processors would (PROCESSORS='v3 aarch64')
 	$(ONE_THREAD) $(BIN)/python tools/play_processors.py $(PROCESSORS)

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from mwuf_dist import config
-from mwuf_dist.cli import options, serving, synthesize, vectors
+from mwuf_dist.cli import explain, options, serving, synthesize, vectors
 from mwuf_dist.config import registry
 
-OPTIONS = (sys.modules["mwuf_dist.cli.main"], options, serving, synthesize, vectors)
+OPTIONS = (sys.modules["mwuf_dist.cli.main"], explain, options, serving, synthesize, vectors)
 ROOT = Path(__file__).resolve().parent.parent
 # A longer file is asked whether it holds two things. What is one thing stands here, with the reason.
 ASK_FROM_LINES = 400
@@ -315,3 +315,12 @@ def test_the_tools_have_nothing_to_complain_about(command: list[str]):
         [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"run `make lint` and `make format`:\n{done.stdout}{done.stderr}"
+
+
+def test_debian_packages_that_tests_ask_for_are_those_that_make_installs():
+    lines = (ROOT / "tools" / "debian-packages.txt").read_text().splitlines()
+    listed = {name for line in lines if (name := line.partition("#")[0].strip())}
+    asked = {"g++-aarch64-linux-gnu", "qemu-user-static", "g++"}  # of tools/play_processors.py, and of the loops
+    for path in sources("tests"):
+        asked |= set(re.findall(r"install the Debian package ([a-z0-9+.-]+)", (ROOT / path).read_text()))
+    assert listed == asked

@@ -151,7 +151,7 @@ def on_aarch64() -> Outcome:
         name for name, found in (("g++-aarch64-linux-gnu", compiler), ("qemu-user-static", emulator)) if not found
     ]
     if compiler is None or emulator is None:
-        outcome.skipped = f"missing Debian packages: apt-get install {' '.join(packages)}"
+        outcome.skipped = f"missing Debian packages {' '.join(packages)}: make test-packages"
         return outcome
     begin = time.monotonic()
     outcome.loops, outcome.failed = checks([compiler, "-static"], [emulator])

@@ -286,6 +286,7 @@ def _compare(arguments: list[str]) -> int:
         seeds=options.seeds,
         first_seed=options.first_seed,
         record_paths=options.records,
+        explained=options.explain,
     )
 
 

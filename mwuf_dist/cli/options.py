@@ -69,6 +69,7 @@ class CompareOptions(StudyOptions):
     first_seed: Annotated[int, Ge(0), Le(1 << 62)] = 0  # The first of them: another machine takes the next ones.
     # Results of other comparisons, their folders or records.json: cells of this one's rows count as done.
     records: tuple[Path, ...] = ()
+    explain: str = ""  # ID of a new item: report.html shows how it warmed up in the first run of each row.
 
 
 @dataclass
@@ -120,6 +121,28 @@ def parse(command: str, arguments: list[str], cls: type[T]) -> T:
     # The type does not say so, but the registry has left the config as plain values.
     values: Any = options.config
     return dataclasses.replace(options, config=build(values, "command line"))
+
+
+def parse_run_options(command: str, arguments: list[str], cls: type[R], examples: str) -> R:
+    """The options of a command whose first argument is a folder, of a run unless said otherwise.
+
+    Args:
+        command: its name.
+        arguments: what stands behind it.
+        cls: a dataclass of its options.
+        examples: heads its help.
+
+    Raises:
+        UserError: the folder is missing, or a number is out of its bounds.
+    """
+    if not any(argument in ("-h", "--help") for argument in arguments) and (
+        not arguments or arguments[0].startswith("-")
+    ):
+        first = {"adopt": ("the weights", "WEIGHTS"), "apply": ("the folder of an export or a run", "FOLDER DELTAS")}
+        first["serve-check"] = ("the folder of an export", "EXPORT")
+        what, called = first.get(command, ("the folder of a finished run", "RUN"))
+        raise UserError(f"name {what} first: mwuf {command} {called} [options]")
+    return read_options(cls, arguments, f"mwuf {command}", examples)
 
 
 def read_options(cls: type[R], arguments: list[str], prog: str, description: str, **more: Any) -> R:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, TypeVar, get_args
 import tyro
 from annotated_types import Ge, Gt, Le
 
-from mwuf_dist.cli.options import read_options
+from mwuf_dist.cli import explain
+from mwuf_dist.cli.options import parse_run_options
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import Written
 from mwuf_dist.escape import printable
@@ -72,12 +73,6 @@ examples:
   mwuf adopt dlrm.pt --item-table item_id --model company.ranking:make_model --logs clicks/ --output warm
   mwuf adopt dlrm.pt --item-table item_id --model company.ranking:make_model --logs clicks/ --item-ids vocabulary.csv \
       --output warm""",
-    "explain": """\
-Says why one item has the embedding it has: scale, shift, nearest old items, and how its score moved with its clicks.
-
-examples:
-  mwuf explain runs/ml-1 --item 3578
-  mwuf explain runs/ml-1 --item 3578 --all --output item.png""",
 }
 
 
@@ -179,17 +174,6 @@ class AdoptOptions(_HowWritten):
     warm_rows: Annotated[int, Ge(1), Le(1_000_000)] = 20  # K of the serving rule.
 
 
-@dataclass
-class ExplainOptions:
-    """Options of `mwuf explain`."""
-
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run.
-    item: str  # Its ID in the raw data.
-    output: Path | None = None  # Picture to write; by default `explain-ITEM.png` in RUN.
-    all: tyro.conf.FlagCreatePairsOff[bool] = False  # Every score, not a dozen of each phase.
-    prepared: Path | None = None  # Its prepared data, where they have been moved since.
-
-
 def run_command(command: str, arguments: list[str]) -> int:
     """Runs a command that takes a finished run; returns the exit code."""
     commands = {
@@ -198,7 +182,7 @@ def run_command(command: str, arguments: list[str]) -> int:
         "apply": _apply,
         "serve-check": _serve_check,
         "adopt": _adopt,
-        "explain": _explain,
+        "explain": explain.command,
     }
     return commands[command](arguments)
 
@@ -367,31 +351,5 @@ def _adopt(arguments: list[str]) -> int:
     return 0
 
 
-def _explain(arguments: list[str]) -> int:
-    options = _parse("explain", arguments, ExplainOptions)
-    from mwuf_dist.evaluation.item_plot import plot_item
-    from mwuf_dist.serving.explain import explain
-    from mwuf_dist.serving.finished_run import open_run
-
-    with open_run(options.run, prepared=options.prepared) as run:
-        found = explain(run, options.item)
-    print(printable(found.text(options.all)))
-    # An ID may hold anything, a slash too.
-    name = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in str(found.item_id))
-    path = options.output or options.run / f"explain-{name[:100]}.png"
-    history = [(point.phase, point.score) for point in found.history]
-    nearest = [(str(item_id), cosine) for item_id, cosine in found.nearest]
-    plot_item(f"item {found.item_id}   ·   {found.phase}", history, found.scale, found.shift, nearest, path)
-    print(f"plot: {path}")
-    return 0
-
-
 def _parse(command: str, arguments: list[str], cls: type[T]) -> T:
-    if not any(argument in ("-h", "--help") for argument in arguments) and (
-        not arguments or arguments[0].startswith("-")
-    ):
-        first = {"adopt": ("the weights", "WEIGHTS"), "apply": ("the folder of an export or a run", "FOLDER DELTAS")}
-        first["serve-check"] = ("the folder of an export", "EXPORT")
-        what, called = first.get(command, ("the folder of a finished run", "RUN"))
-        raise UserError(f"name {what} first: mwuf {command} {called} [options]")
-    return read_options(cls, arguments, f"mwuf {command}", EXAMPLES[command])
+    return parse_run_options(command, arguments, cls, EXAMPLES[command])

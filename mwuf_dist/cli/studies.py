@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mwuf_dist.cli import explain
 from mwuf_dist.config import Config, DataConfig, RuntimeConfig, UserError, read_toml, to_dict, without_studies
 from mwuf_dist.data.both_classes import data_notes
 from mwuf_dist.data.prepare.prepare import prepare
@@ -106,6 +107,7 @@ def compare_command(
     seeds: int,
     first_seed: int,
     record_paths: Sequence[Path],
+    explained: str = "",
 ) -> int:
     """`mwuf compare`.
 
@@ -117,6 +119,7 @@ def compare_command(
         seeds: number of seeds; 0 takes the study's.
         first_seed: the first of them.
         record_paths: results of other comparisons.
+        explained: ID of an item that the report is to show; empty: none.
 
     Returns:
         The exit code: 1 where a cell failed or a leak was found.
@@ -128,12 +131,15 @@ def compare_command(
     others = [(str(path), read_records(path)) for path in record_paths]
     with alone(folder, "compare", executor):
         prepare_all(configs, executor)
+        if explained:
+            _check_explained(explained, configs[0], where, executor)
         actions = compare.Actions(executor.train, executor.pretrain, _audit_of(configs[0]))
         outcome = compare.compare(configs, folder, actions, executor.runner, executor.say, others, study.ensemble)
         if executor.is_main:
             about = {key: getattr(study, key) for key in ("title", "regime", "note")}
-            about["command"] = shlex.join(["mwuf", "compare", where, *_options(overridden, seeds, first_seed)])
-            _write_report(outcome, configs[0], about, folder, executor)
+            shown = ["--explain", explained] if explained else []
+            about["command"] = shlex.join(["mwuf", "compare", where, *_options(overridden, seeds, first_seed), *shown])
+            _write_report(outcome, configs[0], about, folder, executor, explained)
     return 1 if outcome.failures or not all(one["passed"] for one in outcome.records.audits) else 0
 
 
@@ -148,7 +154,12 @@ def alone(folder: Path, command: str, executor: Executor) -> Iterator[None]:
 
 
 def _write_report(
-    outcome: compare.Outcome, config: Config, about: dict[str, str], folder: Path, executor: Executor
+    outcome: compare.Outcome,
+    config: Config,
+    about: dict[str, str],
+    folder: Path,
+    executor: Executor,
+    explained: str,
 ) -> None:
     failures = reasons(outcome.failures, folder)
     if outcome.records.cells:
@@ -160,10 +171,18 @@ def _write_report(
         around = without_training(prepared, config)
         comparison = build_comparison(records.cells, records.audits, about, failures, around)
         add_intervals(comparison, outcome.finished, prepared)
-        report.print_comparison(report.write_comparison(comparison, folder))
+        items = explain.sections(outcome.finished, explained, folder) if explained else ()
+        report.print_comparison(report.write_comparison(comparison, folder, items))
         write_records(records, folder / "records.json")
         executor.say(f"report: {folder / 'report.html'}   plot: {folder / 'phases.png'}")
     _tell_failures(len(failures), executor)
+
+
+def _check_explained(raw_id: str, config: Config, where: str, executor: Executor) -> None:
+    """Refuses --explain where it cannot be, before anything is trained."""
+    if config.data.protocol == "stream" or executor.num_ranks > 1:
+        raise UserError(f"{where}: --explain does a warm-up again, in one process: not by days, and not under torchrun")
+    explain.check_item(raw_id, prepare(config.data).raw_ids("item"), where)
 
 
 def _audit_of(config: Config) -> Callable[[Config, Path], dict[str, Any]] | None:

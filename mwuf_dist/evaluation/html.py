@@ -62,12 +62,13 @@ td.text { text-align: left; font-family: ui-monospace, Menlo, Consolas, monospac
 """
 
 
-def html(comparison: dict[str, Any], plots: Sequence[Path]) -> str:
+def html(comparison: dict[str, Any], plots: Sequence[Path], items: Sequence[str] = ()) -> str:
     """The report as a self-contained page.
 
     Args:
         comparison: of `build_comparison`.
         plots: PNG files, embedded in this order below the headline table.
+        items: sections of `item_page.item_section`, behind the tables.
 
     Returns:
         The page's text.
@@ -77,9 +78,10 @@ def html(comparison: dict[str, Any], plots: Sequence[Path]) -> str:
     heading = title(comparison)
     parts = [
         _header(comparison, heading),
-        _section(auc_table(comparison)),
-        *(f"<figure>{_image(path)}</figure>" for path in plots),
-        *map(_section, tables),
+        table_section(auc_table(comparison)),
+        *(f"<figure>{image(path)}</figure>" for path in plots),
+        *map(table_section, tables),
+        *items,
         "<h2>Configuration</h2>",
         _differences(comparison),
         _details("Keys that all rows share", _pairs(comparison["config"])) if comparison["config"] else "",
@@ -87,7 +89,11 @@ def html(comparison: dict[str, Any], plots: Sequence[Path]) -> str:
         "<h2>Versions</h2>",
         _pairs({name: ", ".join(map(str, values)) for name, values in comparison["versions"].items()}),
     ]
-    body = "\n".join(part for part in parts if part)
+    return page(heading, "\n".join(part for part in parts if part))
+
+
+def page(heading: str, body: str) -> str:
+    """A whole page around what stands in it."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -112,7 +118,8 @@ def _header(comparison: dict[str, Any], heading: str) -> str:
     return f'<h1>{escape(heading)}</h1><p class="lead">{escape(lead)}</p>{told}<dl class="facts">{items}</dl>{share}'
 
 
-def _section(table: Table) -> str:
+def table_section(table: Table) -> str:
+    """A table with its title and note."""
     return f'<h2>{escape(table.title)}</h2>{_table(table)}<p class="note">{escape(table.note)}</p>'
 
 
@@ -145,7 +152,8 @@ def _classes(**on: bool) -> str:
     return f' class="{names}"' if names else ""
 
 
-def _image(path: Path) -> str:
+def image(path: Path) -> str:
+    """A picture, inside the page."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">'
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,14 @@ from mwuf_dist.files import make_folder, write_atomically, write_json
 __all__ = ["build_comparison", "html", "latex", "markdown", "print_comparison", "write_comparison"]
 
 
-def write_comparison(comparison: dict[str, Any], folder: Path) -> dict[str, Any]:
+def write_comparison(comparison: dict[str, Any], folder: Path, items: Sequence[str] = ()) -> dict[str, Any]:
     """Writes the whole report of some runs; each file appears whole or not at all.
 
     Args:
         comparison: of `build_comparison`.
         folder: receives `comparison.json`, `.md`, `.tex`, `report.html` and the plots `phases.png`, `clicks.png` (where
             AUC by clicks is known) and `speed.png`; made if absent.
+        items: sections of `report.html` about single items.
 
     Returns:
         The comparison.
@@ -60,7 +61,7 @@ def write_comparison(comparison: dict[str, Any], folder: Path) -> dict[str, Any]
     if clicks_table(comparison) is None:
         del drawn[1]
     plots = [folder / name for name, plot in drawn if _is_drawn(plot, comparison, folder / name)]
-    write_atomically(folder / "report.html", html(comparison, plots))
+    write_atomically(folder / "report.html", html(comparison, plots, items))
     return comparison
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from mwuf_dist.escape import printable
 from mwuf_dist.evaluation.comparison import row_label
 from mwuf_dist.evaluation.configs import distinct
-from mwuf_dist.evaluation.html import _STYLE, _image, _section
+from mwuf_dist.evaluation.html import image, page, table_section
 from mwuf_dist.evaluation.plots import _COLOURS, _clean, _figure, _save, plain_text
 from mwuf_dist.evaluation.significance import (
     FEWEST_SEEDS,
@@ -247,16 +247,14 @@ def write_stream_comparison(comparison: dict[str, Any], folder: Path) -> None:
     picture = ""
     try:
         plot_stream(comparison, folder / "stream.png")
-        picture = f"<figure>{_image(folder / 'stream.png')}</figure>"
+        picture = f"<figure>{image(folder / 'stream.png')}</figure>"
     except Exception as error:  # whatever a font, a label or a backend of matplotlib brings
         print(f"{folder / 'stream.png'}: not drawn ({type(error).__name__}: {error})", file=sys.stderr)
     told = "".join(f"<p>{html_lib.escape(one)}</p>" for one in sentences(comparison))
     heading = f"{comparison['dataset']}: {comparison['about'].get('title') or 'stream protocol'}"
-    first, *rest = map(_section, tables(comparison))
+    first, *rest = map(table_section, tables(comparison))
     body = f"<h1>{html_lib.escape(heading)}</h1>{told}{first}{picture}{''.join(rest)}"
-    page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html_lib.escape(heading)}</title>'
-    page += f"<style>{_STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
-    write_atomically(folder / "report.html", page)
+    write_atomically(folder / "report.html", page(heading, body))
 
 
 def print_stream_comparison(comparison: dict[str, Any], console: Console | None = None) -> None:

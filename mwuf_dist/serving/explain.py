@@ -10,18 +10,20 @@ those that `mwuf warm` has brought is found by applying it to fewer: what a job 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from mwuf_dist.config import PHASES, WARM_SETS, config_hash
 from mwuf_dist.data import vocabulary
 from mwuf_dist.data.batches.loader import Batch
+from mwuf_dist.evaluation.item_plot import ItemView
 from mwuf_dist.serving.finished_run import PHASE_NAMES, FinishedRun
+from mwuf_dist.serving.item_moves import Applied, Moving, applied, mean_score, moving, nearest
 from mwuf_dist.serving.served_log import taken
 from mwuf_dist.serving.served_state import SERVED, new_state
 from mwuf_dist.serving.warm.change import Change
@@ -44,15 +46,24 @@ _NUM_USERS = 1024
 _NUM_PRINTED = 12
 # Moments since the run that are looked at, at most.
 _NUM_POINTS = 16
+# Moments of a phase at which neighbours are looked for.
+_NUM_LOOKS = 6
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Point:
-    """The item's score at one moment: in `phase`, after `clicks` of its rows have been trained on in that phase."""
+    """The item's score at one moment: in `phase`, after `clicks` of its rows have been trained on in that phase.
+
+    `embedding` [D] is what was scored.
+    """
 
     phase: str
     clicks: int
     score: float
+    embedding: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32), repr=False, compare=False)
 
 
 @dataclass
@@ -69,6 +80,8 @@ class Explanation:
         nearest: (raw ID, cosine) of the old items nearest by what the backbone reads, best first.
         history: mean probability over the same random users at each moment, those of the run before those of the
             interactions that `mwuf warm` has brought; empty for an old item.
+        moving: the neighbours at some of these moments, the last of each phase among them; None for an old item.
+        applied: the deltas that changed the item or retired one of its ID.
         words: what the fields of the item and of the nearest ones hold, by raw ID, for own logs.
         replay_error: largest difference of the item's replayed row of phi_new to that of the checkpoint.
     """
@@ -83,6 +96,8 @@ class Explanation:
     history: list[Point] = field(default_factory=list)
     replay_error: float = 0.0
     words: dict[Any, str] = field(default_factory=dict)
+    moving: Moving | None = None
+    applied: list[Applied] = field(default_factory=list)
 
     def text(self, every_step: bool = False) -> str:
         """For a terminal: of each phase at most a dozen scores, denser at its beginning, unless `every_step`."""
@@ -102,18 +117,41 @@ class Explanation:
                 points = [point for point in self.history if point.phase == phase]
                 chosen = points if every_step else _thinned(points)
                 lines.append(f"  {phase:>7}  " + "  ".join(f"{point.clicks}: {point.score:.4f}" for point in chosen))
+        for one in self.applied if every_step else _thinned(self.applied):
+            what = "retired" if one.score is None else f"{one.interactions} interactions: {one.score:.4f}"
+            lines.append(f"  delta {one.number}  {what}")
         if any(point.phase != SERVED for point in self.history):
             lines.append(
                 f"(the run's warm-up was done again; its row is the checkpoint's within {self.replay_error:.1e})"
             )
         return "\n".join(lines)
 
+    def view(self) -> ItemView:
+        """For a picture and a page."""
+        facts = {"phase": self.phase, "interactions seen": f"{self.interactions:,}"}
+        facts |= {f"clicks in {name}": f"{fraction:.0%}" for name, fraction in self.positives.items()}
+        facts |= {"fields": words} if (words := self.words.get(self.item_id)) else {}
+        moving = self.moving or Moving([], [], np.empty((0, 0)), [])
+        return ItemView(
+            title=f"item {self.item_id}",
+            facts=facts,
+            history=[(point.phase, point.clicks, point.score) for point in self.history],
+            scale=self.scale,
+            shift=self.shift,
+            nearest=[(str(one), cosine) for one, cosine in self.nearest],
+            moments=moving.moments,
+            neighbours=[str(one) for one in moving.item_ids],
+            cosine=moving.cosine,
+            nearest_then=[[(str(one), cosine) for one, cosine in near] for near in moving.nearest],
+            deltas=[(one.number, one.interactions, one.score) for one in self.applied],
+        )
 
-def _thinned(points: list[Point]) -> list[Point]:
-    """At most a dozen points, the first and the last among them, at positions that grow by about the same factor."""
-    if len(points) <= _NUM_PRINTED:
+
+def _thinned(points: list[T], num: int = _NUM_PRINTED) -> list[T]:
+    """At most `num` points, the first and the last among them, at positions that grow by about the same factor."""
+    if len(points) <= num:
         return points
-    places = np.geomspace(1, len(points), _NUM_PRINTED).round().astype(int) - 1
+    places = np.geomspace(1, len(points), num).round().astype(int) - 1
     return [points[place] for place in np.unique(places)]
 
 
@@ -141,21 +179,23 @@ class _Replay(WarmUp):
         """Takes the item's score as it is now."""
         items = torch.full_like(self.users, self.item)
         history = self.histories.whole(self.users) if self.histories is not None else None
-        embedding = self.scored_rows(items[:1]).expand(len(items), -1)
-        logits = self.frozen.logit(embedding, self.frozen.part(self.users, items, history))
-        self.history.append(Point(self.phase, self.clicks, float(logits.sigmoid().mean())))
+        embedding = self.scored_rows(items[:1])
+        logits = self.frozen.logit(embedding.expand(len(items), -1), self.frozen.part(self.users, items, history))
+        score, row = float(logits.sigmoid().mean()), embedding[0].cpu().numpy().copy()
+        self.history.append(Point(self.phase, self.clicks, score, row))
 
 
-def explain(run: FinishedRun, raw_id: int | str, num_nearest: int = 10) -> Explanation:
+def explain(run: FinishedRun, raw_id: int | str, num_nearest: int = 10, deltas: Sequence[Path] = ()) -> Explanation:
     """Explains one item.
 
     Args:
         run: the item's.
         raw_id: of the item.
         num_nearest: how many old items to name.
+        deltas: files of deltas, or folders of them, beside those in the run's folder.
 
     Raises:
-        UserError: the run has no such item.
+        UserError: the run has no such item, or a delta is damaged or another run's.
     """
     index = run.index_of(raw_id)
     item = torch.tensor([index], device=run.model.runtime.device)
@@ -169,6 +209,8 @@ def explain(run: FinishedRun, raw_id: int | str, num_nearest: int = 10) -> Expla
         shift=None,
         nearest=_nearest(run, item, num_nearest),
     )
+    users = _random_users(run)
+    out.applied = applied(run, index, users, deltas)
     shown = [out.item_id, *(one for one, _ in out.nearest)]
     words = vocabulary.described(run.prepared, [run.index_of(one) for one in shown])
     out.words = {one: said for one, said in zip(shown, words, strict=True) if said}
@@ -177,11 +219,20 @@ def explain(run: FinishedRun, raw_id: int | str, num_nearest: int = 10) -> Expla
             pair = run.method.scale_and_shift(*run.meta_inputs(item))
         if pair is not None:
             out.scale, out.shift = (values[0].cpu().numpy() for values in pair)
-        users = _random_users(run)
         if run.state is None or index < run.state.num_run_items:
             out.history, out.replay_error = _history(run, index, users)
-        out.history += [Point(SERVED, clicks, score) for clicks, score in _served_scores(run, index, users)]
+        out.history += _served_scores(run, index, users)
+        moments = _moments(out.history)
+        out.moving = moving(run, [out.history[moment].embedding for moment in moments], moments)
     return out
+
+
+def _moments(history: list[Point]) -> list[int]:
+    """Some moments of each phase, its first and last among them, denser at its beginning."""
+    found = []
+    for phase in dict.fromkeys(point.phase for point in history):
+        found += _thinned([place for place, point in enumerate(history) if point.phase == phase], _NUM_LOOKS)
+    return found
 
 
 def _share_of_clicks(run: FinishedRun, split: str, index: int) -> float | None:
@@ -190,17 +241,10 @@ def _share_of_clicks(run: FinishedRun, split: str, index: int) -> float | None:
     return float(labels.mean()) if len(labels) else None
 
 
-@torch.no_grad()
 def _nearest(run: FinishedRun, item: torch.Tensor, num: int) -> list[tuple[Any, float]]:
-    ours = F.normalize(run.embeddings(item), dim=1)[0]
-    best = torch.empty(0, 2, dtype=torch.float64)
-    old = torch.as_tensor(run.served_items(old_items=True), device=item.device)
-    for items in old[old < run.num_old_items].split(1 << 16):
-        cosine = F.normalize(run.embeddings(items), dim=1) @ ours
-        found = torch.stack([cosine.double(), items.double()], dim=1)[items != item].cpu()
-        best = torch.cat([best, found])
-        best = best[best[:, 0].argsort(descending=True, stable=True)[:num]]
-    return [(run.item_ids[int(index)].as_py(), float(cosine)) for cosine, index in best]
+    cosines, found = nearest(run, run.embeddings(item), num, int(item))
+    pairs = zip(found[0].tolist(), cosines[0].tolist(), strict=True)
+    return [(run.item_ids[index].as_py(), cosine) for index, cosine in pairs]
 
 
 def _random_users(run: FinishedRun) -> torch.Tensor:
@@ -241,8 +285,8 @@ def _history(run: FinishedRun, index: int, users: torch.Tensor) -> tuple[list[Po
 
 
 @torch.no_grad()
-def _served_scores(run: FinishedRun, index: int, users: torch.Tensor) -> list[tuple[int, float]]:
-    """(interactions since the run, mean probability over `users` [n]) of a new item, the first before any of them.
+def _served_scores(run: FinishedRun, index: int, users: torch.Tensor) -> list[Point]:
+    """The mean probability over `users` [n] after interactions since the run, the first before any of them.
 
     Empty where the item has had no interaction since the run.
     """
@@ -267,9 +311,8 @@ def _served_scores(run: FinishedRun, index: int, users: torch.Tensor) -> list[tu
         users_of = [one["user"][run.prepared.is_event(one["label"], run.config.data.events)] for one in (run_log, log)]
         seen = torch.from_numpy(np.concatenate(users_of).astype(np.int64)).to(device)
         mean = run.model.user_tables.rows_of("user_id", seen + 1).mean(0) if len(seen) else run.mean_user
-        item = torch.full_like(users, index)
-        warm = run.method.warm_rows(row, run.model.item_fields(item[:1]), mean[None])
-        backbone = run.model.backbone
-        logit = backbone.in_precision(backbone, warm.expand(len(users), -1), run.context(users, item))
-        out.append((int(clicks), float(logit.sigmoid().mean())))
+        item = torch.tensor([index], device=device)
+        warm = run.method.warm_rows(row, run.model.item_fields(item), mean[None])
+        score = mean_score(run, index, warm, users)
+        out.append(Point(SERVED, int(clicks), score, warm[0].cpu().numpy()))
     return out

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mwuf_dist.serving.finished_run import open_run
 from mwuf_dist.training.stages.meta_train import MetaTrain
 from tests.cli.command import SHORT, Mwuf, interrupt, results, write
 
@@ -118,6 +119,17 @@ def test_a_comparison_goes_on_and_more_seeds_only_do_the_new_ones(
         f"deepfm-{method}-seed{seed}" for method in ("base", "mwuf") for seed in (0, 1)
     }
     assert results("out/runs/deepfm-base-seed0") == done_before
+    # A view of an item comes into the report of what is done already.
+    assert "no such item" in mwuf("compare", config, "--output", "out", "--seeds", "2", "--explain", "nobody").said
+    with open_run("out/runs/deepfm-mwuf-seed0") as run:
+        item = run.new_item_ids[0]
+    assert mwuf("compare", config, "--output", "out", "--seeds", "2", "--explain", item).code == 0
+    page = Path("out", "report.html").read_text()
+    for row in ("base", "mwuf"):
+        assert (
+            f"item {item} warming up: deepfm / {row}" in page and Path("out", f"item-deepfm-{row}-seed0.png").exists()
+        )
+    assert page.count("Nearest old items at the end of each phase") == 2 and f"--explain {item}" in page
     # Another machine takes the next seed, and its records join in.
     assert mwuf("compare", config, "--output", "there", "--seeds", "1", "--first-seed", "2").code == 0
     joined = mwuf("compare", config, "--output", "out", "--seeds", "3", "--records", "there/records.json")

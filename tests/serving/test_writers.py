@@ -200,7 +200,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis server of its own, on a free port of this machine."""
     pytest.importorskip("redis", reason="no redis client")
     if shutil.which("redis-server") is None:
-        pytest.skip("no redis-server: install the Debian package redis-server")
+        pytest.skip("no redis-server: install the Debian package redis-server (make test-packages)")
     folder = tmp_path_factory.mktemp("redis")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
