@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "cli": EVERYTHING,
     "__main__": EVERYTHING,
     "mwuf_kernels": set(),
-    "benchmarks": EVERYTHING,
+    "benchmarks": EVERYTHING | {"__main__"},
     "examples": {"methods", "backbones", "serving", "MetaWarmUp"} | GROUND,
     "tools": EVERYTHING,
 }
