@@ -211,13 +211,13 @@ def _follow(base: Path) -> Any:
 
 
 def _apply(base: Path) -> Any:
-    """To a copy of the run, and to an export in its place."""
-    try:
-        apply(base / "run", [base / "followed" / "deltas"], base / "copy")
-    except UserError as error:  # it says of a copy that is there that it is: then it is whole
-        if "exists" not in str(error):
-            raise
-    apply(base / "served", [base / "followed" / "deltas"])
+    """To a copy of the run, and to an export in its place; what is refused because it is done already is then whole."""
+    for target, copy, done in (("run", base / "copy", "exists"), ("served", None, "is in already")):
+        try:
+            apply(base / target, [base / "followed" / "deltas"], copy)
+        except UserError as error:
+            if done not in str(error):
+                raise
     _nothing_left(base)
     return _content(base / "served"), _rows(base / "copy")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import threading
 import time
@@ -46,19 +47,34 @@ class Signs:
 
 @dataclass(eq=False)
 class Running:
-    """A task that was begun."""
+    """A task that was begun.
+
+    Each time that it is begun again it may give no sign for twice as long: on a busy machine a process that imports
+    what its work needs may be slow and yet live, and would be killed without end.
+    """
 
     number: int
     begin: Callable[[], Any]
     answer: Any
     since: float
+    silent_s: float
+
+    def begin_again(self) -> None:
+        """Begins it once more."""
+        self.answer = self.begin()
+        self.is_given_time()
+
+    def is_given_time(self) -> None:
+        """Gives it twice as long, from now on."""
+        self.since = time.monotonic()
+        self.silent_s *= 2
 
 
 class WatchedTasks:
     """Begins tasks on the Ray cluster that this process has joined, and kills processes that give no sign of life.
 
     Args:
-        silent_s: who has given no sign for so many seconds is killed.
+        silent_s: who has given no sign for so many seconds is killed, the first time.
         max_retries: times that a task is begun again whose process was lost.
     """
 
@@ -75,13 +91,17 @@ class WatchedTasks:
 
     def submit(self, function: Callable[..., Any], arguments: Sequence[Any], **options: Any) -> Running:
         """Begins `function(*arguments)` with these options of Ray's."""
+        import ray
+
         self._count += 1
+        # Unpacked in the task: what that imports takes long, and signs are given meanwhile.
+        work = ray.cloudpickle.dumps((function, list(arguments)))
         number, task = self._count, self._task.options(**options)
 
         def begin() -> Any:
-            return task.remote(self._signs, number, function, list(arguments))
+            return task.remote(self._signs, number, work)
 
-        running = self._running[number] = Running(number, begin, begin(), time.monotonic())
+        running = self._running[number] = Running(number, begin, begin(), time.monotonic(), self._silent_s)
         return running
 
     def wait(self, running: Sequence[Running]) -> Running:
@@ -130,15 +150,15 @@ class WatchedTasks:
         running = [one for one in self._running.values() if not ray.wait([one.answer], timeout=0)[0]]
         for one in running:
             silence_s, node, process = silences.get(one.number, (0.0, "", 0))
-            if silence_s > self._silent_s:
+            if silence_s > one.silent_s:
                 print(f"process {process} gives no sign for {silence_s:.0f} s: it is killed, and its work begun again")
                 _kill(node, process)
                 self._signs.forget.remote(one.number)
-                one.since = time.monotonic()
-            elif one.number not in silences and asked - one.since > self._silent_s:
+                one.is_given_time()
+            elif one.number not in silences and asked - one.since > one.silent_s:
                 # It waits for a free CPU; or it was given to a process that was stopped before, and will never begin.
                 ray.cancel(one.answer, force=True)
-                one.answer, one.since = one.begin(), time.monotonic()
+                one.begin_again()
 
 
 def _place() -> tuple[str, int]:
@@ -147,8 +167,8 @@ def _place() -> tuple[str, int]:
     return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
-def _signing(signs: Any, task: int, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    """Does a task in a worker, and gives signs beside it."""
+def _signing(signs: Any, task: int, work: bytes) -> Any:
+    """Does a task in a worker, and gives signs beside it: before it imports what the work needs."""
     place, ended = _place(), threading.Event()
 
     def give_signs() -> None:
@@ -160,6 +180,7 @@ def _signing(signs: Any, task: int, function: Callable[..., Any], arguments: Seq
     giving = threading.Thread(target=give_signs, daemon=True)
     giving.start()
     try:
+        function, arguments = pickle.loads(work)
         return function(*arguments)
     finally:
         ended.set()

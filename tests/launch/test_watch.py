@@ -94,3 +94,18 @@ def test_work_of_a_process_that_is_stopped_at_it_or_before_is_begun_again(cluste
             os.kill(worker, signal.SIGKILL)
     finally:
         tasks.close()
+
+
+def test_a_task_that_is_begun_again_is_given_twice_as_long_each_time(cluster: Any) -> None:
+    tasks = WatchedTasks(silent_s=3.0, max_retries=0)
+    try:
+        waiting = tasks.submit(os.getpid, (), num_cpus=1000)  # Ray never has room for it
+        for patience_s in (3.0, 6.0, 12.0):
+            answer = waiting.answer
+            tasks._judge({}, asked=waiting.since + patience_s - 0.1)
+            assert waiting.answer is answer
+            tasks._judge({}, asked=waiting.since + patience_s + 0.1)
+            assert waiting.answer is not answer
+    finally:
+        cluster.cancel(waiting.answer, force=True)
+        tasks.close()
