@@ -37,8 +37,9 @@ from mwuf_dist.serving.deltas.apply import apply
 from mwuf_dist.serving.export.export import export
 from mwuf_dist.serving.finished_run import open_run
 from mwuf_dist.serving.run_files import read_run
-from mwuf_dist.serving.warm.follow import FolderSource, follow
+from mwuf_dist.serving.warm.follow import follow
 from mwuf_dist.serving.warm.job import warm
+from mwuf_dist.serving.warm.sources import FolderSource
 from mwuf_dist.studies.records import read_records
 
 CONFIG = build(

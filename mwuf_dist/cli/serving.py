@@ -43,6 +43,7 @@ examples:
   mwuf warm runs/ml-1 --interactions logs/ --items new_items.csv --output runs/ml-1-tuesday --format npy
   mwuf warm runs/ml-1 --interactions today.parquet --old-items --output runs/ml-1-tuesday
   mwuf warm runs/ml-1 --follow clicks/ --output runs/ml-1-live
+  mwuf warm runs/ml-1 --follow kafka://broker-1:9092,broker-2:9092/clicks --output runs/ml-1-live
   mwuf warm runs/ml-1 --interactions today.parquet --retire-after-days 30 --output runs/ml-1-tuesday
   torchrun --nproc-per-node=2 -m mwuf_dist warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday""",
     "apply": """\
@@ -114,7 +115,12 @@ class WarmOptions(_HowWritten):
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run, or of a job.
     output: Path  # Folder to write: a run that has seen these interactions too.
     interactions: Path | None = None  # Parquet or CSV, a file, a folder or a URI of either.
-    follow: Path | None = None  # Folder whose files are taken as they appear, until SIGTERM; OUTPUT gets deltas.
+    # Folder whose files are taken as they appear, or topic (kafka://HOST:PORT/TOPIC), until SIGTERM; OUTPUT gets
+    # deltas.
+    follow: Path | None = None
+    kafka: Path | None = None  # With a topic: a file of lines NAME=VALUE for its client (librdkafka): passwords, say.
+    # With a topic: go on where messages are gone that had not been taken.
+    skip_lost: tyro.conf.FlagCreatePairsOff[bool] = False
     until_idle: tyro.conf.FlagCreatePairsOff[bool] = False  # With --follow: end where nothing more is there.
     items: Path | None = None  # Table with the fields of items that the run has never seen.
     retire: Path | None = None  # Table with a column of IDs: items that leave, after the interactions have come.
@@ -265,12 +271,14 @@ def _follow(options: WarmOptions) -> int:
         raise UserError("--follow takes the files of its folder alone: leave --interactions, --items, --retire out")
     from mwuf_dist.runtime import start
     from mwuf_dist.serving.run_files import read_run
-    from mwuf_dist.serving.warm.follow import FolderSource, follow
-    from mwuf_dist.serving.warm.interactions import Columns
+    from mwuf_dist.serving.warm.follow import follow
+    from mwuf_dist.serving.warm.interactions import Columns, log_options
+    from mwuf_dist.serving.warm.sources import source_of
 
     columns = Columns(options.user, options.item, options.time, options.label, options.written())
-    source = FolderSource(options.follow or Path())
-    with start(read_run(options.run)[0]) as runtime:
+    config = read_run(options.run)[0]
+    source = source_of(str(options.follow), log_options(config, columns), options.kafka, options.skip_lost)
+    with start(config) as runtime:
 
         def told(batch: Any) -> None:
             print(printable(batch.text()), flush=True)

@@ -24,7 +24,8 @@ from mwuf_dist.config import to_toml
 from mwuf_dist.launch import local
 from mwuf_dist.runtime import start
 from mwuf_dist.serving.finished_run import open_run
-from mwuf_dist.serving.warm.follow import FolderSource, follow
+from mwuf_dist.serving.warm.follow import follow
+from mwuf_dist.serving.warm.sources import FolderSource
 from tests.faults.ranks import _FORKS, _process
 
 pytestmark = pytest.mark.dist

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,15 @@ from mwuf_dist import cli
 from mwuf_dist.runtime import start
 from mwuf_dist.serving.deltas import files as deltas
 from mwuf_dist.serving.deltas.apply import apply
+from mwuf_dist.serving.deltas.pending import load_state
 from mwuf_dist.serving.deltas.reader import read_delta
 from mwuf_dist.serving.export.export import export
 from mwuf_dist.serving.finished_run import load_run, open_run
 from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.serving.warm import follow as follow_module
 from mwuf_dist.serving.warm.job import warm
+from mwuf_dist.serving.warm.sources import FolderSource
+from mwuf_dist.serving.warm.sources import folder as folder_module
 from mwuf_dist.serving.writers import writer_of
 from tests.bounds import assert_float32_close
 from tests.faults.ranks import forked
@@ -67,7 +71,7 @@ def at_once(run_folder: Path, clicks: Path) -> Path:
 
 def in_small_batches() -> None:
     """For a process of its own, which knows nothing of fixtures."""
-    follow_module._BATCH_BYTES, follow_module._SNAPSHOT_ROWS = 1, 150
+    folder_module._BATCH_BYTES, follow_module._SNAPSHOT_ROWS = 1, 150
 
 
 def goes_on(arguments: list[str]) -> None:
@@ -77,7 +81,7 @@ def goes_on(arguments: list[str]) -> None:
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow_module, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(folder_module, "_BATCH_BYTES", 1)
     monkeypatch.setattr(follow_module, "_SNAPSHOT_ROWS", 150)
 
 
@@ -101,7 +105,7 @@ def test_batches_make_the_state_of_one_job_and_deltas_lead_an_export_there(
 ) -> None:
     seen = []
     with start(read_run(run_folder)[0]) as runtime:
-        source = follow_module.FolderSource(clicks)
+        source = FolderSource(clicks)
         last = follow_module.follow(
             run_folder,
             source,
@@ -189,8 +193,37 @@ def test_a_file_that_cannot_be_read_is_refused_by_name_and_the_others_are_taken(
     pq.write_table(good, folder / "good.parquet")
     seen = []
     with start(read_run(run_folder)[0]) as runtime:
-        source, output = follow_module.FolderSource(folder), tmp_path / "live"
+        source, output = FolderSource(folder), tmp_path / "live"
         given = run_folder, source, output, runtime
         assert follow_module.follow(*given, until_idle=True, told=seen.append) == 1
         assert list(seen[0].refused) == ["bad.csv"] and seen[0].num_new > 50 and "REFUSED bad.csv" in seen[0].text()
         assert follow_module.follow(*given, until_idle=True, told=seen.append) == 1  # not again
+
+
+def test_names_of_files_that_are_gone_are_forgotten_and_one_that_comes_back_changes_nothing(
+    run_folder: Path, clicks: Path, tmp_path: Path
+) -> None:
+    folder, output = tmp_path / "clicks", tmp_path / "live"
+    folder.mkdir()
+    named = lambda: set(load_state(output, ids).position)  # noqa: E731
+    with start(read_run(run_folder)[0]) as runtime:
+        ids = load_run(run_folder, runtime).item_ids
+        given = run_folder, FolderSource(folder), output, runtime
+
+        def comes(number: int) -> None:
+            shutil.copy2(clicks / f"part-{number}.parquet", folder)
+
+        for number in range(3):
+            comes(number)
+            follow_module.follow(*given, until_idle=True)
+            assert named() == {f"part-{number}.parquet"}, "no more names than there are files"
+            (folder / f"part-{number}.parquet").unlink()
+        before = read_delta(deltas.delta_files([output])[-1]).header["after"]
+        comes(1)
+        seen = []
+        assert follow_module.follow(*given, until_idle=True, told=seen.append) == 4
+        assert seen[0].num_new == seen[0].num_changed == 0
+        assert read_delta(deltas.delta_files([output])[-1]).header["after"] == before
+        comes(2)  # a new name beside one that stays
+        assert follow_module.follow(*given, until_idle=True) == 5
+        assert named() == {"part-1.parquet", "part-2.parquet"}

@@ -24,6 +24,8 @@ from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.serving.warm import follow as follow_module
 from mwuf_dist.serving.warm.job import warm
 from mwuf_dist.serving.warm.retire import Retiring
+from mwuf_dist.serving.warm.sources import FolderSource
+from mwuf_dist.serving.warm.sources import folder as folder_module
 from tests.bounds import assert_float32_close, near
 from tests.browser import chromium
 from tests.evaluation.results import two_methods
@@ -47,8 +49,8 @@ def live(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.utime(path, ns=(10**18 + number,) * 2)
         first += 100
     with pytest.MonkeyPatch.context() as patch, start(read_run(run_folder)[0]) as runtime:
-        patch.setattr(follow_module, "_BATCH_BYTES", 1)
-        source = follow_module.FolderSource(folder / "clicks")
+        patch.setattr(folder_module, "_BATCH_BYTES", 1)
+        source = FolderSource(folder / "clicks")
         follow_module.follow(run_folder, source, folder / "live", runtime, until_idle=True)
     return folder / "live"
 

@@ -24,8 +24,9 @@ from mwuf_dist.serving.deltas.reader import values_of
 from mwuf_dist.serving.export.export import export
 from mwuf_dist.serving.finished_run import FinishedRun, load_run
 from mwuf_dist.serving.run_files import read_run
-from mwuf_dist.serving.warm.follow import FolderSource, follow
+from mwuf_dist.serving.warm.follow import follow
 from mwuf_dist.serving.warm.interactions import Columns
+from mwuf_dist.serving.warm.sources import FolderSource
 from tests.serving.test_warm_methods import QUICK, UNSEEN, job, make_logs
 from tests.tiny import tiny
 

@@ -42,6 +42,11 @@ def with_deltas(state: WarmState, found: Sequence[Delta], run_ids: pa.Array) -> 
     """The state after deltas that follow it, with their number, hash and position."""
     position: dict[str, Any] = dict(state.position)
     for delta in found:
-        position |= delta.header.get("position", {})
+        position = moved_on(position, delta.header.get("position", {}))
     after, last = replayed(state, [delta.parts for delta in found], run_ids), found[-1].header
     return dataclasses.replace(after, number=last["number"], hash=last["after"], position=position)
+
+
+def moved_on(position: dict[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
+    """The position of a source after a batch, which says what it adds, and None of what is forgotten."""
+    return {key: value for key, value in (position | taken).items() if value is not None}

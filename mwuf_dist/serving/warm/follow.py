@@ -1,9 +1,9 @@
-"""`mwuf warm RUN --follow FOLDER`: files are taken as they appear, and each batch of them becomes a delta.
+"""`mwuf warm RUN --follow SOURCE`: interactions are taken as they come, and each batch of them becomes a delta.
 
 The model and the state stay in memory. As an item's row is a function of its own interactions, a batch is a job on the
 part of the state that is about its items, and costs what these cost. The delta is the commit: it has the rows, the
-interactions and the names of the files that were taken, and appears in one step, so that a process that is killed
-anywhere goes on with the first file that is in no delta. `warm/` is written anew now and then, and at the end.
+interactions and what was taken of the source, and appears in one step, so that a process that is killed anywhere goes
+on with the first file or message that is in no delta. `warm/` is written anew now and then, and at the end.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +32,7 @@ from mwuf_dist.runtime.shutdown import asked_to_stop, held_back, sigterm_asks
 from mwuf_dist.serving import served_state
 from mwuf_dist.serving.deltas import files as deltas
 from mwuf_dist.serving.deltas import hashes
-from mwuf_dist.serving.deltas.pending import load_state
+from mwuf_dist.serving.deltas.pending import load_state, moved_on
 from mwuf_dist.serving.deltas.replay import Parts, parts_of, replayed, restricted
 from mwuf_dist.serving.export.chunks import Chunk, as_table, item_columns
 from mwuf_dist.serving.finished_run import PHASE_NAMES, load_run
@@ -47,64 +46,12 @@ from mwuf_dist.serving.warm.job import seen_by_run
 from mwuf_dist.serving.warm.negatives import add_negatives
 from mwuf_dist.serving.warm.retire import without_the_retired
 from mwuf_dist.serving.warm.rows import WarmJob, rows_of_run
+from mwuf_dist.serving.warm.sources import Source, Taken
 from mwuf_dist.training.item_rule.rule import check_rule_fits, rule_of
 
 _WAIT_S = 0.2  # Between two looks at a folder in which there was nothing.
-_BATCH_BYTES = 1 << 24  # Of files that are taken at once; a larger file is a batch of its own.
+_MOST_REFUSED = 1000  # Files of a batch that are refused by name.
 _SNAPSHOT_ROWS = 1 << 20  # Interactions in deltas after which `warm/` is written anew.
-_NOT_YET = re.compile(r"^[._]|\.(tmp|part|partial|crdownload|swp)$|~$")
-
-
-@dataclass(frozen=True)
-class Taken:
-    """Holds files that are taken together.
-
-    Attributes:
-        files: in the order of their time and name.
-        position: what the delta says of them; given back to the source when the process starts again.
-    """
-
-    files: tuple[Path, ...]
-    position: dict[str, Any]
-
-
-class Source(Protocol):
-    """Gives interactions as they come. What it has given stands in the deltas, key by key, and nowhere else."""
-
-    def take(self, position: dict[str, Any]) -> Taken | None:
-        """Takes what there is behind a position; None for nothing now."""
-        ...
-
-
-class FolderSource:
-    """Files of a folder, each whole from the moment that it has its name: written elsewhere and renamed into place.
-
-    Args:
-        folder: whose files are taken, not those in folders in it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no folder to follow is here: make it, or name another with --follow")
-        self._folder = folder
-
-    def take(self, position: dict[str, Any]) -> Taken | None:
-        """See `Source.take`."""
-        found = []
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                if _NOT_YET.search(entry.name) or not entry.is_file():
-                    continue
-                about = entry.stat()
-                key = [about.st_size, about.st_mtime_ns]
-                if position.get(entry.name) != key:
-                    found.append((about.st_mtime_ns, entry.name, key))
-        batch, size = {}, 0
-        for _, name, key in sorted(found):
-            if batch and size + key[0] > _BATCH_BYTES:
-                break
-            batch[name], size = key, size + key[0]
-        return Taken(tuple(self._folder / name for name in batch), batch) if batch else None
 
 
 @dataclass
@@ -163,14 +110,14 @@ class Follower:
     def batch(self, taken_files: Taken) -> Batch:
         """Takes some files: one delta."""
         clock, refused = time.perf_counter(), {}
-        rows = self._read(taken_files.files, refused)
+        rows = self._read(taken_files, refused)
         parts, num_new = self._parts(rows)
         hash_after, parts = parts.pop("hash"), parts
         number = self.state.number + 1
         header = {"chain": self._chain, "number": number, "before": self.state.hash, "after": hash_after}
         header |= {"position": taken_files.position, "refused": refused}
         deltas.write_delta(self._output / deltas.FOLDER, header, parts)
-        position = self.state.position | taken_files.position
+        position = moved_on(self.state.position, taken_files.position)
         self.state = dataclasses.replace(self.state, number=number, hash=hash_after, position=position)
         self._pending.append(parts)
         self._since_snapshot += parts["log"].num_rows
@@ -186,24 +133,38 @@ class Follower:
             served_state.save_into(self.state, beside)
         self._written = self.state.number
 
-    def _read(self, files: tuple[Path, ...], refused: dict[str, str]) -> NewRows:
+    def _read(self, taken_files: Taken, refused: dict[str, str]) -> NewRows:
         """Interactions of files; where one is wrong, of the others."""
         try:
-            return read_files(files, (), self._options, self._data, self._is_logs)
+            return self._rows(taken_files.files)
         except UserError as error:
-            if len(files) == 1:
+            good = tuple(self._good(taken_files.files, taken_files, refused, error))
+        return self._rows(good) if good else NewRows(self._run_ids[:0], empty_log(self._data.row_columns), 0)
+
+    def _rows(self, files: tuple[Path, ...]) -> NewRows:
+        return read_files(files, (), self._options, self._data, self._is_logs)
+
+    def _good(
+        self, files: tuple[Path, ...], taken_files: Taken, refused: dict[str, str], error: UserError
+    ) -> Iterator[Path]:
+        """Those of some files, which together are not read for a reason, that are; and parts of the others."""
+        if len(files) > 1:
+            half = len(files) // 2
+            parts = (files[:half], files[half:])
+        elif divided := taken_files.divide(files[0]):
+            parts = tuple((part,) for part in divided)
+        else:
+            if len(refused) < _MOST_REFUSED:
                 refused[files[0].name] = str(error)
-                return NewRows(self._run_ids[:0], empty_log(self._data.row_columns), 0)
-        good = []
-        for path in files:
+            else:
+                refused["and more"] = f"behind the first {_MOST_REFUSED}: they are not named"
+            return
+        for part in parts:
             try:
-                read_files((path,), (), self._options, self._data, self._is_logs)
-                good.append(path)
-            except UserError as error:
-                refused[path.name] = str(error)
-        if not good:
-            return NewRows(self._run_ids[:0], empty_log(self._data.row_columns), 0)
-        return read_files(tuple(good), (), self._options, self._data, self._is_logs)
+                self._rows(part)
+                yield from part
+            except UserError as why:
+                yield from self._good(part, taken_files, refused, why)
 
     def _parts(self, rows: NewRows) -> tuple[dict[str, Any], int]:
         """(The tables of the delta and, as `hash`, that of the state after it; number of new interactions)."""
