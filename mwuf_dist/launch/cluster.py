@@ -27,8 +27,8 @@ _FIRST_WITH_TOKENS = (2, 60)
 _SECONDS_BETWEEN_QUESTIONS = 2.0
 # Where no run says how long another process may give no sign.
 SILENT_S = 60.0
-# For the parts of Ray to end when they are asked to.
-_END_S = 30.0
+# For the parts of Ray to end when they are asked to; where its GCS hangs they do not, and are killed.
+_END_S = 15.0
 # For the parts of Ray to find each other; Ray's own half a minute is short on a busy machine.
 _START_S = "120"
 _LOOPBACK = "127.0.0.1"
