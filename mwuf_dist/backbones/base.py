@@ -95,6 +95,7 @@ class Backbone(nn.Module):
     uses_history_fields = False  # Whether it reads `EmbeddedHistory.fields`.
     history_scope: Scope = "before"  # The user's last L events before the row, or all but the row.
     linear_in_item = False  # Whether the logit is, with everything else frozen, linear in the item embedding.
+    linear_in_user = False  # The same of the user's ID embedding, of a user without history.
     history_width = 0  # Columns W that it makes.
     history_length = 0  # L, for `history_scope` "before".
     recent_gap_s = -1.0  # `History.earlier` counts events older than a row by more than this; -1: all before it.

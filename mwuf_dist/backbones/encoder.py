@@ -63,6 +63,7 @@ class Encoder(Backbone):
     uses_history_fields = True
     history_scope = "all"
     linear_in_item = True
+    linear_in_user = True
 
     def __init__(self, config: EncoderConfig, shape: Shape) -> None:
         super().__init__(config, shape)

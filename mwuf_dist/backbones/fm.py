@@ -17,3 +17,4 @@ class Fm(LinearFirstLayer):
     uses_interactions = True
     uses_mlp = False
     linear_in_item = True
+    linear_in_user = True

@@ -42,6 +42,7 @@ examples:
   mwuf warm runs/ml-1 --interactions today.parquet --output runs/ml-1-tuesday
   mwuf warm runs/ml-1 --interactions logs/ --items new_items.csv --output runs/ml-1-tuesday --format npy
   mwuf warm runs/ml-1 --interactions today.parquet --old-items --output runs/ml-1-tuesday
+  mwuf warm runs/ml-1 --interactions today.parquet --users --output runs/ml-1-tuesday
   mwuf warm runs/ml-1 --follow clicks/ --output runs/ml-1-live
   mwuf warm runs/ml-1 --follow kafka://broker-1:9092,broker-2:9092/clicks --output runs/ml-1-live
   mwuf warm runs/ml-1 --interactions today.parquet --retire-after-days 30 --output runs/ml-1-tuesday
@@ -130,6 +131,8 @@ class WarmOptions(_HowWritten):
     context: tyro.conf.FlagCreatePairsOff[bool] = False  # All else that a score needs, of the changed items.
     # Rows of old items move too, by the same rule, from where the run left them.
     old_items: tyro.conf.FlagCreatePairsOff[bool] = False
+    # Users never seen get rows of their own, from their own clicks by the same rule; else they are the mean user.
+    users: tyro.conf.FlagCreatePairsOff[bool] = False
     user: str = ""  # Column of the user; empty: that of the run's logs.
     item: str = ""  # Column of the item.
     time: str = ""  # Column of the time.
@@ -258,6 +261,7 @@ def _warm(arguments: list[str]) -> int:
             options.prepared,
             options.old_items,
             Retiring(options.retire, options.retire_after_days),
+            options.users,
         )
         if runtime.is_main:
             print(printable(report.text()))
@@ -266,9 +270,10 @@ def _warm(arguments: list[str]) -> int:
 
 
 def _follow(options: WarmOptions) -> int:
-    others = options.interactions, options.items, options.retire, options.retire_after_days, options.old_items or None
+    others = options.interactions, options.items, options.retire, options.retire_after_days
+    others += options.old_items or None, options.users or None
     if any(option is not None for option in others):
-        raise UserError("--follow takes the files of its folder alone: leave --interactions, --items, --retire out")
+        raise UserError("--follow takes the files of its folder alone: leave other input, --old-items and --users out")
     from mwuf_dist.runtime import start
     from mwuf_dist.serving.run_files import read_run
     from mwuf_dist.serving.warm.follow import follow
@@ -308,8 +313,6 @@ def _apply(arguments: list[str]) -> int:
 
 def _serve_check(arguments: list[str]) -> int:
     options = _parse("serve-check", arguments, ServeCheckOptions)
-    if options.requests < 1 or options.rows < 1:
-        raise UserError("--requests and --rows are numbers from 1 on")
     from mwuf_dist.data.remote import local_path
 
     export = local_path(options.export, "EXPORT", whole=True)

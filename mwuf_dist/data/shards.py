@@ -246,6 +246,11 @@ class Prepared:
         """The items of the folder, which a subclass may have more of; what its histories call the unknown item."""
         return self.manifest["num_old_items"] + self.manifest["num_new_items"]
 
+    @property
+    def num_stored_users(self) -> int:
+        """The users of the folder, which a subclass may have more of."""
+        return self.manifest["num_users"]
+
     def num_rows(self, split: str) -> int:
         """Rows of a split."""
         return self.manifest["splits"][split]["rows"]

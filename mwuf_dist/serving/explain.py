@@ -249,7 +249,7 @@ def _nearest(run: FinishedRun, item: torch.Tensor, num: int) -> list[tuple[Any, 
 
 def _random_users(run: FinishedRun) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(run.prepared.num_users, (_NUM_USERS,), generator=generator).to(run.model.runtime.device)
+    return torch.randint(run.prepared.num_stored_users, (_NUM_USERS,), generator=generator).to(run.model.runtime.device)
 
 
 def _history(run: FinishedRun, index: int, users: torch.Tensor) -> tuple[list[Point], float]:

@@ -25,10 +25,9 @@ from mwuf_dist.serving import served_state
 from mwuf_dist.serving.deltas import hashes
 from mwuf_dist.serving.deltas.pending import load_state
 from mwuf_dist.serving.indices import Indices, RowValues, checked_indices, place_of, row_indices
-from mwuf_dist.serving.run_files import chain_of, fill_new_ids, open_prepared, read_run
+from mwuf_dist.serving.run_files import chain_of, load_with_state, open_prepared, read_run
 from mwuf_dist.serving.served_state import SERVED, Grown, WarmState
 from mwuf_dist.training.checkpoint.files import load_tensors
-from mwuf_dist.training.checkpoint.save import module_state
 from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.model import Model, pretrained_items
 from mwuf_dist.training.stages.meta_train import meta_trained_tensors
@@ -109,8 +108,10 @@ class FinishedRun:
 
     @cached_property
     def user_ids(self) -> pa.Array:
-        """Raw IDs of the users [U], in the order of the index."""
-        return self.prepared.raw_ids("user")
+        """Raw IDs of the users [U], in the order of the index: those of the run, then those who came later."""
+        ids = self.prepared.raw_ids("user")
+        later = None if self.state is None else self.state.users
+        return ids if later is None else pa.concat_arrays([ids, later.ids])
 
     @property
     def old_item_ids(self) -> list[Any]:
@@ -131,7 +132,7 @@ class FinishedRun:
         ids = self.item_ids if side == "item" else self.user_ids
         found = place_of(raw_id, ids)
         if found < 0:
-            what = "Users who had no row when the run was trained are the mean user to it"
+            what = "Users who had no row when the run was trained are the mean user to it (see mwuf warm --users)"
             if side == "item":
                 what = "Items with too few rows for `data.warm_rows` are not part of a run"
             like = repr(ids[0].as_py()) if len(ids) else "nothing: there are none"
@@ -389,10 +390,7 @@ def load_run(
     if state is None:
         load_tensors(checkpoint, pretrained_tensors(model) | meta_trained_tensors(model.new_ids, method))
     else:
-        run_rows = torch.zeros(state.num_run_items, model.dim)
-        table = {f"{model.new_ids.name}.new": run_rows}
-        load_tensors(checkpoint, pretrained_tensors(model) | module_state("method", method) | table)
-        fill_new_ids(model, run_rows, state, config)
+        run_rows = load_with_state(checkpoint, model, method, state, config)
     model.backbone.eval()
     method.eval()
     for parameter in (*model.dense_parameters(), *method.parameters()):

@@ -18,13 +18,17 @@ from mwuf_dist.data.locations import expanded
 from mwuf_dist.data.manifest import MANIFEST, read_manifest
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.remote import prepared_root
+from mwuf_dist.data.schema import USER_ID
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.files import DamagedError, assert_tables, read_json
+from mwuf_dist.methods import Method
 from mwuf_dist.serving.served_state import WarmState
-from mwuf_dist.training.checkpoint.files import Cursor, read_meta
+from mwuf_dist.training.checkpoint.files import Cursor, load_tensors, read_meta
+from mwuf_dist.training.checkpoint.save import module_state
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.results import SCHEMA, versions
+from mwuf_dist.training.stages.pretrain import pretrained_tensors
 
 # Names the folder of a run's prepared data, or the one that holds it, where it is no longer where the run found it.
 PREPARED_VARIABLE = "MWUF_PREPARED_DIR"
@@ -181,7 +185,32 @@ def _differences(results: dict[str, Any], prepared: Prepared) -> list[str]:
     return changed
 
 
-def fill_new_ids(model: Model, run_rows: torch.Tensor, state: WarmState, config: Config) -> None:
+def load_with_state(checkpoint: Path, model: Model, method: Method, state: WarmState, config: Config) -> torch.Tensor:
+    """Loads a run's last checkpoint, and fills tables with what jobs have made; returns the run's rows of phi_new.
+
+    Args:
+        checkpoint: of the run.
+        model: made for its data with what has come since.
+        method: of the run.
+        state: what has come since.
+        config: of the run.
+    """
+    run_rows = torch.zeros(state.num_run_items, model.dim)
+    tensors = pretrained_tensors(model) | module_state("method", method) | {f"{model.new_ids.name}.new": run_rows}
+    users, name = state.users, model.user_tables.name
+    if users is not None:  # the table is larger than the run's, and so would be what a fused optimizer keeps of it
+        of_run = torch.zeros(model.user_tables.specs[USER_ID].rows - len(users.ids), model.dim)
+        tensors = {key: one for key, one in tensors.items() if not key.startswith(f"{name}.fused.")}
+        tensors[f"{name}.{USER_ID}"] = of_run
+    load_tensors(checkpoint, tensors)
+    _fill_new_ids(model, run_rows, state, config)
+    if users is not None:
+        rows = torch.cat([of_run, torch.from_numpy(users.rows)])  # the unknown user's is the first
+        model.user_tables.fill(USER_ID, lambda index: rows[index.cpu()].to(index.device))
+    return run_rows
+
+
+def _fill_new_ids(model: Model, run_rows: torch.Tensor, state: WarmState, config: Config) -> None:
     """Fills phi_new with the run's rows and, above them, those of the state; in histories the run's stay."""
     rows = torch.zeros(state.num_items, model.dim)
     rows[: len(run_rows)] = run_rows

@@ -37,6 +37,7 @@ class NewRows:
         num_read: rows of the files, those that are left out too.
         notes: what was not used, and what may surprise, a sentence each.
         has_drawn: rows of label 0 are drawn ones, which were not in the files and are counted nowhere.
+        unseen_users: raw IDs of the users whom the run has never seen; None for none.
     """
 
     item_ids: pa.Array
@@ -45,6 +46,7 @@ class NewRows:
     num_read: int = 0
     notes: tuple[str, ...] = ()
     has_drawn: bool = False
+    unseen_users: pa.Array | None = None
 
     @property
     def num_rows(self) -> int:

@@ -5,6 +5,7 @@
     warm/log.parquet     interactions of new items since the run: item, user, user_key, time, label, in order
     warm/rows.parquet    the rows of phi_new that have moved since the run, and where their last complete block ended
     warm/retired.parquet IDs that have been retired, and until which time; only where there are any
+    warm/users.parquet, warm/user_log.parquet    see `served_users.py`; only where there are any
 
 The files depend on the run and on the set of interactions and items that have come since, and on nothing else. Items
 are named by index: those of the run as there, then the ones of `items.parquet` in ascending order of their raw ID.
@@ -18,7 +19,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,17 @@ import pyarrow.parquet as pq
 
 from mwuf_dist.config import PHASES, UserError
 from mwuf_dist.data import vectors
-from mwuf_dist.data.schema import RAW_ID, Field, list_column
+from mwuf_dist.data.schema import RAW_ID, USER_ID, Field, list_column
 from mwuf_dist.data.shards import EntityTable, FieldColumn, Prepared, Side
 from mwuf_dist.files import DamagedError, read_json, write_json
+from mwuf_dist.serving import served_users
 from mwuf_dist.serving.served_log import Log, empty_log
+from mwuf_dist.serving.served_users import ServedUsers, matrix
+from mwuf_dist.serving.served_users import array as _array
 
 SCHEMA = 1
-_SCHEMA_WITH_RETIRED = 2  # so that a version that knows of none does not serve them
+# So that a version that knows of none does not serve them.
+_SCHEMA_WITH_RETIRED, _SCHEMA_WITH_USERS = 2, 3
 FOLDER = "warm"
 # The name under which `Grown` offers the log beside the splits of the prepared data.
 SERVED = "served"
@@ -93,6 +98,7 @@ class WarmState:
         number: of the last delta that led here; 0 for none.
         hash: `hashes.text_of` of the state; empty where an earlier version wrote it.
         position: what a job that follows a source has taken of it.
+        users: who came after the run and has a row; None: nobody.
     """
 
     num_run_items: int
@@ -107,6 +113,7 @@ class WarmState:
     number: int = 0
     hash: str = ""
     position: dict[str, Any] = field(default_factory=dict)
+    users: ServedUsers | None = None
 
     @property
     def num_items(self) -> int:
@@ -119,16 +126,9 @@ class WarmState:
 
     def tables(self) -> dict[str, pa.Table]:
         """The files."""
-        dim = self.rows.served.shape[1]
-        vector = pa.list_(pa.float32(), dim)
-        rows = {
-            "item": self.rows.item,
-            "row": pa.FixedSizeListArray.from_arrays(pa.array(self.rows.served.reshape(-1)), type=vector),
-            "row_at_boundary": pa.FixedSizeListArray.from_arrays(
-                pa.array(self.rows.at_boundary.reshape(-1)), type=vector
-            ),
-            "boundary": self.rows.boundary,
-        }
+        of_rows = {name: served_users.vectors(getattr(self.rows, name)) for name in ("served", "at_boundary")}
+        rows = {"item": self.rows.item, "row": of_rows["served"], "row_at_boundary": of_rows["at_boundary"]}
+        rows |= {"boundary": self.rows.boundary}
         # Read back, the elements of a list have another name; the files must not tell.
         plain = [_plain_type(kind) for kind in self.fields.schema.types]
         fields = self.fields.cast(pa.schema(list(zip(self.fields.column_names, plain, strict=True))))
@@ -136,7 +136,7 @@ class WarmState:
         found: dict[str, pa.Table] = dict(zip(_FILES, (items, pa.table(self.log), pa.table(rows)), strict=True))
         if len(self.retired.ids):
             found[_RETIRED] = pa.table({RAW_ID: self.retired.ids, "time": self.retired.time})
-        return found
+        return found | (self.users.tables() if self.users is not None else {})
 
     def run_ids(self, ids: pa.Array) -> pa.Array:
         """Raw IDs of the run's items [I], null where the item has been retired."""
@@ -175,6 +175,7 @@ def save_into(state: WarmState, folder: Path) -> None:
         pq.write_table(table, folder / name, compression="none", use_dictionary=False, write_statistics=False)
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in tables}
     schema = _SCHEMA_WITH_RETIRED if _RETIRED in tables else SCHEMA
+    schema = schema if state.users is None else _SCHEMA_WITH_USERS
     about = {"schema": schema, "num_run_items": state.num_run_items, "made_from": state.made_from, "files": files}
     about |= {"days": list(state.days), "number": state.number, "hash": state.hash, "position": state.position}
     write_json(folder / "state.json", about)
@@ -224,13 +225,11 @@ def read_about(run: Path) -> dict[str, Any]:
         return {}
     try:
         about = read_json(path)
-        if about["schema"] in (SCHEMA, _SCHEMA_WITH_RETIRED):
+        if about["schema"] in (SCHEMA, _SCHEMA_WITH_RETIRED, _SCHEMA_WITH_USERS):
             return about
     except (DamagedError, OSError, KeyError) as error:
         raise UserError(f"{path}: cannot be read ({error}); make the folder again from the run before it") from None
-    raise UserError(
-        f"{path}: state of schema {about['schema']!r}; this version reads {SCHEMA} and {_SCHEMA_WITH_RETIRED}"
-    )
+    raise UserError(f"{path}: state of schema {about['schema']!r}; this version reads {SCHEMA} to {_SCHEMA_WITH_USERS}")
 
 
 def load(run: Path) -> WarmState | None:
@@ -243,7 +242,8 @@ def load(run: Path) -> WarmState | None:
     if not about:
         return None
     has_retired = _RETIRED in about["files"]
-    for name in (*_FILES, _RETIRED)[: len(_FILES) + has_retired]:
+    of_users = served_users.FILES if served_users.FILES[0] in about["files"] else ()
+    for name in (*_FILES, *((_RETIRED,) if has_retired else ()), *of_users):
         path = run / FOLDER / name
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != about["files"].get(name):
             raise UserError(f"{path}: is missing or damaged; make the folder again from the run before it")
@@ -253,7 +253,7 @@ def load(run: Path) -> WarmState | None:
     if has_retired:
         table = pq.read_table(run / FOLDER / _RETIRED)
         retired = Retired(_array(table[RAW_ID]), table["time"].to_numpy().copy())
-    served, at_boundary = (_vectors(rows[name]) for name in ("row", "row_at_boundary"))
+    served, at_boundary = (matrix(rows[name], rows[name].type.list_size) for name in ("row", "row_at_boundary"))
     return WarmState(
         num_run_items=about["num_run_items"],
         ids=_array(items[RAW_ID]),
@@ -267,23 +267,16 @@ def load(run: Path) -> WarmState | None:
         number=about.get("number", 0),
         hash=about.get("hash", ""),
         position=about.get("position", {}),
+        users=ServedUsers.of_tables(*(pq.read_table(run / FOLDER / name) for name in of_users)) if of_users else None,
     )
-
-
-def _array(column: pa.ChunkedArray) -> pa.Array:
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-
-
-def _vectors(column: pa.ChunkedArray) -> np.ndarray:
-    flat = _array(column).flatten().to_numpy()
-    return flat.reshape(len(column), column.type.list_size).copy()  # Arrow's memory cannot be written to
 
 
 class Grown(Prepared):
     """A run's prepared data with the items and interactions that have come since, and a user whom nobody knows.
 
-    Items of the state follow those of the run. The last row of the users has index 0 in every field. The log stands
-    beside the splits under the name `SERVED`; a user never seen is -1 there, which U(v) takes for the mean user.
+    Items of the state follow those of the run, and so do users who have a row by now: of these nothing but the ID is
+    known. The last row of the users has index 0 in every field. The log stands beside the splits under the name
+    `SERVED`; a user whom the run has never seen is -1 there, which U(v) takes for the mean user.
     """
 
     def __init__(self, prepared: Prepared, state: WarmState) -> None:
@@ -295,15 +288,43 @@ class Grown(Prepared):
         """See `Prepared`."""
         return super().num_new_items + len(self.state.ids)
 
+    @property
+    def num_users(self) -> int:
+        """See `Prepared`; without the last row, which is nobody's."""
+        return super().num_users + self._num_new_users
+
+    @property
+    def _num_new_users(self) -> int:
+        return 0 if self.state.users is None else len(self.state.users.ids)
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """See `Prepared`."""
+        more = self._num_new_users
+        return tuple(replace(one, size=one.size + more) if one.name == USER_ID else one for one in super().fields)
+
     def entity(self, side: Side) -> EntityTable:
         """See `Prepared`."""
         table = super().entity(side)
         if side == "item":
-            extra, raw_ids = self.state.fields, self.state.ids.to_numpy(zero_copy_only=False)
+            columns = {name: _appended(column, self.state.fields) for name, column in table.columns.items()}
+            raw_ids = self.state.ids.to_numpy(zero_copy_only=False)
         else:
-            extra, raw_ids = None, table.raw_ids[:1]
-        columns = {name: _appended(column, extra) for name, column in table.columns.items()}
+            columns = {name: self._with_new_users(column) for name, column in table.columns.items()}
+            new = [] if self.state.users is None else [self.state.users.ids.to_numpy(zero_copy_only=False)]
+            raw_ids = np.concatenate([*new, table.raw_ids[:1]])
         return EntityTable(table.num_rows + len(raw_ids), np.concatenate([table.raw_ids, raw_ids]), columns)
+
+    def _with_new_users(self, column: FieldColumn) -> FieldColumn:
+        """A column of the users with index 0 behind it (of IDs their own) for each who came later, and for nobody."""
+        more = self._num_new_users
+        values = np.zeros(more + 1, dtype=np.int32)
+        if column.offsets is not None:
+            offsets = np.concatenate([column.offsets, column.offsets[-1] + 1 + np.arange(more + 1)])
+            return FieldColumn(column.field, offsets, np.concatenate([column.values, values]))
+        if column.field.name == USER_ID:
+            values[:more] = 1 + super().num_users + np.arange(more)
+        return FieldColumn(column.field, None, np.concatenate([column.values, values]))
 
     def num_rows(self, split: str) -> int:
         """See `Prepared`."""
@@ -316,20 +337,16 @@ class Grown(Prepared):
         return super().read_rows(split, start, stop, names)
 
 
-def _appended(column: FieldColumn, extra: pa.Table | None) -> FieldColumn:
-    """A column with rows behind it: those of a table, or one of index 0."""
+def _appended(column: FieldColumn, extra: pa.Table) -> FieldColumn:
+    """A column with the rows of a table behind it."""
     if column.field.kind == "vector":
-        assert extra is not None, "only items have vectors"
         more = vectors.matrix(_array(extra[column.field.name]))
         return FieldColumn(column.field, None, np.concatenate([column.values, more]))
     if column.offsets is None:
-        values = np.zeros(1, dtype=np.int32) if extra is None else extra[column.field.name].to_numpy()
+        values = extra[column.field.name].to_numpy()
         return FieldColumn(column.field, None, np.concatenate([column.values, values]))
-    if extra is None:
-        lengths, values = np.ones(1, dtype=np.int64), np.zeros(1, dtype=np.int32)
-    else:
-        lists = _array(extra[column.field.name])
-        lengths, values = np.diff(lists.offsets.to_numpy()), lists.flatten().to_numpy()
+    lists = _array(extra[column.field.name])
+    lengths, values = np.diff(lists.offsets.to_numpy()), lists.flatten().to_numpy()
     offsets = np.concatenate([column.offsets, column.offsets[-1] + np.cumsum(lengths)])
     return FieldColumn(column.field, offsets, np.concatenate([column.values, values]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from mwuf_dist.serving import served_state
 from mwuf_dist.serving.deltas import hashes
 from mwuf_dist.serving.deltas.files import delta_files, read_chain
 from mwuf_dist.serving.deltas.pending import load_state, with_deltas
-from mwuf_dist.serving.deltas.reader import Delta, DeltaError, ItemTable, version_of
+from mwuf_dist.serving.deltas.reader import Delta, DeltaError, ItemTable, UserTable, version_of
 from mwuf_dist.serving.export.chunks import Chunk
 from mwuf_dist.serving.export.export import MANIFEST
 from mwuf_dist.serving.finished_run import PHASE_NAMES
@@ -90,19 +91,27 @@ def _to_export(folder: Path, paths: list[Path], output: Path, to: str) -> ApplyR
             version = version_of(about, folder)
         except (DamagedError, DeltaError) as error:
             raise UserError(f"{folder}: {error}" if isinstance(error, DamagedError) else str(error)) from None
-        found = read_chain(paths, *version, names=("changed", "retired"))
+        found = read_chain(paths, *version, names=("changed", "retired", "changed_users"))
         writer = writer_of(about["format"], to or about.get("to", ""))
         writer.check()
         ids, columns = writer.read_items(folder)
         table = ItemTable(ids, columns, *version, old_items=about["old_items"])
+        users = None
+        if "num_users" in about and any("changed_users" in delta.parts for delta in found):
+            users = UserTable(*writer.read_users(folder), *version)
         try:
             for delta in found:
                 table.apply(delta)
+                if users is not None:
+                    users.apply(delta)
         except DeltaError as error:
             raise UserError(f"{folder}: {error}: export it again, or without what it has more") from None
         with appearing(output, "name another --output") as beside:
-            _link_tree(folder, beside, but=writer.item_files(folder) | {MANIFEST})  # the model and the users stay
+            changed = writer.item_files(folder) | (writer.user_files(folder) if users is not None else set())
+            _link_tree(folder, beside, but=changed | {MANIFEST})  # the model stays
             num_items = _write_items(table, writer, beside)
+            if users is not None:
+                about |= {"num_users": _write_users(users, writer, beside)}
             state = {"chain": table.chain, "number": table.number, "hash": table.state}
             about |= {"num_items": num_items, "state": state}
             write_json(beside / MANIFEST, about | writer.finish(beside, about, found))
@@ -125,13 +134,22 @@ def _write_items(table: ItemTable, writer: Writer, folder: Path) -> int:
     ids, columns = table.items()
     code = {name: number for number, name in enumerate(PHASE_NAMES)}
     columns["phase"] = np.array([code[name] for name in columns["phase"].tolist()], dtype=np.uint8)
-    item_ids = pa.array(ids, pa.string() if ids and isinstance(ids[0], str) else pa.int64())
+    return _write(ids, columns, "item", writer, folder)
+
+
+def _write_users(table: UserTable, writer: Writer, folder: Path) -> int:
+    """Writes the users in the format that the export had."""
+    return _write(*table.items(), "user", writer, folder)
+
+
+def _write(ids: list[Any], columns: dict[str, np.ndarray], entity: str, writer: Writer, folder: Path) -> int:
+    raw_ids = pa.array(ids, pa.string() if ids and isinstance(ids[0], str) else pa.int64())
     shapes = {name: (str(values.dtype), values.shape[1] if values.ndim == 2 else 0) for name, values in columns.items()}
-    items = writer.table(folder, "item", item_ids, shapes)
+    table = writer.table(folder, entity, raw_ids, shapes)
     for first in range(0, len(ids), _ROWS):
         part = slice(first, first + _ROWS)
-        items.write(Chunk(item_ids[part], {name: values[part] for name, values in columns.items()}))
-    items.close()
+        table.write(Chunk(raw_ids[part], {name: values[part] for name, values in columns.items()}))
+    table.close()
     return len(ids)
 
 

@@ -1,8 +1,8 @@
 """The hash of a state: a sum over its items, so that what a job changes tells how the hash changes.
 
-Each item, row of phi_new, interaction and retired ID is hashed by its raw ID and content to two numbers of 64 bits; the
-hash of a state is the two sums, modulo 2^64. It does not depend on indices, on order, or on the jobs that led to the
-state. It finds damage and mistakes, not malice.
+Each item, row of phi_new, interaction, retired ID and user who came later is hashed by its raw ID and content to two
+numbers of 64 bits; the hash of a state is the two sums, modulo 2^64. It does not depend on indices, on order, or on the
+jobs that led to the state. It finds damage and mistakes, not malice.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from mwuf_dist.data.id_keys import id_keys, mixed
-from mwuf_dist.serving.served_log import LOG_COLUMNS
+from mwuf_dist.serving.served_log import LOG_COLUMNS, Log
 from mwuf_dist.serving.served_state import WarmState
 
 _LANES = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 # What a number stands for, so that an item, a row and an interaction of the same numbers differ.
-_ITEM, _FIELD, _ROW, _EVENT, _RETIRED = (np.uint64(code) for code in range(1, 6))
+_ITEM, _FIELD, _ROW, _EVENT, _RETIRED, _USER, _USER_EVENT = (np.uint64(code) for code in range(1, 8))
 
 EMPTY = np.zeros(2, dtype=np.uint64)
 
@@ -36,9 +36,14 @@ def hash_of(state: WarmState, run_ids: pa.Array) -> np.ndarray:
     parts = [
         _sum(_ITEM, own, state.listed.astype(np.uint64)[:, None]),
         _sum(_ROW, _keys(state.rows.item, state, run_ids, own), _row_words(state)),
-        _sum(_EVENT, _keys(state.log["item"], state, run_ids, own), _event_words(state)),
+        _sum(_EVENT, _keys(state.log["item"], state, run_ids, own), _event_words(state.log)),
         _sum(_RETIRED, id_keys(state.retired.ids), state.retired.time.view(np.uint64)[:, None]),
     ]
+    if state.users is not None:
+        users, log = id_keys(state.users.ids), state.users.log
+        items = id_keys(run_ids.take(pa.array(log["user"])))
+        parts.append(_sum(_USER, users, state.users.rows.view(np.uint32).astype(np.uint64)))
+        parts.append(_sum(_USER_EVENT, users[log["item"]], _event_words(log | {"user_key": items})))
     for number, name in enumerate(state.fields.column_names):
         lengths, values = _lists(state.fields[name])
         place = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -88,8 +93,7 @@ def _row_words(state: WarmState) -> np.ndarray:
     return np.concatenate([np.ascontiguousarray(both).view(np.uint64), rows.boundary.view(np.uint64)[:, None]], axis=1)
 
 
-def _event_words(state: WarmState) -> np.ndarray:
-    log = state.log
+def _event_words(log: Log) -> np.ndarray:
     beside = [values.view(np.uint32).astype(np.uint64) for name, values in log.items() if name not in LOG_COLUMNS]
     return np.stack(
         [log["user_key"], log["time"].view(np.uint64), log["label"].astype(np.int64).view(np.uint64), *beside], axis=1

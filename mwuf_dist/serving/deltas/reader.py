@@ -18,7 +18,9 @@ parts one after another, each an Arrow IPC stream; the CRC-32 of all bytes befor
     parts     name -> [offset behind the header, length in bytes]
 
 A server reads two parts: `changed`, the items to put in (`item_id` and the columns of an export), and `retired`, the
-`item_id` of those to take out. The others (`items`, `rows`, `log`) bring a copy of the state itself up to date.
+`item_id` of those to take out. Where a job has made rows of users (`mwuf warm --users`) there is a third,
+`changed_users`, the users to put in (`user_id` and the columns of an export); `UserTable` takes it. The others
+(`items`, `rows`, `log`, `users`, `user_log`) bring a copy of the state itself up to date.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class Delta:
     parts: dict[str, pa.Table]
 
 
-def read_delta(path: Path | str, names: tuple[str, ...] | None = ("changed", "retired")) -> Delta:
+def read_delta(path: Path | str, names: tuple[str, ...] | None = ("changed", "retired", "changed_users")) -> Delta:
     """Reads a delta; of its parts those with these names, or all.
 
     Raises:
@@ -132,6 +134,8 @@ class ItemTable:
         old_items: whether old items are among them; else those that a delta has moved are left out.
     """
 
+    _entity = "item"
+
     def __init__(
         self,
         item_ids: list[Any],
@@ -152,16 +156,17 @@ class ItemTable:
         """Reads an export in Parquet.
 
         Raises:
-            DeltaError: it does not say which state it was made from, or is in another format.
+            DeltaError: it does not say which state it was made from, lacks the file, or is in another format.
         """
         folder = Path(folder)
         about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-        if not (folder / "items.parquet").exists():
-            raise DeltaError(f"{folder}: is in {about['format']}, and this reads Parquet: export it so")
-        version = version_of(about, folder)
-        table = pq.read_table(folder / "items.parquet")
-        columns = {name: values_of(table[name]) for name in table.column_names if name != "item_id"}
-        return cls(table["item_id"].to_pylist(), columns, *version, old_items=about["old_items"])
+        path = folder / f"{cls._entity}s.parquet"
+        if not path.exists():
+            raise DeltaError(f"{folder}: is in {about['format']}, and has no {path.name}: export it so, in Parquet")
+        version, name_of_id = version_of(about, folder), f"{cls._entity}_id"
+        table = pq.read_table(path)
+        columns = {name: values_of(table[name]) for name in table.column_names if name != name_of_id}
+        return cls(table[name_of_id].to_pylist(), columns, *version, old_items=about["old_items"])
 
     def __len__(self) -> int:
         return len(self._place)
@@ -173,22 +178,28 @@ class ItemTable:
             DeltaError: it is not the next delta of this table.
         """
         why = why_not_next(delta.header, self.chain, self.number, self.state)
-        changed, retired = changed_items(delta, self._old_items), delta.parts["retired"]
-        columns = {name: values_of(changed[name]) for name in changed.column_names if name != "item_id"}
-        missing = set(self._columns) - set(columns)
+        item_ids, columns, retired = self._changes(delta)
+        missing = set(self._columns) - set(columns) if columns else set()
         if not why and missing:
             why = f"lacks the columns {sorted(missing)} of the export"
         if why:
             raise DeltaError(f"{delta.name}: {why}")
         with self._lock:
-            for item_id in retired["item_id"].to_pylist():
+            for item_id in retired:
                 place = self._place.pop(item_id, None)
                 if place is not None:
                     self._free.append(place)
-            places = self._places(changed["item_id"].to_pylist())
-            for name, values in self._columns.items():
-                values[places] = columns[name]
+            if columns:
+                places = self._places(item_ids)
+                for name, values in self._columns.items():
+                    values[places] = columns[name]
             self.number, self.state = delta.header["number"], delta.header["after"]
+
+    def _changes(self, delta: Delta) -> tuple[list[Any], dict[str, np.ndarray], list[Any]]:
+        """(IDs to put in, their columns, IDs to take out)."""
+        changed = changed_items(delta, self._old_items)
+        columns = {name: values_of(changed[name]) for name in changed.column_names if name != "item_id"}
+        return changed["item_id"].to_pylist(), columns, delta.parts["retired"]["item_id"].to_pylist()
 
     def rows(self, item_ids: list[Any]) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
         """(number of the last delta, which items [n] are there, their columns; zeros where they are not)."""
@@ -227,6 +238,22 @@ class ItemTable:
     def _new_place(self) -> int:
         self._end += 1
         return self._end - 1
+
+
+class UserTable(ItemTable):
+    """Users of an export with contexts in memory, which deltas change likewise; arguments as of `ItemTable`.
+
+    A user who is not there is a stranger: `unknown_user` of `export.json` is the context.
+    """
+
+    _entity = "user"
+
+    def _changes(self, delta: Delta) -> tuple[list[Any], dict[str, np.ndarray], list[Any]]:
+        changed = delta.parts.get("changed_users")
+        if changed is None:
+            return [], {}, []
+        columns = {name: values_of(changed[name]) for name in changed.column_names if name != "user_id"}
+        return changed["user_id"].to_pylist(), columns, []
 
 
 def version_of(about: dict[str, Any], where: Path | str) -> tuple[str, int, str]:

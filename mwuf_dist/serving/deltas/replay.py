@@ -6,6 +6,8 @@ Everything stands by raw ID, because indices of items that the run has never see
     rows      of phi_new: item_id, row, row_at_boundary, boundary
     log       new interactions: item_id, user, user_key, time, label
     retired   item_id, time (see `served_state.Retired`)
+    users     others than the run's who have a new click: user_id, row; only where there are any
+    user_log  their new clicks: user_id, item_id, time, label
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -21,9 +23,11 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 
 from mwuf_dist.serving.served_log import Log, find, in_order, taken, together
 from mwuf_dist.serving.served_state import Retired, Rows, WarmState
+from mwuf_dist.serving.served_users import ServedUsers, matrix, nobody, vectors, with_clicks
+from mwuf_dist.serving.served_users import array as _array
 
 Parts = dict[str, pa.Table]
-ID = "item_id"
+ID, USER = "item_id", "user_id"
 _LISTED = "fields_given"
 
 
@@ -66,6 +70,21 @@ def parts_of(state: WarmState, touched: np.ndarray, new_log: Log, retired: Retir
         "log": pa.table({ID: ids_of(new_log["item"], state, run_ids)} | _without_item(new_log)),
         "retired": pa.table({ID: retired.ids, "time": retired.time}),
     }
+
+
+def user_parts_of(users: ServedUsers, touched: np.ndarray, new_log: Log, run_ids: pa.Array) -> Parts:
+    """The tables of a delta that are about users.
+
+    Args:
+        users: after it.
+        touched: who has a new click.
+        new_log: these.
+        run_ids: raw IDs of all items of the run.
+    """
+    log = {name: values for name, values in new_log.items() if name not in ("item", "user", "user_key")}
+    ids = {USER: users.ids.take(pa.array(new_log["item"])), ID: run_ids.take(pa.array(new_log["user"]))}
+    rows = {USER: users.ids.take(pa.array(touched)), "row": vectors(users.rows[touched])}
+    return {"users": pa.table(rows), "user_log": pa.table(ids | log)}
 
 
 def restricted(state: WarmState, ids: pa.Array, run_ids: pa.Array) -> WarmState:
@@ -152,7 +171,23 @@ def replayed(state: WarmState, deltas: Sequence[Parts], run_ids: pa.Array) -> Wa
     state, _ = without(state, np.flatnonzero(_is_in(state, last_ids, run_ids)))
     tombstones = with_retired(state.retired, tombs)
     state = dataclasses.replace(state, retired=tombstones)
-    return _put_in(state, items, rows, log, state.run_ids(run_ids))
+    users = _users_after(state, [parts for parts in deltas if "users" in parts], run_ids)
+    return dataclasses.replace(_put_in(state, items, rows, log, state.run_ids(run_ids)), users=users)
+
+
+def _users_after(state: WarmState, deltas: Sequence[Parts], run_ids: pa.Array) -> ServedUsers | None:
+    """The users that came after the run, after deltas that have some."""
+    users, dim = state.users, state.rows.served.shape[1]
+    for parts in deltas:
+        ids, clicks, columns = _array(parts["users"][USER]), parts["user_log"], state.log
+        users = users or nobody(ids.type, {name: values[:0] for name, values in columns.items()}, dim)
+        item = find(_array(clicks[ID]), run_ids)
+        assert not len(item) or item.min() >= 0, "a delta names an item that the run does not have"
+        log = {"item": find(_array(clicks[USER]), ids), "user": item, "user_key": item.astype(np.uint64)}
+        more = {name: clicks[name].to_numpy() for name in columns if name not in log}
+        users, _ = with_clicks(users, ids, {name: (log | more)[name] for name in columns})
+        users.rows[find(ids, users.ids)] = matrix(parts["users"]["row"], dim)
+    return users
 
 
 def _put_in(state: WarmState, items: pa.Table, rows: pa.Table, log: pa.Table, run_ids: pa.Array) -> WarmState:
@@ -180,7 +215,8 @@ def _put_in(state: WarmState, items: pa.Table, rows: pa.Table, log: pa.Table, ru
     kept = np.isin(old_item, new_item, invert=True)
     item = np.concatenate([old_item[kept], new_item])
     order = np.argsort(item)
-    old, fresh = state.rows, [_matrix(rows[name], state) for name in ("row", "row_at_boundary")]
+    old = state.rows
+    fresh = [matrix(rows[name], old.served.shape[1]) for name in ("row", "row_at_boundary")]
     return dataclasses.replace(
         state,
         ids=ids,
@@ -237,21 +273,6 @@ def _ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
     """All of first[i] ... last[i] - 1, one after another."""
     lengths = last - first
     return np.repeat(first - (np.cumsum(lengths) - lengths), lengths) + np.arange(int(lengths.sum()))
-
-
-def vectors(values: np.ndarray) -> pa.Array:
-    """Rows [n, D] as a list column."""
-    kind = pa.list_(pa.float32(), values.shape[1])
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), type=kind)
-
-
-def _matrix(column: pa.ChunkedArray, state: WarmState) -> np.ndarray:
-    flat = _array(column).flatten().to_numpy() if len(column) else np.empty(0, np.float32)
-    return flat.reshape(-1, state.rows.served.shape[1])
-
-
-def _array(column: pa.ChunkedArray) -> pa.Array:
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def _without_item(log: Log) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from mwuf_dist.config import UserError
 from mwuf_dist.serving.finished_run import PHASE_NAMES, FinishedRun
 from mwuf_dist.serving.posterior import Posterior
 
@@ -77,12 +78,26 @@ def item_chunks(
             yield pending.popleft().result()
 
 
-def user_chunks(run: FinishedRun) -> Iterator[Chunk]:
-    """All users that the run knows, in the order of their index."""
-    num = len(run.user_ids)
-    for first in range(0, num, _ROWS):
-        users = torch.arange(first, min(first + _ROWS, num), device=run.model.runtime.device)
-        yield Chunk(run.user_ids[first : first + _ROWS], {"user_context": run.user_context(users).cpu().numpy()})
+def user_chunks(run: FinishedRun, users: np.ndarray | range | None = None) -> Iterator[Chunk]:
+    """Users with these indices, in their order; None: all that the run knows. A collective."""
+    users = range(len(run.user_ids)) if users is None else users
+    for first in range(0, len(users), _ROWS):
+        part = np.asarray(users[first : first + _ROWS])
+        context = run.user_context(torch.from_numpy(part)).cpu().numpy()
+        yield Chunk(run.user_ids.take(pa.array(part)), {"user_context": context})
+
+
+def has_user_contexts(run: FinishedRun) -> bool:
+    """Whether a user has a context of its own, see `FinishedRun.user_context`. A collective."""
+    try:
+        return len(run.unknown_user_context()) > 0
+    except UserError:
+        return False
+
+
+def served_users_table(run: FinishedRun, users: np.ndarray) -> pa.Table:
+    """The users with these indices as a server holds them, in memory. A collective."""
+    return as_table(list(user_chunks(run, users)), run.user_ids.type, user_columns(run), "user_id")
 
 
 def served_table(run: FinishedRun, items: np.ndarray) -> pa.Table:
@@ -93,10 +108,10 @@ def served_table(run: FinishedRun, items: np.ndarray) -> pa.Table:
     return as_table(list(item_chunks(run, items, True, uncertainty)), run.item_ids.type, columns)
 
 
-def as_table(chunks: Sequence[Chunk], id_type: pa.DataType, columns: Columns) -> pa.Table:
-    """Chunks as one table: item_id and the columns, vectors as lists of float32, phase as text."""
+def as_table(chunks: Sequence[Chunk], id_type: pa.DataType, columns: Columns, name_of_id: str = "item_id") -> pa.Table:
+    """Chunks as one table: the IDs and the columns, vectors as lists of float32, phase as text."""
     ids = pa.chunked_array([chunk.ids for chunk in chunks], id_type)
-    table = {"item_id": ids}
+    table = {name_of_id: ids}
     for name, (dtype, width) in columns.items():
         shape = (0, width) if width else (0,)
         values = np.concatenate([np.empty(shape, dtype), *(chunk.columns[name] for chunk in chunks)])

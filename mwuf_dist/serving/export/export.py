@@ -72,7 +72,13 @@ def export(
 
 
 def write_export(
-    run: FinishedRun, items: np.ndarray, kind: TableFormat, folder: Path, runtime: Runtime, context: bool
+    run: FinishedRun,
+    items: np.ndarray,
+    kind: TableFormat,
+    folder: Path,
+    runtime: Runtime,
+    context: bool,
+    users: np.ndarray | None = None,
 ) -> None:
     """Writes an export of some items, without the model, which an earlier export has. Every rank calls it.
 
@@ -83,16 +89,21 @@ def write_export(
         folder: made here.
         runtime: the main rank writes; the others make the same lookups.
         context: as for `export`, of the items.
+        users: indices of users whose contexts are written too; None: of none.
     """
     run.load_state()
     uncertainty = run.method.has_posterior
     if not runtime.is_main:
         for _ in item_chunks(run, items, context, uncertainty):
             pass
+        if users is not None:
+            _ = run.unknown_user_context(), list(user_chunks(run, users))
         return
     folder.mkdir()
     num_items = _write_some(run, items, writer_of(kind), folder, context, uncertainty)
     manifest = _manifest(run, kind, num_items, False) | {"model": None, "changed_only": True}
+    if users is not None:
+        manifest |= _write_users(run, writer_of(kind), folder, users)
     write_json(folder / MANIFEST, manifest)
 
 
@@ -120,10 +131,11 @@ def _write_some(
     return len(ids)
 
 
-def _write_users(run: FinishedRun, writer: Writer, folder: Path) -> dict[str, Any]:
-    """Writes the users; returns what the manifest says of them."""
+def _write_users(run: FinishedRun, writer: Writer, folder: Path, users: np.ndarray | None = None) -> dict[str, Any]:
+    """Writes the users with these indices, or all; returns what the manifest says of them."""
     unknown, ids = run.unknown_user_context(), run.user_ids
-    _write(writer.table(folder, "user", ids, user_columns(run)), user_chunks(run), len(ids))
+    ids = ids if users is None else ids.take(pa.array(users))
+    _write(writer.table(folder, "user", ids, user_columns(run)), user_chunks(run, users), len(ids))
     return {"num_users": len(ids), "unknown_user": unknown.tolist()}
 
 

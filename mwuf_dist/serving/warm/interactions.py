@@ -114,6 +114,7 @@ def read_files(
         log=columns,
         num_unseen_users=int((known < 0).sum()),
         num_read=rows.table.num_rows,
+        unseen_users=rows.user_ids.filter(pa.array(known < 0)),
         notes=(
             *notes,
             *rows.notes(),

@@ -29,8 +29,8 @@ from mwuf_dist.serving import served_state
 from mwuf_dist.serving.deltas import files as deltas
 from mwuf_dist.serving.deltas import hashes
 from mwuf_dist.serving.deltas.pending import load_state
-from mwuf_dist.serving.deltas.replay import Parts, parts_of
-from mwuf_dist.serving.export.chunks import served_table
+from mwuf_dist.serving.deltas.replay import Parts, parts_of, user_parts_of
+from mwuf_dist.serving.export.chunks import has_user_contexts, served_table, served_users_table
 from mwuf_dist.serving.export.export import write_export
 from mwuf_dist.serving.finished_run import FinishedRun, load_run
 from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
@@ -42,6 +42,7 @@ from mwuf_dist.serving.warm.item_fields import read_fields
 from mwuf_dist.serving.warm.negatives import add_negatives
 from mwuf_dist.serving.warm.retire import Retiring, retire, without_the_retired
 from mwuf_dist.serving.warm.rows import WarmJob, rows_of_run
+from mwuf_dist.serving.warm.users import UserChange, UserJob, users_by
 from mwuf_dist.serving.writers import TableFormat
 from mwuf_dist.training.item_rule.rule import check_rule_fits, rule_of
 
@@ -71,6 +72,7 @@ class WarmReport:
         old_items: old items have moved too.
         num_retired: items that left.
         already_done: the output was there, made from the same run and the same input.
+        users: users never seen who have a new click; None: they were not asked to have rows.
     """
 
     folder: Path
@@ -85,6 +87,7 @@ class WarmReport:
     old_items: bool = False
     num_retired: int = 0
     already_done: bool = False
+    users: UserChange | None = None
 
     def text(self) -> str:
         """For a terminal."""
@@ -94,7 +97,7 @@ class WarmReport:
         lines = [
             f"{change.num_new:,} new interactions, {change.num_known:,} known already, {change.num_of_old_items:,} of "
             f"old items ({'moved too' if self.old_items else 'frozen'}); {self.num_unseen_users:,} users never seen "
-            "(the mean user)",
+            f"({'the mean user' if self.users is None else 'the mean user to items'})",
             f"{self.num_changed:,} items changed, {change.num_new_items:,} of them never seen before",
             f"proof: {self.num_proofs:,} of {self.num_proofs:,} scores of old items"
             f"{' by the rows of the run' if self.old_items else ''} are the same to the bit",
@@ -104,9 +107,11 @@ class WarmReport:
             lines.insert(
                 1, f"the rows are positives only: {self.num_drawn:,} of label 0 were drawn and are not counted"
             )
+        if self.users is not None:
+            lines.insert(2, self.users.text())
         lines.append(f"{self.num_read:,} rows read")
         lines += [f"note: {note}" for note in self.notes]
-        if not self.num_changed and not self.num_retired:
+        if not self.num_changed and not self.num_retired and (self.users is None or not len(self.users.touched)):
             lines.insert(0, "nothing new: all of it was known, and nothing has changed")
         return "\n".join(lines)
 
@@ -123,6 +128,7 @@ def warm(
     prepared: Path | None = None,
     old_items: bool = False,
     retiring: Retiring = Retiring(),  # noqa: B008 (it cannot be changed)
+    users: bool = False,
 ) -> WarmReport:
     """Runs the job. Every rank calls it with the same arguments.
 
@@ -138,6 +144,7 @@ def warm(
         prepared: see `load_run`.
         old_items: rows of old items move too, by the same rule, from where the run left them.
         retiring: which items leave, after the interactions have come.
+        users: users whom the run has never seen get rows of their own, see `users.py`.
 
     Raises:
         UserError: the input is wrong, or `output` holds something else.
@@ -150,35 +157,44 @@ def warm(
     every_id = data.raw_ids("item")
     before = load_state(folder, every_id) or served_state.new_state(data, every_id.type, config.embedding.dim)
     before = hashes.with_hash(before, every_id)
-    came = _what_comes(before, config, data, interactions, items, columns or Columns(), old_items, retiring)
-    made_from = _made_from(folder, checkpoint.name, came.change.state)
+    came = _what_comes(before, config, data, interactions, items, columns or Columns(), old_items, retiring, users)
+    made_from = _made_from(folder, checkpoint.name, came)
     change = replace(came.change, state=replace(came.change.state, made_from=made_from))
     output = Path(os.path.realpath(output))
     beside = output.with_name(f".{output.name}.partial")
     with contextlib.ExitStack() as stack:
         runtime.on_main(lambda: stack.enter_context(locked(output, "warm")))
         if output.exists():
-            return _already_done(output, change, came.rows)
+            return _already_done(output, change, came)
         runtime.on_main(lambda: stack.enter_context(appearing(output, "name another --output")))
         job = WarmJob(config, runtime, data, change, came.run_log, came.run_rows)
         run = load_run(folder, runtime, several_ranks=True, prepared=data.path)
         scores = _scores_of_old_items(run)
-        state = hashes.with_hash(replace(change.state, rows=job.rows(run), hash=""), every_id)
+        state = replace(change.state, rows=job.rows(run), hash="")
+        if came.users is not None:
+            of_users = UserJob(config, runtime, data, log_options(config, columns or Columns()), run, job.frozen)
+            state = replace(state, users=of_users.users(came.users))
+        state = hashes.with_hash(state, every_id)
         runtime.on_main(lambda: served_state.write_run(state, folder, checkpoint, beside))
         del run
         after = load_run(beside, runtime, several_ranks=True, prepared=data.path)
         same = bool(torch.equal(scores, _scores_of_old_items(after)))
         assert same, "scores of old items have changed: nothing is written"
         changed = np.union1d(change.anew, change.going_on)
-        write_export(after, changed, kind, beside / "export", runtime, context)
+        who = _who(came.users, data) if has_user_contexts(after) else None
+        write_export(after, changed, kind, beside / "export", runtime, context, who if context else None)
         parts = parts_of(state, changed, change.new_log, came.gone, every_id)
         parts |= {"changed": served_table(after, changed)}
+        if came.users is not None and state.users is not None and len(came.users.touched):
+            parts |= user_parts_of(state.users, came.users.touched, came.users.new_log, every_id)
+            parts |= {} if who is None else {"changed_users": served_users_table(after, who)}
         runtime.on_main(lambda: _write_delta(parts, before, state, folder, beside))
         del after
         runtime.on_main(stack.close)
     digest = served_state.digest_of(output)
     numbers = came.num_drawn, came.rows.num_read, tuple(came.notes), old_items, len(came.gone.ids)
-    return WarmReport(output, change, len(changed), came.rows.num_unseen_users, len(scores), digest, *numbers)
+    counts = len(changed), came.rows.num_unseen_users, len(scores)
+    return WarmReport(output, change, *counts, digest, *numbers, users=came.users)
 
 
 @dataclass(frozen=True)
@@ -192,6 +208,7 @@ class _Comes:
     change: Change
     gone: Retired
     notes: list[str]
+    users: UserChange | None
 
 
 def _what_comes(
@@ -203,6 +220,7 @@ def _what_comes(
     columns: Columns,
     old_items: bool,
     retiring: Retiring,
+    with_users: bool,
 ) -> _Comes:
     """Reads the input, and adds it to the state of before; arguments as for `warm`."""
     every_id, is_logs, options = data.raw_ids("item"), config.data.name == "logs", log_options(config, columns)
@@ -210,6 +228,7 @@ def _what_comes(
     rows, run_log, num_drawn = _read_rows(
         interactions, options, data, run_ids, data.raw_ids("user"), is_logs, old_items, items
     )
+    users = users_by(before, rows, every_id, data) if with_users else None
     nothing = rows.item_ids[:0], unknown_fields(data, 0)
     listed = nothing if items is None else read_fields(items, options, data, is_logs)
     rows, listed, num_late = without_the_retired(rows, listed, before)
@@ -224,7 +243,7 @@ def _what_comes(
         change, gone, said = retire(change, retiring, options, data, run_ids, is_logs)
         notes += said
     change = replace(change, state=replace(change.state, days=days, number=before.number + 1))
-    return _Comes(rows, run_log, num_drawn, run_rows, change, gone, notes)
+    return _Comes(rows, run_log, num_drawn, run_rows, change, gone, notes, users)
 
 
 def alarms(fractions: dict[str, float], days: Sequence[dict[str, float]]) -> list[str]:
@@ -286,19 +305,29 @@ def seen_by_run(prepared: Prepared, items: np.ndarray, user_ids: pa.Array, old_i
     return taken(log, np.argsort(log["item"], kind="stable"))
 
 
-def _made_from(folder: Path, checkpoint: str, state: WarmState) -> dict[str, str]:
+def _who(users: UserChange | None, data: Prepared) -> np.ndarray | None:
+    """Indices of the users whose rows have changed; None for none."""
+    return None if users is None or not len(users.touched) else data.num_users + users.touched
+
+
+def _made_from(folder: Path, checkpoint: str, came: _Comes) -> dict[str, str]:
     """Digests what tells one job from another: the run, the state before, and what is known after it."""
-    known = hashlib.sha256()
+    known, state = hashlib.sha256(), came.change.state
     for values in (*state.log.values(), state.listed):
         known.update(np.ascontiguousarray(values).data)
     known.update(repr((state.ids.to_pylist(), state.fields.to_pydict())).encode())
     if len(state.retired.ids):
         known.update(repr((state.retired.ids.to_pylist(), state.retired.time.tolist())).encode())
+    users = state.users if came.users is None else came.users.users
+    if users is not None and len(users.ids):
+        known.update(repr(users.ids.to_pylist()).encode())
+        for values in users.log.values():
+            known.update(np.ascontiguousarray(values).data)
     run, before = f"{chain_of(folder)} {checkpoint}", served_state.digest_of(folder)
     return {"run": run, "state": before, "known": known.hexdigest()[:12]}
 
 
-def _already_done(output: Path, change: Change, rows: NewRows) -> WarmReport:
+def _already_done(output: Path, change: Change, came: _Comes) -> WarmReport:
     """The report of a job whose output is there already.
 
     Raises:
@@ -307,7 +336,8 @@ def _already_done(output: Path, change: Change, rows: NewRows) -> WarmReport:
     about = served_state.read_about(output) if output.is_dir() else {}
     if about.get("made_from") != change.state.made_from:
         raise UserError(f"{output}: exists, and was not made from this run and these rows: name another --output")
-    return WarmReport(output, change, 0, rows.num_unseen_users, 0, served_state.digest_of(output), already_done=True)
+    unseen, digest = came.rows.num_unseen_users, served_state.digest_of(output)
+    return WarmReport(output, change, 0, unseen, 0, digest, already_done=True)
 
 
 @torch.no_grad()
@@ -315,6 +345,6 @@ def _scores_of_old_items(run: FinishedRun) -> torch.Tensor:
     """Logits of random users and old items, on the plain path of the model: [_NUM_PROOFS]."""
     generator = torch.Generator().manual_seed(0)
     device = run.model.runtime.device
-    users = torch.randint(run.prepared.num_users, (_NUM_PROOFS,), generator=generator).to(device)
+    users = torch.randint(run.prepared.num_stored_users, (_NUM_PROOFS,), generator=generator).to(device)
     items = torch.randint(run.num_old_items, (_NUM_PROOFS,), generator=generator).to(device)
     return run.model.backbone(run.model.old_ids.rows(items), run.context(users, items))

@@ -16,6 +16,7 @@ drawn row is nobody's event: U(v) and the counts of interactions leave it out.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -54,29 +55,23 @@ def add_negatives(
     wanted = ~is_known(of_run, run_log) & (old_items | ~is_old)
     source = np.repeat(np.flatnonzero(wanted), per_positive)
     activity, liked = _of_run(prepared, of_run["item"][source])
-    # Of users with new items, then of those with old ones: a hash of the row picks among one of the two.
-    ends = np.cumsum(activity, axis=1)
-    source = source[ends[is_old[source].astype(int), -1] > 0]
+    # Of users with new items, or of those with old ones.
+    source = source[activity.sum(axis=1)[is_old[source].astype(int)] > 0]
     number = np.arange(len(source)) % per_positive
     if not len(source):
         return rows
     user_keys, kind = id_keys(user_ids), is_old[source].astype(int)
-    first_of_kind, cumulated = np.array([0, ends[0, -1]]), np.append(ends[0], ends[0, -1] + ends[1])
     of_source = taken(rows.log, source)
     own, item = of_source["user_key"], of_run["item"][source].astype(np.int64)
     first = own ^ mixed(np.full(1, seed, dtype=np.uint64))
     for part in (id_keys(rows.item_ids)[of_source["item"]], of_source["time"].view(np.uint64), number.view(np.uint64)):
         first = mixed(first) + part
-    drawn = np.full(len(source), -1, dtype=np.int64)
-    open_ = np.arange(len(source))
-    for attempt in range(MAX_DRAWS):
-        size = ends[kind[open_], -1].astype(np.uint64)
-        pick = (mixed(mixed(first[open_]) + np.uint64(attempt)) % size).astype(np.int64)
-        candidate = np.searchsorted(cumulated, first_of_kind[kind[open_]] + pick, side="right") % len(user_keys)
-        refused = user_keys[candidate] == own[open_]
-        refused |= np.isin(item[open_] * len(user_keys) + candidate, liked) & (item[open_] >= 0)
-        drawn[open_[~refused]] = candidate[~refused]
-        open_ = open_[refused]
+
+    def refused(place: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+        likes = np.isin(item[place] * len(user_keys) + candidate, liked) & (item[place] >= 0)
+        return likes | (user_keys[candidate] == own[place])
+
+    drawn = picked(first, kind, activity, refused)
     kept = drawn >= 0
     negatives = taken(of_source, kept) | {
         "user": drawn[kept].astype(np.int32),
@@ -86,6 +81,39 @@ def add_negatives(
     if WEIGHT in negatives:  # a drawn row is no behaviour
         negatives[WEIGHT] = np.ones(int(kept.sum()), dtype=np.float32)
     return dataclasses.replace(rows, log=together([rows.log, negatives]), has_drawn=True)
+
+
+def picked(
+    first: np.ndarray,
+    kind: np.ndarray,
+    weights: np.ndarray,
+    refused: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Picks one of E for each of n rows, in proportion to weights, by a hash and again where it is refused.
+
+    Args:
+        first: hashes of the rows [n], uint64.
+        kind: which of the weights counts for each [n].
+        weights: whole numbers [kinds, E]; those of a kind that a row is of are not all 0.
+        refused: from places of rows [m] and what is picked for them [m] to what may not be, bool [m].
+
+    Returns:
+        What is picked, -1 where `MAX_DRAWS` were refused [n].
+    """
+    ends = np.cumsum(weights, axis=1)
+    totals = ends[:, -1]
+    before = np.cumsum(totals) - totals
+    cumulated = (ends + before[:, None]).reshape(-1)
+    drawn = np.full(len(first), -1, dtype=np.int64)
+    open_ = np.arange(len(first))
+    for attempt in range(MAX_DRAWS):
+        size = totals[kind[open_]].astype(np.uint64)
+        pick = (mixed(mixed(first[open_]) + np.uint64(attempt)) % size).astype(np.int64)
+        candidate = np.searchsorted(cumulated, before[kind[open_]] + pick, side="right") % weights.shape[1]
+        is_refused = refused(open_, candidate)
+        drawn[open_[~is_refused]] = candidate[~is_refused]
+        open_ = open_[is_refused]
+    return drawn
 
 
 def _of_run(prepared: Prepared, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,12 +13,13 @@ from mwuf_dist.serving.finished_run import PHASE_NAMES
 from mwuf_dist.serving.writers.interface import Items
 
 
-def items_of(columns: dict[str, np.ndarray]) -> Items:
-    """Items as `Writer.read_items` gives them, of the columns in the files."""
-    ids = columns.pop("item_id")
+def items_of(columns: dict[str, np.ndarray], name_of_id: str = "item_id") -> Items:
+    """Makes of the columns in the files what `Writer.read_items` gives, or `Writer.read_users`."""
+    ids = columns.pop(name_of_id)
     if ids.ndim == 2:  # text as bytes
         ids = np.array([bytes(row).rstrip(b"\0").decode() for row in ids], dtype=object)
-    columns["phase"] = np.array(PHASE_NAMES)[columns["phase"]]
+    if "phase" in columns:
+        columns["phase"] = np.array(PHASE_NAMES)[columns["phase"]]
     return ids.tolist(), columns
 
 

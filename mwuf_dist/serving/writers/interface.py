@@ -35,7 +35,8 @@ class Writer:
     """Writes an export in one format into a folder that nobody else sees yet, and reads its items back.
 
     Called in this order: `check`, `table` for users, fields and items, `model`, `finish`. `mwuf apply` calls
-    `read_items`, then `table` and `finish` in a new folder, into which it has put all but the `item_files`.
+    `read_items`, then `table` and `finish` in a new folder, into which it has put all but the `item_files`; the same
+    of users, where deltas have some.
 
     Args:
         to: a server that the format fills, where it fills one.
@@ -67,6 +68,14 @@ class Writer:
 
     def read_items(self, folder: Path) -> Items:
         """Reads the items of an export in this format."""
+        raise NotImplementedError
+
+    def read_users(self, folder: Path) -> Items:
+        """Reads the users of an export in this format that has contexts."""
+        raise NotImplementedError
+
+    def user_files(self, folder: Path) -> set[str]:
+        """Names, in the folder of an export, of what is made of the users alone."""
         raise NotImplementedError
 
     def item_files(self, folder: Path) -> set[str]:

@@ -25,6 +25,14 @@ class NpyWriter(Writer):
         """See `Writer.read_items`."""
         return items_of({Path(name).stem: np.load(folder / name) for name in self.item_files(folder)})
 
+    def read_users(self, folder: Path) -> Items:
+        """See `Writer.read_users`."""
+        return items_of({Path(name).stem: np.load(folder / name) for name in self.user_files(folder)}, "user_id")
+
+    def user_files(self, folder: Path) -> set[str]:
+        """See `Writer.user_files`."""
+        return {"user_id.npy", "user_context.npy"}
+
     def item_files(self, folder: Path) -> set[str]:
         """See `Writer.item_files`."""
         return {path.name for path in folder.glob("*.npy") if path.stem not in _NOT_OF_ITEMS}

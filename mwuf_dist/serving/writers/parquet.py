@@ -14,7 +14,7 @@ from mwuf_dist.serving.export.chunks import Chunk, Columns
 from mwuf_dist.serving.finished_run import PHASE_NAMES
 from mwuf_dist.serving.writers.interface import Items, Table, Writer
 
-ITEMS = "items.parquet"
+ITEMS, USERS = "items.parquet", "users.parquet"
 
 
 class ParquetWriter(Writer):
@@ -26,9 +26,15 @@ class ParquetWriter(Writer):
 
     def read_items(self, folder: Path) -> Items:
         """See `Writer.read_items`."""
-        table = pq.read_table(folder / ITEMS)
-        columns = {name: values_of(table[name]) for name in table.column_names if name != "item_id"}
-        return table["item_id"].to_pylist(), columns
+        return _read(folder / ITEMS, "item_id")
+
+    def read_users(self, folder: Path) -> Items:
+        """See `Writer.read_users`."""
+        return _read(folder / USERS, "user_id")
+
+    def user_files(self, folder: Path) -> set[str]:
+        """See `Writer.user_files`."""
+        return {USERS}
 
     def item_files(self, folder: Path) -> set[str]:
         """See `Writer.item_files`."""
@@ -74,6 +80,12 @@ class ParquetTable:
         if pa.types.is_fixed_size_list(kind):
             return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
         return pa.array(values)
+
+
+def _read(path: Path, name_of_id: str) -> Items:
+    table = pq.read_table(path)
+    columns = {name: values_of(table[name]) for name in table.column_names if name != name_of_id}
+    return table[name_of_id].to_pylist(), columns
 
 
 def _parquet_type(name: str, dtype: str, width: int) -> pa.DataType:

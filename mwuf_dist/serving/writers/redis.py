@@ -25,10 +25,9 @@ import pyarrow.parquet as pq
 from mwuf_dist.config import UserError
 from mwuf_dist.serving.deltas.reader import Delta, changed_items, values_of
 from mwuf_dist.serving.finished_run import PHASE_NAMES
-from mwuf_dist.serving.writers.parquet import ITEMS, ParquetWriter
+from mwuf_dist.serving.writers.parquet import ITEMS, USERS, ParquetWriter
 
 PREFIX = "mwuf"
-USERS = "users.parquet"
 _ROWS = 10_000
 # For an answer of the server; a delta of a million items takes it some seconds.
 _WAIT_S = 60
@@ -149,6 +148,9 @@ class _Server:
                 _fields(changed_items(delta, about["old_items"]), "item_id", about["redis"]["columns"])
             )
             change.hset(f"{self.prefix}:items", mapping=fields | {"state": json.dumps(state)})
+            users = delta.parts.get("changed_users")
+            if users is not None and users.num_rows and "num_users" in about:
+                change.hset(f"{self.prefix}:users", mapping=dict(_fields(users, "user_id", _columns(users.schema))))
             change.set(f"{self.prefix}:about", json.dumps(about | {"state": state}))
             change.execute()
 

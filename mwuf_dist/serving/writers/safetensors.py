@@ -18,7 +18,7 @@ from mwuf_dist.serving.finished_run import PHASE_NAMES
 from mwuf_dist.serving.writers.arrays import ArrayTable, Column, is_text, items_of, longest, shape_of
 from mwuf_dist.serving.writers.interface import Items, Table, Writer
 
-ITEMS = "items.safetensors"
+ITEMS, USERS = "items.safetensors", "users.safetensors"
 _TYPES = {"float32": "F32", "int64": "I64", "uint8": "U8"}
 
 
@@ -32,6 +32,14 @@ class SafetensorsWriter(Writer):
     def read_items(self, folder: Path) -> Items:
         """See `Writer.read_items`."""
         return items_of(_read(folder / ITEMS))
+
+    def read_users(self, folder: Path) -> Items:
+        """See `Writer.read_users`."""
+        return items_of(_read(folder / USERS), "user_id")
+
+    def user_files(self, folder: Path) -> set[str]:
+        """See `Writer.user_files`."""
+        return {USERS}
 
     def item_files(self, folder: Path) -> set[str]:
         """See `Writer.item_files`."""

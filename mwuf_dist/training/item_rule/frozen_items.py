@@ -146,7 +146,7 @@ class FrozenModel:
             return FrozenItems(item_side, sides, True, item_of, user_of, None)
         own = None
         if model.rows:
-            own = self._own_fields(values, needed, len(user))
+            own = self.own_fields(values, needed, len(user))
         encoded = None
         if self._histories is not None:
             encoded = user_side.new_zeros(len(user), model.backbone.history_width)
@@ -159,8 +159,15 @@ class FrozenModel:
         return FrozenItems(item_side, (item_side, user_side), False, item_of, user_of, encoded, own)
 
     @torch.no_grad()
-    def _own_fields(self, values: np.ndarray | None, needed: np.ndarray, num_rows: int) -> torch.Tensor:
-        """Field embeddings of the interactions themselves [n, Fr*D], float64; zeros where they are not needed."""
+    def unknown_user(self) -> torch.Tensor:
+        """Looks up field embeddings [Fu*D], float64, of a user of whom nothing is known. A collective."""
+        # Never so few rows that a product of them would add in another order.
+        nobody = torch.full((FEWEST_ROWS,), self._users.num_rows - 1, device=self._run.model.runtime.device)
+        return self._run.model.user_tables(self._users.features(nobody)).double()[0]
+
+    @torch.no_grad()
+    def own_fields(self, values: np.ndarray | None, needed: np.ndarray, num_rows: int) -> torch.Tensor:
+        """Looks up embeddings of the interactions' own fields [n, Fr*D], float64; zeros where not needed."""
         model = self._run.model
         own = np.zeros((num_rows, len(model.rows)), np.int64) if values is None else values.astype(np.int64)
         distinct, inverse = np.unique(own[needed], axis=0, return_inverse=True)
