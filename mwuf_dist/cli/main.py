@@ -75,6 +75,15 @@ class _InitOptions:
     quote: str | None = None  # What stands around values that hold the delimiter; none: nothing does.
     encoding: str = ""  # How letters are written; empty: utf-8.
     time_format: str = ""  # How dates are written, as strptime has it; empty: look.
+    # The same of the tables of users and items, where they are written otherwise.
+    users_header: str = ""
+    users_delimiter: str = ""
+    users_quote: str | None = None
+    users_encoding: str = ""
+    items_header: str = ""
+    items_delimiter: str = ""
+    items_quote: str | None = None
+    items_encoding: str = ""
     constant_share: Annotated[float, Ge(0), Le(1)] = (
         0.99  # A column is of the users (or items) if so many of them have one value of it.
     )
@@ -188,7 +197,7 @@ def _init(arguments: list[str]) -> int:
         raise UserError(f"{options.output}: exists already; name another file with --output")
     same = {one.name for one in dataclasses.fields(Asked)} & {one.name for one in dataclasses.fields(options)}
     given = {name: getattr(options, name) for name in same}
-    given["header"] = Written(options.header).names
+    given |= {name: Written(given[name]).names for name in ("header", "users_header", "items_header")}
     asked = Asked(**given, progress=os.isatty(2))
     text = write_config(propose(str(options.logs), options.users, options.items, asked))
     try:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, MinLen
 
-from mwuf_dist.config.types import Count, Negatives, Seed, section
+from mwuf_dist.config.types import Count, Negatives, Seed, Share, section
 
 
 @section
@@ -59,6 +59,16 @@ class Written:
 
 
 @section
+class TableForm:
+    """How the text files of a side table are written, where otherwise than those of the interactions."""
+
+    header: tuple[str, ...] = ()  # Names of the columns of files that have no line of names.
+    delimiter: str = ""  # What stands between two columns; empty: as in the interactions.
+    quote: str = ""  # What stands around a value that holds the delimiter; none: nothing does; empty: as there.
+    encoding: str = ""  # How letters are written; empty: as there.
+
+
+@section
 class LogsConfig:
     """Your own logs, Parquet or CSV: where they lie, and what their columns mean (`mwuf init` proposes it)."""
 
@@ -98,4 +108,17 @@ class LogsConfig:
     quote: str = '"'  # CSV: what stands around a value that holds the delimiter; empty: nothing does.
     encoding: str = "utf-8"  # CSV: how letters are written.
     header: tuple[str, ...] = ()  # CSV: names of the columns of files that have no line of names.
+    users_form: TableForm = dataclasses.field(default_factory=TableForm)  # The same of the table of users.
+    items_form: TableForm = dataclasses.field(default_factory=TableForm)  # And of items.
+    # So many of the users (or items) are to have one value of a field of theirs that stands in the interactions; of a
+    # field with fewer a note says how many.
+    constant_share: Share = 0.99
     fields: tuple[LogsField, ...] = dataclasses.field(default=(), metadata={"of": LogsField})  # The features.
+
+    def of_table(self, side: Literal["user", "item"]) -> LogsConfig:
+        """Says how the side table of users or items is read: it names its own columns, and may be written otherwise."""
+        form: TableForm = self.users_form if side == "user" else self.items_form
+        said = {name: value for name in ("delimiter", "encoding") if (value := getattr(form, name))}
+        if form.quote:
+            said["quote"] = "" if form.quote == "none" else form.quote
+        return dataclasses.replace(self, header=form.header, **said)

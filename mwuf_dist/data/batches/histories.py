@@ -98,8 +98,9 @@ class Histories:
         place = np.zeros(len(kept) + 1, np.int32 if small else np.int64)
         np.cumsum(kept, out=place[1:])
         self._place = torch.from_numpy(place).to(device)
-        # One more, an empty history: that of a user who came after the data was prepared.
-        self._offsets = torch.from_numpy(np.append(offsets, len(kept))).to(device)
+        # Of users who came after the data was prepared, and of nobody: empty histories.
+        others = np.full(1 + prepared.num_users - prepared.num_stored_users, len(kept))
+        self._offsets = torch.from_numpy(np.append(offsets, others)).to(device)
         items = items[kept]
         items[items == prepared.num_stored_items] = prepared.num_items
         self._items = torch.from_numpy(items).to(device)

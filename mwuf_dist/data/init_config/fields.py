@@ -36,19 +36,7 @@ def constant_shares(log: LogTable, options: LogsConfig) -> dict[str, dict[Side, 
 
 
 def _shares(column: pa.ChunkedArray, entity: dict[Side, np.ndarray]) -> dict[Side, float]:
-    index = _codes_of(column)
-    shares: dict[Side, float] = {}
-    for side, of_row in entity.items():
-        known = (index >= 0) & (of_row >= 0)
-        who, what = of_row[known], index[known]
-        num = int(of_row.max(initial=-1)) + 1
-        first = np.full(num, -1, dtype=np.int64)
-        first[who[::-1]] = what[::-1]
-        differs = np.zeros(num, dtype=bool)
-        differs[who[what != first[who]]] = True
-        several = np.bincount(who, minlength=num) > 1  # One row alone says nothing.
-        shares[side] = float((~differs[several]).mean()) if several.any() else 0.0
-    return shares
+    return {side: encode.share_with_one_value(column, of_row) or 0.0 for side, of_row in entity.items()}
 
 
 def has_one_value(column: pa.ChunkedArray) -> bool:
@@ -56,29 +44,28 @@ def has_one_value(column: pa.ChunkedArray) -> bool:
     return not pa.types.is_nested(column.type) and len(codes(column)[1]) < 2
 
 
-def _codes_of(column: pa.ChunkedArray) -> np.ndarray:
-    if pa.types.is_nested(column.type):
-        lists = column.combine_chunks()
-        lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
-        text = pc.binary_join(lists, "\x1f")
-        column = pa.chunked_array([text])
-    return codes(column)[0]
-
-
 def propose_fields(found: Proposal, log: LogTable, shares: dict[str, dict[Side, float]], constant_share: float) -> None:
     """Adds fields to a proposal, with what spoke for each, and the columns that are none, with why not."""
     options = found.options
     used = {options.user, options.item, options.time, options.label, options.label_from}
+    of_rows = [one for one, share in shares.items() if one not in used and share["item"] < constant_share]
+    for name in (one for one in of_rows if names.is_weight(one) and _could_weigh(log.columns[one])):
+        used.add(name)
+        found.left_out[name] = f"it may say what a row weighs in the losses: weight = {name!r} takes it so"
     fields: list[LogsField] = []
     for side in SIDES:
         id_column = getattr(options, side)
         if not (named := getattr(options, f"{side}s")):
             continue
         files = log_files.find_files(named, f"--{side}s")
-        beside = dataclasses.replace(options, header=())
+        beside = options.of_table(side)
         table = log_tables.read(files, log_tables.column_names(files[0], beside), beside, f"{side}s", skip_unread=True)
         if id_column not in table.columns.column_names:
-            raise UserError(f"{files[0]}: no column {id_column!r} to join by; rename its ID column so")
+            there = ", ".join(table.columns.column_names)[:200]
+            raise UserError(
+                f"{files[0]}: no column {id_column!r} to join by (it has {there}); "
+                f"rename its ID column so; where no line has names, --{side}s-header gives them"
+            )
         unread = table.unread or {}
         if side == "item" and (given := vectors.proposed(files, unread)):
             unread = {name: kind for name, kind in unread.items() if name not in given}
@@ -101,6 +88,12 @@ def propose_fields(found: Proposal, log: LogTable, shares: dict[str, dict[Side, 
         else:
             _add(found, fields, name, side, log.columns[name], said)
     found.options = dataclasses.replace(found.options, fields=tuple(fields))
+
+
+def _could_weigh(column: pa.ChunkedArray) -> bool:
+    """Whether all values are numbers from 0 on."""
+    numbers = None if pa.types.is_nested(column.type) else numbers_of(column)
+    return numbers is not None and not bool((numbers < 0).any())
 
 
 def _add_of_rows(found: Proposal, fields: list[LogsField], name: str, column: pa.ChunkedArray, said: str) -> None:

@@ -143,6 +143,12 @@ def is_code(name: str) -> bool:
     return bool(set(parts) & vocabulary.CODES) or (bool(parts) and parts[-1] in vocabulary.ID_WORDS)
 
 
+def is_weight(name: str) -> bool:
+    """Whether a name says that a column holds what a row counts in the losses."""
+    parts = words(name)
+    return parts[-1:] in (["weight"], ["weights"]) and set(parts[:-1]) <= vocabulary.WEIGHED
+
+
 def is_of_request(name: str) -> bool:
     """Whether a name says that a column is known of a row before anybody has acted: where and on what it was shown."""
     parts = words(name)

@@ -18,14 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
 from mwuf_dist.config import UserError
-from mwuf_dist.config.logs import LogsConfig
+from mwuf_dist.config.logs import LogsConfig, TableForm
 from mwuf_dist.data.init_config import fields, names, vocabulary
 from mwuf_dist.data.init_config.label_guess import guess_label
-from mwuf_dist.data.init_config.written import how_written, looks_like_data
-from mwuf_dist.data.readers import gate, log_files, log_tables, times
+from mwuf_dist.data.init_config.written import how_written, refuse_data_for_names
+from mwuf_dist.data.readers import csv_text, gate, log_files, log_tables, times
 from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.readers.ids import codes
 from mwuf_dist.data.readers.log_tables import LogTable
+from mwuf_dist.data.schema import SIDES, Side
 
 TIME_FORMATS = ("%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%m/%d/%Y")
 TIME_FORMATS += ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y")
@@ -45,6 +46,8 @@ class Asked:
         user, item, time, label: columns.
         label_is, label_at_least: the label's rule.
         header, delimiter, quote, encoding, time_format: how the files are written.
+        users_header, users_delimiter, users_quote, users_encoding: how the table of users is written.
+        items_header, items_delimiter, items_quote, items_encoding: how that of items is.
         constant_share: so many of the users (or items) must have one value of a column for it to be theirs.
         progress: show a bar while many files are read.
     """
@@ -60,6 +63,14 @@ class Asked:
     quote: str | None = None
     encoding: str = ""
     time_format: str = ""
+    users_header: tuple[str, ...] = ()
+    users_delimiter: str = ""
+    users_quote: str | None = None
+    users_encoding: str = ""
+    items_header: tuple[str, ...] = ()
+    items_delimiter: str = ""
+    items_quote: str | None = None
+    items_encoding: str = ""
     constant_share: float = CONSTANT_SHARE
     progress: bool = False
 
@@ -105,11 +116,11 @@ def propose(interactions: str, users: str = "", items: str = "", asked: Asked | 
     found = Proposal(how_written(files[0], options, asked.header, asked.delimiter, asked.quote, asked.encoding))
     found.remarks += there.notes()
     columns = log_tables.column_names(files[0], found.options)
-    if not asked.header and not log_files.is_parquet(files[0]) and looks_like_data(columns):
-        raise UserError(
-            f"{files[0]}: the first line ({', '.join(columns)[:120]}) looks like data and not like names. If "
-            "the file has no line of names, give them: --header user_id,item_id,... (data.logs.header)"
-        )
+    refuse_data_for_names(files[0], columns, asked.header, "--header user_id,item_id,... (data.logs.header)")
+    found.options = dataclasses.replace(found.options, constant_share=asked.constant_share)
+    for side in SIDES:
+        if getattr(found.options, f"{side}s"):
+            found.options = _with_form_of_table(found.options, side, asked)
     log = _read(found, files, columns, asked)
     _propose_ids(found, log, asked)
     _propose_time(found, log, asked)
@@ -126,6 +137,24 @@ def propose(interactions: str, users: str = "", items: str = "", asked: Asked | 
     found.rows = gate.rows_of(log, found.options)
     _remark(found, found.rows)
     return found
+
+
+def _with_form_of_table(options: LogsConfig, side: Side, asked: Asked) -> LogsConfig:
+    """The options with how the side table is written, where otherwise than the interactions."""
+    files = log_files.find_files(getattr(options, f"{side}s"), f"--{side}s")
+    said = [getattr(asked, f"{side}s_{name}") for name in ("header", "delimiter", "quote", "encoding")]
+    found = how_written(files[0], options, *said, prefix=f"{side}s-")
+    hint = f"--{side}s-header {getattr(options, side) or f'{side}_id'},... (data.logs.{side}s_form.header)"
+    refuse_data_for_names(files[0], log_tables.column_names(files[0], found), found.header, hint)
+    names = ("delimiter", "quote", "encoding")
+    other = {name: getattr(found, name) for name in names if getattr(found, name) != getattr(options, name)}
+    if "delimiter" in other:  # an empty one is the usual one, which need not be that of the interactions
+        other["delimiter"] = csv_text.delimiter_of(files[0], found)
+    if "quote" in other:
+        other["quote"] = other["quote"] or "none"
+    if log_files.is_parquet(files[0]):
+        return options
+    return dataclasses.replace(options, **{f"{side}s_form": TableForm(header=found.header, **other)})
 
 
 def _read(found: Proposal, files: Sequence[Path], columns: Sequence[str], asked: Asked) -> LogTable:

@@ -211,3 +211,5 @@ REQUEST_WORDS = frozenset(
     """
     )
 )
+# What a weight of a row is called after, where it is called after anything.
+WEIGHED = {"sample", "row", "instance", "example", "case", "importance", "event", "loss", "training", "propensity"}

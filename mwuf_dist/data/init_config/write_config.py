@@ -10,7 +10,7 @@ import numpy as np
 import tomli_w
 
 from mwuf_dist.config import UserError
-from mwuf_dist.config.logs import LogsConfig, LogsField
+from mwuf_dist.config.logs import LogsConfig, LogsField, TableForm
 from mwuf_dist.data.both_classes import LabelledRows, has_both
 from mwuf_dist.data.init_config.propose import Proposal
 from mwuf_dist.data.readers.gate import Rows
@@ -62,7 +62,7 @@ def write_config(found: Proposal) -> str:
         "",
         "[data.logs]",
         "# Paths are relative to the folder where mwuf starts, or to $MWUF_DATA_DIR.",
-        *_options(found),
+        *options_of(found),
         *[comment(f"Column {name!r} is left out: {why}.") for name, why in found.left_out.items()],
     ]
     for one in found.options.fields:
@@ -166,7 +166,8 @@ def _launch_comment(
 _ALWAYS = ("interactions", "user", "item", "time")
 
 
-def _options(found: Proposal) -> list[str]:
+def options_of(found: Proposal) -> list[str]:
+    """Writes the keys of section `data.logs` but for the fields, with what spoke for each."""
     usual = LogsConfig()
     lines = []
     for key in (one.name for one in fields(LogsConfig) if one.name != "fields"):
@@ -177,8 +178,16 @@ def _options(found: Proposal) -> list[str]:
     return lines
 
 
+def _form(form: TableForm) -> str:
+    """A form as an inline table."""
+    said = [f"{one.name} = {_toml(getattr(form, one.name))}" for one in fields(TableForm) if getattr(form, one.name)]
+    return f"{{ {', '.join(said)} }}"
+
+
 def _toml(value: object) -> str:
     """A value as TOML has it."""
+    if isinstance(value, TableForm):
+        return _form(value)
     text = tomli_w.dumps({"x": list(value) if isinstance(value, tuple) else value}).removeprefix("x = ").rstrip("\n")
     return " ".join(one.strip() for one in text.split("\n")) if isinstance(value, tuple) else text
 

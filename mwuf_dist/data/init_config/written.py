@@ -15,26 +15,33 @@ _SAMPLE_LINES = 50
 
 
 def how_written(
-    path: Path, options: LogsConfig, header: tuple[str, ...], delimiter: str, quote: str | None, encoding: str
+    path: Path,
+    options: LogsConfig,
+    header: tuple[str, ...],
+    delimiter: str,
+    quote: str | None,
+    encoding: str,
+    prefix: str = "",
 ) -> LogsConfig:
-    """The options of reading for a file like this one; what is given stands.
+    """The options of reading for a file like this one; what is given stands. `prefix` is that of the command's options.
 
     Raises:
         UserError: its letters are in no known encoding, or an unclosed quote swallows lines.
     """
     named = {"quote": "" if quote == "none" else quote} if quote is not None else {}
-    options = dataclasses.replace(options, header=header, encoding=encoding or "utf-8", **named)
+    usual = {"delimiter": "", "quote": LogsConfig.quote} | named
+    options = dataclasses.replace(options, header=header, encoding=encoding or "utf-8", **usual)
     if log_files.is_parquet(path):
         return options
     if not encoding:
-        options = dataclasses.replace(options, encoding=_encoding(path, options))
+        options = dataclasses.replace(options, encoding=_encoding(path, options, prefix))
     delimiter = {"tab": "\t", "\\t": "\t"}.get(delimiter, delimiter) or _delimiter(path, options)
     options = dataclasses.replace(options, delimiter=delimiter)
     swallows = quote is None and csv_text.first_swallowed(path, options) is not None
     return dataclasses.replace(options, quote="") if swallows and csv_text.is_even_unquoted(path, options) else options
 
 
-def _encoding(path: Path, options: LogsConfig) -> str:
+def _encoding(path: Path, options: LogsConfig, prefix: str) -> str:
     """utf-8, or utf-16 by its byte order mark.
 
     Raises:
@@ -47,7 +54,8 @@ def _encoding(path: Path, options: LogsConfig) -> str:
         for _, row in zip(range(10_000), csv_text.rows_of(path, options), strict=False):
             del row
     except UserError as error:
-        raise UserError(f"{error}; say it: --encoding cp1252 (or latin-1, utf-16, gb18030, shift_jis, ...)") from None
+        hint = f"--{prefix}encoding cp1252 (or latin-1, utf-16, gb18030, shift_jis, ...)"
+        raise UserError(f"{error}; say it: {hint}") from None
     return "utf-8"
 
 
@@ -63,6 +71,16 @@ def _delimiter(path: Path, options: LogsConfig) -> str:
     return "" if best == usual else best
 
 
-def looks_like_data(names: Sequence[str]) -> bool:
-    """Whether what should be names is data: two numbers among them."""
-    return sum(one.replace(".", "", 1).lstrip("-").isdecimal() for one in names) >= 2
+def refuse_data_for_names(path: Path, names: Sequence[str], header: Sequence[str], how: str) -> None:
+    """Refuses a first line that is data, where no names are given: two numbers are among its values.
+
+    Raises:
+        UserError: it names the option `how`.
+    """
+    if header or log_files.is_parquet(path):
+        return
+    if sum(one.replace(".", "", 1).lstrip("-").isdecimal() for one in names) >= 2:
+        raise UserError(
+            f"{path}: the first line ({', '.join(names)[:120]}) looks like data and not like names. If the file has no "
+            f"line of names, give them: {how}"
+        )

@@ -212,3 +212,26 @@ def _multi_valued(
     empty = np.flatnonzero(lengths == 0)
     starts = np.cumsum(lengths) - lengths
     return kept_words, list_column(np.maximum(lengths, 1), np.insert(encoded, starts[empty], 0))
+
+
+def share_with_one_value(column: pa.ChunkedArray, entity: np.ndarray) -> float | None:
+    """Computes which fraction of the entities with several rows have one value; None where none has several.
+
+    Args:
+        column: values [R], missing ones aside.
+        entity: of each row [R], -1 for none.
+    """
+    if pa.types.is_nested(column.type):
+        lists = column.combine_chunks()
+        lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+        column = pa.chunked_array([pc.binary_join(lists, "\x1f")])
+    index = codes(column)[0]
+    known = (index >= 0) & (entity >= 0)
+    who, what = entity[known], index[known]
+    num = int(entity.max(initial=-1)) + 1
+    first = np.full(num, -1, dtype=np.int64)
+    first[who[::-1]] = what[::-1]
+    differs = np.zeros(num, dtype=bool)
+    differs[who[what != first[who]]] = True
+    several = np.bincount(who, minlength=num) > 1  # One row alone says nothing.
+    return float((~differs[several]).mean()) if several.any() else None

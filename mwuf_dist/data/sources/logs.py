@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from mwuf_dist.config import DataConfig, UserError
-from mwuf_dist.config.logs import LogsConfig, LogsField
+from mwuf_dist.config.logs import LogsConfig, LogsField, TableForm
 from mwuf_dist.data.readers import encode, gate, ids, log_files, log_tables, row_values
 from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.readers.log_tables import LogTable
@@ -35,6 +35,7 @@ from mwuf_dist.data.stream_rule import Seen
 
 ANY_ITEM = "any_item"  # Of items without fields; index 0, like what an item never seen has.
 VERSION = 4  # Raise it when the same files would give other tables.
+_FORMS = ("users_form", "items_form")
 NEGATIVES_VERSION = 2  # Raise it when other rows of label 0 would be drawn.
 
 
@@ -44,8 +45,10 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     check_options(options)
     files = {key: content_of(found) for key, found in _files(options).items()}
     how = {name: value for name, value in dataclasses.asdict(options).items() if name not in files}
-    if not options.weight:  # what was prepared before there were weights stays as it is
-        how = {name: value for name, value in how.items() if name not in ("weight", "weights")}
+    # What was prepared before there were these keys stays as it is.
+    later = {"constant_share"} | {name for name in _FORMS if getattr(options, name) == TableForm()}
+    later |= set() if options.weight else {"weight", "weights"}
+    how = {name: value for name, value in how.items() if name not in later}
     found = {"source": "logs", "version": VERSION, "files": files, **how}
     if options.negatives_per_positive:
         found["negatives_rule"] = NEGATIVES_VERSION
@@ -205,12 +208,7 @@ def _side_columns(options: LogsConfig, side: Side) -> list[str]:
     named = getattr(options, f"{side}s")
     if not named:
         return []
-    return log_tables.column_names(log_files.find_files(named, f"data.logs.{side}s")[0], _of_side_table(options))
-
-
-def _of_side_table(options: LogsConfig) -> LogsConfig:
-    """How a side table is read: it names its own columns."""
-    return dataclasses.replace(options, header=())
+    return log_tables.column_names(log_files.find_files(named, f"data.logs.{side}s")[0], options.of_table(side))
 
 
 def _column(field: LogsField) -> str:
@@ -279,6 +277,7 @@ def _entity_table(
             table, entity, order = joined[0], joined[1], np.arange(joined[0].num_rows)
         else:
             table, entity, order = log.table, of_row, earliest
+            notes += _not_constant(field, log, entity, options)
         column = table.columns[name]
         rows = encode.first_rows(entity, column.is_valid().to_numpy(), order, len(own_ids))
         refuse = _Refuse(table, name)
@@ -290,6 +289,18 @@ def _entity_table(
         columns[ANY_ITEM] = np.zeros(len(own_ids), dtype=np.int32)
         fields.insert(0, Field(ANY_ITEM, "categorical", "item", 1))
     return pa.table(columns), fields
+
+
+def _not_constant(field: LogsField, log: Rows, entity: np.ndarray, options: LogsConfig) -> list[str]:
+    """Says of a field of users or items that it changes from row to row, where it does for many."""
+    share = encode.share_with_one_value(log.table.columns[_column(field)], entity)
+    if share is None or share >= options.constant_share:
+        return []
+    return [
+        f"field {field.name!r}: {share:.1%} of the {field.side}s with several rows have one value of column "
+        f"{_column(field)!r}, fewer than data.logs.constant_share = {options.constant_share:g}; of the others the "
+        "earliest counts"
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,7 +332,7 @@ def _join(side: Side, log: Rows, fields: list[LogsField], options: LogsConfig) -
     files = log_files.find_files(getattr(options, key), f"data.logs.{key}")
     vectors = [_column(field) for field in fields if field.kind == "vector"]
     wanted = list(dict.fromkeys([id_column, *names]))
-    table = log_tables.read(files, wanted, _of_side_table(options), key, vectors=vectors)
+    table = log_tables.read(files, wanted, options.of_table(side), key, vectors=vectors)
     entity = ids.find_rows(table.columns[id_column], known, form)
     if not (entity >= 0).any():
         raise UserError(

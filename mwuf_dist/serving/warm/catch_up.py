@@ -81,9 +81,12 @@ def _table_of_items(logs: LogsConfig) -> tuple[Path | None, tuple[str, ...]]:
     wanted = {field.column or field.name for field in logs.fields if field.side == "item"}
     if not wanted:
         return None, ()
-    beside = dataclasses.replace(logs, header=())
-    for named, what in ((logs.items, "data.logs.items"), (logs.interactions, "data.logs.interactions")):
-        if named and wanted <= set(log_tables.column_names(_files(named, what, logs)[0], beside)):
+    tables = (
+        (logs.items, "data.logs.items", logs.of_table("item")),
+        (logs.interactions, "data.logs.interactions", dataclasses.replace(logs, header=())),
+    )
+    for named, what, how in tables:
+        if named and wanted <= set(log_tables.column_names(_files(named, what, logs)[0], how)):
             return Path(named), ()
     return None, ("no file has all fields of the items: those with fewer than 3K rows have unknown fields",)
 

@@ -10,7 +10,6 @@ indices themselves (as `items.parquet` of the prepared folder has them).
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +65,7 @@ def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bo
     if is_logs:  # without the field that stands for none, which no file has
         fields = [field for field in fields if field.name in named]
     columns = {field.name: (named[field.name].column or field.name) if is_logs else field.name for field in fields}
-    options = dataclasses.replace(options, header=())
+    options = options.of_table("item")
     files = log_files.without_tables(log_files.find_files(str(path), "--items"), options.users, options.items)
     there = set(log_tables.column_names(files[0], options))
     # Vectors of a file of their own (data.item_vectors) may come beside the fields, or not at all.
@@ -178,8 +177,8 @@ def _own_column(
     """A field's column in the run's own files, and the row of each of the run's items there, -1 for none."""
     name = field.column or field.name
     files = log_files.find_files(options.items, "data.logs.items") if options.items else ()
-    if files and name in log_tables.column_names(files[0], options):
-        table = log_tables.read(files, [options.item, name], options, "items")
+    if files and name in log_tables.column_names(files[0], options.of_table("item")):
+        table = log_tables.read(files, [options.item, name], options.of_table("item"), "items")
         order = np.arange(table.num_rows)
     else:
         files = log_files.find_files(options.interactions, "data.logs.interactions")
