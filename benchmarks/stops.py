@@ -8,7 +8,7 @@ the store), `ray`, `prepare` and `compare` (on Ray). What has to come within `ti
 
 * torchrun, ranks: all that was not stopped has ended. `absent` is a rank that never comes.
 * ray: the launcher has missed a stopped rank or the actor that leases the lanes, starts again and ends well. Where
-  Ray's GCS or raylet is stopped, it says so and ends. Ranks whose launcher is stopped train on, and it ends well when
+  Ray's GCS or raylet is stopped, it says so and ends, unless it has ended well by then. Ranks whose launcher is stopped train on, and it ends well when
   it goes on.
 * prepare, compare: a stopped worker is missed, and the command ends well.
 
@@ -286,8 +286,8 @@ def _wrong(scenario: Scenario, started: _Started, stopped: int | None) -> str:
         if scenario.who == "rank" and "stops, because" not in said:
             return "nobody is named"
         return "" if scenario.who == "launcher" or started.codes() == [1] else f"exit codes {started.codes()}"
-    # A run that has ended before its raylet is missed is a run that has ended well.
-    expected = 1 if scenario.who == "gcs" or (scenario.who == "raylet" and started.codes() != [0]) else 0
+    # A run that has ended before its raylet or GCS is missed is a run that has ended well.
+    expected = 1 if scenario.who in ("gcs", "raylet") and started.codes() != [0] else 0
     if not _wait(started, lambda: None not in started.codes(), _PATIENCE_S):
         return f"has not ended {_PATIENCE_S:.0f} s later"
     if started.codes() != [expected]:
