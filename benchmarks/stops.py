@@ -8,8 +8,8 @@ the store), `ray`, `prepare` and `compare` (on Ray). What has to come within `ti
 
 * torchrun, ranks: all that was not stopped has ended. `absent` is a rank that never comes.
 * ray: the launcher has missed a stopped rank or the actor that leases the lanes, starts again and ends well. Where
-  Ray's GCS or raylet is stopped, it says so and ends, unless it has ended well by then. Ranks whose launcher is stopped train on, and it ends well when
-  it goes on.
+  Ray's GCS or raylet is stopped, it says so and ends, unless it has ended well by then. Ranks whose launcher is stopped
+  train on, and it ends well when it goes on.
 * prepare, compare: a stopped worker is missed, and the command ends well.
 
 Only processes that descend from this one are ever stopped, and each scenario ends all of its own.
