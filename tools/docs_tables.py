@@ -203,6 +203,16 @@ def processors_table(name: str) -> str:
     return rows_table(("`PROCESSORS`", "plays", "the loops' own checks", "tests", "s"), rows)
 
 
+def power_cuts_table(name: str) -> str:
+    """A record of `benchmarks.power_cuts`: of the states of each command, how many were tried, and found wrong."""
+    rows = [
+        (f"`{row['name']}`", *(f"{number:,}" for number in (row["more"]["states"], row["more"]["tried"])),
+         str(len(row["more"]["wrong"])))
+        for row in _record(name)["rows"]
+    ]  # fmt: skip
+    return rows_table(("command", "states of the disk", "tried", "wrong"), rows)
+
+
 def stops_table(name: str) -> str:
     """A record of `benchmarks.chaos --stops`: what was stopped, how often, and how long the others took."""
     rows = []

@@ -91,11 +91,11 @@ class WatchedTasks:
 
     def submit(self, function: Callable[..., Any], arguments: Sequence[Any], **options: Any) -> Running:
         """Begins `function(*arguments)` with these options of Ray's."""
-        import ray
+        from ray import cloudpickle
 
         self._count += 1
         # Unpacked in the task: what that imports takes long, and signs are given meanwhile.
-        work = ray.cloudpickle.dumps((function, list(arguments)))
+        work = cloudpickle.dumps((function, list(arguments)))
         number, task = self._count, self._task.options(**options)
 
         def begin() -> Any:
