@@ -13,7 +13,7 @@ from mwuf_dist.config import BackboneConfig, UserError
 
 
 def as_backbone(cls: type[nn.Module], config: BackboneConfig, shape: Shape) -> Backbone:
-    """Builds `cls(config, shape)` and puts `Adapter` around a module that is no `Backbone`.
+    """Builds `cls(config, shape)` and puts `AdaptedModule` around a module that is no `Backbone`.
 
     Raises:
         UserError: a `Backbone` whose forward does not take what every backbone's takes.
@@ -28,7 +28,7 @@ def as_backbone(cls: type[nn.Module], config: BackboneConfig, shape: Shape) -> B
                 "row_weight=None); a plain torch.nn.Module may leave row_weight out"
             )
         return module
-    return Adapter(module, "row_weight" in parameters, config, shape)
+    return AdaptedModule(module, "row_weight" in parameters, config, shape)
 
 
 def _drop_by_place(module: nn.Module) -> None:
@@ -39,7 +39,7 @@ def _drop_by_place(module: nn.Module) -> None:
                 setattr(parent, name, RowDropout(child.p))
 
 
-class Adapter(Backbone):
+class AdaptedModule(Backbone):
     """Calls a module whose forward is (item, context) or (item, context, row_weight), and checks what it returns.
 
     Args:

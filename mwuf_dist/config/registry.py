@@ -11,7 +11,7 @@ import functools
 import importlib
 import importlib.util
 import os
-import pkgutil
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -28,42 +28,55 @@ class _Room:
     """Where the classes of a kind live.
 
     Attributes:
-        package: one file per class, named after it: `wide_deep.py` holds `WideDeep`.
-        shared: files of the package that hold no such class.
+        package: one file per class, named after it: `wide_deep.py` holds `WideDeep`. Other files are what they share.
+        root: the class that all of the package's own descend from.
         base: `module:Class` that a user's own class must be a subclass of.
         default: the name where a config has none.
     """
 
     package: str
-    shared: frozenset[str]
+    root: str
     base: str
     default: str
 
 
 ROOMS: Mapping[Kind, _Room] = {
-    "backbone": _Room(
-        "mwuf_dist.backbones",
-        frozenset({"adapter", "base", "compiled_head", "frozen_head", "layers", "linear"}),
-        "torch.nn:Module",
-        "wide_deep",
-    ),
-    "method": _Room(
-        "mwuf_dist.methods",
-        frozenset({"content_prior", "interface", "lines", "meta_warm_up", "neighbours"}),
-        "mwuf_dist.methods.interface:Method",
-        "mwuf",
-    ),
+    "backbone": _Room("mwuf_dist.backbones", "Backbone", "torch.nn:Module", "wide_deep"),
+    "method": _Room("mwuf_dist.methods", "Method", "mwuf_dist.methods.interface:Method", "mwuf"),
 }
+_CLASS = re.compile(r"^class (\w+)\(([^)]*)\):", re.MULTILINE)
+
+
+def _folder(kind: Kind) -> Path:
+    spec = importlib.util.find_spec(ROOMS[kind].package)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
 
 
 @functools.cache
+def _classes(kind: Kind) -> Mapping[str, str]:
+    """File name -> name of its class, of each file of a room with a class of its name that descends from the root.
+
+    Read from the class statements: importing the files would bring torch to every command.
+    """
+    root = ROOMS[kind].root
+    stated = {file.stem: _CLASS.findall(file.read_text(encoding="utf-8")) for file in _folder(kind).glob("*.py")}
+    bases = {name: re.findall(r"\w+", of) for classes in stated.values() for name, of in classes}
+
+    def descends(name: str) -> bool:
+        return name == root or any(map(descends, bases.get(name, ())))
+
+    return {
+        file: name
+        for file, classes in stated.items()
+        for name, _ in classes
+        if name.lower() == file.replace("_", "") and descends(name)
+    }
+
+
 def names(kind: Kind) -> tuple[str, ...]:
-    """The names of the package's own classes of a kind, sorted: its files, none of which is imported."""
-    room = ROOMS[kind]
-    spec = importlib.util.find_spec(room.package)
-    assert spec is not None and spec.submodule_search_locations is not None
-    found = {module.name for module in pkgutil.iter_modules(spec.submodule_search_locations)}
-    return tuple(sorted(found - room.shared))
+    """The names of the package's own classes of a kind, sorted: files with a class of their name, none imported."""
+    return tuple(sorted(_classes(kind)))
 
 
 def find_class(kind: Kind, name: str) -> type[Any]:
@@ -80,19 +93,17 @@ def find_class(kind: Kind, name: str) -> type[Any]:
     if ":" in name:
         return _imported(f"{kind}.name", name, _attribute(room.base))
     if name not in names(kind):
+        if name.isidentifier() and (_folder(kind) / f"{name}.py").exists():
+            raise UserError(
+                f"{kind}.name = {name!r}: {room.package}.{name} has no class of its own name (that of wide_deep is "
+                f"WideDeep) that descends from {room.root}"
+            )
         near = difflib.get_close_matches(name, names(kind), n=1, cutoff=0.0)[0]
         raise UserError(
             f"{kind}.name = {name!r}: unknown; did you mean {near!r}? There are {', '.join(names(kind))}, "
             "and your own as 'package.module:Class'"
         )
-    module = importlib.import_module(f"{room.package}.{name}")
-    (found,) = [
-        value
-        for key, value in vars(module).items()
-        if isinstance(value, type) and value.__module__ == module.__name__ and key.lower() == name.replace("_", "")
-    ]
-    assert issubclass(found, _attribute(room.base)), f"{module.__name__} is no {kind}: list it among what they share"
-    return found
+    return _attribute(f"{room.package}.{name}:{_classes(kind)[name]}")
 
 
 def config_class(kind: Kind, name: str) -> type[Any]:

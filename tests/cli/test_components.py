@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from mwuf_dist.config import (
     load_config,
     load_run_config,
     merge,
+    registry,
     to_dict,
     to_toml,
 )
@@ -142,6 +145,30 @@ def test_what_an_earlier_version_wrote_still_opens_and_is_the_same_run(tmp_path:
     assert config_differences(values, to_dict(ours)) == []
     with pytest.raises(UserError, match="unknown key `method.no_such_key`"):
         build({"method": {"no_such_key": 1}}, of_any_version=True)
+
+
+@pytest.fixture
+def methods_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the methods' folder, in whose place it stands."""
+    folder = tmp_path / "methods"
+    shutil.copytree(ROOT / "mwuf_dist" / "methods", folder)
+    monkeypatch.setattr(registry, "_folder", lambda kind: folder)
+    registry._classes.cache_clear()
+    yield folder
+    registry._classes.cache_clear()
+
+
+def test_a_file_is_a_method_by_the_class_of_its_name_and_no_other_file_is(methods_folder: Path):
+    for name, text in {
+        "clicks": "class Clicks:",
+        "more_clicks": "class MoreClicks(nn.Module, Generic[T]):",
+        "tools": "class Other(Method):",
+        "new_one": "class NewOne(\n    Helper, methods.Gme\n):",
+    }.items():
+        (methods_folder / f"{name}.py").write_text(f"{text}\n    pass\n")
+    assert names("method") == tuple(sorted({*METHODS, "new_one"}))
+    with pytest.raises(UserError, match=r"mwuf_dist\.methods\.tools has no class of its own name .* from Method"):
+        registry.find_class("method", "tools")
 
 
 def test_the_command_line_has_the_keys_of_the_class_that_it_names(tmp_path: Path, mwuf: Mwuf):
