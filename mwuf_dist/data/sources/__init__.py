@@ -1,21 +1,25 @@
 """Where raw data comes from: one module per data set.
 
-Each offers `fingerprint(config)`, a JSON-able account of what makes the data (so that prepared shards are rebuilt when
-it changes), and `pieces(config)`, the data set piece by piece.
+Each has a `NAME`, which `data.name` of a config chooses it by, and offers `fingerprint(config)`, a JSON-able account of
+what makes the data (so that prepared shards are rebuilt when it changes), and `pieces(config)`, the data set piece by
+piece. The other modules are what they share.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import pkgutil
 from typing import Any, Protocol
 
 from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.data.schema import RawPieces
-from mwuf_dist.data.sources import cikm2019, logs, movielens, synthetic, taobao_ad
 
 
 class Source(Protocol):
     """Defines what a module of this folder offers."""
+
+    NAME: str
 
     def fingerprint(self, config: DataConfig) -> dict[str, Any]:
         """Says what the data is made of: version of the reader, checksums of raw files, options."""
@@ -26,13 +30,8 @@ class Source(Protocol):
         ...
 
 
-SOURCES: dict[str, Source] = {
-    "cikm2019": cikm2019,
-    "logs": logs,
-    "movielens-1m": movielens,
-    "synthetic": synthetic,
-    "taobao-ad": taobao_ad,
-}
+_MODULES = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+SOURCES: dict[str, Source] = {module.NAME: module for module in _MODULES if hasattr(module, "NAME")}
 
 
 def find(name: str) -> Source:

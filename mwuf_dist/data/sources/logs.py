@@ -34,6 +34,7 @@ from mwuf_dist.data.split import SplitRule
 from mwuf_dist.data.stream_rule import Seen
 
 ANY_ITEM = "any_item"  # Of items without fields; index 0, like what an item never seen has.
+NAME = "logs"
 VERSION = 4  # Raise it when the same files would give other tables.
 _FORMS = ("users_form", "items_form")
 NEGATIVES_VERSION = 2  # Raise it when other rows of label 0 would be drawn.
@@ -49,7 +50,7 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     later = {"constant_share"} | {name for name in _FORMS if getattr(options, name) == TableForm()}
     later |= set() if options.weight else {"weight", "weights"}
     how = {name: value for name, value in how.items() if name not in later}
-    found = {"source": "logs", "version": VERSION, "files": files, **how}
+    found = {"source": NAME, "version": VERSION, "files": files, **how}
     if options.negatives_per_positive:
         found["negatives_rule"] = NEGATIVES_VERSION
     has_item_field = any(field.side == "item" and field.kind != "vector" for field in options.fields)

@@ -28,6 +28,7 @@ from mwuf_dist.data.schema import RAW_ID, USER_ID, Field, RawDataset, RawPieces,
 from mwuf_dist.files import appearing
 from mwuf_dist.locks import locked
 
+NAME = "movielens-1m"
 VERSION = 1  # Raise it when the same raw files would give other tables.
 MIN_TOKEN_COUNT = 2  # A title word in fewer films than this tells nothing that the film's own ID does not.
 POSITIVE_RATING = 4
@@ -62,7 +63,7 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     sums = {name: md5(folder / name) for name in CHECKSUMS} if folder else CHECKSUMS
     # Shards of a changed file, accepted once, must not answer for a config that refuses changed files.
     accepted = not config.verify_checksums and sums != CHECKSUMS
-    made_of = {"source": "movielens-1m", "version": VERSION, "min_token_count": MIN_TOKEN_COUNT}
+    made_of = {"source": NAME, "version": VERSION, "min_token_count": MIN_TOKEN_COUNT}
     return {**made_of, "md5": sums, "changed_files_accepted": accepted}
 
 

@@ -41,6 +41,7 @@ from mwuf_dist.data.schema import (
     list_column,
 )
 
+NAME = "synthetic"
 VERSION = 1  # Raise it when the same options would give other rows.
 
 BLOCK_ROWS = 65_536  # Rows drawn from one Philox counter.
@@ -96,7 +97,7 @@ class World:
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
     """Generator version and options."""
-    return {"source": "synthetic", "version": VERSION, **dataclasses.asdict(config.synthetic)}
+    return {"source": NAME, "version": VERSION, **dataclasses.asdict(config.synthetic)}
 
 
 def pieces(config: DataConfig) -> RawPieces:
@@ -176,7 +177,7 @@ def _write_raw_files(config: SyntheticConfig, folder: Path, rows_per_file: int, 
                 columns = [user, item, batch["label"], batch["time"], batch["bayes_logit"]]
                 writer.write_batch(pa.record_batch(columns, schema=RAW_SCHEMA))
                 written(batch.num_rows)
-    options = {"name": "synthetic", "version": VERSION, **dataclasses.asdict(config)}
+    options = {"name": NAME, "version": VERSION, **dataclasses.asdict(config)}
     (folder / "dataset.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
 
 
