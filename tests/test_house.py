@@ -142,6 +142,34 @@ def test_imports_go_one_way(path: Path):
     assert not wrong, "\n".join(wrong)
 
 
+def _imported_at_once(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Imports that run when the module does: not those of functions or for types alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        is_for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if not is_for_types and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _imported_at_once(child)
+
+
+def test_no_two_files_import_each_other():
+    names = {module_name(path): path for path in sources("mwuf_dist", "kernels")}
+    left: dict[str, set[str]] = {}
+    for name, path in names.items():
+        asked = set()
+        for node in _imported_at_once(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            base = node.module if isinstance(node, ast.ImportFrom) else None
+            asked |= {
+                f"{base}.{alias.name}" if f"{base}.{alias.name}" in names else base or alias.name
+                for alias in node.names
+            }
+        left[name] = asked & set(names) - {name}
+    while left:
+        free = {name for name, asked in left.items() if not asked & set(left)}
+        assert free, f"files that import each other, or such: {sorted(left)}"
+        left = {name: asked for name, asked in left.items() if name not in free}
+
+
 @pytest.mark.parametrize("path", CODE, ids=str)
 def test_heavy_libraries_stay_in_their_places(path: Path):
     wrong = []

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-if TYPE_CHECKING:
-    from mwuf_dist.backbones.linear import LinearFirstLayer
+from mwuf_dist.backbones.layers import MLP
 
 
 class FoldedHead:
@@ -18,15 +16,19 @@ class FoldedHead:
     interactions) | a constant]; parts of the two sides add up. What is left per row is one D x H product and the
     layers above. With S the sum of all other fields' embeddings and v the item's, the second-order term is
     |S|^2 / 2 + S.v - (sum of the fields' |e|^2) / 2; the last goes into the constants.
+
+    Args:
+        dim, num_item_fields: see `Shape`.
+        linear, mlp: the backbone's; what they hold now is copied.
+        interactions: whether it has the second-order term.
     """
 
-    def __init__(self, backbone: LinearFirstLayer) -> None:
-        self.shape = backbone.shape
-        self.interactions = backbone.uses_interactions
-        dim = self.shape.dim
-        self._linear = backbone.linear.weight.detach()[0].clone()
-        self._linear_bias = backbone.linear.bias.detach().clone()
-        self._layers = backbone.mlp.frozen_layers() if backbone.mlp is not None else []
+    def __init__(self, dim: int, num_item_fields: int, linear: nn.Linear, mlp: MLP | None, interactions: bool) -> None:
+        self.dim, self._num_item_fields = dim, num_item_fields
+        self.interactions = interactions
+        self._linear = linear.weight.detach()[0].clone()
+        self._linear_bias = linear.bias.detach().clone()
+        self._layers = mlp.frozen_layers() if mlp is not None else []
         self.hidden = len(self._layers[0][1]) if self._layers else 0
         self._item_weight = self._layers[0][0][:, :dim].t().contiguous() if self._layers else None
         self._item_linear = self._linear[:dim].contiguous()
@@ -40,7 +42,7 @@ class FoldedHead:
 
     def user_part(self, fields: torch.Tensor) -> torch.Tensor:
         """Parts [n, width] of users with field embeddings [n, Fu*D]."""
-        return self._part(fields, 1 + self.shape.num_item_fields)
+        return self._part(fields, 1 + self._num_item_fields)
 
     def item_part(self, fields: torch.Tensor) -> torch.Tensor:
         """Parts [n, width] of items with field embeddings [n, Fi*D] (without the ID); the biases are in these."""
@@ -52,7 +54,7 @@ class FoldedHead:
         return part
 
     def _part(self, fields: torch.Tensor, first_field: int) -> torch.Tensor:
-        dim = self.shape.dim
+        dim = self.dim
         columns = slice(first_field * dim, first_field * dim + fields.shape[1])
         part = fields.new_zeros(len(fields), self.width)
         if self._layers:

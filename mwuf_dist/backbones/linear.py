@@ -53,10 +53,14 @@ class LinearFirstLayer(Backbone):
 
         None too where rows have fields of their own, which are no part of a user or an item.
         """
-        return FoldedHead(self) if self._is_own_formula and not self.shape.num_row_fields else None
+        if not self._is_own_formula or self.shape.num_row_fields:
+            return None
+        return FoldedHead(self.shape.dim, self.shape.num_item_fields, self.linear, self.mlp, self.uses_interactions)
 
     def trained_head(self) -> TrainedHead | None:
         """See `TrainedHead`, of which `forward` is the reference; None for a subclass with a `forward` of its own."""
         is_float32 = self.config.precision == "float32" and self.linear.weight.dtype == torch.float32
         takes_all = self._is_own_formula and not self.shape.num_row_fields
-        return TrainedHead(self) if takes_all and is_float32 else None
+        if not takes_all or not is_float32:
+            return None
+        return TrainedHead(self.shape.dim, self.linear, self.mlp, self.uses_interactions, dict(self.named_parameters()))

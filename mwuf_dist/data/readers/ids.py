@@ -186,11 +186,6 @@ def find_rows(column: pa.ChunkedArray, known: pa.Array, form: IdForm | None = No
     return np.append(find(values, known, form), np.int32(-1))[index]
 
 
-def num_written_twice(values: pa.Array, form: IdForm) -> int:
-    """How many of distinct values are another way of writing one that is there too."""
-    return len(values) - len(pc.unique(normal(values, form)))
-
-
 def num_from_spreadsheets(values: pa.Array) -> int:
     """How many of distinct IDs have lost their last digits to a spreadsheet (1.23457E+11)."""
     return int(pc.sum(_is(_text(values), _EXCEL)).as_py() or 0) if pa.types.is_string(values.type) else 0
