@@ -9,6 +9,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import pytest
 import yaml
 
 from mwuf_dist.runtime import versions
@@ -56,25 +58,108 @@ def test_page_and_container_install_the_newest_tested_set_and_the_page_names_the
     assert f"torchrec=={newest}`" in versions.REINSTALL
 
 
-def test_the_job_for_kuberay_has_what_the_operator_requires():
-    """The fields that RayJob v1 requires or knows, and a command that the parser accepts."""
+def _object(required: str, **known: Any) -> dict[str, Any]:
+    return {"type": "object", "required": required.split(), "properties": known, "additionalProperties": False}
+
+
+def _list(of: dict[str, Any], at_least: int = 0) -> dict[str, Any]:
+    return {"type": "array", "items": of, "minItems": at_least}
+
+
+TEXT, FLAG, COUNT = {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}
+TEXTS = {"type": "object", "additionalProperties": TEXT}
+QUANTITIES = {
+    "type": "object",
+    "additionalProperties": {"type": ["string", "integer"], "pattern": r"^\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"},
+}
+# Of Kubernetes' PodTemplateSpec what a job needs; an unknown or misspelt field is refused.
+POD = _object(
+    "spec",
+    metadata=_object("", labels=TEXTS, annotations=TEXTS),
+    spec=_object(
+        "containers",
+        containers=_list(
+            _object(
+                "name image",
+                **dict.fromkeys(("name", "image", "imagePullPolicy"), TEXT),
+                env=_list(_object("name value", name=TEXT, value=TEXT)),
+                resources=_object("", limits=QUANTITIES, requests=QUANTITIES),
+                volumeMounts=_list(_object("name mountPath", name=TEXT, mountPath=TEXT, readOnly=FLAG)),
+            ),
+            at_least=1,
+        ),
+        volumes=_list(_object("name", name=TEXT, persistentVolumeClaim=_object("claimName", claimName=TEXT))),
+        nodeSelector=TEXTS,
+    ),
+)
+# The fields of RayJobSpec, RayClusterSpec and their groups in ray.io/v1 of KubeRay 1.2, with what each requires.
+CLUSTER = _object(
+    "headGroupSpec",
+    rayVersion=TEXT,
+    enableInTreeAutoscaling=FLAG,
+    suspend=FLAG,
+    headServiceAnnotations=TEXTS,
+    headGroupSpec=_object("rayStartParams template", rayStartParams=TEXTS, template=POD, serviceType=TEXT),
+    workerGroupSpecs=_list(
+        _object(
+            "groupName maxReplicas minReplicas rayStartParams template",
+            groupName=TEXT,
+            **dict.fromkeys(("replicas", "minReplicas", "maxReplicas", "numOfHosts"), COUNT),
+            rayStartParams=TEXTS,
+            template=POD,
+        )
+    ),
+)
+RAY_JOB = _object(
+    "apiVersion kind metadata spec",
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayJob"},
+    metadata=_object("name", name={"type": "string", "pattern": r"^[a-z0-9]([-a-z0-9]{0,45}[a-z0-9])?$"}, labels=TEXTS),
+    spec=_object(
+        "entrypoint rayClusterSpec",
+        **dict.fromkeys(("entrypoint", "runtimeEnvYAML", "jobId", "entrypointResources"), TEXT),
+        **dict.fromkeys(("shutdownAfterJobFinishes", "suspend"), FLAG),
+        **dict.fromkeys(("ttlSecondsAfterFinished", "backoffLimit", "activeDeadlineSeconds"), COUNT),
+        **dict.fromkeys(("metadata", "clusterSelector"), TEXTS),
+        submissionMode={"enum": ["K8sJobMode", "HTTPMode"]},
+        rayClusterSpec=CLUSTER,
+    ),
+)
+
+
+def test_the_job_for_kuberay_is_one_by_its_schema_and_starts_as_many_ranks_as_workers():
     job: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "rayjob.yaml").read_text(encoding="utf-8"))
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob") and job["metadata"]["name"]
-    spec = job["spec"]
-    known = {
-        *("submissionMode", "entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit"),
-        "rayClusterSpec",
-    }
-    assert spec.keys() == known and spec["submissionMode"] in ("K8sJobMode", "HTTPMode", "InteractiveMode")
-    cluster = spec["rayClusterSpec"]
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    for group in groups:
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    jsonschema.validate(job, RAY_JOB)
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
         pod = group["template"]["spec"]
-        for container in pod["containers"]:
-            assert container["name"] and container["image"]
-            assert {mount["name"] for mount in container["volumeMounts"]} <= {one["name"] for one in pod["volumes"]}
-            assert all(isinstance(entry["value"], str) for entry in container["env"])
-    for group in groups[1:]:
+        mounted = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
+        assert mounted <= {one["name"] for one in pod["volumes"]}
+    for group in cluster["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-    assert f"--num-workers {sum(group['replicas'] for group in groups[1:])}" in spec["entrypoint"]
+    num_workers = sum(group["replicas"] for group in cluster["workerGroupSpecs"])
+    assert f"--num-workers {num_workers}" in job["spec"]["entrypoint"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rayClusterSpec.headGroupSpec.rayStartParams.num-cpus", 0),
+        ("rayClusterSpec.workerGroupSpecs.0.minReplicas", None),
+        ("rayClusterSpec.workerGroupSpecs.0.template.spec.containers.0.env.0.value", 1),
+        ("rayClusterSpec.workerGroupSpecs.0.template.spec.containers.0.resources.limits.memory", "8GB"),
+        ("backOffLimit", 3),
+    ],
+)
+def test_a_fault_in_the_job_for_kuberay_would_be_seen(key: str, value: Any):
+    job = yaml.safe_load((ROOT / "deploy" / "rayjob.yaml").read_text(encoding="utf-8"))
+    *path, last = key.split(".")
+    place = job["spec"]
+    for part in path:
+        place = place[int(part)] if isinstance(place, list) else place[part]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(job, RAY_JOB)
