@@ -144,7 +144,7 @@ def _probe(code: str) -> tuple[list[str], str]:
 
 
 def _driver_gpus() -> list[str]:
-    """GPUs that the NVIDIA driver lists, whether or not torch can use them."""
+    """Returns GPUs that the NVIDIA driver lists, whether or not torch can use them."""
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
@@ -205,7 +205,7 @@ def _triton() -> Check:
 
 
 def _loops() -> Check:
-    """Whether the loops of `mwuf_kernels` are compiled for this machine; they are now, if they can be."""
+    """Says whether the loops of `mwuf_kernels` are compiled for this machine; they are now, if they can be."""
     printed, error = _probe("from mwuf_kernels import native; print(native.library() is not None)")
     if printed == ["True"]:
         return Check("loops", "compiled for this CPU")

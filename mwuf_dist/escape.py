@@ -12,7 +12,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u20
 
 
 def printable(text: object) -> str:
-    """Text in which nothing but new lines and tabs steers a terminal: such signs are written as escapes."""
+    """Returns the text in which nothing but new lines and tabs steers a terminal: such signs are written as escapes."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(text))
 
 
@@ -22,7 +22,7 @@ def one_line(text: object) -> str:
 
 
 def markdown(text: object) -> str:
-    """Text as one line of Markdown that shows it as it is: no markup, link, image, HTML or table in it."""
+    """Returns text as one line of Markdown that shows it as it is: no markup, link, image, HTML or table in it."""
     escaped = re.sub(r"([\\`*_|<>\[\]#~&$])", r"\\\1", one_line(text))
     # What begins a list or a heading at the start of a line, and addresses that become links by themselves.
     escaped = re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", escaped)
@@ -37,5 +37,5 @@ _LATEX = {
 
 
 def latex(text: object) -> str:
-    """Text as one line of LaTeX that shows it as it is."""
+    """Returns text as one line of LaTeX that shows it as it is."""
     return "".join(_LATEX.get(character, character) for character in one_line(text))

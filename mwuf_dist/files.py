@@ -80,13 +80,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def checksum(values: Any) -> str:
-    """Eight hex digits of the CRC-32 of what JSON keeps of some values, in whatever layout."""
+    """Returns eight hex digits of the CRC-32 of what JSON keeps of some values, in whatever layout."""
     plain = json.loads(json.dumps(values))
     return f"{zlib.crc32(json.dumps(plain, sort_keys=True, separators=(',', ':')).encode()):08x}"
 
 
 def with_checksum(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with their checksum as the last of them."""
+    """Returns the values with their checksum as the last of them."""
     return values | {CHECKSUM: checksum(values)}
 
 
@@ -96,7 +96,7 @@ def write_json(path: Path, values: dict[str, Any], indent: int | None = 1) -> No
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The values of a JSON file, without their checksum.
+    """Returns the values of a JSON file, without their checksum.
 
     Raises:
         FileNotFoundError: there is none.
@@ -140,7 +140,7 @@ def assert_tables(values: dict[str, Any], *keys: str) -> None:
 
 
 def whole_lines(path: Path) -> tuple[list[str], int]:
-    """The lines of a JSON-lines file that are whole, and the number of those that are not."""
+    """Returns the lines of a JSON-lines file that are whole, and the number of those that are not."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -162,7 +162,10 @@ def with_text_checksum(text: str) -> str:
 
 
 def is_as_written(text: str) -> bool:
-    """Whether text of `with_text_checksum` is unchanged; where no checksum stands in it, whether it is not empty."""
+    """Says whether text of `with_text_checksum` is unchanged.
+
+    Where no checksum stands in it, whether it is not empty.
+    """
     found = _TEXT_CHECKSUM.search(text)
     if found is None:
         return bool(text.strip()) and "# checksum" not in text
@@ -170,7 +173,7 @@ def is_as_written(text: str) -> bool:
 
 
 def crc32_of(path: Path) -> int:
-    """CRC-32 of a file, about a second per GB."""
+    """Returns CRC-32 of a file, about a second per GB."""
     crc = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -197,7 +200,7 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def appearing(folder: Path, advice: str) -> Iterator[Path]:
-    """A folder beside `folder` that is synced and takes its place in one step; after an error nothing is left.
+    """Yields a folder beside `folder` that is synced and takes its place in one step; after an error nothing is left.
 
     Only for who holds the lock of `folder`: what an earlier, killed one has left goes first.
 

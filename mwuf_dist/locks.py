@@ -92,7 +92,7 @@ def _lock_of(folder: Path, advice: str) -> Path | None:
 
 
 def _take(lock: Path, folder: Path, command: str, wait: Callable[[str], None] | None) -> int:
-    """The descriptor of the lock file, locked and with our name in it."""
+    """Returns the descriptor of the lock file, locked and with our name in it."""
     deadline, seen = time.monotonic() + GRACE_S, 0
     sign, sign_at = 0, time.monotonic()
     while True:
@@ -169,7 +169,10 @@ def _boot() -> str:
 
 
 def _is_of_this_host(holder: dict[str, Any]) -> bool:
-    """Whether our kernel would know if it lived: it does not where the host has the same name and was started anew."""
+    """Says whether our kernel would know if it lived.
+
+    It does not where the host has the same name and was started anew.
+    """
     return holder.get("host") == socket.gethostname() or (holder.get("boot") == _boot() != "")
 
 
@@ -181,7 +184,7 @@ def _is_at(lock: Path, descriptor: int) -> bool:
 
 
 def _now_ns(folder: Path) -> int:
-    """The time by the clock that stamps files in a folder, which may be another host's."""
+    """Returns the time by the clock that stamps files in a folder, which may be another host's."""
     with tempfile.TemporaryFile(dir=folder) as file:
         return os.fstat(file.fileno()).st_mtime_ns
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 def eager_function(
     forward: Callable, setup_context: Callable, backward: Callable, num_outputs: int | None = None
 ) -> Callable:
-    """An autograd function from the functions that also register the custom op.
+    """Returns an autograd function from the functions that also register the custom op.
 
     Args:
         forward: the op's implementation.

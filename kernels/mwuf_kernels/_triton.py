@@ -27,12 +27,12 @@ INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def jit(function: Any) -> Any:
-    """``triton.jit``, or the function itself where Triton is missing."""
+    """Returns ``triton.jit``, or the function itself where Triton is missing."""
     return triton.jit(function) if HAS_TRITON else function
 
 
 def use_triton(tensor: torch.Tensor) -> bool:
-    """Whether an op on ``tensor`` runs as a Triton kernel.
+    """Says whether an op on ``tensor`` runs as a Triton kernel.
 
     float64 always takes the torch path: it exists to check gradients, and Triton's matrix products have no float64.
     """
@@ -42,10 +42,10 @@ def use_triton(tensor: torch.Tensor) -> bool:
 
 
 def cdiv(numerator: int, denominator: int) -> int:
-    """Ceiling of a division of non-negative integers."""
+    """Returns the ceiling of a division of non-negative integers."""
     return -(-numerator // denominator)
 
 
 def block_of(size: int, smallest: int, largest: int) -> int:
-    """The power of two at or above ``size``, kept between two powers of two."""
+    """Returns the power of two at or above ``size``, kept between two powers of two."""
     return max(smallest, min(largest, 1 << max(size - 1, 0).bit_length()))

@@ -34,7 +34,7 @@ def bulk_warm(
     *,
     residual: bool = False,
 ) -> torch.Tensor:
-    """``table * scale + shift`` with scale and shift from the meta networks.
+    """Returns ``table * scale + shift`` with scale and shift from the meta networks.
 
     Args:
         table: [I, D] cold embeddings, a rank's own shard. float32, bfloat16 or float64, as everything else.
@@ -144,7 +144,7 @@ def _forward_triton(
 
 
 def _backward(d_warm: torch.Tensor, saved: tuple[torch.Tensor, ...], residual: bool) -> list[torch.Tensor]:
-    """Gradients of the eleven tensors; everything is computed again from the inputs, none of it in one pass."""
+    """Returns gradients of the eleven tensors; everything is computed again from the inputs, none of it in one pass."""
     table, item_inputs, user_means = saved[:3]
     h, g = saved[3:7], saved[7:11]
     scale, _, *hidden = meta_networks_forward_torch(item_inputs, user_means, h, g, residual)  # type: ignore[arg-type]
@@ -168,7 +168,7 @@ def bulk_warm_op(
     b2_g: torch.Tensor,
     residual: bool = False,
 ) -> torch.Tensor:
-    """``bulk_warm`` as ``torch.compile`` sees it."""
+    """Returns ``bulk_warm`` as ``torch.compile`` sees it."""
     return _forward(table, item_inputs, user_means, w1_h, b1_h, w2_h, b2_h, w1_g, b1_g, w2_g, b2_g, residual)
 
 
@@ -179,7 +179,7 @@ def _(table, item_inputs, user_means, w1_h, b1_h, w2_h, b2_h, w1_g, b1_g, w2_g, 
 
 @torch.library.custom_op("mwuf::bulk_warm_backward", mutates_args=())
 def bulk_warm_backward_op(d_warm: torch.Tensor, saved: list[torch.Tensor], residual: bool) -> list[torch.Tensor]:
-    """All eleven gradients as a registered op."""
+    """Returns all eleven gradients as a registered op."""
     return _backward(d_warm, tuple(saved), residual)
 
 

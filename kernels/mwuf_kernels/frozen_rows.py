@@ -99,7 +99,7 @@ class FrozenRows:
         )  # fmt: skip
 
     def logits(self, rows: PartRows) -> torch.Tensor:
-        """Logits [B] of parts that the item's embedding is part of already."""
+        """Returns logits [B] of parts that the item's embedding is part of already."""
         num_rows = len(rows.parts if rows.first is None else rows.first)
         out = rows.parts.new_empty(num_rows)
         self._run(rows, num_rows, 1, None, 0, None, None, None, 0.0, None, None, out)
@@ -115,7 +115,9 @@ class FrozenRows:
         scale: float,
         d_items: torch.Tensor,
     ) -> torch.Tensor:
-        """Weighted binary cross entropies summed over the rows [P], float64; their gradient is added to `d_items`.
+        """Gives weighted binary cross entropies summed over the rows [P], float64.
+
+        Their gradient is added to `d_items`.
 
         Args:
             rows: the parts of B rows.
@@ -164,7 +166,7 @@ def _addresses(tensors: Sequence[torch.Tensor]) -> "ctypes.Array[ctypes.c_void_p
 
 
 def _padded(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix with zeros behind and below, to multiples of a register."""
+    """Returns a matrix with zeros behind and below, to multiples of a register."""
     rows, columns = matrix.shape
     below = -rows % _PADDED if rows > 1 else 0
     return F.pad(matrix.float(), (0, -columns % _PADDED, 0, below)).contiguous()

@@ -24,7 +24,7 @@ _WIDENS = tl.constexpr(INTERPRETED) if HAS_TRITON else False
 def meta_networks(
     item_inputs: torch.Tensor, user_means: torch.Tensor, h: Network, g: Network, *, residual: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift of each unique item.
+    """Returns the scale and shift of each unique item.
 
     Args:
         item_inputs: [U, Ch] inputs of h. float32, bfloat16 or float64; everything else has the same type.
@@ -54,14 +54,14 @@ def meta_networks_reference(
 
 
 def runs_as_kernel(inputs: torch.Tensor, hidden_h: int, hidden_g: int) -> bool:
-    """Whether networks of these hidden widths run in the Triton kernels of this package."""
+    """Says whether networks of these hidden widths run in the Triton kernels of this package."""
     return use_triton(inputs) and max(hidden_h, hidden_g) <= _MOST_HIDDEN
 
 
 def meta_networks_forward_torch(
     item_inputs: torch.Tensor, user_means: torch.Tensor, h: Network, g: Network, residual: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(scale, shift, hidden layer of h, hidden layer of g) without gradients."""
+    """Returns (scale, shift, hidden layer of h, hidden layer of g) without gradients."""
     if has_library(item_inputs, user_means, *h, *g):
         scale, hidden_h = network_forward(item_inputs, h, 1.0 if residual else 0.0)
         shift, hidden_g = network_forward(user_means, g, 0.0)
@@ -92,7 +92,7 @@ def meta_networks_backward(
     hidden: tuple[torch.Tensor, torch.Tensor],
     wants_inputs: tuple[bool, bool] = (False, False),
 ) -> list[torch.Tensor | None]:
-    """Gradients of ``(item_inputs, user_means, *h, *g)``.
+    """Returns gradients of ``(item_inputs, user_means, *h, *g)``.
 
     Args:
         gradients: d scale and d shift, [U, D]; the other network's gradients are None where one is None.
@@ -131,7 +131,7 @@ def _gradients_compiled(
     hidden: tuple[torch.Tensor, torch.Tensor],
     wants_inputs: tuple[bool, bool],
 ) -> list[torch.Tensor | None]:
-    """`meta_networks_backward` by `networks.cpp`."""
+    """Returns `meta_networks_backward` by `networks.cpp`."""
     d_inputs: list[torch.Tensor | None] = []
     d_weights: list[torch.Tensor | None] = []
     for d_out, x, network, layer, wants in zip(gradients, inputs, networks, hidden, wants_inputs, strict=True):
@@ -163,7 +163,7 @@ def hidden_tile(
     x_ptr, w1_ptr, b1_ptr, items, num_items, num_inputs, num_hidden,
     BLOCK_U: constexpr, BLOCK_C: constexpr, BLOCK_H: constexpr,
 ):  # fmt: skip
-    """relu(x @ w1.T + b1) of BLOCK_U items, [BLOCK_U, BLOCK_H] float32."""
+    """Returns relu(x @ w1.T + b1) of BLOCK_U items, [BLOCK_U, BLOCK_H] float32."""
     units = tl.arange(0, BLOCK_H)
     real = units < num_hidden
     layer = tl.zeros((BLOCK_U, BLOCK_H), dtype=tl.float32)
@@ -180,7 +180,7 @@ def hidden_tile(
 
 @jit
 def output_tile(hidden, w2_ptr, b2_ptr, columns, num_hidden, dim, BLOCK_H: constexpr):
-    """The layer ``hidden @ w2.T + b2`` for some output columns, float32."""
+    """Returns the layer ``hidden @ w2.T + b2`` for some output columns, float32."""
     units = tl.arange(0, BLOCK_H)
     mask = (units < num_hidden)[:, None] & (columns < dim)[None, :]
     w2 = tl.load(w2_ptr + columns[None, :] * num_hidden + units[:, None], mask=mask, other=0.0)
@@ -265,7 +265,7 @@ def _hidden_gradients_kernel(
 
 
 def tile_sizes(h: Network, g: Network) -> dict[str, int]:
-    """Sizes of the tiles in which the kernels of this package compute the two networks."""
+    """Returns sizes of the tiles in which the kernels of this package compute the two networks."""
     return {
         "BLOCK_U": _BLOCK_U,
         "BLOCK_C": _BLOCK_C,
@@ -276,7 +276,7 @@ def tile_sizes(h: Network, g: Network) -> dict[str, int]:
 
 
 def network_sizes(h: Network, g: Network) -> tuple[int, int, int, int, int]:
-    """(inputs of h, inputs of g, hidden width of h, of g, D)."""
+    """Returns (inputs of h, inputs of g, hidden width of h, of g, D)."""
     return h[0].shape[1], g[0].shape[1], h[0].shape[0], g[0].shape[0], h[2].shape[0]
 
 
@@ -303,7 +303,7 @@ def _hidden_triton(
     h: Network,
     g: Network,
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, torch.Tensor | None]]:
-    """The hidden layers, computed again, and their gradients. The weights' gradients are left to cuBLAS."""
+    """Returns the hidden layers, computed again, and their gradients. The weights' gradients are left to cuBLAS."""
     num_items, dim = inputs[0].shape[0], h[2].shape[0]
     d_scale, d_shift = (inputs[0].new_zeros((num_items, dim)) if d is None else d for d in gradients)
     hidden_h, hidden_g = (inputs[0].new_empty((num_items, network[0].shape[0])) for network in (h, g))
@@ -331,7 +331,7 @@ def meta_networks_op(
     b2_g: torch.Tensor,
     residual: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``meta_networks`` as ``torch.compile`` sees it; the last two outputs are what the backward keeps."""
+    """Returns ``meta_networks`` as ``torch.compile`` sees it; the last two outputs are what the backward keeps."""
     return _forward(item_inputs, user_means, w1_h, b1_h, w2_h, b2_h, w1_g, b1_g, w2_g, b2_g, residual)
 
 
@@ -347,7 +347,7 @@ def _(item_inputs, user_means, w1_h, b1_h, w2_h, b2_h, w1_g, b1_g, w2_g, b2_g, r
 def meta_networks_backward_op(
     gradients: list[torch.Tensor], inputs: list[torch.Tensor], weights: list[torch.Tensor], hidden: list[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """All ten gradients as a registered op."""
+    """Returns all ten gradients as a registered op."""
     h, g = (weights[0], weights[1], weights[2], weights[3]), (weights[4], weights[5], weights[6], weights[7])
     pairs = [(pair[0], pair[1]) for pair in (gradients, inputs, hidden)]
     found = meta_networks_backward(pairs[0], pairs[1], h, g, pairs[2], (True, True))

@@ -47,13 +47,16 @@ _structures: dict[str, type[ctypes.Structure]] = {}
 
 
 def compiler() -> str | None:
-    """The C++ compiler of this machine: what $CXX names, or one that stands in the path; None where there is none."""
+    """Gives the C++ compiler of this machine.
+
+    What $CXX names, or one that stands in the path; None where there is none.
+    """
     return next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library; None where it cannot be had, with a warning where a compiler is there and fails."""
+    """Returns the compiled library; None where it cannot be had, with a warning where a compiler is there and fails."""
     found = compiler()
     if found is None or os.environ.get("MWUF_NATIVE") == "0":
         return None
@@ -77,7 +80,7 @@ def address(tensor: torch.Tensor | None) -> int | None:
 
 
 def has_library(*tensors: torch.Tensor) -> bool:
-    """Whether the library can be used for these tensors: float32, on the CPU."""
+    """Says whether the library can be used for these tensors: float32, on the CPU."""
     fits = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
     return fits and not _is_out_of_use and library() is not None
 
@@ -184,7 +187,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _folder() -> Path:
-    """The first folder for libraries in which nobody else can write."""
+    """Returns the first folder for libraries in which nobody else can write."""
     named = os.environ.get("MWUF_CACHE_DIR")
     caches = [Path(named).expanduser()] if named else []
     with contextlib.suppress(RuntimeError):  # no home
@@ -201,7 +204,7 @@ def _folder() -> Path:
 
 
 def others_may_write(path: Path) -> str | None:
-    """Who else could have put what is at a path; None where nobody could but this user and the system."""
+    """Says who else could have put what is at a path; None where nobody could but this user and the system."""
     for place in (path, *path.parents):
         about = place.stat()
         if about.st_uid not in (os.geteuid(), 0):
@@ -213,7 +216,7 @@ def others_may_write(path: Path) -> str | None:
 
 
 def _is_private(group: int) -> bool:
-    """Whether a group is that of one user, as many systems give each one."""
+    """Says whether a group is that of one user, as many systems give each one."""
     try:
         user, found = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
     except KeyError:

@@ -9,7 +9,7 @@ Network = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def network_forward(x: torch.Tensor, network: Network, plus: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(output plus a number, hidden layer) of one network, by `networks.cpp`."""
+    """Returns (output plus a number, hidden layer) of one network, by `networks.cpp`."""
     x, w1, b1, w2, b2 = (tensor.contiguous() for tensor in (x, *network))
     hidden, out = x.new_empty(len(x), len(w1)), x.new_empty(len(x), len(w2))
     call("mwuf_network", len(x), x.shape[1], len(w1), len(w2), x, w1, b1, w2, b2, plus, hidden, out)
@@ -19,7 +19,7 @@ def network_forward(x: torch.Tensor, network: Network, plus: float) -> tuple[tor
 def network_back(
     d_out: torch.Tensor, x: torch.Tensor, network: Network, hidden: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """(gradient of the first layer's product, gradients of the weights) of one network, likewise."""
+    """Returns (gradient of the first layer's product, gradients of the weights) of one network, likewise."""
     x, w1, b1, w2, b2 = (tensor.contiguous() for tensor in (x, *network))
     d_hidden, d_weights = torch.empty_like(hidden), [torch.empty_like(weight) for weight in (w1, b1, w2, b2)]
     sizes = (len(x), x.shape[1], len(w1), len(w2))

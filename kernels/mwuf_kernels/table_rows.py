@@ -36,7 +36,7 @@ class EntityFields:
 
 
 def table_rows(table: torch.Tensor, fields: EntityFields | None, entities: torch.Tensor) -> torch.Tensor:
-    """Fields side by side [n, F*D] of entities [n] int64, from a table [N, D] float32; without gradients.
+    """Returns fields side by side [n, F*D] of entities [n] int64, from a table [N, D] float32; without gradients.
 
     Without `fields` an entity is a row of the table.
     """

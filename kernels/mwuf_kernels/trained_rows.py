@@ -112,7 +112,7 @@ class TrainedRows:
     _kept: list[torch.Tensor] = field(default_factory=list, init=False)
 
     def forward(self) -> torch.Tensor:
-        """Logits [B]."""
+        """Returns logits [B]."""
         first = self.sides[0]
         self._num_rows = len(first.embeddings) if first.index is None else len(first.index)
         new, num_rows = self.linear[0].new_empty, self._num_rows
@@ -126,7 +126,7 @@ class TrainedRows:
         return logit
 
     def backward(self, d_logit: torch.Tensor) -> TrainedGradients:
-        """Gradients of everything, from those of the logits [B]."""
+        """Returns gradients of everything, from those of the logits [B]."""
         layers = [
             LayerGradients(
                 torch.empty_like(layer.weight),

@@ -15,7 +15,7 @@ _MOST_IN_A_PART = 100  # rows that a CPU adds one after another
 def user_mean(
     user_rows: torch.Tensor, users: torch.Tensor, offsets: torch.Tensor, default: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean row of each item's users.
+    """Returns the mean row of each item's users.
 
     Args:
         user_rows: [N, D] user embeddings, a local table or looked-up rows. float32, bfloat16 or float64.
@@ -42,7 +42,7 @@ def user_mean_reference(
 
 
 def _mean_of_sums(sums: torch.Tensor, counts: torch.Tensor, default: torch.Tensor | None = None) -> torch.Tensor:
-    """[I, D] means from sums [I, D] and counts [I]; ``default`` [D] (or zero) where the count is zero."""
+    """Returns [I, D] means from sums [I, D] and counts [I]; ``default`` [D] (or zero) where the count is zero."""
     means = sums / counts.clamp(min=1).to(sums.dtype)[:, None]
     return means if default is None else torch.where((counts == 0)[:, None], default.to(means.dtype), means)
 
@@ -55,7 +55,7 @@ def _forward(
 
 
 def _sums(user_rows: torch.Tensor, users: torch.Tensor, offsets: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Sums [I, D] of segments with these counts [I].
+    """Returns sums [I, D] of segments with these counts [I].
 
     On CPU a float32 sum of thousands of rows is made of sums of at most a hundred, as the kernel makes it: one row
     after another, two thousand rows of a few users were wrong by 6e-6. bfloat16 would round each part.
@@ -78,7 +78,7 @@ def _sums(user_rows: torch.Tensor, users: torch.Tensor, offsets: torch.Tensor, c
 def _backward(
     d_means: torch.Tensor, num_users: int, users: torch.Tensor, offsets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(d user_rows [num_users, D], d default [D])."""
+    """Returns (d user_rows [num_users, D], d default [D])."""
     counts = offsets.diff()
     shares = _mean_of_sums(d_means, counts)  # what each of an item's users gets
     items = torch.repeat_interleave(counts, output_size=users.numel())
@@ -92,7 +92,7 @@ def _backward(
 def user_mean_op(
     user_rows: torch.Tensor, users: torch.Tensor, offsets: torch.Tensor, default: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``user_mean`` as ``torch.compile`` sees it."""
+    """Returns ``user_mean`` as ``torch.compile`` sees it."""
     return _forward(user_rows, users, offsets, default)
 
 
@@ -105,7 +105,7 @@ def _(user_rows, users, offsets, default=None):
 def user_mean_backward_op(
     d_means: torch.Tensor, num_users: int, users: torch.Tensor, offsets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients as a registered op."""
+    """Returns the gradients as a registered op."""
     return _backward(d_means, num_users, users, offsets)
 
 

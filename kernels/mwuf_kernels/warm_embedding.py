@@ -60,7 +60,7 @@ def _forward(
 
 
 def _summed(d: torch.Tensor, inverse: torch.Tensor, num_unique: int) -> torch.Tensor:
-    """Sums [U, D] of the positions' gradients [B, D] by unique item, by `table_rows.cpp`."""
+    """Returns sums [U, D] of the positions' gradients [B, D] by unique item, by `table_rows.cpp`."""
     sums = d.new_zeros(num_unique, d.shape[1])
     add_table_rows_(sums, None, inverse.contiguous(), d.contiguous())
     return sums

@@ -71,7 +71,7 @@ class EmbeddedHistory(History):
         return self.items.new_zeros(len(self.rows)).index_put((self.index,), self.items)
 
     def padded(self, length: int) -> torch.Tensor:
-        """The embeddings of each history [g, length, D], oldest first, with zeros behind."""
+        """Returns the embeddings of each history [g, length, D], oldest first, with zeros behind."""
         num, dim = len(self.offsets) - 1, self.rows.shape[1]
         shift = torch.arange(num, device=self.offsets.device) * length - self.offsets[:-1]
         place = torch.repeat_interleave(shift, self.lengths) + torch.arange(len(self.items), device=shift.device)
@@ -108,7 +108,7 @@ class Backbone(nn.Module):
     def forward(
         self, item: torch.Tensor, context: torch.Tensor, row_weight: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits [B].
+        """Returns logits [B].
 
         Args:
             item: item ID embedding [B, D].
@@ -131,7 +131,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def in_precision(self, function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
-        """`function(*args)` with matrix products in the precision that the config names; float32 in and out.
+        """Returns `function(*args)` with matrix products in the precision that the config names; float32 in and out.
 
         Training and scoring call `forward`, `encode` and the folded head through it. The weights stay float32, and so
         do their gradients; the products of the backward have the precision of those of the forward.
@@ -143,7 +143,7 @@ class Backbone(nn.Module):
             return function(*args).float()
 
     def fold(self) -> FoldedHead | None:
-        """The frozen form with one precomputed part per user and per item, where the backbone has one."""
+        """Returns the frozen form with one precomputed part per user and per item, where the backbone has one."""
         return None
 
     def trained_head(self) -> TrainedHead | None:

@@ -47,7 +47,7 @@ class TrainedHead:
         self._names, self._parameters = tuple(parameters), tuple(parameters.values())
 
     def logit(self, sides: Sequence[BatchSide], weight: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits [B] of the rows whose fields the `sides` are, with gradients to embeddings and weights.
+        """Returns logits [B] of the rows whose fields the `sides` are, with gradients to embeddings and weights.
 
         BatchNorm takes its moments over the rows of all ranks.
 
@@ -107,7 +107,7 @@ class TrainedHead:
         return TrainedLayer(linear.weight, linear.bias, moments, noise)
 
     def gradients(self, rows: TrainedRows, d_logit: torch.Tensor) -> list[torch.Tensor | None]:
-        """Gradients of the sides' embeddings and of the parameters, in the order of `logit`."""
+        """Returns gradients of the sides' embeddings and of the parameters, in the order of `logit`."""
         found = rows.backward(d_logit)
         by_name = {"linear.weight": found.linear.unsqueeze(0), "linear.bias": found.bias, "mlp.out.bias": found.bias}
         if found.out is not None:

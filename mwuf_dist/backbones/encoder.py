@@ -130,7 +130,7 @@ class Encoder(Backbone):
         return cold.squeeze(1) + (item * taste).sum(1)
 
     def _some_fields(self, fields: torch.Tensor, draws: torch.Tensor | None) -> torch.Tensor:
-        """Item fields [n, Fi*D], each left out (zero) where its draw [n, Fi] is below what the config gives it.
+        """Returns item fields [n, Fi*D], each left out (zero) where its draw [n, Fi] is below what the config gives it.
 
         Against content that memorises old items: what it knows of one of them is not to hang on a single field.
         """
@@ -171,7 +171,10 @@ class Encoder(Backbone):
 
 
 def _recent_mean(pairs: torch.Tensor, event: torch.Tensor, history: EmbeddedHistory, most: int) -> torch.Tensor:
-    """Mean of the last events, `most` at most, that are earlier than each row [b, W]; zeros where there are none."""
+    """Gives mean of the last events, `most` at most, that are earlier than each row [b, W].
+
+    Zeros where there are none.
+    """
     number = history.earlier.clamp(max=most)
     offsets = F.pad(torch.cumsum(number, 0), (1, 0))
     first = history.offsets[history.group] + history.earlier - number
@@ -181,7 +184,7 @@ def _recent_mean(pairs: torch.Tensor, event: torch.Tensor, history: EmbeddedHist
 
 
 def _field_dropout(config: EncoderConfig, shape: Shape) -> list[float]:
-    """The dropout of each item field.
+    """Returns the dropout of each item field.
 
     Raises:
         UserError: the config names one that is not there.
@@ -205,6 +208,6 @@ def _pieces(lengths: torch.Tensor, num_rows: torch.Tensor) -> list[torch.Tensor]
 
 
 def _padded(first: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions first[j], first[j] + 1, ... [g, longest], and which of them are within lengths[j]."""
+    """Returns positions first[j], first[j] + 1, ... [g, longest], and which of them are within lengths[j]."""
     step = torch.arange(max(1, int(lengths.max())), device=first.device)
     return first[:, None] + step, step < lengths[:, None]

@@ -37,15 +37,15 @@ class FoldedHead:
         self.width = -(-(self.constant + 1) // 4) * 4
 
     def weights(self) -> tuple[torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
-        """(the item's rows of the first layer [D, H], the layers after it, the linear weight of the item [D])."""
+        """Gives (the item's rows of the first layer [D, H], the layers after it, the linear weight of the item [D])."""
         return self._item_weight, self._layers[1:], self._item_linear
 
     def user_part(self, fields: torch.Tensor) -> torch.Tensor:
-        """Parts [n, width] of users with field embeddings [n, Fu*D]."""
+        """Returns parts [n, width] of users with field embeddings [n, Fu*D]."""
         return self._part(fields, 1 + self._num_item_fields)
 
     def item_part(self, fields: torch.Tensor) -> torch.Tensor:
-        """Parts [n, width] of items with field embeddings [n, Fi*D] (without the ID); the biases are in these."""
+        """Gives parts [n, width] of items with field embeddings [n, Fi*D] (without the ID); the biases are in these."""
         part = self._part(fields, 1)
         if self._layers:
             part[:, : self.hidden] += self._layers[0][1]
@@ -113,7 +113,7 @@ class FoldedHead:
         return d_item
 
     def served_part(self, item: torch.Tensor, item_part: torch.Tensor) -> torch.Tensor:
-        """Parts [n, width] of items with embeddings [n, D] that stay as they are, from `item_part` [n, width].
+        """Returns parts [n, width] of items with embeddings [n, D] that stay as they are, from `item_part` [n, width].
 
         The embedding is one more field. With it in the part, a logit is a sum of two parts and the layers above.
         """
@@ -121,5 +121,5 @@ class FoldedHead:
 
 
 def _relu_backward_(gradient: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """The gradient where the ReLU let something through, in place."""
+    """Returns the gradient where the ReLU let something through, in place."""
     return torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)

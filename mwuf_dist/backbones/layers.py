@@ -95,7 +95,7 @@ class GlobalBatchNorm(nn.Module):
 
     @torch.no_grad()
     def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(scale [C], offset [C]) of what it does in eval mode."""
+        """Returns (scale [C], offset [C]) of what it does in eval mode."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         return scale, self.bias - self.running_mean * scale
 
@@ -124,7 +124,7 @@ class MLP(nn.Module):
         self.out = nn.Linear(widths[-1], 1)
 
     def forward(self, x: torch.Tensor, row_weight: torch.Tensor | None = None) -> torch.Tensor:
-        """Logit part [B] of x [B, width]."""
+        """Returns the logit part [B] of x [B, width]."""
         for depth, linear in enumerate(self.linears):
             x = linear(x)
             if self.norms is not None:
@@ -136,7 +136,10 @@ class MLP(nn.Module):
 
     @torch.no_grad()
     def frozen_layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(weight [out, in], bias [out]) of each layer as it acts in eval mode, BatchNorm folded in; output last."""
+        """Gives (weight [out, in], bias [out]) of each layer as it acts in eval mode, BatchNorm folded in.
+
+        Output last.
+        """
         layers = []
         for depth, linear in enumerate(self.linears):
             assert isinstance(linear, nn.Linear)
@@ -158,10 +161,10 @@ class RowDropout(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X [b, ...], in training times `row_noise`."""
+        """Returns X [b, ...], in training times `row_noise`."""
         return x * row_noise(x, self.dropout) if self.training and self.dropout else x
 
 
 def second_order(fields: torch.Tensor) -> torch.Tensor:
-    """Sum over pairs of fields of their dot product [B], for fields [B, F, D] (Rendle 2010, lemma 3.1)."""
+    """Returns the sum over pairs of fields of their dot product [B], for fields [B, F, D] (Rendle 2010, lemma 3.1)."""
     return 0.5 * (fields.sum(1).square() - fields.square().sum(1)).sum(1)

@@ -75,12 +75,15 @@ def _classes(kind: Kind) -> Mapping[str, str]:
 
 
 def names(kind: Kind) -> tuple[str, ...]:
-    """The names of the package's own classes of a kind, sorted: files with a class of their name, none imported."""
+    """Gives the names of the package's own classes of a kind, sorted.
+
+    Files with a class of their name, none imported.
+    """
     return tuple(sorted(_classes(kind)))
 
 
 def find_class(kind: Kind, name: str) -> type[Any]:
-    """The class that `backbone.name` or `method.name` chooses.
+    """Returns the class that `backbone.name` or `method.name` chooses.
 
     Args:
         kind: the section.
@@ -107,7 +110,7 @@ def find_class(kind: Kind, name: str) -> type[Any]:
 
 
 def config_class(kind: Kind, name: str) -> type[Any]:
-    """The dataclass of the section that holds the keys of this class: its `Config`.
+    """Returns the dataclass of the section that holds the keys of this class: its `Config`.
 
     A module of a user's own without one has the keys of a backbone with an MLP.
 
@@ -127,17 +130,17 @@ def config_class(kind: Kind, name: str) -> type[Any]:
 
 
 def who_has(kind: Kind, key: str) -> list[str]:
-    """The package's own classes of a kind that have a key, for messages."""
+    """Returns the package's own classes of a kind that have a key, for messages."""
     return [name for name in names(kind) if key in {field.name for field in fields(config_class(kind, name))}]
 
 
 def backbone_config(name: str = ROOMS["backbone"].default, **keys: Any) -> Any:
-    """Section `backbone` of the backbone of this name, with these keys."""
+    """Returns the section `backbone` of the backbone of this name, with these keys."""
     return config_class("backbone", name)(name=name, **keys)
 
 
 def method_config(name: str = ROOMS["method"].default, **keys: Any) -> Any:
-    """Section `method` of the method of this name, with these keys."""
+    """Returns the section `method` of the method of this name, with these keys."""
     return config_class("method", name)(name=name, **keys)
 
 

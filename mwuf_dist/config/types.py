@@ -34,7 +34,7 @@ Share = Annotated[float, Ge(0), Lt(1)]
 
 
 def range_of(hint: Any) -> str:
-    """The bounds of the numbers of a type in words, such as `1 to 16384`; nothing where it has none."""
+    """Returns the bounds of the numbers of a type in words, such as `1 to 16384`; nothing where it has none."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is not Annotated:
         is_many = typing.get_origin(hint) in (tuple, typing.Union, types.UnionType)
@@ -47,7 +47,7 @@ def range_of(hint: Any) -> str:
 
 
 def is_within(value: Any, hint: Any) -> bool:
-    """Whether a number keeps the bounds of its type; what is none keeps them."""
+    """Says whether a number keeps the bounds of its type; what is none keeps them."""
     if not isinstance(value, int | float) or typing.get_origin(hint) is not Annotated:
         return True
     tests = {Ge: lambda b: value >= b.ge, Gt: lambda b: value > b.gt, Le: lambda b: value <= b.le}

@@ -58,7 +58,7 @@ def build(values: dict[str, Any], where: str = "config", *, of_any_version: bool
 
 
 def _chosen_sections(values: Any, where: str) -> dict[Kind, type]:
-    """The dataclass of each section whose keys its `name` chooses."""
+    """Returns the dataclass of each section whose keys its `name` chooses."""
     found: dict[Kind, type] = {}
     for kind, room in ROOMS.items():
         section = values.get(kind, {}) if isinstance(values, dict) else {}
@@ -71,7 +71,7 @@ def _chosen_sections(values: Any, where: str) -> dict[Kind, type]:
 
 
 def _checked(adapter: pydantic.TypeAdapter, values: dict[str, Any], where: str, cls: type, prefix: str = "") -> Any:
-    """The values as the dataclass of the adapter."""
+    """Returns the values as the dataclass of the adapter."""
     try:
         text = json.dumps(values)
     except (TypeError, ValueError, RecursionError) as error:  # a date in a list, a number of thousands of digits
@@ -96,7 +96,7 @@ def _short(value: Any) -> str:
 
 
 def _key(location: tuple[int | str, ...], cls: type) -> str:
-    """`section.key` of pydantic's location, without what it says about types behind that."""
+    """Returns `section.key` of pydantic's location, without what it says about types behind that."""
     parts: list[str] = []
     section: type | None = cls
     for part in location:
@@ -189,7 +189,7 @@ def read_toml(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """`top` over `base`, section by section.
+    """Returns `top` over `base`, section by section.
 
     Where `top` names another backbone or method, those keys of `base` that this one does not have are left out.
 
@@ -205,7 +205,7 @@ def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 
 def fitting(kind: Kind, section: dict[str, Any], name: str) -> dict[str, Any]:
-    """The keys of a section that the backbone or method of this name has."""
+    """Returns the keys of a section that the backbone or method of this name has."""
     cls = config_class(kind, name)
     return {key: value for key, value in section.items() if _is_known(cls, key)}
 
@@ -230,17 +230,17 @@ def load_run_config(folder: Path) -> Config:
 
 
 def without_studies(values: dict[str, Any]) -> dict[str, Any]:
-    """A file's values without the sections of `mwuf compare` and `mwuf tune`."""
+    """Returns a file's values without the sections of `mwuf compare` and `mwuf tune`."""
     return {key: value for key, value in values.items() if key not in ("study", "tune")}
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Every key with its value, as TOML and JSON can hold it."""
+    """Returns every key with its value, as TOML and JSON can hold it."""
     return _ADAPTER.dump_python(config, mode="json", serialize_as_any=True)
 
 
 def to_toml(config: Config) -> str:
-    """The fully resolved config; `load_config` of it gives the same config."""
+    """Returns the fully resolved config; `load_config` of it gives the same config."""
     return tomli_w.dumps(to_dict(config))
 
 
@@ -249,12 +249,12 @@ _NOT_HASHED = {"runtime": None, "checkpoint": None, "data": ("prepared_dir",)}
 
 
 def config_hash(config: Config) -> str:
-    """Twelve hex digits over everything that decides the result."""
+    """Returns twelve hex digits over everything that decides the result."""
     return hash_of_values(to_dict(config))
 
 
 def hash_of_values(values: dict[str, Any]) -> str:
-    """`config_hash` of a resolved config as it was written, by this version or by one that had fewer keys."""
+    """Returns `config_hash` of a resolved config as it was written, by this version or by one that had fewer keys."""
     values = {section: dict(keys) if isinstance(keys, dict) else keys for section, keys in values.items()}
     for section, keys in _NOT_HASHED.items():
         if keys is None:
@@ -266,7 +266,10 @@ def hash_of_values(values: dict[str, Any]) -> str:
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
-    """Keys whose values differ, as `section.key: ours -> theirs` lines (runtime and checkpoint sections aside)."""
+    """Gives keys whose values differ, as `section.key.
+
+    Ours -> theirs` lines (runtime and checkpoint sections aside).
+    """
 
     def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         out: dict[str, Any] = {}

@@ -47,7 +47,7 @@ class LabelledRows:
         )
 
     def classes(self, old_above: int, warm_rows: int) -> dict[str, tuple[int, int]]:
-        """Rows and positives of each set by these N and K."""
+        """Returns rows and positives of each set by these N and K."""
         is_old = self.counts > old_above
         is_new = (self.counts >= 3 * warm_rows) & ~is_old
         of_new = self.before[is_new[self.item]]
@@ -62,7 +62,7 @@ class LabelledRows:
         return int(((self.counts >= 3 * warm_rows) & (self.counts <= old_above)).sum())
 
     def better(self, old_above: int, warm_rows: int, fewest_items: int = 1) -> tuple[int, int] | None:
-        """The N and K nearest to these with which each set has both classes; None where there are none near.
+        """Returns the N and K nearest to these with which each set has both classes; None where there are none near.
 
         `fewest_items`: old ones, and new ones, that there have to be.
         """
@@ -76,12 +76,12 @@ class LabelledRows:
 
 
 def has_both(classes: dict[str, tuple[int, int]]) -> bool:
-    """Whether each set has a positive and a negative."""
+    """Says whether each set has a positive and a negative."""
     return all(0 < positives < rows for rows, positives in classes.values())
 
 
 def _near(old_above: int, warm_rows: int) -> Iterator[tuple[int, int]]:
-    """Pairs of N and K, the nearest first: of two as near that with the same N."""
+    """Returns pairs of N and K, the nearest first: of two as near that with the same N."""
 
     def around(value: int, num: int) -> np.ndarray:
         return np.unique(np.geomspace(max(1, value / _FURTHEST), value * _FURTHEST, num).round().astype(np.int64))
@@ -103,7 +103,7 @@ def data_notes(prepared: Prepared, config: DataConfig) -> list[str]:
 
 
 def one_class_notes(prepared: Prepared, rule: SplitRule) -> list[str]:
-    """Sentences on the sets with one class, and on what would give them both; none where each set has both.
+    """Returns sentences on the sets with one class, and on what would give them both; none where each set has both.
 
     Args:
         prepared: the data.

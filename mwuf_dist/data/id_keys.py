@@ -14,7 +14,7 @@ _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
 def id_keys(ids: pa.Array) -> np.ndarray:
-    """64-bit hashes of raw IDs [n], uint64: of a number the same whether it was read as one or as text."""
+    """Returns 64-bit hashes of raw IDs [n], uint64: of a number the same whether it was read as one or as text."""
     if pa.types.is_integer(ids.type):
         return mixed(ids.cast(pa.int64()).to_numpy().view(np.uint64))
     text = ids.cast(pa.string())

@@ -13,19 +13,19 @@ from mwuf_dist.locks import locked
 
 
 def cache_dir() -> Path:
-    """`$MWUF_CACHE_DIR`, or `~/.cache/mwuf-dist`."""
+    """Returns `$MWUF_CACHE_DIR`, or `~/.cache/mwuf-dist`."""
     named = os.environ.get("MWUF_CACHE_DIR")
     return expanded(named, "MWUF_CACHE_DIR") if named else expanded("~/.cache/mwuf-dist", "HOME")
 
 
 def data_dir() -> Path | None:
-    """`$MWUF_DATA_DIR`, the folder of the user's raw data; None where it is not set."""
+    """Returns `$MWUF_DATA_DIR`, the folder of the user's raw data; None where it is not set."""
     named = os.environ.get("MWUF_DATA_DIR")
     return expanded(named, "MWUF_DATA_DIR") if named else None
 
 
 def expanded(path: str, named_by: str) -> Path:
-    """The path with the user's folder for a `~`.
+    """Returns the path with the user's folder for a `~`.
 
     Args:
         path: as it was given.
@@ -42,7 +42,7 @@ def expanded(path: str, named_by: str) -> Path:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into that gets its name once it is complete; after an error nothing is left.
+    """Yields a folder to write into that gets its name once it is complete; after an error nothing is left.
 
     Args:
         folder: its name; it must not exist or be empty.

@@ -18,7 +18,10 @@ MANIFEST = "manifest.json"
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder whose files are all there and complete; None where anything is missing or truncated."""
+    """Gives the manifest of a folder whose files are all there and complete.
+
+    None where anything is missing or truncated.
+    """
     try:
         return check_manifest(folder)
     except (FileNotFoundError, NotADirectoryError, DamagedError):
@@ -26,7 +29,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def check_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder whose files are all there and complete.
+    """Returns the manifest of a folder whose files are all there and complete.
 
     Raises:
         FileNotFoundError: there is none.

@@ -43,17 +43,17 @@ _NOT_AGAIN = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirecto
 
 
 def is_uri(named: str | Path) -> bool:
-    """Whether this names something by URI."""
+    """Says whether this names something by URI."""
     return _URI.match(str(named)) is not None
 
 
 def is_remote(named: str | Path) -> bool:
-    """Whether this names something by URI that is no file of this machine."""
+    """Says whether this names something by URI that is no file of this machine."""
     return is_uri(named) and not uri_of(named).startswith(_FILE)
 
 
 def uri_of(named: str | Path) -> str:
-    """The URI in full: a `Path` has lost a slash of it."""
+    """Returns the URI in full: a `Path` has lost a slash of it."""
     text = str(named)
     found = _URI.match(text)
     assert found is not None, f"{text} is no URI"
@@ -62,7 +62,7 @@ def uri_of(named: str | Path) -> str:
 
 
 def shown(named: str | Path) -> str:
-    """A URI for messages: without what its query or its user part may hold of keys."""
+    """Returns a URI for messages: without what its query or its user part may hold of keys."""
     if not is_uri(named):
         return str(named)
     scheme, _, rest = uri_of(named).partition("://")
@@ -70,13 +70,13 @@ def shown(named: str | Path) -> str:
 
 
 def below(uri: str | Path, name: str) -> str:
-    """The URI of something in a folder; a query stays at the end."""
+    """Returns the URI of something in a folder; a query stays at the end."""
     base, mark, query = uri_of(uri).partition("?")
     return f"{base}/{name}{mark}{query}"
 
 
 def local_path(named: str | Path, key: str, whole: bool = False) -> Path:
-    """The path that was named, or, of a URI, the copy in the cache, brought up to date.
+    """Returns the path that was named, or, of a URI, the copy in the cache, brought up to date.
 
     Args:
         named: path or URI of a file or a folder; of a folder all that is below it is copied.
@@ -95,12 +95,12 @@ def local_path(named: str | Path, key: str, whole: bool = False) -> Path:
 
 
 def copy_place(uri: str) -> Path:
-    """Where in the cache the copy of a URI lies, in a folder of its own."""
+    """Says where in the cache the copy of a URI lies, in a folder of its own."""
     return cache_dir() / "remote" / hashlib.sha256(uri.encode()).hexdigest()[:24]
 
 
 def prepared_root(prepared_dir: str) -> Path:
-    """The folder of this machine that holds one folder per prepared data set.
+    """Returns the folder of this machine that holds one folder per prepared data set.
 
     Args:
         prepared_dir: the config key `data.prepared_dir`: a path, or a URI, whose folders are copied; empty: the cache.
@@ -114,7 +114,7 @@ def prepared_root(prepared_dir: str) -> Path:
 
 
 def is_complete(named: str | Path, key: str) -> bool:
-    """Whether a folder that `published` has written is there, to its last file."""
+    """Says whether a folder that `published` has written is there, to its last file."""
     if not is_remote(named):
         return local_path(named, key).is_dir()
     return COMPLETE in _Remote(uri_of(named), key).files()[1]
@@ -122,7 +122,7 @@ def is_complete(named: str | Path, key: str) -> bool:
 
 @contextlib.contextmanager
 def published(named: Path | str, key: str) -> Iterator[Path]:
-    """A folder to make: the one that is named, or, for a URI, one that is copied there at the end.
+    """Yields a folder to make: the one that is named, or, for a URI, one that is copied there at the end.
 
     Args:
         named: path or URI. Two commands must not write one URI at a time.
@@ -175,7 +175,10 @@ class _Remote:
         raise AssertionError
 
     def files(self) -> tuple[bool, Listing]:
-        """(whether it is a file, path below the folder -> [size, time of change] of each file); nothing: no files."""
+        """Gives (whether it is a file, path below the folder -> [size, time of change] of each file).
+
+        Nothing: no files.
+        """
 
         def listed() -> tuple[bool, Listing]:
             here = self.system.get_file_info(self.path)

@@ -179,7 +179,7 @@ class RawDataset:
             _refuse(name, column, ids, bad, f"is out of range: there are {table.num_rows} {column}s")
 
     def in_pieces(self, name: str) -> RawPieces:
-        """The checked rows, piece by piece.
+        """Returns the checked rows, piece by piece.
 
         Args:
             name: of the data set, for errors.
@@ -231,7 +231,7 @@ def _refuse(name: str, column: str, values: pa.ChunkedArray, bad: np.ndarray | p
 
 
 def list_column(lengths: np.ndarray, values: np.ndarray) -> pa.ListArray:
-    """A multi-valued column from the number of values of each entity [E] and all values one after another."""
+    """Returns a multi-valued column from the number of values of each entity [E] and all values one after another."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(np.int32, copy=False)))

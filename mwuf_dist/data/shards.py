@@ -87,7 +87,7 @@ class EntityTable:
 
 
 def row_group_rows(num_rows: int) -> int:
-    """Rows of each row group of a split of `num_rows` rows."""
+    """Returns rows of each row group of a split of `num_rows` rows."""
     return min(max(-(-num_rows // ROW_GROUPS_WANTED), MIN_ROW_GROUP_ROWS), MAX_ROW_GROUP_ROWS)
 
 
@@ -230,15 +230,15 @@ class Prepared:
         return 1_000_000 if self.manifest.get("made_of", {}).get("source", {}).get("source") == "logs" else 1
 
     def rows_of(self, counted: int) -> int:
-        """Rows that so many rows as N and K count them come to, with the negatives drawn for them."""
+        """Returns rows that so many rows as N and K count them come to, with the negatives drawn for them."""
         return counted * (1 + self.negatives_per_positive)
 
     def is_counted(self, label: np.ndarray) -> np.ndarray:
-        """Which rows of these labels [R] N and K count: all, or those that are not drawn."""
+        """Says which rows of these labels [R] N and K count: all, or those that are not drawn."""
         return label == 1 if self.negatives_per_positive else np.ones(len(label), dtype=bool)
 
     def is_event(self, label: np.ndarray, events: Events) -> np.ndarray:
-        """Which rows of these labels [R] histories and U(v) hold (`data.events`)."""
+        """Says which rows of these labels [R] histories and U(v) hold (`data.events`)."""
         return label == 1 if events == "positives" else self.is_counted(label)
 
     @property
@@ -252,19 +252,19 @@ class Prepared:
         return self.manifest["num_users"]
 
     def num_rows(self, split: str) -> int:
-        """Rows of a split."""
+        """Returns rows of a split."""
         return self.manifest["splits"][split]["rows"]
 
     def row_group_rows(self, split: str) -> int:
-        """Rows of each row group of a split but the last."""
+        """Returns rows of each row group of a split but the last."""
         return self.manifest["splits"][split]["row_group_rows"]
 
     def num_row_groups(self, split: str) -> int:
-        """Row groups of a split."""
+        """Returns row groups of a split."""
         return -(-self.num_rows(split) // self.row_group_rows(split))
 
     def entity(self, side: Side) -> EntityTable:
-        """Fields and raw IDs of all users or items."""
+        """Returns fields and raw IDs of all users or items."""
         path = self.whole(ENTITY_FILES[side])
         with manifests.explained(path):
             table = pq.read_table(path, memory_map=True).combine_chunks()
@@ -289,14 +289,14 @@ class Prepared:
         return EntityTable(table.num_rows, table[RAW_ID].to_numpy(zero_copy_only=False), columns)
 
     def raw_ids(self, side: Side) -> pa.Array:
-        """IDs in the raw data of all users or items [E], int64 or string, in the order of their index."""
+        """Returns IDs in the raw data of all users or items [E], int64 or string, in the order of their index."""
         path = self.whole(ENTITY_FILES[side])
         with manifests.explained(path):
             column = pq.read_table(path, columns=[RAW_ID], memory_map=True)[RAW_ID]
         return pa.concat_arrays(column.chunks)
 
     def columns(self, split: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Whole columns of a split, each an array [rows] of its own.
+        """Returns whole columns of a split, each an array [rows] of its own.
 
         Args:
             split: one of `SPLITS`.
@@ -306,7 +306,7 @@ class Prepared:
         return self.read_rows(split, 0, self.num_rows(split), names)
 
     def read_rows(self, split: str, start: int, stop: int, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Rows `start` to `stop` of a split; decodes only the row groups and columns it needs. Safe from any thread.
+        """Reads rows `start` to `stop` of a split: only the row groups and columns needed. Safe from any thread.
 
         Returns:
             Column name -> array [stop - start], as in `columns`.
@@ -331,13 +331,13 @@ class Prepared:
         return out
 
     def in_parts(self, split: str, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-        """Columns of a split as `read_rows` gives them, some million rows at a time."""
+        """Yields columns of a split as `read_rows` gives them, some million rows at a time."""
         num_rows = self.num_rows(split)
         for first in range(0, num_rows, MAX_FILE_ROWS):
             yield self.read_rows(split, first, min(first + MAX_FILE_ROWS, num_rows), names)
 
     def whole(self, name: str) -> Path:
-        """Path of a file of the folder whose CRC-32 stands in the manifest; the first call compares it."""
+        """Returns the path of a file of the folder whose CRC-32 stands in the manifest; the first call compares it."""
         path = self.path / name
         if path not in self._verified:
             with manifests.explained(path):
@@ -386,7 +386,7 @@ def entry(path: Path) -> dict[str, int]:
 
 
 def _footer_crc32(path: Path) -> int:
-    """CRC-32 of what has no checksum in Parquet: names, types, positions. A file ends with its length and 4 letters."""
+    """Returns the CRC-32 of what has no checksum in Parquet: names, types, positions. A length and 4 letters end it."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - 8))

@@ -49,7 +49,7 @@ class SplitRule:
 
     @staticmethod
     def of(config: DataConfig) -> SplitRule:
-        """The rule of a config."""
+        """Returns the rule of a config."""
         if config.protocol == "stream":
             if config.new_since:
                 raise UserError(
@@ -163,7 +163,7 @@ def item_roles(counts: np.ndarray, rule: SplitRule, before: np.ndarray | None = 
 
 
 def stream_roles(counts: np.ndarray, before: np.ndarray) -> Roles:
-    """The roles of items by the stream protocol. None may be new, where a model is trained for a late day.
+    """Returns the roles of items by the stream protocol. None may be new, where a model is trained for a late day.
 
     Args:
         counts: number of rows of each raw item.
@@ -182,7 +182,7 @@ def stream_roles(counts: np.ndarray, before: np.ndarray) -> Roles:
 
 
 def sets_by_place(before: np.ndarray, rule: SplitRule) -> np.ndarray:
-    """The set of rows of new items before which so many rows of the item stand that count [R].
+    """Returns the set of rows of new items before which so many rows of the item stand that count [R].
 
     Returns:
         Index into SPLITS, or NO_SPLIT for rows that are cut off while old items play new.
@@ -192,7 +192,7 @@ def sets_by_place(before: np.ndarray, rule: SplitRule) -> np.ndarray:
 
 
 def splits_of_new_rows(item: np.ndarray, time: np.ndarray, rule: SplitRule, day_0: int = 0) -> np.ndarray:
-    """The split of rows of new items: of each item here all rows are, in raw file order.
+    """Returns the split of rows of new items: of each item here all rows are, in raw file order.
 
     Args:
         item: the item of each row [R].
@@ -220,7 +220,7 @@ def splits_of_new_rows(item: np.ndarray, time: np.ndarray, rule: SplitRule, day_
 
 
 def order_by(*keys: np.ndarray) -> np.ndarray:
-    """The stable order of rows by integers, of which the first decides most [R]."""
+    """Returns the stable order of rows by integers, of which the first decides most [R]."""
     num_rows = len(keys[0])
     if not num_rows:
         return np.zeros(0, dtype=np.int64)
@@ -242,7 +242,7 @@ def order_by(*keys: np.ndarray) -> np.ndarray:
 
 
 def _old_ones_play_new(is_old: np.ndarray, enough: np.ndarray, rule: SplitRule) -> tuple[np.ndarray, np.ndarray]:
-    """Masks of the items that stay old and of those that play new, cut to N rows each; the really new ones go."""
+    """Gives masks of the items that stay old and of those that play new, cut to N rows each; the really new ones go."""
     old = np.flatnonzero(is_old & enough)
     plays_new = np.zeros(len(is_old), dtype=bool)
     generator = np.random.default_rng(rule.old_items_as_new_seed)

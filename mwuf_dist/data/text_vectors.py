@@ -50,7 +50,7 @@ class TextModel:
     components: np.ndarray
 
     def transform(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors [n, size] of texts, float32; zeros for one without a known term."""
+        """Returns vectors [n, size] of texts, float32; zeros for one without a known term."""
         from scipy.sparse import diags, hstack
         from sklearn.feature_extraction.text import CountVectorizer
         from sklearn.preprocessing import normalize
@@ -73,7 +73,7 @@ class TextModel:
 
     @staticmethod
     def from_file(path: Path) -> TextModel:
-        """The reverse of `to_metadata`.
+        """Returns the reverse of `to_metadata`.
 
         Raises:
             UserError: the file was not written by `write_vectors`.
@@ -167,7 +167,7 @@ def write_vectors(
 
 
 def _texts(columns: pa.Table, entity: np.ndarray, num: int) -> list[str]:
-    """The text of each item: its columns' one after another, lists as words; empty where there is none."""
+    """Returns the text of each item: its columns' one after another, lists as words; empty where there is none."""
     texts = [""] * num
     for column in columns.columns:
         rows = encode.first_rows(entity, column.is_valid().to_numpy(), np.arange(len(entity)), num)

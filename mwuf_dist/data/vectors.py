@@ -20,14 +20,14 @@ _LEAST_DEVIATION = 1e-6
 
 
 def matrix(column: pa.Array) -> np.ndarray:
-    """The numbers of a column of vectors [E, size], float32, zeros where there is none."""
+    """Returns the numbers of a column of vectors [E, size], float32, zeros where there is none."""
     size = column.type.list_size
     whole = column.fill_null(pa.scalar([0.0] * size, column.type)) if column.null_count else column
     return np.array(whole.flatten().to_numpy(zero_copy_only=False), dtype=np.float32).reshape(-1, size)
 
 
 def column_of(values: np.ndarray, has: np.ndarray | None = None) -> pa.Array:
-    """A column of vectors [E, size] as a table holds it, null where an entity has none."""
+    """Returns a column of vectors [E, size] as a table holds it, null where an entity has none."""
     flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
     mask = None if has is None or has.all() else pa.array(~has)
     return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(pa.float32(), values.shape[1]), mask=mask)
@@ -67,7 +67,7 @@ def standardise(items: pa.Table, fields: Sequence[Field], num_old: int) -> tuple
 
 
 def scaled(values: np.ndarray, has: np.ndarray, scale: Mapping[str, Any]) -> np.ndarray:
-    """Vectors [E, size] standardised, zeros where there is none."""
+    """Returns vectors [E, size] standardised, zeros where there is none."""
     out = (values - np.array(scale["mean"])) / np.array(scale["deviation"])
     return np.where(has[:, None], out, 0.0)
 

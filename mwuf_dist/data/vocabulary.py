@@ -34,7 +34,7 @@ def write(folder: Path, vocabularies: Mapping[str, pa.Array]) -> None:
 
 
 def read(prepared: Prepared) -> dict[str, pa.Table] | None:
-    """The rows of each field, columns `word` and `edge`; None for data prepared before they were kept."""
+    """Returns the rows of each field, columns `word` and `edge`; None for data prepared before they were kept."""
     if VOCABULARY_FILE not in prepared.manifest["entities"]:
         return None
     table = pq.read_table(prepared.whole(VOCABULARY_FILE), memory_map=True)
@@ -43,13 +43,16 @@ def read(prepared: Prepared) -> dict[str, pa.Table] | None:
 
 
 def index_of_words(table: pa.Table, words: pa.Array) -> np.ndarray:
-    """Index of each word [W], 0 for unknown ones, int32."""
+    """Returns the index of each word [W], 0 for unknown ones, int32."""
     place = pc.index_in(words, value_set=table["word"].combine_chunks().cast(words.type))
     return (pc.fill_null(place, -1).to_numpy(zero_copy_only=False) + 1).astype(np.int32)
 
 
 def index_of_numbers(table: pa.Table, numbers: np.ndarray) -> np.ndarray:
-    """Bucket of each number [W], 0 for what is not finite, int32; what is above the last edge is in the last bucket."""
+    """Gives bucket of each number [W], 0 for what is not finite, int32.
+
+    What is above the last edge is in the last bucket.
+    """
     edges = table["edge"].to_numpy()
     index = 1 + np.searchsorted(edges, np.nan_to_num(numbers), side="left")
     return np.where(np.isfinite(numbers), np.minimum(index, len(edges)), 0).astype(np.int32)

@@ -36,12 +36,12 @@ class Signs:
         self._last.pop(task, None)
 
     def silence(self) -> dict[int, tuple[float, str, int]]:
-        """(seconds since the last sign, node, process) by task."""
+        """Returns (seconds since the last sign, node, process) by task."""
         now = time.monotonic()
         return {task: (now - last, node, process) for task, (last, node, process) in self._last.items()}
 
     def place(self) -> tuple[str, int]:
-        """(node, process) of this actor."""
+        """Returns (node, process) of this actor."""
         return _place()
 
 

@@ -66,7 +66,7 @@ class FeatureStore:
         return Profiles.of(self.ids, self.num_rows)
 
     def specs(self, dim: int) -> list[TableSpec]:
-        """One table per field."""
+        """Returns one table per field."""
         # A categorical field has one id per bag, which any pooling leaves as it is: it takes the pooling of the others,
         # because fbgemm puts tables of one pooling into one kernel.
         others = {field.pooling for field in self.fields if field.kind == "multi_valued"} or {"sum"}
@@ -84,7 +84,7 @@ class FeatureStore:
         return tables.lookups.sides(self, index, runtime)
 
     def features(self, index: torch.Tensor) -> KeyedJaggedTensor:
-        """Ids of every field of the entities `index` [n], with n bags per field."""
+        """Returns ids of every field of the entities `index` [n], with n bags per field."""
         ids, lengths = self.ids.by_field(index)
         if lengths is None:
             values = (ids.view(len(self.names), -1) - self._first[:, None]).view(-1)
@@ -93,7 +93,7 @@ class FeatureStore:
         return KeyedJaggedTensor(self.tables, ids - torch.repeat_interleave(self._first, totals), lengths=lengths)
 
     def used_values(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
-        """For each field's table, which of its values [size] the entities `index` have."""
+        """Returns for each field's table, which of its values [size] the entities `index` have."""
         used = {}
         bags = self.features(index).to_dict() if self.names else {}
         for table, field in zip(self.tables, self.fields, strict=True):
@@ -102,7 +102,7 @@ class FeatureStore:
         return used
 
     def values_of_all(self) -> tuple[np.ndarray, np.ndarray]:
-        """(entity [p], value [p]) of every known value of every entity, int64, once each, by entity then value.
+        """Returns (entity [p], value [p]) of every known value of every entity, int64, once each, by entity then value.
 
         Values of all fields are counted through.
         """
@@ -182,7 +182,7 @@ class _Ids(EntityFields):
         return _Ids(whole[0], whole[1], whole[2], num_fields, pools_by_mean)
 
     def by_field(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(ids [m], lengths of the bags [F * n], or None) of entities [n], field after field."""
+        """Returns (ids [m], lengths of the bags [F * n], or None) of entities [n], field after field."""
         if self.lengths is None or self.starts is None:
             ids = self.ids.view(-1, self.num_fields).index_select(0, index)
             return ids.t().reshape(-1), None
@@ -192,20 +192,26 @@ class _Ids(EntityFields):
         return self._ranges(starts.t().reshape(-1), lengths), lengths
 
     def _ranges(self, starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """The ids from starts [b] on, lengths [b] of them each, one after another [m]."""
+        """Returns the ids from starts [b] on, lengths [b] of them each, one after another [m]."""
         place = torch.repeat_interleave(starts - (lengths.cumsum(0) - lengths), lengths)
         place += torch.arange(len(place), device=place.device)
         return self.ids.index_select(0, place)
 
 
 def table_name(field: str) -> str:
-    """The name of a field's table: its own, unless a torch module can have no child of that name (`type`, `a.b`)."""
+    """Gives the name of a field's table.
+
+    Its own, unless a torch module can have no child of that name (`type`, `a.b`).
+    """
     taken = hasattr(nn.ModuleDict, field) or field in vars(nn.ModuleDict())
     return f"field {field}" if taken else field.replace(".", "·")
 
 
 def with_neighbours(column: FieldColumn) -> FieldColumn:
-    """A categorical column as a multi-valued one: of each value v but 0 (unknown), v - 1, v and v + 1 within range."""
+    """Gives a categorical column as a multi-valued one.
+
+    Of each value v but 0 (unknown), v - 1, v and v + 1 within range.
+    """
     value = column.values
     bags = np.stack([value - 1, value, value + 1], axis=1)  # [E, 3]
     is_member = (bags >= 1) & (bags < column.field.size) & (value > 0)[:, None]
@@ -216,7 +222,7 @@ def with_neighbours(column: FieldColumn) -> FieldColumn:
 
 
 def without_rare_values(entities: EntityTable, num_known: int, min_known: int) -> EntityTable:
-    """The entities with 0 (unknown) for every value that fewer than `min_known` of the first `num_known` have."""
+    """Gives the entities with 0 (unknown) for every value that fewer than `min_known` of the first `num_known` have."""
     columns = {}
     for name, column in entities.columns.items():
         if column.field.kind == "vector":
@@ -228,6 +234,6 @@ def without_rare_values(entities: EntityTable, num_known: int, min_known: int) -
 
 
 def rare_values(column: FieldColumn, num_known: int, min_known: int) -> np.ndarray:
-    """Which values [size] fewer than `min_known` of the first `num_known` entities have, bool."""
+    """Says which values [size] fewer than `min_known` of the first `num_known` entities have, bool."""
     end = num_known if column.offsets is None else column.offsets[num_known]
     return np.bincount(column.values[:end], minlength=column.field.size) < min_known

@@ -128,7 +128,7 @@ def watch(
 
 
 def _owners_now(module: Any, raw_ids: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """Who owns the slots [n] that IDs have been given; these are more where such without a slot are left out."""
+    """Says who owns the slots [n] that IDs have been given; these are more where such without a slot are left out."""
     if hasattr(module, "_hash_zch_identities"):
         found = module._hash_zch_identities.detach()[:, 0][slots.to(module.device)]
         return found.masked_fill(found == -1, NOBODY)

@@ -81,7 +81,7 @@ class KernelLookups:
         return self._kernel(KeyedJaggedTensor(self._names, ids.contiguous().view(-1), lengths=lengths))
 
     def _offsets_of_one(self, num_bags: int, device: torch.device) -> torch.Tensor:
-        """Offsets [n + 1] of bags of one id each: a prefix of one cached arange."""
+        """Returns offsets [n + 1] of bags of one id each: a prefix of one cached arange."""
         if num_bags >= len(self._arange):
             self._arange = torch.arange(2 * num_bags + 1, device=device)
         return self._arange[: num_bags + 1]
@@ -149,7 +149,7 @@ class LoopLookups:
         return torch._embedding_bag_forward_only(matrix, ids.reshape(-1), offsets, False, 0, False, None, False)[0]
 
     def _looked_up(self, lookups: Sequence[Lookup]) -> tuple[torch.Tensor, ...]:
-        """Rows of several lookups in the matrix of all tables, whose gradients come together in one tensor."""
+        """Returns rows of several lookups in the matrix of all tables, whose gradients come together in one tensor."""
         lookups = [(fields, entities.contiguous()) for fields, entities in lookups]
         if not torch.is_grad_enabled():
             return tuple(table_rows(self._matrix, fields, entities) for fields, entities in lookups)

@@ -40,6 +40,6 @@ class ReplicatedTables:
         }
 
     def table(self, name: str) -> torch.Tensor:
-        """Rows [rows, width] of a table: a view, writing to it writes to the table."""
+        """Returns rows [rows, width] of a table: a view, writing to it writes to the table."""
         start, shape = self.parts[name]
         return self.weights.detach()[start : start + shape.numel()].view(shape)

@@ -57,7 +57,7 @@ def placements(
     trained: bool = True,
     rows_per_step: int = 0,
 ) -> dict[str, Placement]:
-    """The sharding plan of a collection; needs no device. TorchRec's planner offers no row-wise sharding on CPU.
+    """Gives the sharding plan of a collection; needs no device. TorchRec's planner offers no row-wise sharding on CPU.
 
     Args:
         specs: the tables.
@@ -94,7 +94,7 @@ def placements(
 
 
 def _is_replicated(specs: Sequence[TableSpec], config: EmbeddingConfig, trained: bool, rows_per_step: int) -> bool:
-    """Whether every rank holds a collection whole."""
+    """Says whether every rank holds a collection whole."""
     fused = [spec.name for spec in specs if trained and _is_fused(spec, config)]
     if config.sharding == "replicated":
         if fused:

@@ -139,7 +139,7 @@ class Tables:
         self._collection = self._module.module.get_submodule(name)
 
     def __call__(self, features: KeyedJaggedTensor) -> torch.Tensor:
-        """Pooled rows [bags, sum of the tables' widths], tables in the order of `specs`.
+        """Returns pooled rows [bags, sum of the tables' widths], tables in the order of `specs`.
 
         A collective: every rank passes equally many bags (see `Runtime.pad` and `Runtime.distinct`).
         """
@@ -151,7 +151,7 @@ class Tables:
         return torch.cat([keyed[name] for name in self._names], dim=1)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows [n, widths] of every table at the same `ids` [n]. A collective."""
+        """Returns rows [n, widths] of every table at the same `ids` [n]. A collective."""
         return self.lookups.rows(ids)
 
     def rows_to_train(self, ids: torch.Tensor) -> torch.Tensor:
@@ -167,7 +167,7 @@ class Tables:
         return self.lookups.rows_by_table(ids)
 
     def _local_kernel(self) -> nn.Module | None:
-        """The kernel that holds all tables, where this rank is the only one and they share a kernel.
+        """Returns the kernel that holds all tables, where this rank is the only one and they share a kernel.
 
         TorchRec's way to it exchanges ids and rows between ranks; with one rank that is 0.3 ms a lookup for nothing.
         """
@@ -221,14 +221,14 @@ class Tables:
         return self.lookups.implementation
 
     def rows_of(self, table: str, ids: torch.Tensor) -> torch.Tensor:
-        """Rows [n, width] of one table; the others get empty bags. A collective."""
+        """Returns rows [n, width] of one table; the others get empty bags. A collective."""
         lengths = [torch.full((len(ids),), int(name == table)) for name in self._names]
         out = self(KeyedJaggedTensor(self._names, ids.contiguous(), lengths=torch.cat(lengths).to(ids.device)))
         start = sum(self.specs[name].dim for name in self._names[: self._names.index(table)])
         return out[:, start : start + self.specs[table].dim]
 
     def bag_sums(self, ids: torch.Tensor) -> torch.Tensor:
-        """Sums [n, width] of the rows `ids` [n, k] of the only table. A collective."""
+        """Returns sums [n, width] of the rows `ids` [n, k] of the only table. A collective."""
         return self.lookups.bag_sums(ids)
 
     def flat_parameters(self) -> list[FlatParameter]:
@@ -257,7 +257,7 @@ class Tables:
         ]
 
     def whole(self, table: str) -> torch.Tensor | None:
-        """A table's rows [rows, width] where this rank holds all of them, to be read in place; else None."""
+        """Returns a table's rows [rows, width] where this rank holds all of them, to be read in place; else None."""
         shards = self.shards(table)
         return shards[0].weight.detach() if self.is_whole and len(shards) == 1 else None
 
@@ -354,7 +354,7 @@ class Tables:
                     shard.tensor.zero_()
 
     def state(self) -> dict[str, object]:
-        """Tensors by table, sharded or whole, for a checkpoint; loading writes into them in place."""
+        """Returns tensors by table, sharded or whole, for a checkpoint; loading writes into them in place."""
         if self._replicated is not None:
             return {f"{self.name}.{table}": self._replicated.table(table) for table in self._names}
         state: dict[str, object] = {
@@ -367,7 +367,7 @@ class Tables:
         return state
 
     def like(self, table: str, local: torch.Tensor) -> torch.Tensor | ShardedTensor:
-        """A tensor with the table's layout around a tensor of this rank's shape: an optimizer's moment."""
+        """Returns a tensor with the table's layout around a tensor of this rank's shape: an optimizer's moment."""
         if self._replicated is not None:
             return local
         sharded = self._collection.state_dict()[f"embedding_bags.{table}.weight"]
@@ -375,7 +375,7 @@ class Tables:
         return ShardedTensor._init_from_local_shards_and_global_metadata(shards, sharded.metadata())
 
     def bytes_per_rank(self) -> int:
-        """Bytes of weights that this rank holds."""
+        """Returns bytes of weights that this rank holds."""
         return sum(s.weight.numel() * s.weight.element_size() for name in self._names for s in self.shards(name))
 
 

@@ -44,7 +44,7 @@ class ItemUsers:
 
     @classmethod
     def of_rows(cls, user: np.ndarray, item: np.ndarray, num_items: int) -> ItemUsers:
-        """The users [n] of items [n], whatever set they are from."""
+        """Returns the users [n] of items [n], whatever set they are from."""
         made = cls.__new__(cls)
         made._hold(user, item, num_items)
         return made
@@ -63,11 +63,11 @@ class ItemUsers:
         self._offsets = torch.from_numpy(offsets)
 
     def counts(self) -> np.ndarray:
-        """Number of users of each item [I], repeats included, int64."""
+        """Returns the number of users of each item [I], repeats included, int64."""
         return np.diff(self._offsets.numpy())
 
     def of(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(users [n], offsets [m + 1]) of the items [m]: item i's users are users[offsets[i]:offsets[i + 1]]."""
+        """Gives (users [n], offsets [m + 1]) of the items [m]: item i's users are users[offsets[i]:offsets[i + 1]]."""
         items = items.cpu()
         start = self._offsets[items]
         lengths = self._offsets[items + 1] - start
@@ -79,14 +79,14 @@ class ItemUsers:
 
 
 def _events(prepared: Prepared, split: str, events: Events) -> dict[str, np.ndarray]:
-    """User and item of the rows of a split that are events."""
+    """Returns the user and item of the rows of a split that are events."""
     columns = prepared.columns(split, ("user", "item", "label"))
     kept = prepared.is_event(columns.pop("label"), events)
     return columns if kept.all() else {name: values[kept] for name, values in columns.items()}
 
 
 def _by_item(user: np.ndarray, item: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """(users [n] item by item, each item's in their order; offsets [I + 1] int64) of interactions [n]."""
+    """Returns (users [n] item by item, each item's in their order; offsets [I + 1] int64) of interactions [n]."""
     assert len(item) < 1 << 32
     # NumPy sorts plain int64 with vector instructions: with key and position in one number that is faster than a
     # counting sort (scipy's tocsc), and than a stable argsort.
@@ -99,14 +99,17 @@ def _by_item(user: np.ndarray, item: np.ndarray, num_items: int) -> tuple[np.nda
 
 
 def is_range(items: torch.Tensor) -> bool:
-    """Whether items [n] are neighbours in ascending order."""
+    """Says whether items [n] are neighbours in ascending order."""
     return len(items) > 0 and bool((items == torch.arange(int(items[0]), int(items[0]) + len(items))).all())
 
 
 def mean_users(
     item_users: ItemUsers, items: torch.Tensor, user_tables: Tables, fallback: torch.Tensor, runtime: Runtime
 ) -> torch.Tensor:
-    """G(U(v)) [m, D] of items [m]; an item without users gets `fallback` [D], the global mean user. A collective."""
+    """Gives G(U(v)) [m, D] of items [m].
+
+    An item without users gets `fallback` [D], the global mean user. A collective.
+    """
     users, offsets = item_users.of(items)
     table = user_tables.whole("user_id")
     if table is not None:

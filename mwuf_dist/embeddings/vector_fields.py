@@ -33,7 +33,7 @@ class VectorFields(nn.Module):
             self.maps.append(nn.Parameter(torch.randn(matrix.shape[1], dim, generator=generator) * std))
 
     def forward(self, fields: torch.Tensor, vectors: Mapping[str, torch.Tensor], items: torch.Tensor) -> torch.Tensor:
-        """Field embeddings [n, Fi*D] of items [n]: those of the tables, then one per vector field."""
+        """Returns field embeddings [n, Fi*D] of items [n]: those of the tables, then one per vector field."""
         if not vectors:
             return fields
         maps = zip(vectors.values(), self.maps, strict=True)

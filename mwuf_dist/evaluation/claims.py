@@ -10,7 +10,7 @@ from mwuf_dist.evaluation.warnings import best_trivial
 
 
 def claims(comparison: dict[str, Any]) -> dict[str, Any]:
-    """`reference` (label of the best base), `sentences`, `deploy` (a label) and `seconds` of a run of each row.
+    """Returns `reference` (label of the best base), `sentences`, `deploy` (a label) and `seconds` of a run of each row.
 
     All by the fixed test. A gain is one after Holm's correction; its bracket is the 95 % interval where the scores were
     there to make one. What to deploy is the cheapest row whose mean AUC over the phases is within the best row's margin
@@ -44,7 +44,7 @@ def _seconds(row: dict[str, Any]) -> float:
 
 
 def _against(row: dict[str, Any]) -> str:
-    """A row against the best base: the phases in which it gains or loses, and those in which neither is sure."""
+    """Gives a row against the best base: the phases in which it gains or loses, and those in which neither is sure."""
     told, unsure = [], []
     for phase in PHASES:
         versus = row["phases"][phase]["versus_reference_test"]

@@ -133,7 +133,7 @@ def conclude(comparison: dict[str, Any]) -> None:
 
 
 def row_label(backbone: str, method: str, variant: str) -> str:
-    """The name of a row in tables and plots."""
+    """Returns the name of a row in tables and plots."""
     return f"{backbone} / {method}" + (f" ({variant})" if variant else "")
 
 
@@ -220,7 +220,10 @@ def _cell(result: Result) -> dict[str, Any]:
 
 
 def _clicks_curve(results: list[Result]) -> list[dict[str, Any]]:
-    """The buckets of the four phases behind each other, `auc` summarised over seeds; empty where no run has them."""
+    """Gives the buckets of the four phases behind each other, `auc` summarised over seeds.
+
+    Empty where no run has them.
+    """
     aucs: dict[tuple[int, int | None, int], list[float | None]] = {}
     for result in results:
         for phase in PHASES:
@@ -232,7 +235,7 @@ def _clicks_curve(results: list[Result]) -> list[dict[str, Any]]:
 
 
 def _history(by_seed: dict[int, Result]) -> str | None:
-    """Which history of a user the row's backbone has read; None where it reads none."""
+    """Says which history of a user the row's backbone has read; None where it reads none."""
     result = next(iter(by_seed.values()))
     config = result.get("config", {})
     length = config.get("backbone", {}).get("history_length")
@@ -246,7 +249,7 @@ def _history(by_seed: dict[int, Result]) -> str | None:
 
 
 def _audit(rows: list[Row], audits: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The leak audits of the rows in one; `passed` is None where no row has been audited."""
+    """Returns the leak audits of the rows in one; `passed` is None where no row has been audited."""
     by_row = {audit["row"]: audit for audit in audits}
     found = [by_row[row["label"]] for row in rows if row["label"] in by_row]
     return {
@@ -259,7 +262,7 @@ def _audit(rows: list[Row], audits: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _values(by_seed: dict[int, Result], phase: str, name: str) -> dict[int, float]:
-    """Number by seed, of the seeds that have it (a NaN is not equal to itself)."""
+    """Returns the number by seed, of the seeds that have it (a NaN is not equal to itself)."""
     found = {seed: result["phases"].get(phase, {}).get(name) for seed, result in by_seed.items()}
     return {seed: value for seed, value in found.items() if value is not None and value == value}
 
@@ -287,7 +290,7 @@ def _add_baselines(row: Row, key: tuple[str, str, str], runs: Runs, split: dict[
 
 
 def _base(runs: Runs, backbone: str, variant: str) -> tuple[str, str, str] | None:
-    """The base of a backbone: of the same variant, else the plain one, else the first."""
+    """Returns the base of a backbone: of the same variant, else the plain one, else the first."""
     bases = [key for key in runs if key[:2] == (backbone, "base") and num_together(key[2]) == num_together(variant)]
     for wanted in ((backbone, "base", variant), (backbone, "base", "")):
         if wanted in bases:
@@ -296,13 +299,13 @@ def _base(runs: Runs, backbone: str, variant: str) -> tuple[str, str, str] | Non
 
 
 def num_together(variant: str) -> int:
-    """How many seeds a score of a row is the mean of: rows are compared with such of the same number only."""
+    """Says how many seeds a score of a row is the mean of: rows are compared with such of the same number only."""
     found = re.search(r"mean of (\d+) seeds$", variant)
     return int(found[1]) if found else 1
 
 
 def _reference(runs: Runs, variant: str) -> tuple[str, str, str] | None:
-    """The best base of all backbones, by its mean AUC over the phases on `test`."""
+    """Returns the best base of all backbones, by its mean AUC over the phases on `test`."""
     bases = [key for key in runs if key[1] == "base" and num_together(key[2]) == num_together(variant)]
 
     def mean(key: tuple[str, str, str]) -> float:
@@ -313,7 +316,7 @@ def _reference(runs: Runs, variant: str) -> tuple[str, str, str] | None:
 
 
 def _best_other(runs: Runs, method: str, variant: str, phase: str, name: str) -> tuple[str, str, str] | None:
-    """The row of another method with the highest mean AUC."""
+    """Returns the row of another method with the highest mean AUC."""
     means = {key: summarize(_values(by_seed, phase, name).values())["mean"] for key, by_seed in runs.items()}
     num = num_together(variant)
     others = [k for k, mean in means.items() if k[1] != method and mean is not None and num_together(k[2]) == num]
@@ -321,7 +324,9 @@ def _best_other(runs: Runs, method: str, variant: str, phase: str, name: str) ->
 
 
 def _rela_impr(auc: dict[int, float], base: dict[int, float]) -> Summary:
-    """RelaImpr of the mean AUCs over common seeds (so the table's own AUCs give it); its spread is that over seeds.
+    """Gives RelaImpr of the mean AUCs over common seeds (so the table's own AUCs give it).
+
+    Its spread is that over seeds.
 
     The mean of the per-seed figures would be another number: where one seed's base is close to a coin toss, its ratio
     outweighs all others.
@@ -347,7 +352,7 @@ def _versus(
 
 
 def _published(row: Row, dataset: str) -> dict[str, Any] | None:
-    """The paper's next-set AUCs for this row and ours minus the paper's; a variant is no row of the paper."""
+    """Returns the paper's next-set AUCs for this row and ours minus the paper's; a variant is no row of the paper."""
     aucs = published_auc(dataset, row["backbone"], row["method"]) if not row["variant"] else None
     if aucs is None:
         return None
@@ -361,7 +366,7 @@ def _published(row: Row, dataset: str) -> dict[str, Any] | None:
 
 
 def _ceiling(results: list[Result]) -> dict[str, dict[str, float | None]] | None:
-    """Bayes AUC by scoring and phase, of generated data; None for data whose truth nobody knows."""
+    """Returns Bayes AUC by scoring and phase, of generated data; None for data whose truth nobody knows."""
     ceiling = {
         scoring: {
             phase: summarize(result["phases"].get(phase, {}).get(f"ceiling_{scoring}") for result in results)["mean"]

@@ -9,7 +9,7 @@ _CONFIG_OF_ONE_RUN = ("seed", "data.prepared_dir")  # differs between runs of on
 
 
 def distinct(dicts: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The distinct values of each key, in order of first appearance."""
+    """Returns the distinct values of each key, in order of first appearance."""
     values: dict[str, list[Any]] = {}
     for one in dicts:
         for key, value in one.items():
@@ -19,7 +19,7 @@ def distinct(dicts: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def split_configs(rows: list[dict[str, Any]], runs: Mapping[Any, Mapping[int, dict[str, Any]]]) -> dict[str, Any]:
-    """The keys that all runs share; gives each row under `config` those in which the rows differ."""
+    """Returns the keys that all runs share; gives each row under `config` those in which the rows differ."""
     configs = [[_flat(result.get("config", {})) for result in by_seed.values()] for by_seed in runs.values()]
     all_values = distinct(config for of_row in configs for config in of_row)
     common = {key: values[0] for key, values in all_values.items() if len(values) == 1}

@@ -63,7 +63,7 @@ td.text { text-align: left; font-family: ui-monospace, Menlo, Consolas, monospac
 
 
 def html(comparison: dict[str, Any], plots: Sequence[Path], items: Sequence[str] = ()) -> str:
-    """The report as a self-contained page.
+    """Returns the report as a self-contained page.
 
     Args:
         comparison: of `build_comparison`.
@@ -93,7 +93,7 @@ def html(comparison: dict[str, Any], plots: Sequence[Path], items: Sequence[str]
 
 
 def page(heading: str, body: str) -> str:
-    """A whole page around what stands in it."""
+    """Returns a whole page around what stands in it."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -119,7 +119,7 @@ def _header(comparison: dict[str, Any], heading: str) -> str:
 
 
 def table_section(table: Table) -> str:
-    """A table with its title and note."""
+    """Returns a table with its title and note."""
     return f'<h2>{escape(table.title)}</h2>{_table(table)}<p class="note">{escape(table.note)}</p>'
 
 
@@ -153,7 +153,7 @@ def _classes(**on: bool) -> str:
 
 
 def image(path: Path) -> str:
-    """A picture, inside the page."""
+    """Returns a picture, inside the page."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">'
 
@@ -191,7 +191,7 @@ def _differences(comparison: dict[str, Any]) -> str:
 
 
 def _cells_table(comparison: dict[str, Any]) -> str:
-    """One line per run: the seconds of its stages, and the hash of its configuration."""
+    """Returns one line per run: the seconds of its stages, and the hash of its configuration."""
     cells = [(row["label"], cell) for row in comparison["rows"] for cell in row["cells"]]
     stages = list(dict.fromkeys(stage for _, cell in cells for stage in cell["seconds"]))
     head = "".join(f"<th>{escape(name)}</th>" for name in ("seed", "device", "ranks", *stages, "in all", "config"))

@@ -13,12 +13,12 @@ _MOST_DELTAS = 200  # That a page lists: the first, and the last ones.
 
 
 def item_page(view: ItemView, picture: Path) -> str:
-    """The view as a self-contained page; `picture` is of `plot_item`."""
+    """Returns the view as a self-contained page; `picture` is of `plot_item`."""
     return page(view.title, f"<h1>{escape(view.title)}</h1>{item_section(view, picture, heading='')}")
 
 
 def item_section(view: ItemView, picture: Path, heading: str | None = None) -> str:
-    """The view as a part of a page.
+    """Returns the view as a part of a page.
 
     Args:
         view: of an item.
@@ -37,7 +37,7 @@ def item_section(view: ItemView, picture: Path, heading: str | None = None) -> s
 
 
 def _score_table(view: ItemView) -> Table | None:
-    """The first and the last score of each phase."""
+    """Returns the first and the last score of each phase."""
     rows = []
     for phase in dict.fromkeys(name for name, *_ in view.history):
         points = [(clicks, score) for name, clicks, score in view.history if name == phase]
@@ -49,7 +49,7 @@ def _score_table(view: ItemView) -> Table | None:
 
 
 def _neighbour_table(view: ItemView) -> Table | None:
-    """The nearest old items at the end of each phase."""
+    """Returns the nearest old items at the end of each phase."""
     last = {view.history[moment][0]: near for moment, near in zip(view.moments, view.nearest_then, strict=True)}
     width = max(map(len, last.values()), default=0)
     if not width:
@@ -65,7 +65,7 @@ def _neighbour_table(view: ItemView) -> Table | None:
 
 
 def _delta_table(view: ItemView) -> Table | None:
-    """The deltas that changed the item."""
+    """Returns the deltas that changed the item."""
     if not view.deltas:
         return None
     shown = list(view.deltas)

@@ -20,7 +20,7 @@ _SORTED_BY_THREADS = 1 << 16
 
 
 def auc(scores: ArrayLike, labels: ArrayLike, threads: int = 1) -> float:
-    """Area under the ROC curve, exact: a tied pair of a positive and a negative counts one half.
+    """Returns the area under the ROC curve, exact: a tied pair of a positive and a negative counts one half.
 
     The same number as the Mann-Whitney statistic with average ranks. Each class is sorted by itself, and pairs are
     counted in int64, so the only rounding is that of the last division, whatever the number of threads.
@@ -58,7 +58,7 @@ def auc(scores: ArrayLike, labels: ArrayLike, threads: int = 1) -> float:
 
 
 def log_loss(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Mean binary cross-entropy in nats, from logits: exact where a probability would round to 0 or 1.
+    """Returns the mean binary cross-entropy in nats, from logits: exact where a probability would round to 0 or 1.
 
     Args:
         logits: log odds of a click, [n].
@@ -78,7 +78,9 @@ def log_loss(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def calibration(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Mean predicted probability over the observed fraction of clicks: 1 is calibrated, above 1 promises too much.
+    """Gives mean predicted probability over the observed fraction of clicks.
+
+    1 is calibrated, above 1 promises too much.
 
     Args:
         logits: log odds of a click, [n].
@@ -99,7 +101,7 @@ def calibration(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def rela_impr(auc: float, auc_base: float) -> float:
-    """Relative improvement of an AUC over that of a base model in percent, of the part above a coin toss.
+    """Returns relative improvement of an AUC over that of a base model in percent, of the part above a coin toss.
 
     `((auc - .5) / (auc_base - .5) - 1) * 100` (Zhu et al., SIGIR 2021).
 
@@ -114,7 +116,7 @@ def rela_impr(auc: float, auc_base: float) -> float:
 def auc_by_clicks(
     logits: ArrayLike, labels: ArrayLike, num_clicks: ArrayLike, edges: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """AUC of the rows whose item had a given number of clicks (labelled rows) when the row was scored.
+    """Returns AUC of the rows whose item had a given number of clicks (labelled rows) when the row was scored.
 
     Args:
         logits: scores, [n].

@@ -86,7 +86,7 @@ def _draw_row(axes: Axes, row: dict[str, Any], scoring: str, style: dict[str, An
 
 
 def _row_styles(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Colour, marker and line of each row.
+    """Returns colour, marker and line of each row.
 
     One backbone: a colour per row. Several: the colour is the backbone and the marker the method, so that a method
     stands beside its own base; there the lines of methods other than MWUF are broken, as one backbone may have many.
@@ -186,13 +186,13 @@ def plot_clicks(comparison: dict[str, Any], path: Path) -> None:
 
 
 def _ends_of_warm_sets(comparison: dict[str, Any]) -> list[int]:
-    """The click counts at which the model has learned from one more warm set: K, 2K, 3K."""
+    """Returns the click counts at which the model has learned from one more warm set: K, 2K, 3K."""
     bounds = [bucket["from"] for row in comparison["rows"] for bucket in row["auc_by_clicks"] if bucket["to"] is None]
     return [max(bounds) * part // 3 for part in (1, 2, 3)] if bounds else []
 
 
 def spread_apart(heights: list[float], gap: float) -> list[float]:
-    """The nearest heights (least squares) in the same order that stand at least `gap` apart.
+    """Returns the nearest heights (least squares) in the same order that stand at least `gap` apart.
 
     Args:
         heights: ascending, in any unit.
@@ -286,7 +286,7 @@ def plot_run(metrics: list[dict[str, Any]], results: dict[str, Any], path: Path)
 
 
 def _loss_curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """(samples, loss) pairs by stage and name of the line."""
+    """Returns (samples, loss) pairs by stage and name of the line."""
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in metrics:
         for key, value in row.items():

@@ -79,6 +79,6 @@ ROWS: dict[tuple[str, str], str] = {
 
 
 def published_auc(dataset: str, backbone: str, method: str) -> tuple[float, float, float, float] | None:
-    """The paper's AUC in the four phases, or None when it has no such row."""
+    """Returns the paper's AUC in the four phases, or None when it has no such row."""
     row = ROWS.get((backbone, method))
     return None if row is None else AUC.get(dataset, {}).get(row)

@@ -75,14 +75,14 @@ def _is_drawn(plot: Callable[[dict[str, Any], Path], Any], comparison: dict[str,
 
 
 def _text_tables(comparison: dict[str, Any]) -> list[Table]:
-    """All tables; the AUC of each scoring by itself, as both would not fit a line."""
+    """Returns all tables; the AUC of each scoring by itself, as both would not fit a line."""
     tables = [auc_table(comparison, (scoring,)) for scoring in SCORINGS] + metric_tables(comparison)
     optional = [published_table(comparison), clicks_table(comparison)]
     return [*tables, *filter(None, optional), speed_table(comparison), budget_table(comparison)]
 
 
 def markdown(comparison: dict[str, Any]) -> str:
-    """The tables as Markdown."""
+    """Returns the tables as Markdown."""
     parts = [f"# {escape.markdown(title(comparison))}", *map(escape.markdown, sentences(comparison))]
     for table in _text_tables(comparison):
         parts.append(f"## {_title(table)}\n\n{_markdown_table(table)}")
@@ -90,7 +90,7 @@ def markdown(comparison: dict[str, Any]) -> str:
 
 
 def _title(table: Table) -> str:
-    """A table of one group of metrics is named by it."""
+    """Returns a table of one group of metrics is named by it."""
     return table.columns[0].group if table.title == "AUC" else table.title
 
 
@@ -112,7 +112,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def latex(comparison: dict[str, Any]) -> str:
-    """The tables as LaTeX `table*` environments; needs the package booktabs."""
+    """Returns the tables as LaTeX `table*` environments; needs the package booktabs."""
     head = f"% {escape.latex(title(comparison))}. Needs \\usepackage{{booktabs}}."
     head += "".join(f"\n% {escape.latex(sentence)}" for sentence in sentences(comparison))
     return "\n\n".join([head, *map(_latex_table, _text_tables(comparison))]) + "\n"
@@ -172,7 +172,7 @@ def print_comparison(comparison: dict[str, Any], console: Console | None = None)
 
 
 def _shown(text: str) -> str:
-    """Text that is neither markup of the console nor steers a terminal."""
+    """Returns the text that is neither markup of the console nor steers a terminal."""
     return rich_escape(escape.printable(text))
 
 

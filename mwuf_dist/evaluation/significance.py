@@ -28,7 +28,7 @@ class Summary(TypedDict):
 
 
 def summarize(values: Iterable[float | None]) -> Summary:
-    """Mean and sample standard deviation (ddof 1) over seeds.
+    """Returns the mean and sample standard deviation (ddof 1) over seeds.
 
     Values that are None or not finite do not exist (an AUC of one class, a stage that the method has not) and do not
     count into `num_seeds`. `mean` is None without values, `std` with fewer than two.
@@ -42,7 +42,7 @@ def summarize(values: Iterable[float | None]) -> Summary:
 
 
 def paired_t_test(values: Mapping[int, float], others: Mapping[int, float]) -> tuple[float | None, float | None]:
-    """Two-sided paired t-test over the seeds that both have: a seed fixes the draws that both methods share.
+    """Returns two-sided paired t-test over the seeds that both have: a seed fixes the draws that both methods share.
 
     Args:
         values: seed -> value of the one method.
@@ -70,12 +70,12 @@ def paired_t_test(values: Mapping[int, float], others: Mapping[int, float]) -> t
 
 
 def is_significant_gain(difference: float | None, p_value: float | None) -> bool:
-    """Whether a difference is upwards and its p-value below `LEVEL`."""
+    """Says whether a difference is upwards and its p-value below `LEVEL`."""
     return difference is not None and p_value is not None and difference > 0 and p_value < LEVEL
 
 
 def placements(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """For each positive the fraction of negatives below it, for each negative that of positives above it [n].
+    """Returns for each positive the fraction of negatives below it, for each negative that of positives above it [n].
 
     Ties count one half. The mean over either class is the AUC.
     """
@@ -101,7 +101,7 @@ class Difference(TypedDict):
 def bootstrap_difference(
     ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], labels: np.ndarray, items: np.ndarray
 ) -> Difference:
-    """AUC of one method minus that of another, by a bootstrap over items and over seeds at once.
+    """Returns AUC of one method minus that of another, by a bootstrap over items and over seeds at once.
 
     Rows of an item stand or fall together: other items could have been new. An AUC is taken by its influence function
     (DeLong et al. 1988, summed by item), so a draw costs a sum over items and no sort.
@@ -153,7 +153,7 @@ def bootstrap_folds(differences: Sequence[float], influences: Sequence[np.ndarra
 def difference_by_item(
     ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, index: np.ndarray, num_items: int
 ) -> tuple[float, np.ndarray]:
-    """AUC of one method minus that of another, and what each item adds to it [num_items] (they sum to zero).
+    """Returns AUC of one method minus that of another, and what each item adds to it [num_items] (they sum to zero).
 
     Args:
         ours: placements [n].
@@ -185,7 +185,7 @@ def _interval(of_seed: np.ndarray, moved: np.ndarray, generator: np.random.Gener
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values of a family of tests, as if each had been made alone."""
+    """Returns Holm's step-down correction: p-values of a family of tests, as if each had been made alone."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

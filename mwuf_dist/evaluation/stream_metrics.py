@@ -19,7 +19,7 @@ _CLICK_EDGES = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 def stream_metrics(
     logits: np.ndarray, labels: np.ndarray, users: np.ndarray, age_days: np.ndarray, clicks: np.ndarray, max_age: int
 ) -> dict[str, Any]:
-    """`rows`, `positives` and `METRICS` of all rows, and lists of the same `by_age` and `by_clicks`.
+    """Returns `rows`, `positives` and `METRICS` of all rows, and lists of the same `by_age` and `by_clicks`.
 
     Args:
         logits: of the rows [n].
@@ -50,7 +50,10 @@ def _buckets(
     edges: Sequence[int],
     last: int | None,
 ) -> list[dict[str, Any]]:
-    """The metrics of the rows whose value is from an edge on and below the next; buckets without a row are left out."""
+    """Gives the metrics of the rows whose value is from an edge on and below the next.
+
+    Buckets without a row are left out.
+    """
     found = []
     for low, high in zip(edges, [*edges[1:], last], strict=True):
         inside = (values >= low) & (values < (math.inf if high is None else high))
@@ -60,7 +63,7 @@ def _buckets(
 
 
 def gauc(logits: np.ndarray, labels: np.ndarray, users: np.ndarray) -> float:
-    """Mean of the users' own AUCs, each weighing as many as its rows; users of one class only are left out.
+    """Returns the mean of the users' own AUCs, each weighing as many as its rows; users of one class only are left out.
 
     NaN where there is no other user.
     """
@@ -73,7 +76,7 @@ def gauc(logits: np.ndarray, labels: np.ndarray, users: np.ndarray) -> float:
 
 
 def ranking(scores: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
-    """(NDCG@10, Recall@10) of one list: of `scores` [C] those at the places `wanted` [w] are the right ones.
+    """Returns (NDCG@10, Recall@10) of one list: of `scores` [C] those at the places `wanted` [w] are the right ones.
 
     An item that ties with others stands behind them, so that scores that say nothing earn nothing.
     """

@@ -141,7 +141,7 @@ def _is_retrained(row: dict[str, Any]) -> bool:
 
 
 def _reference(comparison: dict[str, Any]) -> str | None:
-    """The base with the highest mean AUC that learns as the methods do."""
+    """Returns the base with the highest mean AUC that learns as the methods do."""
     bases = [row for row in comparison["rows"] if row["method"] == "base" and not _is_retrained(row)]
     known = [row for row in bases if row["stream"]["auc"]["mean"] is not None]
     return max(known, key=lambda row: row["stream"]["auc"]["mean"])["label"] if known else None
@@ -191,7 +191,7 @@ def sentences(comparison: dict[str, Any]) -> list[str]:
 
 
 def tables(comparison: dict[str, Any]) -> list[Table]:
-    """The headline, and AUC and GAUC by age and by clicks."""
+    """Returns the headline, and AUC and GAUC by age and by clicks."""
     columns = (*(Column(NAMES[name]) for name in (*METRICS, *RANKING)), Column("seconds"))
     rows = tuple(
         (

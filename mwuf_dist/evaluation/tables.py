@@ -53,7 +53,7 @@ class Table:
 
 
 def group_spans(table: Table) -> list[tuple[str, int]]:
-    """The headings over the columns: (name, number of columns)."""
+    """Returns the headings over the columns: (name, number of columns)."""
     spans: list[tuple[str, int]] = []
     for column in table.columns:
         if spans and spans[-1][0] == column.group:
@@ -64,7 +64,7 @@ def group_spans(table: Table) -> list[tuple[str, int]]:
 
 
 def auc_table(comparison: dict[str, Any], scorings: tuple[str, ...] = SCORINGS) -> Table:
-    """The headline: AUC in the four phases, with samples/s of the same runs beside it, and the Bayes ceiling."""
+    """Gives the headline: AUC in the four phases, with samples/s of the same runs beside it, and the Bayes ceiling."""
     stages = stage_names(comparison)
     columns = [Column(phase, f"AUC, {SCORING_NAMES[scoring]}") for scoring in scorings for phase in PHASES]
     columns += [Column(stage, "samples/s") for stage in stages]
@@ -85,7 +85,7 @@ def auc_table(comparison: dict[str, Any], scorings: tuple[str, ...] = SCORINGS) 
 
 
 def metric_tables(comparison: dict[str, Any]) -> list[Table]:
-    """RelaImpr, log loss and calibration, both scorings beside each other."""
+    """Returns RelaImpr, log loss and calibration, both scorings beside each other."""
     bases = sorted({row["rela_impr_base"] for row in comparison["rows"] if row["rela_impr_base"]})
     against = f"Percent, against {' or '.join(bases)}" if bases else "No base in this comparison"
     return [
@@ -96,7 +96,7 @@ def metric_tables(comparison: dict[str, Any]) -> list[Table]:
 
 
 def published_table(comparison: dict[str, Any]) -> Table | None:
-    """Ours beside the paper's, or None when the paper has none of these rows."""
+    """Returns ours beside the paper's, or None when the paper has none of these rows."""
     if comparison["published_source"] is None:
         return None
     columns = tuple(Column(phase, group) for group in ("ours", "paper", "ours − paper") for phase in PHASES)
@@ -113,7 +113,7 @@ def published_table(comparison: dict[str, Any]) -> Table | None:
 
 
 def clicks_table(comparison: dict[str, Any]) -> Table | None:
-    """AUC by the number of clicks that an item has had, or None when no run has measured it."""
+    """Returns AUC by the number of clicks that an item has had, or None when no run has measured it."""
     buckets = dict.fromkeys((one["from"], one["to"]) for row in comparison["rows"] for one in row["auc_by_clicks"])
     if not buckets:
         return None
@@ -131,7 +131,7 @@ def clicks_table(comparison: dict[str, Any]) -> Table | None:
 
 
 def budget_table(comparison: dict[str, Any]) -> Table:
-    """Samples that each stage was trained on, and how far a warm-up step goes: more of either is an advantage."""
+    """Gives samples that each stage was trained on, and how far a warm-up step goes: more of either is an advantage."""
     stages = [stage for stage in STAGES[1:4] if any(stage in row["stages"] for row in comparison["rows"])]
     rows = []
     for row in comparison["rows"]:
@@ -153,7 +153,7 @@ def budget_table(comparison: dict[str, Any]) -> Table:
 
 
 def title(comparison: dict[str, Any]) -> str:
-    """Data set, title and regime of the study."""
+    """Returns data set, title and regime of the study."""
     about = comparison["about"]
     parts = [comparison["dataset"], about.get("title") or "cold-start comparison"]
     return ": ".join(parts) + (f" ({about['regime']} regime)" if "regime" in about else "")
@@ -187,7 +187,7 @@ def _sittings_sentence(comparison: dict[str, Any]) -> str:
 
 
 def _probes_sentence(comparison: dict[str, Any]) -> str:
-    """The probes in a line: the range of each over the sets."""
+    """Returns the probes in a line: the range of each over the sets."""
     told = []
     for name, sets in comparison.get("probes", {}).items():
         aucs = [auc for auc in sets.values() if auc is not None]
@@ -196,7 +196,7 @@ def _probes_sentence(comparison: dict[str, Any]) -> str:
 
 
 def audit_sentence(audit: dict[str, Any]) -> str:
-    """The leak audit in a line."""
+    """Returns the leak audit in a line."""
     if audit["passed"] is None:
         return "Leak audit: not made."
     without = f" Not audited: {', '.join(audit['missing'])}." if audit["missing"] else ""
@@ -214,7 +214,7 @@ def audit_sentence(audit: dict[str, Any]) -> str:
 
 
 def speed_table(comparison: dict[str, Any]) -> Table:
-    """Samples per second and seconds of every stage, mean over seeds."""
+    """Returns samples per second and seconds of every stage, mean over seeds."""
     stages = stage_names(comparison)
     timed = [stage for stage in STAGES if any(stage in row["stages"] for row in comparison["rows"])]
     columns = [Column(stage, "samples/s") for stage in stages] + [Column(stage, "seconds") for stage in timed]
@@ -227,7 +227,7 @@ def speed_table(comparison: dict[str, Any]) -> Table:
 
 
 def stage_names(comparison: dict[str, Any]) -> list[str]:
-    """The stages for which some row knows samples/s, in the order in which they run."""
+    """Returns the stages for which some row knows samples/s, in the order in which they run."""
     names: dict[str, None] = {}
     for row in comparison["rows"]:
         names |= {stage: None for stage, numbers in row["stages"].items() if numbers["samples_per_s"]["num_seeds"]}
@@ -235,14 +235,14 @@ def stage_names(comparison: dict[str, Any]) -> list[str]:
 
 
 def hardware(comparison: dict[str, Any]) -> str:
-    """The devices and rank counts that the runs had, as words."""
+    """Returns the devices and rank counts that the runs had, as words."""
     cells = [cell for row in comparison["rows"] for cell in row["cells"]]
     kinds = dict.fromkeys((cell["world_size"] or 1, cell["device"] or "unknown device") for cell in cells)
     return " and ".join(f"{device} ({ranks} rank{'s' if ranks > 1 else ''})" for ranks, device in kinds)
 
 
 def seeds_note(comparison: dict[str, Any]) -> str:
-    """How many seeds stand behind the numbers."""
+    """Says how many seeds stand behind the numbers."""
     seeds = comparison["seeds"]
     if len(seeds) == 1:
         return f"One run, seed {seeds[0]}."
@@ -253,12 +253,12 @@ def seeds_note(comparison: dict[str, Any]) -> str:
 
 
 def number(value: float | None, form: str = ".4f") -> Cell:
-    """A cell of one number, or of the sign for none."""
+    """Returns a cell of one number, or of the sign for none."""
     return Cell(MISSING if value is None else format(value, form))
 
 
 def speed(samples_per_s: float | None) -> str:
-    """182 k, 1.24 M: three digits are what a timing is worth."""
+    """Returns 182 k, 1.24 M: three digits are what a timing is worth."""
     if samples_per_s is None:
         return MISSING
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -306,7 +306,10 @@ _BEST = {"auc": max, "rela_impr": max, "logloss": min}
 def _metric_rows(
     comparison: dict[str, Any], metric: str, scorings: tuple[str, ...]
 ) -> list[tuple[str, tuple[Cell, ...]]]:
-    """One row of cells per row of the comparison; a column's best is found on what is printed, so that ties show."""
+    """Gives one row of cells per row of the comparison.
+
+    A column's best is found on what is printed, so that ties show.
+    """
     columns = []
     for scoring in scorings:
         for phase in PHASES:
@@ -324,7 +327,7 @@ def _metric_rows(
 
 
 def metric_cell(row: dict[str, Any], phase: str, scoring: str, metric: str) -> Cell:
-    """The cell of one metric; the significance mark belongs to the AUC."""
+    """Returns the cell of one metric; the significance mark belongs to the AUC."""
     numbers = row["phases"][phase]
     summary = numbers[f"{metric}_{scoring}"]
     if summary["mean"] is None:

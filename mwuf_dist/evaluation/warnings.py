@@ -13,24 +13,24 @@ _NAMES = {"next": "next set", "test": "fixed test"}
 
 
 def num_of_class(split: dict[str, Any], name: str) -> int:
-    """Rows of the scarcer class of a set; of results that do not say, all its rows."""
+    """Returns rows of the scarcer class of a set; of results that do not say, all its rows."""
     rows, share = split.get(name, 0), split.get("positives", {}).get(name)
     return rows if share is None else round(rows * min(share, 1 - share))
 
 
 def is_large_enough(split: dict[str, Any], phase: str, scoring: str) -> bool:
-    """Whether the set that a phase is scored on has rows enough of both classes to tell methods apart."""
+    """Says whether the set that a phase is scored on has rows enough of both classes to tell methods apart."""
     return num_of_class(split, _SETS[scoring][PHASES.index(phase)]) >= FEWEST_POSITIVES
 
 
 def best_trivial(comparison: dict[str, Any], phase: str, scoring: str) -> tuple[float, str] | None:
-    """AUC and label of the best row that needs no training."""
+    """Returns AUC and label of the best row that needs no training."""
     found = [(row["phases"][phase].get(f"auc_{scoring}"), row["label"]) for row in comparison.get("trivial", ())]
     return max(((auc, label) for auc, label in found if auc is not None), default=None)
 
 
 def warnings(comparison: dict[str, Any]) -> list[str]:
-    """Sentences, the gravest first."""
+    """Returns sentences, the gravest first."""
     return [*_telling_probes(comparison), *_small_sets(comparison["split"]), *_weak_rows(comparison)]
 
 

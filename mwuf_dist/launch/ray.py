@@ -146,13 +146,13 @@ def train(config: Config, folder: Path, num_workers: int, address: str = "") -> 
 
 
 def _latest(folder: Path) -> str:
-    """The name of the last checkpoint, or nothing."""
+    """Returns the name of the last checkpoint, or nothing."""
     pointer = folder / "checkpoints" / "LATEST"
     return pointer.read_text() if pointer.exists() else ""
 
 
 def _start_ranks(num_ranks: int, need: dict[str, int], timeout_s: float | None) -> list[Any]:
-    """Actors that answer: all of them or, when the time is up, those that do by then."""
+    """Returns actors that answer: all of them or, when the time is up, those that do by then."""
     ranks: list[Any] = [_Rank.options(**need).remote() for _ in range(num_ranks)]
     answers = [rank.address.remote() for rank in ranks]
     ready, _ = ray.wait(answers, num_returns=num_ranks, timeout=timeout_s)
@@ -274,12 +274,12 @@ def _need_cpus(num_workers: int) -> dict[str, int]:
 
 
 def _has_free(need: dict[str, int]) -> bool:
-    """Whether there seems to be room for one more rank now."""
+    """Says whether there seems to be room for one more rank now."""
     free = ray.available_resources()
     return all(free.get(_KEYS[key], 0) >= value for key, value in need.items())
 
 
 def _room(need: dict[str, int]) -> int:
-    """How many ranks the nodes that are there could hold."""
+    """Says how many ranks the nodes that are there could hold."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(int(node.get(_KEYS[key], 0) // value) for key, value in need.items()) for node in nodes)

@@ -68,7 +68,7 @@ class SideBySide:
 
 @contextlib.contextmanager
 def side_by_side(num_slots: int, runtime: RuntimeConfig, address: str = "") -> Iterator[SideBySide]:
-    """A runner on the cluster at `address` or RAY_ADDRESS, or on one of this machine that ends with it.
+    """Yields a runner on the cluster at `address` or RAY_ADDRESS, or on one of this machine that ends with it.
 
     Args:
         num_slots: how many tasks at once; 0: as many as the cluster has room for.

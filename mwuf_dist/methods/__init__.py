@@ -34,7 +34,10 @@ def build_method(config: MethodConfig, dim: int, item_context: int, backbone: Ba
 
 
 def pretraining_of(config: MethodConfig) -> MethodConfig:
-    """The part of section `method` that decides stage `pretrain`; equal for methods that can share a pretraining."""
+    """Gives the part of section `method` that decides stage `pretrain`.
+
+    Equal for methods that can share a pretraining.
+    """
     found = find_class("method", config.name)
     keys = found.pretrain_keys
     if keys is None and found.pretrain_item is not Method.pretrain_item:

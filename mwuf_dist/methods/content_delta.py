@@ -54,7 +54,7 @@ class ContentDelta(Method):
         return content + self.bounded(rows - content, content)
 
     def bounded(self, delta: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
-        """Deltas [n, D] of content rows [n, D], shortened where they are too long."""
+        """Returns deltas [n, D] of content rows [n, D], shortened where they are too long."""
         most = self.config.delta_bound * content.norm(dim=1, keepdim=True)
         length = delta.norm(dim=1, keepdim=True).clamp(min=1e-12)
         return delta * (most / length).clamp(max=1.0)

@@ -100,7 +100,7 @@ def gradient_of(
     lines: Lines,
     label: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients [m, D] of the items' losses in their rows, and the clicks' probabilities [n]; see `Map.fit`."""
+    """Returns gradients [m, D] of the items' losses in their rows, and the clicks' probabilities [n]; see `Map.fit`."""
     probability = torch.sigmoid(lines.logits(rows))
     missed = lines.times_weight(probability - label)
     gradient = times(rows - prior, precision)
@@ -108,7 +108,7 @@ def gradient_of(
 
 
 def times(rows: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
-    """Rows [m, D] times a symmetric matrix [D, D], each by sums of its own: a row's bits know no other row."""
+    """Returns rows [m, D] times a symmetric matrix [D, D], each by sums of its own: a row's bits know no other row."""
     return (rows[:, None] * precision).sum(2)
 
 

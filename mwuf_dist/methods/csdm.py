@@ -93,14 +93,14 @@ class Csdm(Method):
     def forward_at(
         self, rows: torch.Tensor, side: torch.Tensor, noise: torch.Tensor, step: torch.Tensor | int
     ) -> torch.Tensor:
-        """x_t [n, D] of rows [n, D], side information [n, D] and noise [n, D] at steps [n], or one of all."""
+        """Returns x_t [n, D] of rows [n, D], side information [n, D] and noise [n, D] at steps [n], or one of all."""
         kept, added = self.kept[step], self.added[step]
         if isinstance(step, torch.Tensor):
             kept, added = kept[:, None], added[:, None]
         return kept.sqrt() * rows + added * side + (1 - kept).sqrt() * self.scale * noise
 
     def reverse(self, end: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
-        """x_0 [n, D] from x_T [n, D] and side information [n, D]."""
+        """Returns x_0 [n, D] from x_T [n, D] and side information [n, D]."""
         total, jumps = self.config.diffusion_steps, min(self.config.diffusion_jumps, self.config.diffusion_steps)
         steps = [round(total * (jumps - index) / jumps) for index in range(jumps + 1)]
         x = end
@@ -112,7 +112,7 @@ class Csdm(Method):
         return x
 
     def told(self, x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-        """e(x_t, t) [n, D] of x [n, D] at steps [n]."""
+        """Returns e(x_t, t) [n, D] of x [n, D] at steps [n]."""
         half = torch.arange(self.dim // 2 + 1, device=x.device)
         angle = step[:, None] * torch.exp(-math.log(10_000) * half / (self.dim // 2 + 1))
         time = torch.stack([angle.cos(), angle.sin()], dim=2).flatten(1)[:, : self.dim]

@@ -109,6 +109,6 @@ class Cvar(Method):
 
 
 def _moments(out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean [n, L], standard deviation [n, L]) of what an encoder gives out [n, 2L]."""
+    """Returns (mean [n, L], standard deviation [n, L]) of what an encoder gives out [n, 2L]."""
     mean, log_variance = out.chunk(2, dim=1)
     return mean, (0.5 * log_variance).exp()

@@ -115,7 +115,7 @@ class Method(nn.Module):
         return cls.initialisation
 
     def pretrain_item(self, item: torch.Tensor) -> torch.Tensor:
-        """The item embeddings [b, D] that the backbone sees in `pretrain`, from those of phi_old [b, D].
+        """Returns the item embeddings [b, D] that the backbone sees in `pretrain`, from those of phi_old [b, D].
 
         A method that leaves it alone has a faster `pretrain`. Random numbers of `runtime.draws` are a function of step
         and position in the global batch. torch's generator has been seeded too, by step and rank: with it, another
@@ -127,11 +127,14 @@ class Method(nn.Module):
         """Called once before everything below, in each process that opens the run; a checkpoint is loaded after it."""
 
     def episode_loss(self, episodes: Episodes) -> torch.Tensor:
-        """The loss [E] of each of E episodes, with gradients to the method's weights."""
+        """Returns the loss [E] of each of E episodes, with gradients to the method's weights."""
         raise NotImplementedError
 
     def initial_rows(self, items: torch.Tensor, item_context: torch.Tensor) -> torch.Tensor:
-        """First rows [n, D] of phi_new for items [n] with field embeddings [n, Fi*D]; equally many on each rank."""
+        """Gives first rows [n, D] of phi_new for items [n] with field embeddings [n, Fi*D].
+
+        Equally many on each rank.
+        """
         raise NotImplementedError
 
     def regenerated_rows(self, rows: torch.Tensor, item_context: torch.Tensor) -> torch.Tensor:
@@ -151,11 +154,14 @@ class Method(nn.Module):
     def scale_and_shift(
         self, item_context: torch.Tensor, user_mean: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(scale [U, D], shift [U, D]) of items with fields [U, Fi*D] and mean users [U, D]; None: left as they are."""
+        """Gives (scale [U, D], shift [U, D]) of items with fields [U, Fi*D] and mean users [U, D].
+
+        None: left as they are.
+        """
         return None
 
     def fit(self, start: torch.Tensor, lines: Lines, label: torch.Tensor) -> torch.Tensor:
-        """Rows [m, D] of phi_new for m items, from their clicks so far and nothing else.
+        """Returns rows [m, D] of phi_new for m items, from their clicks so far and nothing else.
 
         Args:
             start: the items' first rows [m, D].
@@ -165,7 +171,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def covariance(self, rows: torch.Tensor, lines: Lines) -> torch.Tensor:
-        """The posterior's covariance of fitted rows, float64 [m, D, D], for a method that `has_posterior`.
+        """Returns the posterior's covariance of fitted rows, float64 [m, D, D], for a method that `has_posterior`.
 
         Args:
             rows: of `fit` [m, D].
@@ -174,7 +180,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def warm_rows(self, rows: torch.Tensor, item_context: torch.Tensor, user_mean: torch.Tensor) -> torch.Tensor:
-        """Warm embeddings [U, D] of rows [U, D] of phi_new, for millions of items at once, without gradients."""
+        """Gives warm embeddings [U, D] of rows [U, D] of phi_new, for millions of items at once, without gradients."""
         scale_and_shift = self.scale_and_shift(item_context, user_mean)
         if scale_and_shift is None:
             return rows

@@ -129,7 +129,7 @@ class Map(DropoutNet):
         lines: Lines,
         label: torch.Tensor,
     ) -> torch.Tensor:
-        """Rows moved by `step`, by half of it where that would be uphill, and so on."""
+        """Returns rows moved by `step`, by half of it where that would be uphill, and so on."""
 
         def loss(rows: torch.Tensor) -> torch.Tensor:
             clicks = F.binary_cross_entropy_with_logits(lines.logits(rows), label, lines.weight, reduction="none")

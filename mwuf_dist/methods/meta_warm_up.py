@@ -124,13 +124,13 @@ def meta_network(width: int, hidden: int, dim: int, starts_at_zero: bool) -> nn.
 
 
 def _weights_of(network: nn.Sequential) -> Network:
-    """The weights and biases of both layers, as the fused ops take them."""
+    """Returns the weights and biases of both layers, as the fused ops take them."""
     first, last = network[0], network[2]
     assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
     return first.weight, first.bias, last.weight, last.bias
 
 
 def _constant(inputs: torch.Tensor, dim: int, value: float) -> Network:
-    """A network of one hidden unit that gives `value` whatever the inputs [U, C] are."""
+    """Returns a network of one hidden unit that gives `value` whatever the inputs [U, C] are."""
     zeros = inputs.new_zeros
     return zeros(1, inputs.shape[1]), zeros(1), zeros(dim, 1), inputs.new_full((dim,), value)

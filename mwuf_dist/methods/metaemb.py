@@ -42,7 +42,7 @@ class MetaEmb(Method):
         self.generator = nn.Linear(item_context, dim, bias=False)
 
     def generate(self, item_context: torch.Tensor) -> torch.Tensor:
-        """Embeddings [n, D] from field embeddings [n, Fi*D]."""
+        """Returns embeddings [n, D] from field embeddings [n, Fi*D]."""
         return self.config.generator_scale * torch.tanh(self.generator(item_context))
 
     def initial_rows(self, items: torch.Tensor, item_context: torch.Tensor) -> torch.Tensor:

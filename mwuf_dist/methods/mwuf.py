@@ -93,6 +93,6 @@ class Mwuf(MetaNetworks, Method):
 
 
 def _keys_of(method: type[Method], name: str, config: MwufConfig) -> MethodConfig:
-    """The part of the config that is of a method of this name."""
+    """Returns the part of the config that is of a method of this name."""
     own = {field.name for field in dataclasses.fields(method.Config)} - {"name", "variant", "initialisation"}
     return method.Config(name=name, **{key: getattr(config, key) for key in own})

@@ -13,7 +13,7 @@ _CHUNK_ITEMS = 512
 
 
 def neighbours(items: FeatureStore, num_old: int, num: int) -> np.ndarray:
-    """For every item, the `num` old items that share most values with it, best first; never the item itself.
+    """Returns for every item, the `num` old items that share most values with it, best first; never the item itself.
 
     A value is one of one field (one title token, one genre); unknown is none. Among old items with equally many, those
     come first with which it shares the rarer values, then those of smaller index. It runs over lists of the old items
@@ -46,7 +46,7 @@ def neighbours(items: FeatureStore, num_old: int, num: int) -> np.ndarray:
 def _pairs(
     item: np.ndarray, value: np.ndarray, holders: np.ndarray, start: np.ndarray, size: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(item, old item, weight) of every value that the two share [p]."""
+    """Returns (item, old item, weight) of every value that the two share [p]."""
     length = np.minimum(size[value], _LARGEST_POSTING)
     which = np.repeat(np.arange(len(value)), length)
     place = np.arange(len(which)) - np.repeat(np.cumsum(length) - length, length)

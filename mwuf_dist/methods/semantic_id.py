@@ -93,7 +93,10 @@ class SemanticId(Method):
         return 0.5 * (episodes.support_loss(rows) + episodes.query_loss(rows))
 
     def prefixes_of(self, item_context: torch.Tensor) -> torch.Tensor:
-        """Prefixes of each length [n, L], int64, of items with fields [n, Fi*D]: the codes as digits of one number."""
+        """Gives prefixes of each length [n, L], int64, of items with fields [n, Fi*D].
+
+        The codes as digits of one number.
+        """
         return torch.cat([self._prefixes(part) for part in item_context.detach().split(_CHUNK_ITEMS)])
 
     def _prefixes(self, item_context: torch.Tensor) -> torch.Tensor:
@@ -136,7 +139,10 @@ class SemanticId(Method):
 
 
 def _residual_k_means(values: np.ndarray, config: SemanticIdConfig) -> np.ndarray:
-    """Centroids of each level [L, K, C] of values [n, C]; one that is left without a value lies where none is near."""
+    """Gives centroids of each level [L, K, C] of values [n, C].
+
+    One that is left without a value lies where none is near.
+    """
     from scipy.cluster.vq import kmeans2, vq  # which takes a while to import
 
     out = np.full((config.code_levels, config.code_size, values.shape[1]), 1e6)

@@ -75,7 +75,10 @@ DEVICES = {
 
 
 def this_cpu(world_size: int) -> Device:
-    """One thread of this machine, measured in about a second; for several ranks, what passes between two processes."""
+    """Gives one thread of this machine, measured in about a second.
+
+    For several ranks, what passes between two processes.
+    """
     size = 1 << 22
     source, target = torch.ones(size), torch.empty(size)
     copy_s = _fastest(lambda: target.copy_(source))

@@ -213,7 +213,7 @@ class Estimate:
 
 
 def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Estimate:
-    """The plan of tables, and what it comes to on a device."""
+    """Returns the plan of tables, and what it comes to on a device."""
     (new,) = counts.tables["new"]
     growth = size.num_items / new.rows
     specs = {name: [_resized(name, spec, size, growth) for spec in tables] for name, tables in counts.tables.items()}
@@ -263,7 +263,7 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
 def _work(
     counts: Counts, times: StepTimes, device: Device, rows: int, more_tables: float, dense_tables: float
 ) -> dict[str, float]:
-    """Seconds of what a rank does in a step beside sending.
+    """Returns seconds of what a rank does in a step beside sending.
 
     Args:
         counts: of a step.
@@ -292,7 +292,7 @@ def _is_replicated(plan: dict[str, Placement]) -> bool:
 
 
 def _resized(collection: str, spec: TableSpec, size: Size, growth: float) -> TableSpec:
-    """Tables of IDs grow with users and items; the values of other fields do not."""
+    """Returns tables of IDs grow with users and items; the values of other fields do not."""
     if spec.name == "user_id":
         return replace(spec, rows=size.num_users + 1)
     return replace(spec, rows=round(spec.rows * growth)) if collection in ("old", "new") else spec
@@ -322,7 +322,10 @@ def _tables(
 def _wire(
     specs: dict[str, list[TableSpec]], plan: dict[str, dict[str, Placement]], world_size: int, batch: int
 ) -> dict[str, float]:
-    """Bytes that the busiest rank sends per step: ids of its rows, and rows or partial sums and their gradients."""
+    """Gives bytes that the busiest rank sends per step.
+
+    Ids of its rows, and rows or partial sums and their gradients.
+    """
     others = (world_size - 1) / world_size
     ids, rows = 0.0, [0.0] * world_size
     for collection, tables in specs.items():
@@ -348,5 +351,5 @@ def sizes(counts: Counts, prepared: Prepared, world_size: int, rows: float, user
 
 
 def fits(tables: Sequence[float], device: Device) -> bool:
-    """Whether so many bytes fit, with a tenth kept free for what a framework and its libraries take."""
+    """Says whether so many bytes fit, with a tenth kept free for what a framework and its libraries take."""
     return sum(tables) <= 0.9 * device.memory_bytes

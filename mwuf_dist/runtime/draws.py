@@ -38,7 +38,7 @@ class _Step:
         return self._bits.random_raw(number)
 
     def salt(self) -> int:
-        """A number of 64 bits of its own for the next call."""
+        """Returns a number of 64 bits of its own for the next call."""
         self.calls += 1
         return int(np.random.SeedSequence([*self.key, self.calls]).generate_state(1, np.uint64)[0])
 
@@ -58,7 +58,7 @@ def begin(*key: int, first_row: int) -> None:
 
 
 def row_uniform(num_rows: int, width: int, device: torch.device) -> torch.Tensor:
-    """Uniform numbers in [0, 1) of this rank's rows, the first of its batch [num_rows, width] float32."""
+    """Returns uniform numbers in [0, 1) of this rank's rows, the first of its batch [num_rows, width] float32."""
     if device.type != "cpu":
         rows = torch.arange(_step.first_row, _step.first_row + num_rows, device=device)
         return id_uniform(rows, width)
@@ -67,7 +67,10 @@ def row_uniform(num_rows: int, width: int, device: torch.device) -> torch.Tensor
 
 
 def id_uniform(ids: torch.Tensor, width: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1) of ids [n] int64, wherever they stand: [n, width] float32. Equal ids get equal ones."""
+    """Gives uniform numbers in [0, 1) of ids [n] int64, wherever they stand.
+
+    [n, width] float32. Equal ids get equal ones.
+    """
     columns = torch.arange(width, device=ids.device)
     z = (ids[:, None] * width + columns) * _signed(_GOLDEN) + _signed(_step.salt())
     for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
@@ -99,10 +102,10 @@ def row_noise(x: torch.Tensor, dropout: float) -> torch.Tensor:
 
 
 def _signed(value: int) -> int:
-    """The int64 of the same 64 bits."""
+    """Returns the int64 of the same 64 bits."""
     return value - (1 << 64) if value >> 63 else value
 
 
 def _shifted(z: torch.Tensor, bits: int) -> torch.Tensor:
-    """Bits of int64 shifted to the right, zeros coming in; torch's shift brings the sign."""
+    """Returns bits of int64 shifted to the right, zeros coming in; torch's shift brings the sign."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)

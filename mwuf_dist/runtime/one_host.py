@@ -207,7 +207,7 @@ def _host() -> tuple[str, int, int]:
 
 
 def _listen(backlog: int) -> socket.socket | None:
-    """A socket under an abstract name of its own; None where the system has none."""
+    """Returns a socket under an abstract name of its own; None where the system has none."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listening.bind("\0mwuf-" + secrets.token_hex(16))
@@ -219,7 +219,7 @@ def _listen(backlog: int) -> socket.socket | None:
 
 
 def _sockets(rank: int, everybody: list[Any], listening: socket.socket, timeout_s: float) -> dict[int, socket.socket]:
-    """A socket to every other rank: to lower ones we go, higher ones come to us."""
+    """Returns a socket to every other rank: to lower ones we go, higher ones come to us."""
     found: dict[int, socket.socket] = {}
     secret = everybody[rank][2]
     for other in range(rank):

@@ -74,11 +74,11 @@ class Runtime:
         return sum_over_ranks_(tensor) if self.world_size > 1 else tensor
 
     def max(self, value: int) -> int:
-        """The largest of the ranks' values."""
+        """Returns the largest of the ranks' values."""
         return self.maxima([value])[0]
 
     def maxima(self, values: Sequence[int]) -> list[int]:
-        """The largest of the ranks' values, position by position, in one exchange."""
+        """Returns the largest of the ranks' values, position by position, in one exchange."""
         if self.world_size == 1:
             return list(values)
         tensor = torch.tensor(values, device=self.device)
@@ -86,13 +86,18 @@ class Runtime:
         return tensor.tolist()
 
     def pad(self, ids: torch.Tensor) -> torch.Tensor:
-        """`ids` [n] with zeros behind, as long as the longest of the ranks': a lookup takes equally many on each."""
+        """Gives `ids` [n] with zeros behind, as long as the longest of the ranks'.
+
+        A lookup takes equally many on each.
+        """
         return torch.nn.functional.pad(ids, (0, self.max(len(ids)) - len(ids)))
 
     def distinct(
         self, ids: torch.Tensor, num_ids: int | None = None, pads: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(distinct values [u], position of each of `ids` [n] among them [n]); `num_ids` is more than any of them.
+        """Gives (distinct values [u], position of each of `ids` [n] among them [n]).
+
+        `num_ids` is more than any of them.
 
         With `pads`, for tables whose lookups are collectives, the values are padded with zeros to n on several ranks,
         which is the same everywhere: unlike `pad`, this needs no exchange, so it is for the steps of training. A row
@@ -128,7 +133,7 @@ class Runtime:
         return np.concatenate(parts) if parts is not None else None
 
     def broadcast(self, value: object) -> object:
-        """The main rank's value, on every rank."""
+        """Returns the main rank's value, on every rank."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -136,7 +141,7 @@ class Runtime:
         return box[0]
 
     def gather(self, value: object) -> list[Any]:
-        """Every rank's value, on every rank."""
+        """Returns every rank's value, on every rank."""
         values: list[object] = [value] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(values, value, group=self.group)
@@ -282,7 +287,7 @@ def _is_of_a_collective(error: BaseException) -> bool:
 
 
 def _store(rank: int, world_size: int, timeout_s: float) -> tuple[dist.Store, Peers | None]:
-    """Where the launcher's ranks find each other, with a corner of its own for every process group.
+    """Says where the launcher's ranks find each other, with a corner of its own for every process group.
 
     A comparison makes one group after the other. Without corners, a rank that is ahead reads the address that a peer
     had in the group before, and waits for an answer until the timeout.
@@ -319,7 +324,10 @@ def _meeting_point(address: str, port: int, is_ours: bool, timeout_s: float) -> 
 
 
 def _listening(address: str, port: int) -> int | None:
-    """A socket that listens at an address alone; None where it is not one of this host: torch listens on all then."""
+    """Gives a socket that listens at an address alone.
+
+    None where it is not one of this host: torch listens on all then.
+    """
     try:
         family, _, _, _, name = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         with socket.create_server(name[:2], family=family) as server:
@@ -345,7 +353,7 @@ def _ranks() -> tuple[int, int, int, int]:
 
 
 def _number(name: str, default: int) -> int:
-    """A number from the environment."""
+    """Returns a number from the environment."""
     text = os.environ.get(name, "").split(",")[0].strip()  # OMP_NUM_THREADS may name one for each level
     if not text:
         return default

@@ -39,7 +39,7 @@ _request = _Request()
 
 
 def asked_to_stop() -> bool:
-    """Whether a request is held back."""
+    """Says whether a request is held back."""
     return _request.made
 
 

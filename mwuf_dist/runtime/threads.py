@@ -21,7 +21,7 @@ def usable_cores() -> int:
 
 
 def default_threads(ranks_per_host: int) -> int:
-    """Threads of a rank where the config names none.
+    """Returns threads of a rank where the config names none.
 
     OMP_NUM_THREADS bounds them where it is set; torchrun sets it to 1 for more than one rank, unless its user has.
     """
@@ -31,7 +31,7 @@ def default_threads(ranks_per_host: int) -> int:
 
 
 def _quotas(mine: Path, cgroups: Path) -> Iterator[float]:
-    """Cores that each cgroup around the process allows it, where one has a limit.
+    """Yields cores that each cgroup around the process allows it, where one has a limit.
 
     Args:
         mine: lists its cgroups: `0::/path` of version 2, `4:cpu,cpuacct:/path` of version 1.

@@ -22,7 +22,7 @@ REINSTALL = (
 
 
 def installed(distribution: str) -> str | None:
-    """The installed version of a distribution, or None."""
+    """Returns the installed version of a distribution, or None."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -61,7 +61,7 @@ def untested() -> str | None:
 
 
 def other_version(saved: dict[str, str]) -> str | None:
-    """Why a checkpoint that was saved with these versions is not loaded; None where it is.
+    """Says why a checkpoint that was saved with these versions is not loaded; None where it is.
 
     A patch release keeps formats and names, and is accepted. Another minor version of torch may write tensors, of
     torchrec name tables, and of this package name and lay out anything in another way, and none of them says so.
@@ -87,7 +87,7 @@ def check_versions() -> None:
 
 
 def _minor(version: str, major: int) -> int:
-    """Minor version; -1 where the major version is another one."""
+    """Returns the minor version; -1 where the major version is another one."""
     match = re.match(rf"{major}\.(\d+)", version)
     return int(match.group(1)) if match else -1
 

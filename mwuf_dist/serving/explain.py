@@ -100,7 +100,7 @@ class Explanation:
     applied: list[Applied] = field(default_factory=list)
 
     def text(self, every_step: bool = False) -> str:
-        """For a terminal: of each phase at most a dozen scores, denser at its beginning, unless `every_step`."""
+        """Gives for a terminal: of each phase at most a dozen scores, denser at its beginning, unless `every_step`."""
         lines = [f"item {self.item_id}: {self.phase}, {self.interactions} interactions seen"]
         lines += [f"  {words}"] if (words := self.words.get(self.item_id)) else []
         lines += [f"  clicks in {name}: {share:.0%}" for name, share in self.positives.items()]
@@ -127,7 +127,7 @@ class Explanation:
         return "\n".join(lines)
 
     def view(self) -> ItemView:
-        """For a picture and a page."""
+        """Returns for a picture and a page."""
         facts = {"phase": self.phase, "interactions seen": f"{self.interactions:,}"}
         facts |= {f"clicks in {name}": f"{fraction:.0%}" for name, fraction in self.positives.items()}
         facts |= {"fields": words} if (words := self.words.get(self.item_id)) else {}
@@ -228,7 +228,7 @@ def explain(run: FinishedRun, raw_id: int | str, num_nearest: int = 10, deltas: 
 
 
 def _moments(history: list[Point]) -> list[int]:
-    """Some moments of each phase, its first and last among them, denser at its beginning."""
+    """Returns some moments of each phase, its first and last among them, denser at its beginning."""
     found = []
     for phase in dict.fromkeys(point.phase for point in history):
         found += _thinned([place for place, point in enumerate(history) if point.phase == phase], _NUM_LOOKS)
@@ -253,7 +253,7 @@ def _random_users(run: FinishedRun) -> torch.Tensor:
 
 
 def _history(run: FinishedRun, index: int, users: torch.Tensor) -> tuple[list[Point], float]:
-    """The item's scores from cold to warm-c by doing the warm-up again on a model of its own."""
+    """Returns the item's scores from cold to warm-c by doing the warm-up again on a model of its own."""
     config, runtime, prepared = run.config, run.model.runtime, run.prepared
     model = Model(config, prepared, runtime)
     for tables, theirs in zip(
@@ -286,7 +286,7 @@ def _history(run: FinishedRun, index: int, users: torch.Tensor) -> tuple[list[Po
 
 @torch.no_grad()
 def _served_scores(run: FinishedRun, index: int, users: torch.Tensor) -> list[Point]:
-    """The mean probability over `users` [n] after interactions since the run, the first before any of them.
+    """Returns the mean probability over `users` [n] after interactions since the run, the first before any of them.
 
     Empty where the item has had no interaction since the run.
     """

@@ -91,7 +91,7 @@ class FinishedRun:
         return ids if self.state is None else pa.concat_arrays([self.state.run_ids(ids), self.state.ids])
 
     def served_items(self, old_items: bool) -> np.ndarray | range:
-        """Indices of the items that are served, the new ones or all: those that have not been retired."""
+        """Returns indices of the items that are served, the new ones or all: those that have not been retired."""
         items = range(0 if old_items else self.num_old_items, self.num_items)
         if not self.item_ids.null_count:
             return items
@@ -124,7 +124,7 @@ class FinishedRun:
         return self.item_ids[self.num_old_items :].to_pylist()
 
     def index_of(self, raw_id: object, side: Side = "item") -> int:
-        """Index of the item, or user, with this raw ID (text is read as a number where the IDs are numbers).
+        """Returns index of the item, or user, with this raw ID (text is read as a number where the IDs are numbers).
 
         Raises:
             UserError: the run has none.
@@ -153,7 +153,7 @@ class FinishedRun:
         return counts
 
     def phase_codes(self, items: Indices) -> np.ndarray:
-        """Codes [n] uint8 in `PHASE_NAMES` of the phases of items [n]."""
+        """Returns codes [n] uint8 in `PHASE_NAMES` of the phases of items [n]."""
         index = self._items(items).cpu().numpy()
         codes = np.where(index < self.num_old_items, OLD, PHASES.index(self.phase)).astype(np.uint8)
         if self.state is not None:
@@ -177,14 +177,14 @@ class FinishedRun:
 
     @torch.no_grad()
     def meta_inputs(self, items: Indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """(item fields [n, Fi*D], mean users [n, D]) of new items [n]: what the meta networks read."""
+        """Returns (item fields [n, Fi*D], mean users [n, D]) of new items [n]: what the meta networks read."""
         items = self._items(items)
         users = mean_users(self._users, items, self.model.user_tables, self.mean_user, self.model.runtime)
         return self.model.item_fields(items), users
 
     @torch.no_grad()
     def warm_embeddings(self, items: Indices) -> torch.Tensor:
-        """Warm embeddings [n, D] of new items [n]: what the run scored them with in its last phase.
+        """Returns warm embeddings [n, D] of new items [n]: what the run scored them with in its last phase.
 
         Raises:
             ValueError: an item is old.
@@ -225,7 +225,7 @@ class FinishedRun:
 
     @torch.no_grad()
     def context(self, users: Indices, items: Indices, rows: RowValues | None = None) -> torch.Tensor:
-        """The other fields' embeddings [n, F*D] of pairs: what an exported model reads beside the item embedding.
+        """Gives the other fields' embeddings [n, F*D] of pairs: what an exported model reads beside the item embedding.
 
         For `rows` see `scores`. Behind, for a backbone that looks at histories, what it makes of them as of now [n, W].
         """
@@ -238,12 +238,12 @@ class FinishedRun:
 
     @torch.no_grad()
     def item_context(self, items: Indices) -> torch.Tensor:
-        """The items' part of `context` [n, Fi*D]: its first columns."""
+        """Returns the items' part of `context` [n, Fi*D]: its first columns."""
         return self.model.item_fields(self._items(items))
 
     @torch.no_grad()
     def user_context(self, users: Indices) -> torch.Tensor:
-        """The users' part of `context` [n, Fu*D + W]: its last columns.
+        """Returns the users' part of `context` [n, Fu*D + W]: its last columns.
 
         Raises:
             UserError: the backbone makes something else of a history for each item.
@@ -292,7 +292,7 @@ class FinishedRun:
 
     @torch.no_grad()
     def scores(self, users: Indices, items: Indices, rows: RowValues | None = None) -> torch.Tensor:
-        """Logits [n], float32, of the pairs (users [n], items [n]), old items and new, with histories as of now.
+        """Gives logits [n], float32, of the pairs (users [n], items [n]), old items and new, with histories as of now.
 
         `rows` has raw values [n] of fields of the interactions, by their names; fields that it lacks are unknown.
 
@@ -325,7 +325,7 @@ class FinishedRun:
         return users, items
 
     def _of_side(self, indices: Indices, side: Side) -> torch.Tensor:
-        """Indices [n] as int64 on the device of the model: native code reads wherever they point."""
+        """Returns indices [n] as int64 on the device of the model: native code reads wherever they point."""
         # What `warm` has written has one more row of users, which is nobody's: who is unknown, and has no history.
         num_users = self.prepared.num_users + (self.state is not None)
         num = self.num_items if side == "item" else num_users
@@ -336,7 +336,7 @@ class FinishedRun:
         _ = self.item_ids, self.num_interactions, self._users, self.mean_user
 
     def ids_of(self, items: np.ndarray | range) -> pa.Array:
-        """Raw IDs [n] of the items with these indices."""
+        """Returns raw IDs [n] of the items with these indices."""
         if isinstance(items, np.ndarray):
             return self.item_ids.take(pa.array(items))
         return self.item_ids[items.start : items.stop]

@@ -20,7 +20,7 @@ RowValues = Mapping[str, Sequence[Any]]
 
 
 def checked_indices(indices: Indices, num: int, what: str, device: torch.device) -> torch.Tensor:
-    """Indices [n] from 0 to `num` - 1 as int64 on a device.
+    """Returns indices [n] from 0 to `num` - 1 as int64 on a device.
 
     Raises:
         TypeError: they are no integers.
@@ -43,7 +43,7 @@ def checked_indices(indices: Indices, num: int, what: str, device: torch.device)
 
 
 def place_of(raw_id: object, ids: pa.Array) -> int:
-    """Position of a raw ID, -1 where there is none, whatever it is."""
+    """Returns the position of a raw ID, -1 where there is none, whatever it is."""
     if isinstance(raw_id, bool | np.bool_):
         return -1
     if isinstance(raw_id, float | np.floating) and float(raw_id).is_integer():

@@ -142,6 +142,6 @@ def mean_score(run: FinishedRun, index: int, embedding: torch.Tensor, users: tor
 
 
 def _place(raw_id: Any, table: pa.Table) -> int:
-    """The row of a table in which an item stands; -1: in none."""
+    """Returns the row of a table in which an item stands; -1: in none."""
     ids = table["item_id"].combine_chunks()
     return int(find(pa.array([raw_id], ids.type), ids)[0])

@@ -42,7 +42,7 @@ class Posterior:
 
     @torch.no_grad()
     def variances(self, items: np.ndarray) -> np.ndarray:
-        """Variances of the rows of items [n, D], float32; NaN of an old item, which was trained. A collective."""
+        """Gives variances of the rows of items [n, D], float32; NaN of an old item, which was trained. A collective."""
         run = self._run
         found = np.full((len(items), run.model.dim), np.nan, dtype=np.float32)
         is_new = items >= run.num_old_items
@@ -59,7 +59,7 @@ class Posterior:
 def variances_of(
     frozen: FrozenModel, rule: WarmRule, items: np.ndarray, rows: np.ndarray, counts: np.ndarray, log: Log
 ) -> np.ndarray:
-    """The posterior's variances of the rows [n, D] of items [n].
+    """Returns the posterior's variances of the rows [n, D] of items [n].
 
     Args:
         frozen: the model that they were fitted to.

@@ -35,7 +35,7 @@ PREPARED_VARIABLE = "MWUF_PREPARED_DIR"
 
 
 def read_run(folder: Path) -> tuple[Config, dict[str, Any], Path]:
-    """(config, content of results.json, last checkpoint) of a finished run.
+    """Returns (config, content of results.json, last checkpoint) of a finished run.
 
     Raises:
         UserError: it is no run, it is not finished, or another version made it.
@@ -82,14 +82,14 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any], Path]:
 
 
 def chain_of(folder: Path) -> str:
-    """Twelve hex digits of the run that a folder holds or was made from by jobs: what their deltas belong to."""
+    """Gives twelve hex digits of the run that a folder holds or was made from by jobs: what their deltas belong to."""
     return hashlib.sha256((folder / "results.json").read_bytes()).hexdigest()[:12]
 
 
 def open_prepared(
     folder: Path, config: Config, results: dict[str, Any], named: Path | str | None = None, progress: bool = False
 ) -> Prepared:
-    """The prepared data that a run was trained on; the raw data are needed only where these are gone.
+    """Returns the prepared data that a run was trained on; the raw data are needed only where these are gone.
 
     Args:
         folder: of the run.
@@ -142,7 +142,7 @@ def _places(folder: Path, config: Config, results: dict[str, Any], named: Path |
 def _prepared_again(
     folder: Path, config: Config, results: dict[str, Any], places: list[Path], progress: bool
 ) -> Prepared:
-    """The data made again from the raw ones, checked to be the same."""
+    """Returns the data made again from the raw ones, checked to be the same."""
     name = results.get("prepared", "")
     try:
         prepared = prepare(config.data, progress)

@@ -54,19 +54,19 @@ class NewRows:
         return len(self.log["item"])
 
     def num_counted(self, log: Log) -> int:
-        """How many rows of a part of the log stood in the files."""
+        """Says how many rows of a part of the log stood in the files."""
         return int(log["label"].sum(dtype=np.int64)) if self.has_drawn else len(log["item"])
 
 
 def find(ids: pa.Array, known: pa.Array) -> np.ndarray:
-    """Position of each of `ids` [n] among known ones, -1 where it is none of them; int32 [n]."""
+    """Returns the position of each of `ids` [n] among known ones, -1 where it is none of them; int32 [n]."""
     if ids.type != known.type:
         ids, known = ids.cast(pa.string()), known.cast(pa.string())
     return pc.fill_null(pc.index_in(ids, value_set=known), -1).to_numpy(zero_copy_only=False).astype(np.int32)
 
 
 def in_order(log: Log) -> np.ndarray:
-    """The rows of a log by (item, time, user, label), the first of equal ones only; int64 [n']."""
+    """Returns the rows of a log by (item, time, user, label), the first of equal ones only; int64 [n']."""
     beside = [log[name] for name in log if name not in LOG_COLUMNS]
     order = np.lexsort([*beside, log["label"], log["user_key"], log["time"], log["item"]])
     same = np.ones(max(len(order) - 1, 0), dtype=bool)
@@ -77,7 +77,7 @@ def in_order(log: Log) -> np.ndarray:
 
 
 def is_known(log: Log, known: Log) -> np.ndarray:
-    """Which rows of a log [n] stand in another, bool; both name items alike."""
+    """Says which rows of a log [n] stand in another, bool; both name items alike."""
     if not len(known["item"]) or not len(log["item"]):
         return np.zeros(len(log["item"]), dtype=bool)
     both = {name: np.concatenate([known[name], log[name]]) for name in ("item", "time", "user_key", "label")}
@@ -94,22 +94,22 @@ def is_known(log: Log, known: Log) -> np.ndarray:
 
 
 def empty_log(row_columns: Sequence[str] = ()) -> Log:
-    """A log without rows, with the columns that the run's rows have beside."""
+    """Returns a log without rows, with the columns that the run's rows have beside."""
     kinds = LOG_COLUMNS | {name: np.float32 if name == WEIGHT else np.int32 for name in row_columns}
     return {name: np.empty(0, dtype=kind) for name, kind in kinds.items()}
 
 
 def together(logs: list[Log]) -> Log:
-    """Several logs of the same columns one after another."""
+    """Returns several logs of the same columns one after another."""
     return {name: np.concatenate([log[name] for log in logs]) for name in logs[0]}
 
 
 def own_values(log: Log) -> np.ndarray | None:
-    """Fields of the rows themselves [n, Fr], int32; None where they have none."""
+    """Returns fields of the rows themselves [n, Fr], int32; None where they have none."""
     fields = [values for name, values in log.items() if name not in LOG_COLUMNS and name != WEIGHT]
     return np.stack(fields, axis=1) if fields else None
 
 
 def taken(log: Log, rows: np.ndarray) -> Log:
-    """Some rows of a log, by position or mask."""
+    """Returns some rows of a log, by position or mask."""
     return {name: values[rows] for name, values in log.items()}

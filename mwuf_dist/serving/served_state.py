@@ -121,11 +121,11 @@ class WarmState:
         return self.num_run_items + len(self.ids)
 
     def counts(self) -> np.ndarray:
-        """Interactions of each item since the run [I], int64."""
+        """Returns interactions of each item since the run [I], int64."""
         return np.bincount(self.log["item"], minlength=self.num_items)
 
     def tables(self) -> dict[str, pa.Table]:
-        """The files."""
+        """Returns the files."""
         of_rows = {name: served_users.vectors(getattr(self.rows, name)) for name in ("served", "at_boundary")}
         rows = {"item": self.rows.item, "row": of_rows["served"], "row_at_boundary": of_rows["at_boundary"]}
         rows |= {"boundary": self.rows.boundary}
@@ -139,7 +139,7 @@ class WarmState:
         return found | (self.users.tables() if self.users is not None else {})
 
     def run_ids(self, ids: pa.Array) -> pa.Array:
-        """Raw IDs of the run's items [I], null where the item has been retired."""
+        """Returns raw IDs of the run's items [I], null where the item has been retired."""
         if not len(self.retired.ids):
             return ids
         return pc.if_else(pc.is_in(ids, value_set=self.retired.ids), pa.scalar(None, ids.type), ids)
@@ -152,7 +152,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def new_state(prepared: Prepared, id_type: pa.DataType, dim: int) -> WarmState:
-    """The state of a run that has just ended."""
+    """Returns the state of a run that has just ended."""
     none = np.empty((0, dim), np.float32)
     rows = Rows(np.empty(0, np.int64), none, none, np.empty(0, np.int64))
     fields = unknown_fields(prepared, 0)
@@ -207,7 +207,7 @@ def link(path: Path, target: Path) -> None:
 
 
 def digest_of(run: Path) -> str:
-    """Twelve hex digits that tell the states of one run from another; of a run that has just ended, "none"."""
+    """Returns twelve hex digits that tell the states of one run from another; of a run that has just ended, "none"."""
     path = run / FOLDER / "state.json"
     if not path.exists():
         return "none"
@@ -215,7 +215,7 @@ def digest_of(run: Path) -> str:
 
 
 def read_about(run: Path) -> dict[str, Any]:
-    """The content of `state.json`; empty for a run that has just ended.
+    """Returns the content of `state.json`; empty for a run that has just ended.
 
     Raises:
         UserError: it cannot be read, or another version wrote it.
@@ -233,7 +233,7 @@ def read_about(run: Path) -> dict[str, Any]:
 
 
 def load(run: Path) -> WarmState | None:
-    """The state in a run's folder; None where the job has never run.
+    """Returns the state in a run's folder; None where the job has never run.
 
     Raises:
         UserError: a file is damaged.
@@ -338,7 +338,7 @@ class Grown(Prepared):
 
 
 def _appended(column: FieldColumn, extra: pa.Table) -> FieldColumn:
-    """A column with the rows of a table behind it."""
+    """Returns a column with the rows of a table behind it."""
     if column.field.kind == "vector":
         more = vectors.matrix(_array(extra[column.field.name]))
         return FieldColumn(column.field, None, np.concatenate([column.values, more]))
@@ -352,7 +352,7 @@ def _appended(column: FieldColumn, extra: pa.Table) -> FieldColumn:
 
 
 def unknown_fields(prepared: Prepared, num: int) -> pa.Table:
-    """The fields of `num` items of which nothing is known: index 0, and for a vector zeros, everywhere."""
+    """Returns the fields of `num` items of which nothing is known: index 0, and for a vector zeros, everywhere."""
     columns = {
         field.name: as_column(field, np.zeros(num, dtype=np.int32), np.ones(num, dtype=np.int64))
         for field in prepared.fields
@@ -362,12 +362,12 @@ def unknown_fields(prepared: Prepared, num: int) -> pa.Table:
 
 
 def as_column(field: Field, values: np.ndarray, lengths: np.ndarray) -> pa.Array:
-    """A field's column from the values of all entities one after another, and how many each has [n]."""
+    """Returns a field's column from the values of all entities one after another, and how many each has [n]."""
     if field.kind == "vector":
         return vectors.column_of(np.zeros((len(lengths), field.size)))
     return pa.array(values) if field.kind == "categorical" else list_column(lengths, values)
 
 
 def phases_of(counts: np.ndarray, block_rows: int) -> np.ndarray:
-    """Codes of the phases of items by their number of interactions [n], uint8."""
+    """Returns codes of the phases of items by their number of interactions [n], uint8."""
     return np.minimum(counts // block_rows, len(PHASES) - 1).astype(np.uint8)

@@ -36,17 +36,17 @@ class ServedUsers:
     rows: np.ndarray
 
     def counts(self) -> np.ndarray:
-        """Clicks of each user [N], int64."""
+        """Returns clicks of each user [N], int64."""
         return np.bincount(self.log["item"], minlength=len(self.ids))
 
     def tables(self) -> dict[str, pa.Table]:
-        """The files of the state that hold them."""
+        """Returns the files of the state that hold them."""
         users = pa.table({RAW_ID: self.ids, "row": vectors(self.rows)})
         return dict(zip(FILES, (users, pa.table(self.log)), strict=True))
 
     @staticmethod
     def of_tables(users: pa.Table, log: pa.Table) -> ServedUsers:
-        """The reverse of `tables`."""
+        """Returns the reverse of `tables`."""
         rows = matrix(users["row"], users.schema.field("row").type.list_size)
         return ServedUsers(array(users[RAW_ID]), {name: log[name].to_numpy() for name in log.column_names}, rows)
 
@@ -81,17 +81,17 @@ def with_clicks(users: ServedUsers, ids: pa.Array, log: Log) -> tuple[ServedUser
 
 
 def vectors(values: np.ndarray) -> pa.Array:
-    """Rows [n, D] as a list column."""
+    """Returns rows [n, D] as a list column."""
     kind = pa.list_(pa.float32(), values.shape[1])
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), type=kind)
 
 
 def matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """The reverse of `vectors`: [n, D], float32, in memory of its own."""
+    """Returns the reverse of `vectors`: [n, D], float32, in memory of its own."""
     flat = array(column).flatten().to_numpy() if len(column) else np.empty(0, np.float32)
     return flat.reshape(-1, width).copy()
 
 
 def array(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece."""
+    """Returns a column in one piece."""
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)

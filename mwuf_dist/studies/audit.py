@@ -41,7 +41,7 @@ class HiddenLabels:
         self._hidden = set(NEXT_SETS)
 
     def num_moved(self, prepared: Prepared) -> int:
-        """Rows whose label the shuffle changes, over the four sets."""
+        """Returns rows whose label the shuffle changes, over the four sets."""
         labels = {split: prepared.columns(split, ("label",))["label"] for split in NEXT_SETS}
         return sum(int((label != self._shuffled(split, label)).sum()) for split, label in labels.items())
 
@@ -49,7 +49,7 @@ class HiddenLabels:
         return np.random.default_rng(generator_seed(self._seed, NEXT_SETS.index(split))).permutation(label)
 
     def _shuffled_events(self, label: np.ndarray, phases: np.ndarray) -> np.ndarray:
-        """Labels of the events of histories [E]; events of the k-th warm set are of phase k."""
+        """Returns labels of the events of histories [E]; events of the k-th warm set are of phase k."""
         label = np.array(label)
         for number, split in enumerate(WARM_SETS, 1):
             if split in self._hidden:
@@ -62,7 +62,7 @@ class HiddenLabels:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Where labels are hidden, in this process: whoever opens the data anew gets the shuffled ones too."""
+        """Says where labels are hidden, in this process: whoever opens the data anew gets the shuffled ones too."""
         read_rows, labels = Prepared.read_rows, self
 
         def hidden(self: Prepared, split: str, start: int, stop: int, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -161,7 +161,10 @@ def _scores(
 def _compare(
     honest: dict[tuple[str, str], np.ndarray | None], blind: dict[tuple[str, str], np.ndarray | None]
 ) -> tuple[int, dict[str, int]]:
-    """(number of scores, how many of them differ where any does); both empty on a rank that does not gather them."""
+    """Gives (number of scores, how many of them differ where any does).
+
+    Both empty on a rank that does not gather them.
+    """
     num_scores, changed = 0, {}
     for (phase, split), expected in honest.items():
         found = blind[phase, split]

@@ -40,7 +40,7 @@ class _OtherFuture:
         return self.source.fingerprint(config)
 
     def pieces(self, config: Any) -> RawPieces:
-        """The pieces of the source, each with another future."""
+        """Returns the pieces of the source, each with another future."""
         raw = self.source.pieces(config)
 
         def read(piece: Any) -> Iterator[dict[str, np.ndarray]]:
@@ -70,7 +70,7 @@ def other_rows(time: np.ndarray, since: int) -> tuple[np.ndarray, list[np.ndarra
 
 @contextlib.contextmanager
 def other_future(name: str, since: int) -> Iterator[None]:
-    """Where the data set of this name has another future from `since` on, in this process."""
+    """Says where the data set of this name has another future from `since` on, in this process."""
     if name != "logs":
         with _patched(sources.SOURCES, name, _OtherFuture(sources.SOURCES[name], since)):
             yield

@@ -98,7 +98,7 @@ class Study:
 
 
 def read_study(values: dict[str, Any], where: str, seeds: int = 0) -> Study:
-    """The section `study` of a config's plain values.
+    """Returns the section `study` of a config's plain values.
 
     Args:
         values: of the config.
@@ -131,7 +131,7 @@ def read_study(values: dict[str, Any], where: str, seeds: int = 0) -> Study:
 def run_configs(
     values: dict[str, Any], study: Study, where: str, overridden: dict[str, Any], first_seed: int = 0
 ) -> list[Config]:
-    """The config of every run, seed by seed.
+    """Returns the config of every run, seed by seed.
 
     Args:
         values: of the config file.
@@ -225,7 +225,7 @@ class _Plan:
         return list(tasks.values())
 
     def finished(self, outcomes: dict[str, Any]) -> list[tuple[Cell, Path]]:
-        """The cells of this folder, each with the folder of its run, in their order."""
+        """Returns the cells of this folder, each with the folder of its run, in their order."""
         found = []
         for config in self.configs:
             name, target = cell_name(config), self.run_folder(config)
@@ -236,7 +236,7 @@ class _Plan:
         return found
 
     def _rows_to_audit(self) -> set[str]:
-        """Rows without an audit; one of an earlier config counts for nothing."""
+        """Returns rows without an audit; one of an earlier config counts for nothing."""
         left = {_row_of(config) for config in self.configs}
         hashes = {config_hash(config) for config in self.configs}
         self.audits = [audit for audit in read_audits(self.folder) if audit["config_hash"] in hashes]
@@ -315,7 +315,7 @@ def _keep_trace(folder: Path, name: str, trace: str) -> None:
 
 
 def _rows(configs: Sequence[Config], ensemble: int) -> list[RowKey]:
-    """The rows of a comparison in their order."""
+    """Returns the rows of a comparison in their order."""
     rows: dict[RowKey, None] = {}
     for config in configs:
         row = row_key(_planned_cell(config))
@@ -324,7 +324,7 @@ def _rows(configs: Sequence[Config], ensemble: int) -> list[RowKey]:
 
 
 def _planned_cell(config: Config) -> Cell:
-    """A cell as its record will name it."""
+    """Returns a cell as its record will name it."""
     return {
         "dataset": config.data.name,
         "backbone": config.backbone.name,
@@ -347,12 +347,12 @@ def check_names(config: Config) -> None:
 
 
 def pretraining_of(config: Config) -> Config:
-    """The config reduced to what decides stage `pretrain`: equal for runs that can share it."""
+    """Returns the config reduced to what decides stage `pretrain`: equal for runs that can share it."""
     method = methods.pretraining_of(config.method)
     return dataclasses.replace(config, method=method, meta_train=MetaTrainConfig(), warm_up=WarmUpConfig())
 
 
 def cell_name(config: Config) -> str:
-    """The name of a run's folder."""
+    """Returns the name of a run's folder."""
     parts = [config.backbone.name, config.method.name, config.method.variant, f"seed{config.seed}"]
     return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "-", part) for part in parts if part)

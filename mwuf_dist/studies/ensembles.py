@@ -20,7 +20,7 @@ from mwuf_dist.training.results import NEXT_SETS, phase_metrics
 
 
 def ensemble_row(row: RowKey, size: int) -> RowKey:
-    """The row of the ensembles of a row: its variant says so."""
+    """Returns the row of the ensembles of a row: its variant says so."""
     dataset, backbone, method, variant = row
     return dataset, backbone, method, ", ".join(filter(None, [variant, f"mean of {size} seeds"]))
 
@@ -28,7 +28,7 @@ def ensemble_row(row: RowKey, size: int) -> RowKey:
 def with_ensembles(
     finished: Sequence[tuple[Cell, Path]], audits: Sequence[dict[str, Any]], size: int, prepared: Prepared
 ) -> Records:
-    """Records of finished runs, and behind those of each row its ensembles.
+    """Returns records of finished runs, and behind those of each row its ensembles.
 
     Of a row's seeds in their order `size` at a time make an ensemble; what is left over makes none. It counts as a cell
     of its first member's seed. Where no score of the members moves in a leak audit, no mean of them does.
@@ -71,7 +71,7 @@ def _cell(members: Sequence[Cell], folders: Sequence[Path], prepared: Prepared) 
 
 
 def _mean_logits(folders: Sequence[Path], phase: int) -> dict[str, np.ndarray | None]:
-    """Mean logits of the sets that a phase is scored on [n], float64."""
+    """Returns mean logits of the sets that a phase is scored on [n], float64."""
     names = {split: f"{PHASES[phase]}-{split}.npy" for split in (NEXT_SETS[phase], "test")}
     return {
         split: np.mean([np.load(folder / "scores" / name).astype(np.float64) for folder in folders], axis=0)

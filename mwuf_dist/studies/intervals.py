@@ -58,7 +58,7 @@ def add_intervals(comparison: dict[str, Any], finished: Sequence[tuple[Cell, Pat
 
 
 def fold_difference(ours: Path, theirs: Path, prepared: Prepared) -> tuple[float, np.ndarray]:
-    """Mean AUC of a run over phases and scorings minus that of another, and what each new item adds to it.
+    """Returns the mean AUC of a run over phases and scorings minus that of another, and what each new item adds to it.
 
     Args:
         ours: folder of the run.

@@ -30,7 +30,7 @@ _LAST_EVENTS = 20
 
 
 def probe(prepared: Prepared, events: Events) -> dict[str, dict[str, float | None]]:
-    """AUC of each probe on each set; None where a set has one class only.
+    """Returns AUC of each probe on each set; None where a set has one class only.
 
     A probe is fitted on half of the users of a set and tried on the other half, both ways; the mean of the two.
 
@@ -95,7 +95,9 @@ class _Counts:
             counts[1] += np.bincount(columns[side][columns["label"] == 1], minlength=counts.shape[1])
 
     def of_users(self, rows: _Rows) -> list[np.ndarray]:
-        """How active the user is: rows so far and in this set; where negatives are drawn, the fraction of positives.
+        """Says how active the user is: rows so far and in this set.
+
+        Where negatives are drawn, the fraction of positives.
 
         In a log with labels of its own that fraction is the user's taste, which is no fault.
         """
@@ -104,7 +106,7 @@ class _Counts:
         return [*activity, positives / np.maximum(counts, 1)] if self._prepared.negatives_per_positive else activity
 
     def of_items(self, rows: _Rows) -> list[np.ndarray]:
-        """How popular the item is: rows that count so far and in this set."""
+        """Says how popular the item is: rows that count so far and in this set."""
         counts, positives = self._of["item"][:, rows.item]
         so_far = positives if self._prepared.negatives_per_positive else counts
         return [so_far, rows.counted_of_item[rows.item]]
@@ -126,7 +128,7 @@ def _history(prepared: Prepared, events: Events, split: str, num_finished: int, 
 
 
 def without_sitting(prepared: Prepared, gap_s: float) -> dict[str, float]:
-    """Fraction of the rows of each set before which the user has no event that is older by more than the gap."""
+    """Gives fraction of the rows of each set before which the user has no event that is older by more than the gap."""
     histories = Histories(prepared, len(SPLITS) - 2, 0, torch.device("cpu"), "all", "all", max(gap_s, 0.0))
     found = {}
     for split in SPLITS:
@@ -136,7 +138,7 @@ def without_sitting(prepared: Prepared, gap_s: float) -> dict[str, float]:
 
 
 def _tried(columns: list[np.ndarray], label: np.ndarray, half: np.ndarray) -> float | None:
-    """Mean of the AUCs on each half of a model of the other half."""
+    """Returns the mean of the AUCs on each half of a model of the other half."""
     found = []
     for own in (half, ~half):
         if min(len(np.unique(label[own])), len(np.unique(label[~own]))) < 2:
@@ -152,7 +154,7 @@ def _edges(column: np.ndarray) -> np.ndarray:
 
 
 def _one_hot(columns: list[np.ndarray], edges: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """A column of ones and one for each bin of each feature [n, 1 + bins]."""
+    """Returns a column of ones and one for each bin of each feature [n, 1 + bins]."""
     parts = [np.ones((int(rows.sum()), 1))]
     for column, bounds in zip(columns, edges, strict=True):
         # A value at a bound is in the bin below it, so that a feature with few values has a bin for each.
@@ -161,7 +163,7 @@ def _one_hot(columns: list[np.ndarray], edges: list[np.ndarray], rows: np.ndarra
 
 
 def _fit(x: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Weights [m] of the logistic regression with a small ridge, by Newton's method."""
+    """Returns weights [m] of the logistic regression with a small ridge, by Newton's method."""
     weights, penalty = np.zeros(x.shape[1]), _RIDGE * np.eye(x.shape[1])
     for _ in range(_NEWTON_STEPS):
         p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))

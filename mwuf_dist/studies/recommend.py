@@ -143,7 +143,7 @@ class Search:
         self._configs = {(one.run, one.fold): one.config for one in found}
 
     def configs(self, fold: int = 0) -> list[Config]:
-        """The runs of all candidates on a fold."""
+        """Returns the runs of all candidates on a fold."""
         return [self._configs[number, fold] for number in range(len(self.candidates))]
 
     def run(self) -> tuple[int, int] | None:
@@ -173,7 +173,7 @@ class Search:
         return best
 
     def staying(self, alive: Sequence[int]) -> list[int]:
-        """The better half of the methods and of the alternatives, one of each at least."""
+        """Returns the better half of the methods and of the alternatives, one of each at least."""
         halves = []
         for is_plain in (False, True):
             group = [one for one in alive if self.candidates[one].is_plain == is_plain]
@@ -181,13 +181,13 @@ class Search:
         return sorted(halves)
 
     def score(self, number: int) -> float:
-        """The mean score of a candidate over the folds that it was chosen by."""
+        """Returns the mean score of a candidate over the folds that it was chosen by."""
         return statistics.fmean(
             self.tried[number, fold].score for fold in self.chosen_by if (number, fold) in self.tried
         )
 
     def difference(self, ours: int, theirs: int, folds: Sequence[int]) -> Difference | None:
-        """The gain in score of one candidate over another on the folds that both have, with its interval."""
+        """Returns the gain in score of one candidate over another on the folds that both have, with its interval."""
         common = [fold for fold in folds if (ours, fold) in self.tried and (theirs, fold) in self.tried]
         if not common:
             return None
@@ -290,7 +290,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The candidates as lines of text, best first, and what follows from them."""
+    """Returns the candidates as lines of text, best first, and what follows from them."""
     lines = [f"{'score':>6}  {'gain, 95 %':>22}  {'seconds':>7}  {'folds':>5}  candidate"]
     for row in summary["rows"]:
         score = "–" if row["score"] is None else f"{row['score']:.4f}"

@@ -95,7 +95,7 @@ class Records:
     audits: list[dict[str, Any]] = field(default_factory=list)
 
     def only(self, rows: Collection[RowKey]) -> Records:
-        """Those of some rows."""
+        """Returns those of some rows."""
         labels = {row_label(*row[1:]) for row in rows}
         return Records(
             [cell for cell in self.cells if row_key(cell) in rows],
@@ -104,12 +104,12 @@ class Records:
 
 
 def cell_key(cell: Cell) -> tuple[str, str, str, str, int]:
-    """(data set, backbone, method, variant, seed): what a table tells cells apart by."""
+    """Returns (data set, backbone, method, variant, seed): what a table tells cells apart by."""
     return (*row_key(cell), cell["seed"])
 
 
 def row_key(cell: Cell) -> RowKey:
-    """The row of a table that a cell belongs to.
+    """Returns the row of a table that a cell belongs to.
 
     The data set is what the config names: results of made-up files in its layout have a `dataset` of their own.
     """
@@ -129,7 +129,7 @@ def write_records(records: Records, path: Path) -> None:
 
 
 def read_records(path: Path) -> Records:
-    """Records of a file, or of the output folder of `mwuf compare`, finished or not.
+    """Returns records of a file, or of the output folder of `mwuf compare`, finished or not.
 
     Raises:
         UserError: there are none.
@@ -161,7 +161,10 @@ def _checked(records: Records) -> Records:
 
 
 def read_audits(folder: Path) -> list[dict[str, Any]]:
-    """The leak audits of a comparison's folder; a damaged one is said and counts for nothing: it is made again."""
+    """Gives the leak audits of a comparison's folder.
+
+    A damaged one is said and counts for nothing: it is made again.
+    """
     audits = []
     for path in sorted(folder.glob("audits/*.json")):
         try:
@@ -172,17 +175,17 @@ def read_audits(folder: Path) -> list[dict[str, Any]]:
 
 
 def cell_of_run(folder: Path) -> Cell:
-    """The record of a finished run: its results and its scores."""
+    """Returns the record of a finished run: its results and its scores."""
     return with_scores(read_json(folder / "results.json"), folder)
 
 
 def with_scores(results: dict[str, Any], folder: Path) -> Cell:
-    """The record of a run with these results in this folder."""
+    """Returns the record of a run with these results in this folder."""
     return results | {"scores": _scores(folder / "scores")}
 
 
 def merged(ours: Records, others: Iterable[tuple[str, Records]]) -> Records:
-    """Our records with those of others behind them.
+    """Returns our records with those of others behind them.
 
     A cell that several have done counts once, the first. Cells of one row must have one config, but for the seed.
 
@@ -221,7 +224,10 @@ def _check_same_config(one: tuple[str, Cell], other: tuple[str, Cell]) -> None:
 
 
 def config_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Keys that decide the result and differ, as `section.key: one -> other`; a key of a later version: its default."""
+    """Gives keys that decide the result and differ, as `section.key.
+
+    One -> other`; a key of a later version: its default.
+    """
     first, second = (_flat(to_dict(build(values, of_any_version=True))) for values in (one, other))
     return [
         f"{key}: {first.get(key)!r} -> {second.get(key)!r}"

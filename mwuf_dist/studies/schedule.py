@@ -60,7 +60,7 @@ class Runner(Protocol):
         ...
 
     def wait(self) -> tuple[str, Any]:
-        """The name of a task that has ended, and its result or `Failure`."""
+        """Returns the name of a task that has ended, and its result or `Failure`."""
         ...
 
 
@@ -116,7 +116,7 @@ class Until:
 
 
 def attempt(action: Callable[..., Any], inputs: Sequence[Any], catch_all: bool = True) -> Any:
-    """The result of an action, or a `Failure`; without `catch_all` only the user's errors are one."""
+    """Returns the result of an action, or a `Failure`; without `catch_all` only the user's errors are one."""
     try:
         return action(*inputs)
     except UserError as error:
@@ -166,7 +166,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """48 s, 12 min, 3.1 h."""
+    """Returns 48 s, 12 min, 3.1 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

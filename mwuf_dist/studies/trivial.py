@@ -23,7 +23,7 @@ _SMOOTHING_ROWS = 5.0
 
 
 def trivial_rows(prepared: Prepared) -> list[dict[str, Any]]:
-    """`label` of each and, by phase, `auc_next`, `auc_test`, `logloss_next`, `logloss_test`; None for none."""
+    """Returns `label` of each and, by phase, `auc_next`, `auc_test`, `logloss_next`, `logloss_test`; None for none."""
     columns = {split: prepared.columns(split, ("user", "item", "label", "time")) for split in NEXT_SETS}
     popularity = _popularity(columns)
     sums = _Sums(prepared)
@@ -66,7 +66,7 @@ class _Sums:
         return float(positives / rows)
 
     def means(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        """User mean + item mean - constant of some rows [n]."""
+        """Returns the user mean + item mean - constant of some rows [n]."""
         found = -self.constant
         for side, sums in self._of.items():
             rows, positives = sums[:, columns[side]]
@@ -80,7 +80,7 @@ def _logit(p: Any) -> Any:
 
 
 def _popularity(columns: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Positives of its item that are earlier than each row, by set [n]."""
+    """Returns positives of its item that are earlier than each row, by set [n]."""
     item, time, label = (np.concatenate([one[name] for one in columns.values()]) for name in ("item", "time", "label"))
     moments = np.unique(time)
     key = item.astype(np.int64) * (len(moments) + 1)

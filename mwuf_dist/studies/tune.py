@@ -58,7 +58,7 @@ class Tune:
     grid: Literal["standard"] | dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
     def settings_of_runs(self) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        """For each run its keys, and the settings to try: none, those of all runs, its own."""
+        """Returns for each run its keys, and the settings to try: none, those of all runs, its own."""
         found = []
         for run in self.runs or ({},):
             keys = {key: value for key, value in run.items() if key != "settings"}
@@ -76,7 +76,7 @@ class Tune:
 
 
 def _is_possible(method: dict[str, Any], first_rows: str) -> bool:
-    """Whether a method can start new items so; of a grid each of its other values is tried once."""
+    """Says whether a method can start new items so; of a grid each of its other values is tried once."""
     config = method_config(**method)
     if find_class("method", config.name).default_initialisation(config) == "own":
         return first_rows == "default"
@@ -102,7 +102,7 @@ class Try:
 
 
 def read_tune(values: dict[str, Any], where: str) -> Tune:
-    """The section `tune` of a config's plain values.
+    """Returns the section `tune` of a config's plain values.
 
     Raises:
         UserError: it is missing or has a wrong key, or its runs have not the same number of settings.
@@ -134,7 +134,7 @@ def read_tune(values: dict[str, Any], where: str) -> Tune:
 
 
 def tries(values: dict[str, Any], tune: Tune, share_of_new: float, where: str) -> list[Try]:
-    """Every setting of every run, fold by fold.
+    """Returns every setting of every run, fold by fold.
 
     Args:
         values: the config file's plain values, without `study` and `tune`.
@@ -174,7 +174,7 @@ def _scaled_batch(batch_size: int, share: float) -> int:
 
 
 def summarise(tried: Sequence[Try], cells: Sequence[dict[str, Any]], tune: Tune) -> dict[str, Any]:
-    """Mean AUCs of every setting over the folds, best first within each run.
+    """Returns the mean AUCs of every setting over the folds, best first within each run.
 
     Args:
         tried: the tries.
@@ -217,13 +217,13 @@ def mean_auc(of_next: Iterable[float | None], of_test: Iterable[float | None]) -
 
 
 def score_of(cell: dict[str, Any]) -> float | None:
-    """The `mean_auc` of a run."""
+    """Returns the `mean_auc` of a run."""
     phases = [cell["phases"][phase] for phase in PHASES]
     return mean_auc((phase["auc_next"] for phase in phases), (phase["auc_test"] for phase in phases))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are defined: all settings have the same sets, so they lack the same ones."""
+    """Returns the mean of the values that are defined: all settings have the same sets, so they lack the same ones."""
     present = [value for value in values if value is not None]
     return statistics.fmean(present) if present else None
 
@@ -234,7 +234,7 @@ def _label(keys: dict[str, Any], cell: dict[str, Any]) -> str:
 
 
 def chosen_toml(summary: dict[str, Any], tune: Tune, source: Path, overridden: dict[str, Any], folder: Path) -> str:
-    """A config for `mwuf compare` in which every run has its best setting.
+    """Returns a config for `mwuf compare` in which every run has its best setting.
 
     Args:
         summary: of `summarise`.
@@ -263,7 +263,7 @@ def chosen_toml(summary: dict[str, Any], tune: Tune, source: Path, overridden: d
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The settings of each run, best first, as lines of text."""
+    """Returns the settings of each run, best first, as lines of text."""
     lines = [f"{'':>3} {'score':>6}   {'fixed test':^27}   {'next set':^27}   setting"]
     run = summary["rows"][0]["run"] if len({row["run"] for row in summary["rows"]}) == 1 else None
     for row in summary["rows"]:
@@ -286,7 +286,7 @@ def _short(auc: float | None) -> str:
 
 
 def setting_words(setting: dict[str, Any], prefix: str = "") -> str:
-    """A setting as `section.key=value` words."""
+    """Returns a setting as `section.key=value` words."""
     parts = [
         setting_words(value, f"{prefix}{key}.") if isinstance(value, dict) else f"{prefix}{key}={value}"
         for key, value in setting.items()

@@ -84,7 +84,7 @@ class Frozen:
         self._compute_parts()
 
     def _num_served_parts(self, model: Model) -> int:
-        """Parts behind those of users and items, for what `serve` makes."""
+        """Returns parts behind those of users and items, for what `serve` makes."""
         return 0
 
     @property
@@ -244,7 +244,7 @@ class CompiledFrozen(Frozen):
 
     @torch.no_grad()
     def _part_rows(self, user: torch.Tensor, second: torch.Tensor) -> PartRows:
-        """Parts of rows, each the sum of a user's and of another of the table of parts."""
+        """Returns parts of rows, each the sum of a user's and of another of the table of parts."""
         if self._whole_parts is None:
             return PartRows(self._parts.bag_sums(torch.stack([user, second], dim=1)))
         return PartRows(self._whole_parts, user.contiguous(), second)

@@ -77,7 +77,7 @@ class Model:
         return self.user_tables, self.item_tables, self.old_ids, *self.row_tables
 
     def logit(self, batch: Batch, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
-        """Logits [b] of old items' rows, with gradients to every table and weight. A collective.
+        """Returns logits [b] of old items' rows, with gradients to every table and weight. A collective.
 
         Args:
             batch: the rows.
@@ -111,7 +111,7 @@ class Model:
         return self.runtime.distinct(item, self.num_old, pads)
 
     def histories(self, prepared: Prepared, num_finished: int) -> Histories | None:
-        """The histories once so many warm sets are finished; None for a backbone that looks at none."""
+        """Returns the histories once so many warm sets are finished; None for a backbone that looks at none."""
         if not self.backbone.uses_history:
             return None
         if self.backbone.history_scope == "all":
@@ -120,7 +120,7 @@ class Model:
         return Histories(prepared, num_finished, self._history_length, self.runtime.device, "before", self._events)
 
     def pretrain_rows(self, prepared: Prepared, order: str, batch_size: int, seed: int) -> Batches:
-        """Batches of the rows of `pretrain` in an order that the config names.
+        """Returns batches of the rows of `pretrain` in an order that the config names.
 
         Raises:
             UserError: the order does not go with the backbone.
@@ -136,7 +136,9 @@ class Model:
         return UserLoader(prepared, batch_size, seed, self.runtime, self._events, self._gap_s)
 
     def _old_rows(self, item: torch.Tensor, history: History) -> tuple[torch.Tensor, EmbeddedHistory]:
-        """Rows of phi_old of old items [b, D] and of their history, of old items too, with gradients. A collective.
+        """Gives rows of phi_old of old items [b, D] and of their history, of old items too, with gradients.
+
+        A collective.
 
         In one lookup, because a fused table takes a step for each.
         """
@@ -155,7 +157,7 @@ class Model:
 
     @torch.no_grad()
     def embedded_history(self, history: History) -> EmbeddedHistory:
-        """A history with its items' embeddings, all frozen. A collective.
+        """Returns a history with its items' embeddings, all frozen. A collective.
 
         An old item stands in it by its row of phi_old, a new one by its row of phi_new as it is now.
         """
@@ -168,7 +170,7 @@ class Model:
         return EmbeddedHistory(**vars(history), index=inverse, rows=rows, fields=self._history_fields(distinct))
 
     def _row_in_old(self, items: torch.Tensor) -> torch.Tensor:
-        """Rows of phi_old [n] of old items and of the unknown one [n]."""
+        """Returns rows of phi_old [n] of old items and of the unknown one [n]."""
         return items.masked_fill(items == self.num_items, self.num_old)
 
     def _history_fields(self, items: torch.Tensor) -> torch.Tensor | None:
@@ -178,7 +180,7 @@ class Model:
         return self.item_fields(items * is_known) * is_known[:, None]
 
     def mean_old_row(self) -> torch.Tensor:
-        """Mean row [D] of phi_old over the old items: the common initialisation."""
+        """Returns the mean row [D] of phi_old over the old items: the common initialisation."""
         num_rows = self.old_ids.specs["old"].rows
         used = None if num_rows == self.num_old else torch.arange(num_rows) < self.num_old
         return self.old_ids.mean_row("old", used)
@@ -193,11 +195,14 @@ class Model:
         return self.user_tables.rows_of("user_id", unknown)[0].clone()
 
     def user_fields(self, users: torch.Tensor) -> torch.Tensor:
-        """Field embeddings [n, Fu*D] of users [n]. A collective."""
+        """Returns field embeddings [n, Fu*D] of users [n]. A collective."""
         return self.users.lookup(self.user_tables, users)
 
     def row_fields(self, values: torch.Tensor | None, num_rows: int) -> torch.Tensor:
-        """Field embeddings [n, Fr*D] of rows with fields of their own [n, Fr]; None: unknown ones. A collective."""
+        """Gives field embeddings [n, Fr*D] of rows with fields of their own [n, Fr].
+
+        None: unknown ones. A collective.
+        """
         if values is None:
             values = torch.zeros(num_rows, len(self.rows), dtype=torch.int64, device=self.runtime.device)
         found = [
@@ -212,16 +217,16 @@ class Model:
         return torch.cat([self.row_fields(values, len(users)), users_side], dim=1) if self.rows else users_side
 
     def item_fields(self, items: torch.Tensor) -> torch.Tensor:
-        """Field embeddings [n, Fi*D] of items [n], without the ID. A collective."""
+        """Returns field embeddings [n, Fi*D] of items [n], without the ID. A collective."""
         return self.vector_fields(self.items.lookup(self.item_tables, items), self.items.vectors, items)
 
     def dense_parameters(self) -> list[nn.Parameter]:
-        """Weights of the backbone, and of what makes field embeddings of vectors."""
+        """Returns weights of the backbone, and of what makes field embeddings of vectors."""
         return [*self.backbone.parameters(), *self.vector_fields.parameters()]
 
 
 def feature_store(config: EmbeddingConfig, prepared: Prepared, side: Side, runtime: Runtime) -> FeatureStore:
-    """The fields of all users or items, as the model reads them."""
+    """Returns the fields of all users or items, as the model reads them."""
     entities = prepared.entity(side)
     if side == "item":
         entities = without_rare_values(entities, prepared.num_old_items, config.min_old_items)
@@ -229,14 +234,14 @@ def feature_store(config: EmbeddingConfig, prepared: Prepared, side: Side, runti
 
 
 def _values_of(field: Field, runtime: Runtime) -> FeatureStore:
-    """The values of a field of the rows, each an entity of its own: an index is looked up as itself."""
+    """Returns the values of a field of the rows, each an entity of its own: an index is looked up as itself."""
     own = Field(field.name, "categorical", "user", field.size)
     column = FieldColumn(own, None, np.arange(field.size, dtype=np.int32))
     return FeatureStore(EntityTable(field.size, np.arange(field.size), {field.name: column}), runtime.device)
 
 
 def pretrained_items(model: Model, prepared: Prepared) -> PretrainedItems:
-    """The item side of a pretrained model, for `Method.attach`."""
+    """Returns the item side of a pretrained model, for `Method.attach`."""
 
     def num_pretrain_rows() -> torch.Tensor:
         item = prepared.columns("pretrain", ("item",))["item"]

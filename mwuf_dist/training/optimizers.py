@@ -115,7 +115,7 @@ class Adam:
                 parameter.grad = None
 
     def state(self) -> dict[str, Any]:
-        """Moments and step counts by parameter name, tables' moments as sharded tensors."""
+        """Returns moments and step counts by parameter name, tables' moments as sharded tensors."""
         state: dict[str, Any] = {}
         for moments in self._moments:
             state |= moments.state()

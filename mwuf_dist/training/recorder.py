@@ -36,7 +36,7 @@ class Recorder:
             self._file = self._mended(folder / "metrics.jsonl", keep_bytes).open("a", encoding="utf-8")
 
     def _mended(self, path: Path, keep_bytes: int) -> Path:
-        """The file up to there, without what a disk or a power cut has spoilt."""
+        """Returns the file up to there, without what a disk or a power cut has spoilt."""
         path.touch()
         size = path.stat().st_size
         os.truncate(path, min(keep_bytes, size))
@@ -66,7 +66,7 @@ class Recorder:
                 self._board.add_scalar(f"{prefix}/{name}", value, step)
 
     def num_bytes(self) -> int:
-        """Length of `metrics.jsonl` so far, all of it on the disk."""
+        """Returns the length of `metrics.jsonl` so far, all of it on the disk."""
         if self._file is None:
             return 0
         self._file.flush()
@@ -74,7 +74,7 @@ class Recorder:
         return self._file.tell()
 
     def bar(self, title: str, total: int, done: int) -> tqdm:
-        """A progress bar over steps, silent except on the main rank of a terminal."""
+        """Returns a progress bar over steps, silent except on the main rank of a terminal."""
         return tqdm(
             total=total, initial=done, desc=title, unit="step", leave=False, disable=not self._runtime.show_progress
         )

@@ -27,7 +27,7 @@ _BUCKETS_PER_SET = 4
 def phase_metrics(
     prepared: Prepared, phase: int, warm_rows: int, scores: Mapping[str, np.ndarray | None], threads: int = 1
 ) -> dict[str, Any]:
-    """Metrics of one phase under both scorings.
+    """Returns metrics of one phase under both scorings.
 
     Args:
         prepared: holds the labels and, for synthetic data, the true log-odds.
@@ -66,7 +66,9 @@ def defined(values: Any) -> Any:
 
 
 def _clicks_curve(prepared: Prepared, phase: int, warm_rows: int, logits: np.ndarray | None) -> list[dict[str, Any]]:
-    """AUC of the next set by the number of rows that the item had before the row: its warm sets and earlier rows here.
+    """Gives AUC of the next set by the number of rows that the item had before the row.
+
+    Its warm sets and earlier rows here.
 
     The model has learned from the rows of finished sets only, so within a set the curve tells how predictions age. The
     rows after the last warm set are one bucket.
@@ -84,7 +86,7 @@ def _clicks_curve(prepared: Prepared, phase: int, warm_rows: int, logits: np.nda
 
 
 def counted_within_item(item: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """How many counted rows of the same item stand before each row [n], in the order of the rows."""
+    """Says how many counted rows of the same item stand before each row [n], in the order of the rows."""
     order = np.argsort(item, kind="stable")
     ordered, counts = item[order], counted[order].astype(np.int64)
     before = np.cumsum(counts) - counts
@@ -107,7 +109,7 @@ def write_scores(folder: Path, name: str, scores: Mapping[str, np.ndarray | None
 def results_of(
     config: Config, prepared: Prepared, runtime: Runtime, meta: Meta, implementation: dict[str, object]
 ) -> dict[str, Any]:
-    """The content of `results.json` (schema in README)."""
+    """Returns the content of `results.json` (schema in README)."""
     splits = prepared.manifest["splits"]
     return {
         "schema": SCHEMA,
@@ -137,7 +139,7 @@ def results_of(
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
+    """Returns versions of what decides the numbers."""
     found = {}
     for name, distributions in {
         "mwuf_dist": ("mwuf-dist",),

@@ -160,7 +160,7 @@ def _prepare(config: Config, runtime: Runtime) -> Prepared:
 
 
 def _prepare_or_reuse(config: Config, runtime: Runtime) -> tuple[Prepared, bool]:
-    """The data, and whether they were prepared before."""
+    """Returns the data, and whether they were prepared before."""
     made_of: dict[str, Any] = {}
     reused = []
 
@@ -300,7 +300,7 @@ class Run:
             )
 
     def stream(self) -> dict[str, Any]:
-        """The days of the stream protocol, in the place of the phases; see `stages/stream.py`."""
+        """Returns the days of the stream protocol, in the place of the phases; see `stages/stream.py`."""
         made = pretrained_tensors(self.model) | meta_trained_tensors(self.model.new_ids, self.method)
         self.session.save(Cursor("warm_up"), made | warm_up_tensors(self.model))
         return stream(self)
@@ -326,7 +326,7 @@ class Run:
         self.session.recorder.say(f"{PHASES[phase]:>7}   AUC next set {of_next}   fixed test {of_test}")
 
     def scores(self, stage: WarmUp, phase: int) -> dict[str, np.ndarray | None]:
-        """Logits of the sets that a phase is scored on, by their names; see `WarmUp.score`."""
+        """Returns logits of the sets that a phase is scored on, by their names; see `WarmUp.score`."""
         return {split: stage.score(self.prepared, split) for split in dict.fromkeys((NEXT_SETS[phase], "test"))}
 
     def _found(self) -> Path:

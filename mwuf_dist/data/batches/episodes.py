@@ -131,6 +131,6 @@ class EpisodeLoader:
 
 
 def episodes_of(runtime: Runtime, num_episodes: int) -> range:
-    """Which episodes of a global batch of so many are this rank's."""
+    """Says which episodes of a global batch of so many are this rank's."""
     rank, world_size = runtime.rank, runtime.world_size
     return range(rank * num_episodes // world_size, (rank + 1) * num_episodes // world_size)

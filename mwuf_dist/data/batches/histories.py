@@ -107,11 +107,11 @@ class Histories:
         self._labels = torch.from_numpy(labels[kept]).to(device)
 
     def load(self, name: str) -> np.ndarray:
-        """One of the arrays of the folder."""
+        """Returns one of the arrays of the folder."""
         return np.load(self._prepared.whole(f"{FOLDER}/{name}.npy"), mmap_mode="r")
 
     def before(self, split: str, start: int, stop: int) -> np.ndarray:
-        """The moment of each of the rows [start, stop) of a split: how many events of its user stand before it.
+        """Returns the moment of each of the rows [start, stop) of a split: how many events of its user stand before it.
 
         With a gap, 2^32 times the number of those that are older than it by more than the gap is added.
         """
@@ -119,7 +119,7 @@ class Histories:
         return before if self._gap_s < 0 else before + (self._settled(split, start, stop, before) << 32)
 
     def _settled(self, split: str, start: int, stop: int, before: np.ndarray) -> np.ndarray:
-        """How many events of its user are older than each row by more than the gap [n], int64: by halving."""
+        """Says how many events of its user are older than each row by more than the gap [n], int64: by halving."""
         columns = self._prepared.read_rows(split, start, stop, ("user", "time"))
         limit = columns["time"] - round(self._gap_s * self._prepared.ticks_per_s)
         times, first = self.load("times"), self.load("offsets")[columns["user"]]
@@ -132,7 +132,7 @@ class Histories:
         return low
 
     def of(self, users: torch.Tensor, before: torch.Tensor, in_pretrain: bool) -> History:
-        """The histories of rows by users [b], each of which has `before` [b] earlier events.
+        """Returns the histories of rows by users [b], each of which has `before` [b] earlier events.
 
         Args:
             users: of the rows.
@@ -157,12 +157,12 @@ class Histories:
         return replace(_without(history, place, is_event), earlier=earlier)
 
     def whole(self, users: torch.Tensor) -> History:
-        """The histories of users [b] as of now, all that may be seen, all earlier; rows of one user share one."""
+        """Gives the histories of users [b] as of now, all that may be seen, all earlier; rows of one user share one."""
         distinct, group = torch.unique(users, return_inverse=True)
         return self._cut(self._place[self._offsets[distinct]], self._place[self._offsets[distinct + 1]], group)
 
     def _cut(self, first: torch.Tensor, stop: torch.Tensor, group: torch.Tensor) -> History:
-        """Histories of the events from `first` to `stop` - 1, the last L of them."""
+        """Returns histories of the events from `first` to `stop` - 1, the last L of them."""
         if self._length:
             first = torch.maximum(first, stop - self._length)
         lengths = (stop - first).long()
@@ -173,7 +173,7 @@ class Histories:
 
 
 def _without(history: History, place: torch.Tensor, is_there: torch.Tensor) -> History:
-    """Histories without the event at a position [g] of each, counted from its first, where there is one."""
+    """Returns histories without the event at a position [g] of each, counted from its first, where there is one."""
     kept = torch.ones_like(history.items, dtype=torch.bool)
     kept[(history.offsets[:-1] + place)[is_there]] = False
     offsets = history.offsets - F.pad(torch.cumsum(is_there, 0), (1, 0))

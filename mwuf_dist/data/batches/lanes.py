@@ -38,7 +38,7 @@ class LaneCoordinator:
         self._signs: dict[int, float] = {}  # a rank's last sign of life
 
     def lease(self, rank: int, world_size: int, num_lanes: int) -> range:
-        """The lanes of a rank: neighbours, as even as can be, each lane at exactly one rank."""
+        """Returns the lanes of a rank: neighbours, as even as can be, each lane at exactly one rank."""
         return range(rank * num_lanes // world_size, (rank + 1) * num_lanes // world_size)
 
     def renew(self) -> bool:
@@ -54,7 +54,10 @@ class LaneCoordinator:
         self._is_stopping = True
 
     def is_stopping(self, rank: int) -> bool:
-        """Whether the ranks were asked to save and leave. A rank asks all the time, and is known to live by that."""
+        """Says whether the ranks were asked to save and leave.
+
+        A rank asks all the time, and is known to live by that.
+        """
         self._signs[rank] = time.monotonic()
         return self._is_stopping
 
@@ -76,7 +79,7 @@ class Leases:
         self._local = None if runtime.lane_coordinator else LaneCoordinator()
 
     def lanes(self, num_lanes: int) -> range:
-        """Our lanes of an epoch that has `num_lanes`.
+        """Returns our lanes of an epoch that has `num_lanes`.
 
         Raises:
             StaleLease: another generation has them.
@@ -118,7 +121,7 @@ class Leases:
 
 
 def start_coordinator(name: str) -> Any:
-    """A `LaneCoordinator` as a Ray actor that ranks find by its name; it lives as long as the handle returned.
+    """Returns a `LaneCoordinator` as a Ray actor that ranks find by its name; it lives as long as the handle returned.
 
     Ray starts it again when it is lost and repeats the question; it needs to be told nothing.
     """

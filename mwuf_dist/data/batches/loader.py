@@ -201,7 +201,7 @@ class Loader:
     def _shuffled_rows(
         self, order: EpochOrder, lanes: range, index: int, steps: int
     ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """[steps, b] arrays: the rows of a window, lane beside lane; weights only where some are 0."""
+        """Returns [steps, b] arrays: the rows of a window, lane beside lane; weights only where some are 0."""
         shape = steps, self._slots(order), order.rows_per_lane
         orders = [order.window(lane, index) for lane in lanes]
         has_padding = len(lanes) < shape[1] or any(len(shuffle) < shape[0] * shape[2] for _, shuffle in orders)
@@ -236,7 +236,7 @@ class Loader:
         return {name: ours(values) for name, values in read.items()}, ours(np.ones(end - begin, np.float32))
 
     def _slots(self, order: EpochOrder) -> int:
-        """Lanes of the rank that has most: where a rank has fewer, padding fills its part up."""
+        """Returns lanes of the rank that has most: where a rank has fewer, padding fills its part up."""
         return -(-order.lanes // self._runtime.world_size)
 
     def _read(self, ranges: list[tuple[int, int]]) -> dict[str, np.ndarray]:
@@ -254,7 +254,7 @@ class Loader:
             offset += size
 
     def _with_before(self, rows: dict[str, np.ndarray], split: str, start: int) -> dict[str, np.ndarray]:
-        """Rows of a split from `start` on, with the column that their histories need."""
+        """Returns rows of a split from `start` on, with the column that their histories need."""
         if self._histories is None:
             return rows
         return rows | {"before": self._histories.before(split, start, start + len(rows["user"]))}

@@ -20,7 +20,7 @@ WINDOW_ROWS = 1 << 22
 
 @functools.cache
 def num_lanes(batch_size: int) -> int:
-    """The largest number of lanes, at most 64, that divides the batch: not a function of the number of ranks."""
+    """Gives the largest number of lanes, at most 64, that divides the batch: not a function of the number of ranks."""
     return max(lanes for lanes in range(1, min(MAX_LANES, batch_size) + 1) if batch_size % lanes == 0)
 
 
@@ -80,7 +80,7 @@ class EpochOrder:
         return max(1, WINDOW_ROWS // self.batch_size)
 
     def window(self, lane: int, index: int) -> tuple[list[tuple[int, int]], np.ndarray]:
-        """The rows of one window of a lane.
+        """Returns the rows of one window of a lane.
 
         Returns:
             Stored row ranges [start, stop) that the window reads one after another, and the permutation [n] of them.
@@ -93,7 +93,7 @@ class EpochOrder:
         return self.ranges(begin, end), order
 
     def ranges(self, begin: int, end: int) -> list[tuple[int, int]]:
-        """Stored row ranges of positions [begin, end) of the permuted sequence of row groups."""
+        """Returns stored row ranges of positions [begin, end) of the permuted sequence of row groups."""
         out: list[tuple[int, int]] = []
         group = int(np.searchsorted(self._bounds, begin, side="right")) - 1
         while begin < end:

@@ -146,6 +146,6 @@ class UserLoader:
 
 
 def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """start[0], start[0] + 1, ... (length[0] of them), start[1], ... one after another."""
+    """Returns start[0], start[0] + 1, ... (length[0] of them), start[1], ... one after another."""
     total = np.cumsum(length)
     return np.arange(total[-1] if len(total) else 0) + np.repeat(start - (total - length), length)

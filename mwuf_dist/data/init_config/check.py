@@ -41,7 +41,7 @@ class Checked:
     told: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """A line for each sentence, the faults first."""
+        """Returns a line for each sentence, the faults first."""
         lines = [f"FAULT. {one}" for one in self.faults] + self.told
         end = "the files cannot be used as they are" if self.faults else "the files can be used as they are"
         return "\n".join([*lines, end])
@@ -87,7 +87,7 @@ def check_logs(options: LogsConfig, new: Path) -> Checked:
 
 
 def _columns_fit(found: Checked, own: Path, files: tuple[Path, ...], options: LogsConfig, fields: list[str]) -> bool:
-    """Whether each file has the columns that are used."""
+    """Says whether each file has the columns that are used."""
     known = log_tables.column_names(own, options)
     needed = {options.user, options.item, options.time, options.label or options.label_from, *fields} - {""}
     lacking: dict[str, list[str]] = {}
@@ -192,7 +192,7 @@ def _texts(rows: Rows, name: str) -> list[str]:
 
 
 def _new_values(before: Rows, now: Rows, name: str) -> str:
-    """Values of a column that have come up, the first few by name; empty where there are none."""
+    """Returns values of a column that have come up, the first few by name; empty where there are none."""
     old, new = (ids.normal(codes(rows.table.columns[name])[1], IdForm()) for rows in (before, now))
     strangers = new.filter(pc.invert(pc.is_in(new, value_set=old)))
     if not len(strangers):

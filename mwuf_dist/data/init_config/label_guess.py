@@ -157,7 +157,7 @@ def _named(
 
 
 def _by_values(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | None:
-    """A rule for a column that is named like a label; None where its values say nothing."""
+    """Returns a rule for a column that is named like a label; None where its values say nothing."""
     index, values = codes(table.columns[name])
     if not len(values):
         return None
@@ -190,7 +190,7 @@ def _by_values(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
 
 
 def _by_action(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | None:
-    """A rule for words of what happened."""
+    """Returns a rule for words of what happened."""
     column = table.columns[name]
     values = text_of(codes(column)[1]).to_pylist()
     if len(values) == 1:
@@ -215,7 +215,7 @@ def _by_type(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | No
 
 
 def _says_what_happened(table: LogTable, name: str) -> bool:
-    """Whether a column's few words are what a person did: a positive one, and one that is none."""
+    """Says whether a column's few words are what a person did: a positive one, and one that is none."""
     values = codes(table.columns[name])[1]
     if not 2 <= len(values) <= _MOST_CODES or not pa.types.is_string(values.type):
         return False
@@ -228,7 +228,7 @@ def _is_amount(table: LogTable, name: str) -> bool:
 
 
 def positive_action(values: Sequence[str]) -> str | None:
-    """The most telling positive of words of what happened, as whole words: dislike and no_click are none."""
+    """Returns the most telling positive of words of what happened, as whole words: dislike and no_click are none."""
     if len(values) > 200:
         return None
     of_value = {value: names.words(value) for value in values}
@@ -255,7 +255,7 @@ def _halved(table: LogTable, options: LogsConfig, name: str) -> LabelGuess:
 
 
 def halving(numbers: np.ndarray) -> tuple[float, float]:
-    """The threshold that makes the fraction of rows at or above it nearest to a half; that fraction."""
+    """Returns the threshold that makes the fraction of rows at or above it nearest to a half; that fraction."""
     values, counts = np.unique(numbers[~np.isnan(numbers)], return_counts=True)
     if len(values) < 2:
         return 1.0, 0.0
@@ -265,7 +265,7 @@ def halving(numbers: np.ndarray) -> tuple[float, float]:
 
 
 def numbers_of(column: pa.ChunkedArray) -> np.ndarray | None:
-    """Each row's number, NaN where it is missing; None for a column of something else."""
+    """Returns each row's number, NaN where it is missing; None for a column of something else."""
     if pa.types.is_nested(column.type):
         return None
     index, values = codes(column)
@@ -276,7 +276,7 @@ def numbers_of(column: pa.ChunkedArray) -> np.ndarray | None:
 
 
 def _is_zero_or_one(table: LogTable, options: LogsConfig, name: str) -> bool:
-    """Whether a column says yes or no in each row, however it is written."""
+    """Says whether a column says yes or no in each row, however it is written."""
     values = codes(table.columns[name])[1]
     if not 2 <= len(values) <= 6:
         return False

@@ -9,14 +9,14 @@ from mwuf_dist.data.init_config import vocabulary
 
 
 def words(name: str) -> list[str]:
-    """The words of a name in small letters: userId, USER_ID and "User ID" are user, id."""
+    """Returns the words of a name in small letters: userId, USER_ID and "User ID" are user, id."""
     split = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
     split = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1 \2", split)
     return re.findall(r"[a-z]+|[0-9]+", split.lower())
 
 
 def entity_score(name: str, wanted: Sequence[str]) -> int:
-    """How surely a column holds IDs of one of the wanted kinds; 0: it does not.
+    """Says how surely a column holds IDs of one of the wanted kinds; 0: it does not.
 
     A name is an ID's when it is the word, or the word and one for IDs (`movie_id`), perhaps behind others; a name that
     goes on with another word (`user_agent`, `item_price`) is an attribute's. A name or title is the last resort.
@@ -54,7 +54,7 @@ def entity_score(name: str, wanted: Sequence[str]) -> int:
 
 
 def time_score(name: str) -> int:
-    """How surely a column is the time of the event by its name; 0: it is not."""
+    """Says how surely a column is the time of the event by its name; 0: it is not."""
     parts = words(name)
     if set(parts) & vocabulary.NOT_A_TIME:
         return 0
@@ -72,7 +72,7 @@ def time_score(name: str) -> int:
 
 
 def is_part_of_a_date(name: str, others: Sequence[str]) -> bool:
-    """Whether a column is the day, month, ... of a time that stands in several columns."""
+    """Says whether a column is the day, month, ... of a time that stands in several columns."""
     last = words(name)[-1:]
     there = {parts[-1] for one in others if (parts := words(one))}
     return (
@@ -83,7 +83,7 @@ def is_part_of_a_date(name: str, others: Sequence[str]) -> bool:
 
 
 def label_score(name: str) -> int:
-    """How surely a column says whether the row is a positive; 0: it does not.
+    """Says how surely a column says whether the row is a positive; 0: it does not.
 
     The word for it stands at the end: `is_click` is one, `click_os` is not.
     """
@@ -102,14 +102,14 @@ def label_score(name: str) -> int:
 
 
 def rating_of(names: Sequence[str]) -> str:
-    """The column whose name is a rating's, or ends with the word; empty where there is none."""
+    """Returns the column whose name is a rating's, or ends with the word; empty where there is none."""
     return _of(
         names, vocabulary.RATING, lambda parts, word: parts[-1] == word and not set(parts) & vocabulary.NO_RATING
     )
 
 
 def action_of(names: Sequence[str]) -> str:
-    """The column whose name says that it holds what happened; empty where there is none."""
+    """Returns the column whose name says that it holds what happened; empty where there is none."""
     return _of(
         names,
         vocabulary.ACTION,
@@ -131,12 +131,12 @@ def _of(names: Sequence[str], wanted: Sequence[str], ends: Callable[[list[str], 
 
 
 def is_amount(name: str) -> bool:
-    """Whether a name says that numbers are amounts."""
+    """Says whether a name says that numbers are amounts."""
     return bool(set(words(name)) & vocabulary.AMOUNTS)
 
 
 def is_code(name: str) -> bool:
-    """Whether a name says that numbers are codes, not amounts."""
+    """Says whether a name says that numbers are codes, not amounts."""
     parts = words(name)
     if is_amount(name):
         return False
@@ -144,12 +144,15 @@ def is_code(name: str) -> bool:
 
 
 def is_weight(name: str) -> bool:
-    """Whether a name says that a column holds what a row counts in the losses."""
+    """Says whether a name says that a column holds what a row counts in the losses."""
     parts = words(name)
     return parts[-1:] in (["weight"], ["weights"]) and set(parts[:-1]) <= vocabulary.WEIGHED
 
 
 def is_of_request(name: str) -> bool:
-    """Whether a name says that a column is known of a row before anybody has acted: where and on what it was shown."""
+    """Says whether a name says that a column is known of a row before anybody has acted.
+
+    Where and on what it was shown.
+    """
     parts = words(name)
     return bool(parts) and parts[-1] in vocabulary.REQUEST_WORDS and not is_amount(name)

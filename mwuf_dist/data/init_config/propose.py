@@ -140,7 +140,7 @@ def propose(interactions: str, users: str = "", items: str = "", asked: Asked | 
 
 
 def _with_form_of_table(options: LogsConfig, side: Side, asked: Asked) -> LogsConfig:
-    """The options with how the side table is written, where otherwise than the interactions."""
+    """Returns the options with how the side table is written, where otherwise than the interactions."""
     files = log_files.find_files(getattr(options, f"{side}s"), f"--{side}s")
     said = [getattr(asked, f"{side}s_{name}") for name in ("header", "delimiter", "quote", "encoding")]
     found = how_written(files[0], options, *said, prefix=f"{side}s-")
@@ -158,7 +158,7 @@ def _with_form_of_table(options: LogsConfig, side: Side, asked: Asked) -> LogsCo
 
 
 def _read(found: Proposal, files: Sequence[Path], columns: Sequence[str], asked: Asked) -> LogTable:
-    """All columns that all files have."""
+    """Returns all columns that all files have."""
     lacking: dict[str, Path] = {}
     for path in files[1:]:
         if log_files.format_of(path).kind != "empty":
@@ -287,7 +287,7 @@ def _finest(found: Proposal, log: LogTable, accepted: dict[str, str]) -> str:
 
 
 def _holds_dates(column: pa.ChunkedArray) -> bool:
-    """Whether values are dates, whatever the column's name."""
+    """Says whether values are dates, whatever the column's name."""
     if pa.types.is_timestamp(column.type):
         return True
     if pa.types.is_nested(column.type):
@@ -299,7 +299,7 @@ def _holds_dates(column: pa.ChunkedArray) -> bool:
 
 
 def _time_format(found: Proposal, log: LogTable, name: str, asked: str) -> str | None:
-    """How the column's times are written (empty: numbers or ISO 8601), None where they are no times."""
+    """Says how the column's times are written (empty: numbers or ISO 8601), None where they are no times."""
     for form in [asked] if asked else ["", *TIME_FORMATS]:
         tried = dataclasses.replace(found.options, time=name, time_format=form)
         try:

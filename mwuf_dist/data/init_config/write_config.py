@@ -72,13 +72,13 @@ def write_config(found: Proposal) -> str:
 
 
 def _pairs(dataset: RawDataset) -> np.ndarray:
-    """Distinct pairs of a user and an item."""
+    """Returns distinct pairs of a user and an item."""
     user, item = (dataset.interactions[name].to_numpy() for name in ("user", "item"))
     return np.unique(user * np.int64(dataset.items.num_rows) + item)
 
 
 def choose(counts: np.ndarray) -> tuple[int, int]:
-    """N and K for items with so many rows each [I].
+    """Returns N and K for items with so many rows each [I].
 
     The largest N that leaves old items six tenths of the rows, with at least ten old and ten new items, and K = N /
     10 (the ratio of the MovieLens protocol); where there is none, the N with the most rows of the scarcer kind.
@@ -179,13 +179,13 @@ def options_of(found: Proposal) -> list[str]:
 
 
 def _form(form: TableForm) -> str:
-    """A form as an inline table."""
+    """Returns a form as an inline table."""
     said = [f"{one.name} = {_toml(getattr(form, one.name))}" for one in fields(TableForm) if getattr(form, one.name)]
     return f"{{ {', '.join(said)} }}"
 
 
 def _toml(value: object) -> str:
-    """A value as TOML has it."""
+    """Returns a value as TOML has it."""
     if isinstance(value, TableForm):
         return _form(value)
     text = tomli_w.dumps({"x": list(value) if isinstance(value, tuple) else value}).removeprefix("x = ").rstrip("\n")
@@ -193,7 +193,7 @@ def _toml(value: object) -> str:
 
 
 def comment(text: str) -> str:
-    """A comment of one line: what stands in data (line ends, escapes) cannot leave it."""
+    """Returns a comment of one line: what stands in data (line ends, escapes) cannot leave it."""
     return "# " + "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
@@ -212,7 +212,9 @@ def _field(one: LogsField, dataset: RawDataset, said: str) -> list[str]:
 
 
 def _training(rows: int) -> list[str]:
-    """Settings that suit the number of pretrain rows, drawn ones included; `mwuf compare` finds its runs here too.
+    """Gives settings that suit the number of pretrain rows, drawn ones included.
+
+    `mwuf compare` finds its runs here too.
 
     FM with rows fitted to their clicks (map) comes first: of the methods here it has won most often on real logs, and
     costs least. The steps of `pretrain` decide most: one pass in large batches leaves a log of a few hundred thousand

@@ -23,7 +23,9 @@ def how_written(
     encoding: str,
     prefix: str = "",
 ) -> LogsConfig:
-    """The options of reading for a file like this one; what is given stands. `prefix` is that of the command's options.
+    """Gives the options of reading for a file like this one.
+
+    What is given stands. `prefix` is that of the command's options.
 
     Raises:
         UserError: its letters are in no known encoding, or an unclosed quote swallows lines.
@@ -42,7 +44,7 @@ def how_written(
 
 
 def _encoding(path: Path, options: LogsConfig, prefix: str) -> str:
-    """utf-8, or utf-16 by its byte order mark.
+    """Returns utf-8, or utf-16 by its byte order mark.
 
     Raises:
         UserError: the text is in neither.

@@ -96,7 +96,7 @@ def write_prepared(
 
 
 def _types(columns: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """The types of the columns of interactions, by their names."""
+    """Returns the types of the columns of interactions, by their names."""
     kinds = {name: kind for name, kind in INTERACTION_TYPES.items() if name in columns} | row_types(columns)
     return {name: str(kind) for name, kind in kinds.items()} | {"row": "int64"}
 
@@ -124,7 +124,7 @@ class _Past:
 
 
 def _ids(raw: RawPieces, scratch: Path, chunks: Sequence[Chunk]) -> tuple[_Ids, _Ids]:
-    """The IDs that the chunks have for users and for items."""
+    """Returns the IDs that the chunks have for users and for items."""
     users, items = (_distinct([scratch / f"{side}s-{chunk.name}" for chunk in chunks]) for side in ("user", "item"))
     if not raw.ids_are_rows:
         return users, items
@@ -144,7 +144,7 @@ def _past(
 def _rows_before(
     raw: RawPieces, scratch: Path, chunks: Sequence[Chunk], time: int, users: _Ids, items: _Ids, pool: Pool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(whether each user has a row before a time [U], rows that count of each item before it [I])."""
+    """Returns (whether each user has a row before a time [U], rows that count of each item before it [I])."""
     has_users, item_rows = np.zeros(len(users.ids), dtype=bool), np.zeros(len(items.ids), dtype=np.int64)
     work = ((scratch, chunk, time, raw.negatives_per_positive > 0) for chunk in chunks)
     for of_users, of_items, num_rows in pool.map(steps.rows_before, work):
@@ -154,7 +154,7 @@ def _rows_before(
 
 
 def _entities(raw: RawPieces, users: _Ids, items: _Ids, past: _Past | None) -> Entities:
-    """Users and items; under the stream protocol in the vocabularies of what was there before day 0."""
+    """Returns users and items; under the stream protocol in the vocabularies of what was there before day 0."""
     if past is None:
         entities = raw.entities(users.ids, items.ids, items.rows)
     else:
@@ -164,7 +164,7 @@ def _entities(raw: RawPieces, users: _Ids, items: _Ids, past: _Past | None) -> E
 
 
 def _distinct(paths: Sequence[Path]) -> _Ids:
-    """The IDs of all chunks. Merged when there are twice as many, so that the same ID is seldom looked at."""
+    """Returns the IDs of all chunks. Merged when there are twice as many, so that the same ID is seldom looked at."""
     merged = _Ids(np.zeros(0, np.int64), np.zeros(0, np.int64))
     waiting: list[_Ids] = []
     for path in paths:
@@ -185,14 +185,17 @@ def _merge(parts: Sequence[_Ids]) -> _Ids:
 
 
 def _of_all(found: _Ids, table: pa.Table) -> _Ids:
-    """Every row of an entity table, those without interactions too."""
+    """Returns every row of an entity table, those without interactions too."""
     rows = np.zeros(table.num_rows, dtype=np.int64)
     rows[found.ids] = found.rows
     return _Ids(np.arange(table.num_rows), rows)
 
 
 def _users_in_order(scratch: Path, entities: Entities, users: _Ids, past: _Past | None) -> tuple[Entities, _Ids]:
-    """The users in the order of their index, which is written for `look_up`: ascending, those before day 0 first."""
+    """Gives the users in the order of their index, which is written for `look_up`.
+
+    Ascending, those before day 0 first.
+    """
     order = np.arange(len(users.ids)) if past is None else np.argsort(~past.seen.users, kind="stable")
     index = np.empty(len(order), dtype=np.int32)
     index[order] = np.arange(len(order), dtype=np.int32)
@@ -203,7 +206,7 @@ def _users_in_order(scratch: Path, entities: Entities, users: _Ids, past: _Past 
 
 
 def _groups(rows: np.ndarray) -> list[tuple[int, int]]:
-    """Neighbouring entities, a piece of work together: the first of each group and the one after its last."""
+    """Returns neighbouring entities, a piece of work together: the first of each group and the one after its last."""
     ends = np.cumsum(rows)
     total = int(ends[-1]) if len(ends) else 0
     num = max(1, -(-total // schema.PIECE_ROWS))
@@ -225,7 +228,7 @@ def _split_new_items(
 def _rows_by_user(
     scratch: Path, chunks: Sequence[Chunk], roles: Roles, groups: range, day_0: int | None, pool: Pool
 ) -> tuple[int, int]:
-    """Number and positives of the rows of really new items that are left out."""
+    """Returns the number and positives of the rows of really new items that are left out."""
     num_items = len(roles.item_order)
     work = ((scratch, chunk, roles.num_old_items, num_items, len(groups), day_0) for chunk in chunks)
     left_out = np.sum([(0, 0), *pool.map(steps.rows_by_user, work)], axis=0)
@@ -262,7 +265,7 @@ def _shards(scratch: Path, folder: Path, split: str, groups: range, pool: Pool) 
 
 
 def _positive_share(splits: dict[str, Any], left_out: tuple[int, int] | None) -> dict[str, float]:
-    """Mean label of the rows of old items, of new items and, when old items play new, of the really new ones.
+    """Returns mean label of the rows of old items, of new items and, when old items play new, of the really new ones.
 
     The last two differ (on MovieLens-1M .53 against .41), and so may what is best for played and for new items.
     """

@@ -57,12 +57,12 @@ def prepare(
 
 
 def is_prepared(config: DataConfig, made_of: dict[str, Any] | None = None) -> bool:
-    """Whether `prepare`, called with the same, would only open what an earlier call has written."""
+    """Says whether `prepare`, called with the same, would only open what an earlier call has written."""
     return read_manifest(prepared_folder(config, made_of or describe(config))) is not None
 
 
 def describe(config: DataConfig) -> dict[str, Any]:
-    """Everything that decides the content of the shards: the source's fingerprint, the rule, the layout."""
+    """Returns everything that decides the content of the shards: the source's fingerprint, the rule, the layout."""
     vectors = {}
     if config.item_vectors:
         vectors["item_vectors"] = content_of([remote.local_path(config.item_vectors, "data.item_vectors")])
@@ -74,7 +74,7 @@ def describe(config: DataConfig) -> dict[str, Any]:
 
 
 def prepared_folder(config: DataConfig, made_of: dict[str, Any]) -> Path:
-    """Where the shards that are made of this lie."""
+    """Says where the shards that are made of this lie."""
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
     return remote.prepared_root(config.prepared_dir) / f"{config.name}-{key}"
 
@@ -130,7 +130,7 @@ def _build(
 
 
 def _with_vectors(raw: RawPieces, config: DataConfig) -> RawPieces:
-    """The data set with the vectors of a file beside it."""
+    """Returns the data set with the vectors of a file beside it."""
     if not config.item_vectors:
         return raw
     id_column = config.logs.item if config.name == "logs" else ""

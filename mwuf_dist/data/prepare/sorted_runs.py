@@ -28,20 +28,20 @@ def write(path: Path, columns: Columns) -> None:
 
 
 def read(path: Path | str) -> Columns:
-    """The columns of a run, as views of the file."""
+    """Returns the columns of a run, as views of the file."""
     with pa.memory_map(str(path)) as file:
         batch = pa.ipc.open_file(file).get_batch(0)
     return {name: batch[name].to_numpy() for name in batch.schema.names}
 
 
 def take(ranges: Sequence[Range]) -> Columns:
-    """The rows of ranges of runs, one after another."""
+    """Returns the rows of ranges of runs, one after another."""
     parts = [(read(path), first, stop) for path, first, stop in ranges]
     return {name: np.concatenate([columns[name][a:b] for columns, a, b in parts]) for name in parts[0][0]}
 
 
 def ranges_of(paths: Sequence[Path], key: str, first: int, stop: int) -> list[Range]:
-    """Where the rows with `first` <= key < `stop` lie in runs that are sorted by it."""
+    """Says where the rows with `first` <= key < `stop` lie in runs that are sorted by it."""
     out = []
     for path in paths:
         begin, end = np.searchsorted(read(path)[key], np.array([first, stop])).tolist()
@@ -50,7 +50,7 @@ def ranges_of(paths: Sequence[Path], key: str, first: int, stop: int) -> list[Ra
 
 
 def cut(runs: Sequence[Columns], rank: int) -> list[int]:
-    """Where to cut runs that are sorted by (time, row), so that before the cuts lie the first `rank` rows of all.
+    """Says where to cut runs that are sorted by (time, row), so that before the cuts lie the first `rank` rows of all.
 
     Args:
         runs: with `time` and, no two alike, `row`.
@@ -74,7 +74,7 @@ def cut(runs: Sequence[Columns], rank: int) -> list[int]:
 
 
 def _smallest(arrays: Sequence[np.ndarray], enough: Callable[[int], bool]) -> int:
-    """The smallest whole number between the ends of sorted arrays that is enough, as every larger one is."""
+    """Returns the smallest whole number between the ends of sorted arrays that is enough, as every larger one is."""
     low, high = min(int(array[0]) for array in arrays), max(int(array[-1]) for array in arrays)
     while low < high:
         middle = (low + high) // 2

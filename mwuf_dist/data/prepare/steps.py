@@ -86,7 +86,7 @@ def read_piece(
 
 
 def first_time(scratch: Path, chunk: Chunk) -> int:
-    """The earliest time of a chunk's rows."""
+    """Returns the earliest time of a chunk's rows."""
     return int(sorted_runs.read(scratch / f"chunk-{chunk.name}")["time"].min())
 
 
@@ -113,7 +113,7 @@ def write_table(path: Path, ids: np.ndarray, values: np.ndarray) -> None:
 
 
 def look_up(path: Path, ids: np.ndarray) -> np.ndarray:
-    """The value of each of these IDs, which are all in the table."""
+    """Returns the value of each of these IDs, which are all in the table."""
     table = sorted_runs.read(path)
     return table["values"][np.searchsorted(table["ids"], ids) if "ids" in table else ids]
 

@@ -96,7 +96,7 @@ class OnRay:
 
 
 def _work(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, float, int]:
-    """A piece of work, with its processor time in s and the peak memory of this worker in bytes."""
+    """Returns a piece of work, with its processor time in s and the peak memory of this worker in bytes."""
     import pyarrow as pa
 
     pa.set_cpu_count(1)

@@ -85,7 +85,7 @@ class CsvPiece:
 
 
 def pieces_of(paths: Sequence[Path], kind: RawCsv) -> tuple[CsvPiece, ...]:
-    """All lines of files, one file after another, whatever reads them.
+    """Returns all lines of files, one file after another, whatever reads them.
 
     Args:
         paths: the files.
@@ -109,7 +109,7 @@ def pieces_of(paths: Sequence[Path], kind: RawCsv) -> tuple[CsvPiece, ...]:
 
 
 def _line_starts(path: Path, skip_first: bool) -> list[int]:
-    """Where a line begins, about every PIECE_BYTES, and the end of the file."""
+    """Says where a line begins, about every PIECE_BYTES, and the end of the file."""
     size = path.stat().st_size
     starts = []
     with path.open("rb") as file:
@@ -125,7 +125,7 @@ def _line_starts(path: Path, skip_first: bool) -> list[int]:
 def read_piece(
     piece: CsvPiece, kind: RawCsv, convert: Callable[[dict[str, Any]], dict[str, np.ndarray] | None]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The rows of a piece, block by block.
+    """Yields the rows of a piece, block by block.
 
     Args:
         piece: from `pieces_of`.
@@ -174,7 +174,7 @@ def _lines(piece: CsvPiece) -> pa.NativeFile:
 
 
 def _names(path: Path, kind: RawCsv) -> list[str]:
-    """Names of the file's columns, checked where the file has them."""
+    """Returns names of the file's columns, checked where the file has them."""
     expected = ",".join(kind.header)
     try:
         with open_text(path) as file:
@@ -193,7 +193,7 @@ def _names(path: Path, kind: RawCsv) -> list[str]:
 
 
 def open_text(path: Path) -> Any:
-    """A text file, gzipped or not."""
+    """Returns a text file, gzipped or not."""
     opened = gzip.open if path.name.endswith(".gz") else open
     return opened(path, "rt", encoding="utf-8", errors="replace", newline="\n")
 
@@ -241,7 +241,7 @@ def _first_bad_line(path: Path, kind: RawCsv, otherwise: str) -> UserError:
 
 
 def narrow(column: pa.Array) -> np.ndarray:
-    """Integers as int32 where all of them fit."""
+    """Returns integers as int32 where all of them fit."""
     values = column.to_numpy()
     info = np.iinfo(np.int32)
     fits = not len(values) or (values.min() >= info.min and values.max() <= info.max)
@@ -257,7 +257,7 @@ def join(
     kept: np.ndarray,
     seen: np.ndarray | None = None,
 ) -> tuple[pa.Table, list[Field]]:
-    """The entity table of one side: a left join, in which entities without a row are unknown (index 0).
+    """Returns the entity table of one side: a left join, in which entities without a row are unknown (index 0).
 
     Args:
         side: which.

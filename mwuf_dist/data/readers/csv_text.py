@@ -158,7 +158,7 @@ class TextRow:
 
 
 def rows_of(path: Path, options: LogsConfig) -> Iterator[TextRow]:
-    """The rows of a CSV that are not blank, the names' line included; slow.
+    """Yields the rows of a CSV that are not blank, the names' line included; slow.
 
     Raises:
         UserError: the file cannot be read as text.
@@ -204,12 +204,12 @@ def first_swallowed(path: Path, options: LogsConfig) -> tuple[int, int] | None:
 
 
 def is_even_unquoted(path: Path, options: LogsConfig) -> bool:
-    """Whether every line has as many columns as the first one where quotes mean nothing."""
+    """Says whether every line has as many columns as the first one where quotes mean nothing."""
     rows = rows_of(path, dataclasses.replace(options, quote=""))
     expected = len(next(rows).values)
     return all(len(row.values) == expected for row in rows)
 
 
 def is_footer(text: str) -> bool:
-    """Whether a line of another number of columns is one that programs put below (or above) a table."""
+    """Says whether a line of another number of columns is one that programs put below (or above) a table."""
     return _FOOTER.match(text) is not None

@@ -53,7 +53,7 @@ class DataForm:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> DataForm:
-        """The reverse of `to_dict`."""
+        """Returns the reverse of `to_dict`."""
         user, item = IdForm.from_dict(values["user"]), IdForm.from_dict(values["item"])
         return DataForm(user, item, TimeForm.from_dict(values["time"]))
 
@@ -121,7 +121,7 @@ def read_rows(
 
 
 def rows_of(table: LogTable, options: LogsConfig, form: DataForm | None = None, whole: bool = True) -> Rows:
-    """The rows of a table that has been read; see `read_rows`."""
+    """Returns the rows of a table that has been read; see `read_rows`."""
     label_column = options.label or options.label_from
     repeated = _repeated_names(table, options)
     label = labels.read_labels(table, options, whole=whole)
@@ -157,7 +157,7 @@ def rows_of(table: LogTable, options: LogsConfig, form: DataForm | None = None, 
 
 
 def _repeated_names(table: LogTable, options: LogsConfig) -> np.ndarray:
-    """Rows in which each column holds its own name [R]."""
+    """Returns rows in which each column holds its own name [R]."""
     found = np.ones(table.num_rows, dtype=bool)
     for name in dict.fromkeys(filter(None, (options.user, options.item, options.time))):
         column = table.columns[name]
@@ -188,7 +188,7 @@ def _bad_time(table: LogTable, options: LogsConfig, times: Times, bad: np.ndarra
 def _ids(
     table: LogTable, name: str, form: IdForm | None, kept: np.ndarray
 ) -> tuple[np.ndarray, pa.Array, IdForm, list[str]]:
-    """Place of each row's ID, the IDs, their form, and remarks on them."""
+    """Returns the place of each row's ID, the IDs, their form, and remarks on them."""
     column = table.columns[name]
     if pa.types.is_nested(column.type):
         raise UserError(f"{table.files[0]}: column {name!r} is a list, which is no ID; name another")

@@ -22,7 +22,7 @@ _ZERO, _ONE = ("false", "f", "no", "n", "negative", "neg", "off"), ("true", "t",
 
 
 def read_labels(table: LogTable, options: LogsConfig, whole: bool = True) -> np.ndarray:
-    """Label of each row by the rule of the config, `MISSING` where its column has none; int8 [R].
+    """Returns the label of each row by the rule of the config, `MISSING` where its column has none; int8 [R].
 
     Args:
         table: the rows.
@@ -53,7 +53,7 @@ def read_labels(table: LogTable, options: LogsConfig, whole: bool = True) -> np.
 
 
 def label_of(values: pa.Array, options: LogsConfig, whole: LogTable | None = None) -> np.ndarray:
-    """Label of each distinct value, `WRONG` where the rule cannot read it; int8 [V].
+    """Returns the label of each distinct value, `WRONG` where the rule cannot read it; int8 [V].
 
     Args:
         values: of the label's column, none missing.
@@ -84,7 +84,7 @@ def why_wrong(name: str, value: object, options: LogsConfig) -> str:
 
 
 def _zero_or_one(values: pa.Array) -> np.ndarray:
-    """0 and 1 however they are written: 0.0 and 1.0, true and false, t and f, yes and no, -1 and 1."""
+    """Returns 0 and 1 however they are written: 0.0 and 1.0, true and false, t and f, yes and no, -1 and 1."""
     text = [one.strip().lower() for one in text_of(values).to_pylist()]
     number = to_float(pa.array(text, pa.string())) if text else np.empty(0)
     of_value = np.full(len(text), WRONG, dtype=np.int8)

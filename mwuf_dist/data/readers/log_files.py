@@ -81,7 +81,7 @@ class Found:
     passed_over: tuple[tuple[Path, str], ...] = ()
 
     def notes(self) -> list[str]:
-        """A sentence for each file that is not read; of very many the first ones and how many."""
+        """Returns a sentence for each file that is not read; of very many the first ones and how many."""
         said = [f"{path} is not read: {why}" for path, why in self.passed_over[:_FILES_NAMED]]
         more = len(self.passed_over) - len(said)
         return [*said, f"{more:,} more files are not read"] if more > 0 else said
@@ -136,12 +136,12 @@ def without_tables(files: Sequence[Path], *named: str) -> tuple[Path, ...]:
 
 
 def find_files(named: str, key: str) -> tuple[Path, ...]:
-    """The files of `find` alone."""
+    """Returns the files of `find` alone."""
     return find(named, key).files
 
 
 def located(named: str, key: str) -> Path:
-    """The path itself, or where it lies below `$MWUF_DATA_DIR`; of a URI, its copy on this machine.
+    """Returns the path itself, or where it lies below `$MWUF_DATA_DIR`; of a URI, its copy on this machine.
 
     Raises:
         UserError: there is nothing.
@@ -158,7 +158,7 @@ def located(named: str, key: str) -> Path:
 
 
 def natural(path: Path) -> list[list[tuple[int, int, str]]]:
-    """Sort key of a path: by its parts, digits in them by value."""
+    """Returns sort key of a path: by its parts, digits in them by value."""
     return [
         [
             (0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part)
@@ -169,7 +169,7 @@ def natural(path: Path) -> list[list[tuple[int, int, str]]]:
 
 
 def partitions(path: Path, root: Path | None = None) -> dict[str, str | None]:
-    """Columns that stand in the names of folders (`day=2020-09-01/`), as Hive and Spark write them.
+    """Returns columns that stand in the names of folders (`day=2020-09-01/`), as Hive and Spark write them.
 
     Args:
         path: a file.
@@ -200,7 +200,7 @@ def _sniffed(path: Path, size: int, mtime_ns: int) -> Format:
 
 
 def format_of(path: Path) -> Format:
-    """How a file is written, by its first bytes; by its name where it says Parquet and the bytes do not.
+    """Says how a file is written, by its first bytes; by its name where it says Parquet and the bytes do not.
 
     Raises:
         UserError: it cannot be opened.
@@ -215,12 +215,12 @@ def format_of(path: Path) -> Format:
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file is read as Parquet (else as lines of text)."""
+    """Says whether a file is read as Parquet (else as lines of text)."""
     return format_of(path).kind == "parquet"
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, linked folders too, by name."""
+    """Yields all files below a folder, linked folders too, by name."""
     found, seen = [], {os.path.realpath(folder)}
     for root, folders, names in os.walk(folder, followlinks=True):
         at = Path(root)
@@ -247,7 +247,7 @@ def _refuse_table_formats(folder: Path, folders: Sequence[str]) -> None:
 
 
 def _why_not(path: Path) -> str | None:
-    """Why a file of a folder is not read, None where it is."""
+    """Says why a file of a folder is not read, None where it is."""
     if not path.exists():
         if path.name.startswith("."):
             return "a link that leads nowhere"

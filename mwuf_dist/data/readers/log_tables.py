@@ -60,11 +60,11 @@ class LogTable:
         return self.columns.num_rows
 
     def file_of(self, row: int) -> int:
-        """Which file (place in `files`) a row stands in."""
+        """Says which file (place in `files`) a row stands in."""
         return int(np.searchsorted(self.starts, row, side="right")) - 1
 
     def place(self, row: int) -> str:
-        """Where a row stands: `file:line` of a CSV, `file: row r (counted from 0)` of a Parquet file."""
+        """Says where a row stands: `file:line` of a CSV, `file: row r (counted from 0)` of a Parquet file."""
         part = self.file_of(row)
         path, row = self.files[part], row - int(self.starts[part])
         if is_parquet(path):
@@ -80,7 +80,7 @@ class LogTable:
 
 
 def column_names(path: Path, options: LogsConfig) -> list[str]:
-    """Names of a file's columns, those of its folders (`day=2020-09-01/`) last.
+    """Returns names of a file's columns, those of its folders (`day=2020-09-01/`) last.
 
     Raises:
         UserError: the file cannot be read, is empty, or has a name twice.
@@ -204,7 +204,7 @@ def _read_file(
     unread: dict[str, str] | None,
     vectors: Sequence[str] = (),
 ) -> tuple[int, dict[str, pa.ChunkedArray]]:
-    """Rows of one file and its columns."""
+    """Returns rows of one file and its columns."""
     folder = {name: value for name, value in partitions(path).items() if name in names}
     own = [name for name in names if name not in folder]
     own_names = _own_names(path, options) if folder else names

@@ -96,7 +96,7 @@ class _Log:
 
     @staticmethod
     def of(user: np.ndarray, item: np.ndarray, time: np.ndarray, num_items: int, rule: SplitRule) -> _Log:
-        """The log of rows in order of time."""
+        """Returns the log of rows in order of time."""
         first = np.full(num_items, np.iinfo(np.int64).max)
         np.minimum.at(first, item, time)
         pairs, places = np.unique(user * num_items + item, return_index=True)
@@ -104,7 +104,7 @@ class _Log:
         return _Log(user, item, time, row_set, first, pairs, time[places])
 
     def fits(self, row: np.ndarray, item: np.ndarray) -> np.ndarray:
-        """Whether items [n] may be drawn for rows [n] of their own set."""
+        """Says whether items [n] may be drawn for rows [n] of their own set."""
         pair = self.user[row] * len(self.first) + item
         place = np.minimum(np.searchsorted(self.pairs, pair), len(self.pairs) - 1)
         liked = (self.pairs[place] == pair) & (self.pair_times[place] < self.known_until)
@@ -112,7 +112,7 @@ class _Log:
 
 
 def _sets(item: np.ndarray, time: np.ndarray, num_items: int, rule: SplitRule) -> np.ndarray:
-    """The set of each row [R] in order of time: index into SPLITS, or NO_SPLIT."""
+    """Returns the set of each row [R] in order of time: index into SPLITS, or NO_SPLIT."""
     counts = np.bincount(item, minlength=num_items)
     since = rule.new_since
     launched = None if since is None else np.bincount(item[time < since], minlength=num_items)
@@ -128,14 +128,14 @@ def _sets(item: np.ndarray, time: np.ndarray, num_items: int, rule: SplitRule) -
 
 
 def _days(born: np.ndarray, time: np.ndarray, rule: StreamRule) -> np.ndarray:
-    """0 for rows before day 0; 1 + the day of rows that are scored; NO_SPLIT for others [R]."""
+    """Returns 0 for rows before day 0; 1 + the day of rows that are scored; NO_SPLIT for others [R]."""
     day_0 = rule.day_0(int(time.min(initial=0)))
     days = np.where(rule.is_scored(time, born, day_0), 1 + (time - day_0) // rule.day, NO_SPLIT)
     return np.where(time < day_0, 0, days)
 
 
 def _deal(log: _Log, rows: np.ndarray, per_positive: int, generator: np.random.Generator) -> np.ndarray:
-    """The items drawn for the rows of a set [R', n], -1 where there is none."""
+    """Returns the items drawn for the rows of a set [R', n], -1 where there is none."""
     num = len(rows)
     # Each copy of the items in an order of its own, none further away than two windows.
     near = np.stack(
@@ -206,7 +206,7 @@ def _draw_freely(
 
 
 def _repeats(items: np.ndarray) -> np.ndarray:
-    """Which slots [R', n] hold what an earlier slot of their row holds."""
+    """Says which slots [R', n] hold what an earlier slot of their row holds."""
     found = np.zeros(items.shape, dtype=bool)
     for column in range(1, items.shape[1]):
         found[:, column] = (items[:, :column] == items[:, column : column + 1]).any(1)

@@ -35,20 +35,20 @@ def check(options: LogsConfig) -> None:
 
 
 def columns(options: LogsConfig) -> list[str]:
-    """Columns of the interactions that are read for fields of the rows and for their weight."""
+    """Returns columns of the interactions that are read for fields of the rows and for their weight."""
     names = [field.column or field.name for field in fields_of_rows(options)]
     return [*names, options.weight] if options.weight else names
 
 
 def fields_of_rows(options: LogsConfig) -> list[LogsField]:
-    """The fields of the rows themselves."""
+    """Returns the fields of the rows themselves."""
     return [field for field in options.fields if field.side == "row"]
 
 
 def encode(
     log: Rows, kept: np.ndarray, options: LogsConfig, words: dict[str, pa.Array]
 ) -> tuple[dict[str, np.ndarray], list[Field]]:
-    """Columns of a data set's rows by their name in the interactions, and the fields.
+    """Returns columns of a data set's rows by their name in the interactions, and the fields.
 
     Args:
         log: the rows, with the columns of `columns`.
@@ -80,7 +80,7 @@ def encode(
 def by_words(
     log: Rows, kept: np.ndarray, options: LogsConfig, vocabularies: Mapping[str, pa.Table]
 ) -> dict[str, np.ndarray]:
-    """The columns of later rows, by the vocabularies of the data set; an unknown value is index 0.
+    """Returns the columns of later rows, by the vocabularies of the data set; an unknown value is index 0.
 
     Args:
         log: as for `encode`.
@@ -106,7 +106,7 @@ def by_words(
 
 
 def indices(rows: Mapping[str, Sequence[Any]], options: LogsConfig, prepared: Prepared) -> np.ndarray:
-    """Indices [n, Fr] of raw values of the fields of n rows, int64, in the order of `Prepared.row_fields`.
+    """Returns indices [n, Fr] of raw values of the fields of n rows, int64, in the order of `Prepared.row_fields`.
 
     Args:
         rows: field -> its values [n]; of a field that is not there all are unknown.

@@ -59,7 +59,7 @@ class TimeForm:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> TimeForm:
-        """The reverse of `to_dict`."""
+        """Returns the reverse of `to_dict`."""
         return TimeForm(values["kind"], values["unit"], values["scale"], values["is_recent"])
 
 
@@ -84,7 +84,7 @@ class Times:
 
 
 def read_times(table: LogTable, options: LogsConfig, form: TimeForm | None = None) -> Times:
-    """Times of all rows.
+    """Returns times of all rows.
 
     Args:
         table: the rows.
@@ -115,7 +115,7 @@ def read_times(table: LogTable, options: LogsConfig, form: TimeForm | None = Non
 
 
 def as_first_prepared(form: TimeForm) -> TimeForm:
-    """The form with the scale that the first versions prepared data with (milliseconds as nanoseconds)."""
+    """Returns the form with the scale that the first versions prepared data with (milliseconds as nanoseconds)."""
     old = {"s": 1e6, "ms": 1e6, "us": 1.0, "ns": 1.0}
     return dataclasses.replace(form, scale=old[form.unit]) if form.kind == "number" and form.unit in old else form
 
@@ -155,7 +155,10 @@ def _is_number(text: str) -> bool:
 def _read(
     column: pa.ChunkedArray, table: LogTable, options: LogsConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Numbers (int64 or float64) or microseconds of dates [R]; whether there is one; what is something else; dates?"""
+    """Gives numbers (int64 or float64) or microseconds of dates [R].
+
+    Whether there is one; what is something else; dates?
+    """
     is_date = pa.types.is_timestamp(column.type)
     given = column.is_valid().to_numpy()
     if pa.types.is_string(column.type):
@@ -184,7 +187,10 @@ def _read(
 
 
 def _parsed(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, bool]:
-    """Text as numbers or as ISO 8601 dates, whichever most rows are; null where a row is neither. Second: dates."""
+    """Gives text as numbers or as ISO 8601 dates, whichever most rows are.
+
+    Null where a row is neither. Second: dates.
+    """
     for kind in (pa.int64(), pa.float64(), pa.timestamp("us")):
         if (cast := _cast(column, kind)) is not None:
             return cast, pa.types.is_timestamp(kind)
@@ -210,7 +216,10 @@ _DATE = r"^\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}(:?\d{2
 
 
 def _iso(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """Which texts are ISO 8601 dates; all of them as Arrow reads it: at most six digits of a second, `UTC` as Z."""
+    """Says which texts are ISO 8601 dates.
+
+    All of them as Arrow reads it: at most six digits of a second, `UTC` as Z.
+    """
     text = pc.replace_substring_regex(column, r"\s*(UTC|GMT|Z|z|\+00:?00|\+00)$", "Z")
     text = pc.replace_substring_regex(text, r"^(\d{4}-\d{2}-\d{2})[tT_ ]+(\d{2}:)", r"\1T\2")
     text = pc.replace_substring_regex(text, r"([.,])(\d{1,6})\d*", r".\2")
@@ -220,7 +229,10 @@ def _iso(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
 
 
 def _cast_dates(text: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Microseconds of ISO 8601 dates, with a zone or without one (which counts as UTC); null where one is none."""
+    """Gives microseconds of ISO 8601 dates, with a zone or without one (which counts as UTC).
+
+    Null where one is none.
+    """
     zone = pc.fill_null(pc.match_substring_regex(text, r"(Z|[+-]\d{2}(:?\d{2})?)$"), False)
     dated = pc.fill_null(pc.match_substring_regex(text, r":\d{2}"), False)
     zone = pc.and_(zone, dated)
@@ -250,7 +262,7 @@ def _microseconds(when: datetime.datetime) -> int:
 
 
 def _formatted(column: pa.ChunkedArray, form: str) -> pa.ChunkedArray:
-    """Text by a format of strptime, null where it does not fit; fractions of a second (%f) and zones (%z) too."""
+    """Gives text by a format of strptime, null where it does not fit; fractions of a second (%f) and zones (%z) too."""
     if re.search(r"%[zZ]", form):
         distinct = column.dictionary_encode().combine_chunks()
         distinct = distinct.chunk(0) if isinstance(distinct, pa.ChunkedArray) else distinct
@@ -277,13 +289,13 @@ def _by_python(text: str | None, form: str) -> int | None:
 
 
 def _unit_counts(number: np.ndarray) -> dict[Unit, int]:
-    """How many numbers are times between 1973 and 2103 in each unit."""
+    """Says how many numbers are times between 1973 and 2103 in each unit."""
     size = np.abs(number)
     return {unit: int(((size >= EARLIEST_S * per) & (size <= LATEST_S * per)).sum()) for unit, per in _PER_S.items()}
 
 
 def _unit_of(number: np.ndarray) -> Unit:
-    """The unit of most numbers."""
+    """Returns the unit of most numbers."""
     counts = _unit_counts(number)
     best = max(counts, key=lambda unit: counts[unit])
     return best if 2 * counts[best] >= max(len(number), 1) else "number"

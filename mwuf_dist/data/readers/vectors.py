@@ -25,7 +25,7 @@ _ID_NAMES = ("item_id", RAW_ID, "item")
 def encode_vectors(
     name: str, column: pa.ChunkedArray, rows: np.ndarray, refuse: Callable[[int, str], UserError], size: int = 0
 ) -> pa.Array:
-    """The vectors of entities, null for one that has none [E].
+    """Returns the vectors of entities, null for one that has none [E].
 
     Args:
         name: of the field.

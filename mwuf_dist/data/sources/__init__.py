@@ -26,7 +26,7 @@ class Source(Protocol):
         ...
 
     def pieces(self, config: DataConfig) -> RawPieces:
-        """The data set, in raw file order."""
+        """Returns the data set, in raw file order."""
         ...
 
 
@@ -35,7 +35,7 @@ SOURCES: dict[str, Source] = {module.NAME: module for module in _MODULES if hasa
 
 
 def find(name: str) -> Source:
-    """The source of a data set.
+    """Returns the source of a data set.
 
     Raises:
         UserError: there is none of this name.

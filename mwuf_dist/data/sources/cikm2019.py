@@ -77,7 +77,7 @@ USER_FIELDS = {
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
-    """Reader version; what each file holds; what made-up files were made with."""
+    """Returns the reader version; what each file holds; what made-up files were made with."""
     parts = find_raw()
     files = content_of([path for part in parts for path in part])
     mark = {key: value for part in parts for key, value in mark_of(part[0].parent).items()}
@@ -85,7 +85,7 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
 
 
 def find_raw() -> tuple[tuple[Path, ...], ...]:
-    """The three files of each part, plain or .gz: in `$MWUF_DATA_DIR/cikm2019`, or in folders in it.
+    """Returns the three files of each part, plain or .gz: in `$MWUF_DATA_DIR/cikm2019`, or in folders in it.
 
     Raises:
         UserError: there are none, or not all of a part, or parts of both rounds.
@@ -126,7 +126,7 @@ def _by_hand() -> str:
 
 
 def pieces(config: DataConfig) -> RawPieces:
-    """The behaviours, and the items and users that they join.
+    """Returns the behaviours, and the items and users that they join.
 
     Raises:
         UserError: a file is absent or malformed; it names file and line.

@@ -18,7 +18,9 @@ _KNOWN: dict[tuple[str, ...], str] = {}
 
 
 def content_of(paths: Sequence[Path]) -> list[tuple[str, int, str]]:
-    """(name, size in bytes, BLAKE2b digest of all bytes) of each file; about a second per GB and core, once a process.
+    """Gives (name, size in bytes, BLAKE2b digest of all bytes) of each file.
+
+    About a second per GB and core, once a process.
 
     Args:
         paths: the files. A name is the path below the folder that holds all of them.

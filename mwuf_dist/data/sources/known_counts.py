@@ -24,7 +24,7 @@ def report_split(name: str, counts: np.ndarray, old_above: int, warm_rows: int, 
 
 
 def split_counts(counts: np.ndarray, old_above: int, warm_rows: int) -> dict[str, int]:
-    """Sizes of the split, from the number of rows of each item alone."""
+    """Returns sizes of the split, from the number of rows of each item alone."""
     is_old = counts > old_above
     of_new = counts[(counts >= 3 * warm_rows) & ~is_old]
     return {

@@ -58,7 +58,10 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
-    """Reader version and checksums; absent raw files count as the published ones, so that shards serve without them."""
+    """Gives reader version and checksums.
+
+    Absent raw files count as the published ones, so that shards serve without them.
+    """
     folder = find_raw()
     sums = {name: md5(folder / name) for name in CHECKSUMS} if folder else CHECKSUMS
     # Shards of a changed file, accepted once, must not answer for a config that refuses changed files.
@@ -82,7 +85,7 @@ def pieces(config: DataConfig) -> RawPieces:
 
 
 def find_raw() -> Path | None:
-    """The folder of the raw files: in `$MWUF_DATA_DIR` or, downloaded earlier, in the cache.
+    """Returns the folder of the raw files: in `$MWUF_DATA_DIR` or, downloaded earlier, in the cache.
 
     Raises:
         UserError: a folder has some of the three files but not all.
@@ -136,7 +139,7 @@ def _by_hand() -> str:
 
 
 def md5(path: Path) -> str:
-    """Checksum of a file, as hex."""
+    """Returns the checksum of a file, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
@@ -195,7 +198,7 @@ def _read_ratings(path: Path, user_ids: np.ndarray, item_ids: np.ndarray) -> pa.
 
 
 def _index_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Row [R] of each ID in `known`, -1 where there is none; int32."""
+    """Returns the row [R] of each ID in `known`, -1 where there is none; int32."""
     order = np.argsort(known)
     place = np.minimum(np.searchsorted(known, ids, sorter=order), len(known) - 1)
     row = order[place]
@@ -251,7 +254,10 @@ def _read_movies(path: Path) -> tuple[np.ndarray, pa.Table, list[Field]]:
 
 
 def _multi_valued(rows: list[list[str]], min_count: int) -> tuple[pa.ListArray, int]:
-    """Indices of each row's distinct words, in order; [0] for a row without a known one; and the vocabulary's size."""
+    """Gives indices of each row's distinct words, in order.
+
+    [0] for a row without a known one; and the vocabulary's size.
+    """
     counts = Counter(word for row in rows for word in set(row))
     vocabulary = {word: j + 1 for j, word in enumerate(sorted(w for w, n in counts.items() if n >= min_count))}
     indices = [[vocabulary[word] for word in dict.fromkeys(row) if word in vocabulary] or [0] for row in rows]
@@ -273,7 +279,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _lines(path: Path, raw: bytes, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Line number, from 1, and columns of each line.
+    """Yields the line number, from 1, and columns of each line.
 
     Raises:
         UserError: a line has another number of columns.

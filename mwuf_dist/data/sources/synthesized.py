@@ -17,7 +17,7 @@ def write_mark(folder: Path, options: dict[str, Any]) -> None:
 
 
 def mark_of(folder: Path) -> dict[str, Any]:
-    """`{"synthesized": options}` of a folder of made-up files, for the fingerprint; empty for real ones.
+    """Returns `{"synthesized": options}` of a folder of made-up files, for the fingerprint; empty for real ones.
 
     Raises:
         UserError: the mark is there and cannot be read.

@@ -96,7 +96,7 @@ class World:
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
-    """Generator version and options."""
+    """Returns the generator version and options."""
     return {"source": NAME, "version": VERSION, **dataclasses.asdict(config.synthetic)}
 
 
@@ -121,7 +121,7 @@ def generate_batches(
     stop: int | None = None,
     world: World | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Interactions of rows `start` to `stop`, the same rows whatever `batch_rows` is.
+    """Returns interactions of rows `start` to `stop`, the same rows whatever `batch_rows` is.
 
     Args:
         config: the options.
@@ -235,13 +235,13 @@ def _effect(generator: np.random.Generator, size: int, dim: int) -> np.ndarray:
 
 
 def _mix(generator: np.random.Generator, explained: np.ndarray, share: float) -> np.ndarray:
-    """The explained part and the entity's own, of variances `share` and `1 - share` [E, dim]."""
+    """Returns the explained part and the entity's own, of variances `share` and `1 - share` [E, dim]."""
     own = generator.standard_normal(explained.shape, dtype=np.float32)
     return np.float32(math.sqrt(share)) * explained + np.float32(math.sqrt(1 - share)) * own
 
 
 def _tags(generator: np.random.Generator, effect: np.ndarray, num_items: int) -> tuple[pa.ListArray, np.ndarray]:
-    """One to `MAX_TAGS` distinct tags per item, and the part they explain [num_items, dim], of variance 1."""
+    """Returns one to `MAX_TAGS` distinct tags per item, and the part they explain [num_items, dim], of variance 1."""
     tags = np.sort(generator.integers(0, len(effect), (num_items, MAX_TAGS)), axis=1)
     used = np.arange(MAX_TAGS) < generator.integers(1, MAX_TAGS + 1, (num_items, 1))
     used[:, 1:] &= tags[:, 1:] != tags[:, :-1]
@@ -274,7 +274,7 @@ def _batches(config: SyntheticConfig, world: World, batch_rows: int, start: int,
 
 
 def _block(config: SyntheticConfig, world: World, index: int) -> pa.RecordBatch:
-    """Rows `index * BLOCK_ROWS` and on, always a full block of them."""
+    """Returns rows `index * BLOCK_ROWS` and on, always a full block of them."""
     generator = _generator(config, _ROWS, index)
     user = _zipf_rank(generator.random(BLOCK_ROWS), config.num_users, config.activity_exponent)
     user = _scatter(user, config.num_users)
@@ -304,7 +304,7 @@ def _block(config: SyntheticConfig, world: World, index: int) -> pa.RecordBatch:
 
 
 def _dot(user: np.ndarray, item: np.ndarray, dim: int) -> np.ndarray:
-    """Affinity <p_u, q_i> / sqrt(D) of each row [R], of variance 1; float64."""
+    """Returns affinity <p_u, q_i> / sqrt(D) of each row [R], of variance 1; float64."""
     total = np.zeros(len(user))
     for factor in range(dim):  # In a fixed order, where a library's sum could depend on the machine.
         total += user[:, factor] * item[:, factor]

@@ -90,13 +90,13 @@ _SIDE_TABLES = LogsConfig(missing=("", "NULL"))
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
-    """Reader version and what each file holds."""
+    """Returns the reader version and what each file holds."""
     paths = find_raw()
     return {"source": NAME, "version": VERSION, "files": content_of(paths), **mark_of(paths[0].parent)}
 
 
 def find_raw() -> tuple[Path, ...]:
-    """The three files, plain or .gz, in `$MWUF_DATA_DIR/taobao-ad`.
+    """Returns the three files, plain or .gz, in `$MWUF_DATA_DIR/taobao-ad`.
 
     Raises:
         UserError: there are none, or not all.
@@ -119,7 +119,7 @@ def _by_hand() -> str:
 
 
 def pieces(config: DataConfig) -> RawPieces:
-    """The impressions, and the ads and users that they join.
+    """Returns the impressions, and the ads and users that they join.
 
     Raises:
         UserError: a file is absent or malformed; it names file and line.
@@ -167,7 +167,7 @@ def _convert(columns: dict[str, Any]) -> dict[str, np.ndarray] | None:
 def _side_table(
     path: Path, what: str, id_column: str, fields: dict[str, LogsField]
 ) -> tuple[log_tables.LogTable, str, dict[str, LogsField]]:
-    """A side table, the name of its IDs, and its fields by the names that the file has, blanks included."""
+    """Returns a side table, the name of its IDs, and its fields by the names that the file has, blanks included."""
     csv_pieces.refuse_cut_line(path)
     written = {name.strip(): name for name in log_tables.column_names(path, _SIDE_TABLES)}
     names = {name: written.get(name, name) for name in (id_column, *fields)}

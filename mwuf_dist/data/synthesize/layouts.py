@@ -57,7 +57,7 @@ class Layout:
     side_tables: Callable[[World, int], SideTables]
 
     def options(self, num_rows: int, seed: int) -> SyntheticConfig:
-        """Options of the generator for so many rows."""
+        """Returns options of the generator for so many rows."""
         share = num_rows / self.rows
 
         def scaled(full: int, least: int) -> int:
@@ -84,7 +84,7 @@ def _ids(table: pa.Table) -> np.ndarray:
 
 
 def _tag_sets(world: World) -> np.ndarray:
-    """A number from 1 for each item's set of tags, equal for equal sets [num_items]."""
+    """Returns a number from 1 for each item's set of tags, equal for equal sets [num_items]."""
     tags = world.items["tags"].combine_chunks()
     lengths = np.diff(tags.offsets.to_numpy())
     base = int(tags.values.to_numpy().max()) + 1
@@ -101,7 +101,7 @@ def _noise(world: World, seed: int) -> np.random.Generator:
 
 
 def _hash(rows: np.ndarray) -> np.ndarray:
-    """A number from 0 to 99 for each row, which says nothing of it."""
+    """Returns a number from 0 to 99 for each row, which says nothing of it."""
     mixed = (rows["row"].astype(np.uint64) * np.uint64(0x85EBCA6B)) & np.uint64(0xFFFFFFFF)
     return (mixed >> np.uint64(16)) * np.uint64(0xC2B2) % np.uint64(65_521) % np.uint64(100)
 
@@ -135,7 +135,10 @@ def _taobao_side_tables(world: World, seed: int) -> SideTables:
 
 
 def _taobao_ads(world: World, noise: np.random.Generator) -> tuple[str, pa.Table]:
-    """Sorted by advertiser; a third of the brands NULL; prices over ten orders of magnitude, as in the real file."""
+    """Gives sorted by advertiser; a third of the brands NULL.
+
+    Prices over ten orders of magnitude, as in the real file.
+    """
     ids = _ids(world.items)
     num = len(ids)
     customer = _tag_sets(world)
@@ -157,7 +160,7 @@ def _taobao_ads(world: World, noise: np.random.Generator) -> tuple[str, pa.Table
 
 
 def _taobao_users(world: World, noise: np.random.Generator) -> tuple[str, pa.Table]:
-    """7 % of the users are not in it; half of the consumption levels and a third of the city levels are empty."""
+    """Gives 7 % of the users are not in it; half of the consumption levels and a third of the city levels are empty."""
     ids = _ids(world.users)
     num = len(ids)
     age = world.users["age_group"].to_numpy() - 1

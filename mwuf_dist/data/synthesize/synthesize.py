@@ -35,7 +35,7 @@ _CSV = csv.WriteOptions(include_header=False, quoting_style="none")
 
 
 def names() -> list[str]:
-    """The data sets that can be made."""
+    """Returns the data sets that can be made."""
     return sorted([*layouts.LAYOUTS, "synthetic"])
 
 

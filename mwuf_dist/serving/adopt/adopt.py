@@ -41,19 +41,19 @@ class RankingModel(nn.Module):
     """
 
     def forward(self, item: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Logits [B] from item ID embeddings [B, D] and what `context` gave for the rows [B, C]."""
+        """Returns logits [B] from item ID embeddings [B, D] and what `context` gave for the rows [B, C]."""
         raise NotImplementedError
 
     def context(self, rows: pa.Table) -> torch.Tensor:
-        """All that the model knows of each row but the item ID embedding [n, C]."""
+        """Returns all that the model knows of each row but the item ID embedding [n, C]."""
         raise NotImplementedError
 
     def item_fields(self, rows: pa.Table) -> torch.Tensor:
-        """Embeddings of the own fields of each row's item [n, Ci]: what scales its embedding."""
+        """Returns embeddings of the own fields of each row's item [n, Ci]: what scales its embedding."""
         raise NotImplementedError
 
     def users(self, rows: pa.Table) -> torch.Tensor:
-        """Embedding of each row's user [n, Cu]: what, as a mean over an item's users, shifts its embedding."""
+        """Returns embedding of each row's user [n, Cu]: what, as a mean over an item's users, shifts its embedding."""
         raise NotImplementedError
 
 
@@ -193,7 +193,7 @@ def _check(logs: pa.Table, item_table: torch.Tensor, settings: AdoptSettings) ->
 
 
 def is_known(ids: pa.Array, num_rows: int, item_ids: pa.ChunkedArray | None) -> np.ndarray:
-    """Which of the raw IDs [n] are those of rows of the table."""
+    """Says which of the raw IDs [n] are those of rows of the table."""
     if item_ids is not None:
         if len(item_ids) > num_rows:
             raise UserError(f"the list of item IDs has {len(item_ids)} rows, and the item table only {num_rows}")
@@ -207,7 +207,7 @@ def is_known(ids: pa.Array, num_rows: int, item_ids: pa.ChunkedArray | None) -> 
 
 
 def _warmed(model: nn.Module, new: _Interactions, common: torch.Tensor, settings: AdoptSettings) -> torch.Tensor:
-    """Rows [U, D] by the serving rule, from the common one; of so many items at a time that contexts fit."""
+    """Returns rows [U, D] by the serving rule, from the common one; of so many items at a time that contexts fit."""
     rule = WarmRule(settings.warm_rows, settings.warm_epochs, settings.warm_learning_rate)
     slope, first = module_slope(_single_precision(model)), np.cumsum(new.counts) - new.counts
     out = []
@@ -262,7 +262,7 @@ class _Interactions:
 def _interactions(
     model: nn.Module, logs: pa.Table, rows: np.ndarray, item: np.ndarray, ids: pa.Array, settings: AdoptSettings
 ) -> _Interactions:
-    """Those of `rows` of the logs, whose row r has the item ids[item[r]]."""
+    """Returns those of `rows` of the logs, whose row r has the item ids[item[r]]."""
     user = logs[settings.user].take(pa.array(rows))
     user_of, user_ids, _ = raw_ids.encode_ids(user)
     order = rows[np.lexsort([id_keys(user_ids)[user_of], logs[settings.time].to_numpy()[rows], item[rows]])]

@@ -60,7 +60,7 @@ class Fit:
     told: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """A line for each sentence, the faults last."""
+        """Returns a line for each sentence, the faults last."""
         end = "they do not fit: nothing was learned or written" if self.faults else "they fit: nothing was written"
         return "\n".join([*self.told, *(f"FAULT. {one}" for one in self.faults), end])
 
@@ -231,7 +231,7 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def _in_normal_form(rows: Rows, settings: AdoptSettings) -> pa.Table:
-    """The rows that count, with labels 0 and 1, and times in microseconds."""
+    """Returns the rows that count, with labels 0 and 1, and times in microseconds."""
     columns = rows.table.columns.take(pa.array(rows.kept))
     made = {settings.label: rows.label[rows.kept], settings.time: rows.time[rows.kept]}
     for name, values in made.items():

@@ -16,7 +16,7 @@ from mwuf_dist.training.checkpoint.files import INDEX, stored_tensors
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a `torch.distributed.checkpoint` folder or of a state dict file, by name.
+    """Returns tensors of a `torch.distributed.checkpoint` folder or of a state dict file, by name.
 
     A folder may also be one of TorchEasyRec: `model.ckpt-STEP`, which has the weights in `model/`, or the folder of
     several, of which the last counts.
@@ -66,7 +66,7 @@ def without_wrappers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 def _weights_in(values: object) -> dict[str, Any]:
-    """The weights within what training scripts save beside them: an epoch, the state of an optimizer."""
+    """Returns the weights within what training scripts save beside them: an epoch, the state of an optimizer."""
     if not isinstance(values, dict):
         raise TypeError(f"it holds a {type(values).__name__}")
     inner = [values[name] for name in _CONTAINERS if isinstance(values.get(name), dict)]
@@ -85,7 +85,7 @@ def _flat(values: dict[str, object], prefix: str = "") -> dict[str, torch.Tensor
 
 
 def find_table(weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    """The table [I, D] whose key is `name`, or the only one that has it as a part.
+    """Returns the table [I, D] whose key is `name`, or the only one that has it as a part.
 
     Raises:
         UserError: there is none, or there are several.
@@ -117,7 +117,9 @@ def has_remapped_ids(weights: dict[str, torch.Tensor], name: str) -> bool:
 
 
 def import_factory(path: str) -> Callable[[dict[str, torch.Tensor]], nn.Module]:
-    """The callable that `package.module:factory` names; the folder in which the command is called is looked in too.
+    """Gives the callable that `package.module:factory` names.
+
+    The folder in which the command is called is looked in too.
 
     Raises:
         UserError: there is none.

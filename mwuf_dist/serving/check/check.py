@@ -76,7 +76,7 @@ class ServeReport:
         return self.num_wrong == 0
 
     def text(self) -> str:
-        """For a terminal."""
+        """Returns for a terminal."""
         limit = MOST_DIFFERENCE * max(1.0, self.largest)
         whose = "made up for this check" if self.made_up else "named"
         told = ", ".join(f"{number} ({count:,})" for number, count in self.versions.items())
@@ -169,7 +169,7 @@ class _Truth:
 
     @torch.no_grad()
     def logits(self, requests: pa.Table) -> np.ndarray:
-        """Scores [versions, rows], NaN where the item is not there."""
+        """Returns scores [versions, rows], NaN where the item is not there."""
         run, model = self.run, self.run.model
         item_ids, user_ids = (requests[name].to_pylist() for name in ("item_id", "user_id"))
         index = np.array([self.place.get(one, -1) for one in item_ids])
@@ -200,7 +200,7 @@ class _Truth:
 
 
 def _requests(run: FinishedRun, truth: _Truth, num: int) -> pa.Table:
-    """Random pairs: half of their items are ones that a delta changes; one user in 64 is a stranger."""
+    """Returns random pairs: half of their items are ones that a delta changes; one user in 64 is a stranger."""
     random = np.random.default_rng(_RANDOM)
     ids, users = pa.array(list(truth.place), run.item_ids.type), run.user_ids
     items = random.integers(len(ids), size=num)

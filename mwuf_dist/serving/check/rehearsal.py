@@ -51,7 +51,7 @@ def made_up_deltas(export: Path, about: dict[str, Any], folder: Path) -> list[Pa
 
 
 def _new_ids(kind: pa.DataType, step: int, num: int) -> pa.Array:
-    """IDs that no export has."""
+    """Returns IDs that no export has."""
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return pa.array([f"made up for a check: {step}-{one}" for one in range(num)], kind)
     return pa.array([-(10**12) - step * _BORN - one for one in range(num)], kind)

@@ -26,7 +26,7 @@ import torch
 
 
 def load_reader(path: Path) -> Any:
-    """The module `reader.py`, by its path."""
+    """Returns the module `reader.py`, by its path."""
     spec = importlib.util.spec_from_file_location("reader", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -36,7 +36,7 @@ def load_reader(path: Path) -> Any:
 
 
 def load_model(export: Path, about: dict[str, Any]) -> Any:
-    """The compiled model of an export that has one, else its `torch.export` program."""
+    """Returns the compiled model of an export that has one, else its `torch.export` program."""
     if "package" in about:
         return torch._inductor.aoti_load_package(str(export / about["package"]))
     return torch.export.load(export / about["model"]).module()
@@ -53,7 +53,7 @@ class Users:
         self._place = {one: place for place, one in enumerate(table["user_id"].to_pylist())}
 
     def rows(self, user_ids: list[Any]) -> np.ndarray:
-        """Their contexts [n, width]."""
+        """Returns their contexts [n, width]."""
         return self._contexts[[self._place.get(one, -1) for one in user_ids]]
 
 
@@ -65,7 +65,7 @@ class Server:
 
     @torch.no_grad()
     def answer(self, user_ids: list[Any], item_ids: list[Any]) -> tuple[int, np.ndarray]:
-        """(version, logits [n])."""
+        """Returns (version, logits [n])."""
         version, found, columns = self.table.rows(item_ids)
         context = np.concatenate([columns["item_context"], self.users.rows(user_ids)], axis=1)
         logits = self.model(torch.from_numpy(columns["embedding"]), torch.from_numpy(context)).numpy().copy()

@@ -50,7 +50,7 @@ class ApplyReport:
     state: str
 
     def text(self, output: Path | None = None) -> str:
-        """For a terminal; `output` is where the folder has been copied to, if it has."""
+        """Returns for a terminal; `output` is where the folder has been copied to, if it has."""
         return (
             f"deltas {self.first} to {self.last}: {self.num_changed:,} items put in, {self.num_retired:,} taken out, "
             f"{self.num_items:,} there now\n{shown(output or self.output)}: state {self.state}"

@@ -20,7 +20,7 @@ SUFFIX = ".delta"
 
 
 def name_of(number: int) -> str:
-    """The file's name: names sort as numbers do."""
+    """Returns the file's name: names sort as numbers do."""
     return f"{number:012d}{SUFFIX}"
 
 
@@ -50,7 +50,7 @@ def write_delta(folder: Path, header: dict[str, object], parts: dict[str, pa.Tab
 
 
 def delta_files(named: Sequence[Path]) -> list[Path]:
-    """The files of deltas that are named, and those in folders that are named (`deltas` in the folder of a run).
+    """Gives the files of deltas that are named, and those in folders that are named (`deltas` in the folder of a run).
 
     Raises:
         UserError: nothing is there.

@@ -26,7 +26,7 @@ EMPTY = np.zeros(2, dtype=np.uint64)
 
 
 def hash_of(state: WarmState, run_ids: pa.Array) -> np.ndarray:
-    """The hash of a state [2], uint64; of one in which nothing has happened, zeros.
+    """Returns the hash of a state [2], uint64; of one in which nothing has happened, zeros.
 
     Args:
         state: of a run.
@@ -53,22 +53,22 @@ def hash_of(state: WarmState, run_ids: pa.Array) -> np.ndarray:
 
 
 def with_hash(state: WarmState, run_ids: pa.Array) -> WarmState:
-    """The state with its hash, which an earlier version has not written and a changed state has not got."""
+    """Returns the state with its hash, which an earlier version has not written and a changed state has not got."""
     return state if state.hash else dataclasses.replace(state, hash=text_of(hash_of(state, run_ids)))
 
 
 def text_of(value: np.ndarray) -> str:
-    """A hash as 32 hex digits."""
+    """Returns a hash as 32 hex digits."""
     return "".join(f"{int(lane):016x}" for lane in value)
 
 
 def from_text(text: str) -> np.ndarray:
-    """The reverse of `text_of`."""
+    """Returns the reverse of `text_of`."""
     return np.array([int(text[:16], 16), int(text[16:], 16)], dtype=np.uint64)
 
 
 def _sum(kind: np.uint64, keys: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """The two sums over n things with keys [n] and content [n, w], all uint64."""
+    """Returns the two sums over n things with keys [n] and content [n, w], all uint64."""
     sums = []
     for lane in _LANES:
         value = mixed(keys ^ (np.full(len(keys), kind) * lane))
@@ -87,7 +87,7 @@ def _keys(item: np.ndarray, state: WarmState, run_ids: pa.Array, own: np.ndarray
 
 
 def _row_words(state: WarmState) -> np.ndarray:
-    """Contents of the rows [T, D + 1]: two floats a word."""
+    """Returns contents of the rows [T, D + 1]: two floats a word."""
     rows = state.rows
     both = np.concatenate([rows.served, rows.at_boundary], axis=1)
     return np.concatenate([np.ascontiguousarray(both).view(np.uint64), rows.boundary.view(np.uint64)[:, None]], axis=1)
@@ -101,7 +101,7 @@ def _event_words(log: Log) -> np.ndarray:
 
 
 def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """(lengths [A], values) of a field of items; the numbers of a vector by their bits."""
+    """Returns (lengths [A], values) of a field of items; the numbers of a vector by their bits."""
     if pa.types.is_fixed_size_list(column.type):
         column = column.cast(pa.list_(column.type.value_type))
     if not pa.types.is_list(column.type):

@@ -19,7 +19,7 @@ from mwuf_dist.serving.served_state import WarmState
 
 
 def load_state(folder: Path, run_ids: pa.Array) -> WarmState | None:
-    """The state of a run's folder; None where no job has ever run.
+    """Returns the state of a run's folder; None where no job has ever run.
 
     Args:
         folder: of the run.
@@ -39,7 +39,7 @@ def load_state(folder: Path, run_ids: pa.Array) -> WarmState | None:
 
 
 def with_deltas(state: WarmState, found: Sequence[Delta], run_ids: pa.Array) -> WarmState:
-    """The state after deltas that follow it, with their number, hash and position."""
+    """Returns the state after deltas that follow it, with their number, hash and position."""
     position: dict[str, Any] = dict(state.position)
     for delta in found:
         position = moved_on(position, delta.header.get("position", {}))
@@ -48,5 +48,5 @@ def with_deltas(state: WarmState, found: Sequence[Delta], run_ids: pa.Array) -> 
 
 
 def moved_on(position: dict[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
-    """The position of a source after a batch, which says what it adds, and None of what is forgotten."""
+    """Returns the position of a source after a batch, which says what it adds, and None of what is forgotten."""
     return {key: value for key, value in (position | taken).items() if value is not None}

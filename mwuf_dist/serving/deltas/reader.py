@@ -115,7 +115,7 @@ def why_not_next(header: dict[str, Any], chain: str, number: int, state: str) ->
 
 
 def changed_items(delta: Delta, old_items: bool) -> pa.Table:
-    """The items that a delta puts in; without `old_items` those that are new ones."""
+    """Returns the items that a delta puts in; without `old_items` those that are new ones."""
     changed = delta.parts["changed"]
     if not old_items and "phase" in changed.column_names:
         changed = changed.filter(pa.array(values_of(changed["phase"]) != "old"))
@@ -196,13 +196,13 @@ class ItemTable:
             self.number, self.state = delta.header["number"], delta.header["after"]
 
     def _changes(self, delta: Delta) -> tuple[list[Any], dict[str, np.ndarray], list[Any]]:
-        """(IDs to put in, their columns, IDs to take out)."""
+        """Returns (IDs to put in, their columns, IDs to take out)."""
         changed = changed_items(delta, self._old_items)
         columns = {name: values_of(changed[name]) for name in changed.column_names if name != "item_id"}
         return changed["item_id"].to_pylist(), columns, delta.parts["retired"]["item_id"].to_pylist()
 
     def rows(self, item_ids: list[Any]) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
-        """(number of the last delta, which items [n] are there, their columns; zeros where they are not)."""
+        """Returns (number of the last delta, which items [n] are there, their columns; zeros where they are not)."""
         with self._lock:
             places = np.array([self._place.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
             columns = {name: values[places] for name, values in self._columns.items()} if len(self._place) else {}
@@ -213,12 +213,12 @@ class ItemTable:
         return number, found, columns
 
     def items(self) -> tuple[list[Any], dict[str, np.ndarray]]:
-        """(raw IDs [n], their columns), in the order of the export, later ones behind."""
+        """Returns (raw IDs [n], their columns), in the order of the export, later ones behind."""
         places = np.fromiter(self._place.values(), dtype=np.int64, count=len(self._place))
         return list(self._place), {name: values[places] for name, values in self._columns.items()}
 
     def _places(self, item_ids: list[Any]) -> np.ndarray:
-        """Places of items, which are found for those that have none."""
+        """Returns places of items, which are found for those that have none."""
         places = np.empty(len(item_ids), dtype=np.int64)
         for row, item_id in enumerate(item_ids):
             place = self._place.get(item_id)
@@ -257,7 +257,7 @@ class UserTable(ItemTable):
 
 
 def version_of(about: dict[str, Any], where: Path | str) -> tuple[str, int, str]:
-    """(chain, number of the last delta, hash of the state) of the content of an `export.json`.
+    """Returns (chain, number of the last delta, hash of the state) of the content of an `export.json`.
 
     Raises:
         DeltaError: it does not say.
@@ -269,7 +269,7 @@ def version_of(about: dict[str, Any], where: Path | str) -> tuple[str, int, str]
 
 
 def values_of(column: pa.ChunkedArray) -> np.ndarray:
-    """A column as an array of its own, [n] or [n, width]; text as text."""
+    """Returns a column as an array of its own, [n] or [n, width]; text as text."""
     if pa.types.is_fixed_size_list(column.type):
         width = column.type.list_size
         flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]

@@ -32,7 +32,7 @@ _LISTED = "fields_given"
 
 
 def ids_of(items: np.ndarray, state: WarmState, run_ids: pa.Array) -> pa.Array:
-    """Raw IDs [n] of items of a state by index [n]; no array of all IDs is made."""
+    """Returns raw IDs [n] of items of a state by index [n]; no array of all IDs is made."""
     items = items.astype(np.int64)
     is_other = items >= state.num_run_items
     own = run_ids.take(pa.array(np.where(is_other, 0, items))) if len(run_ids) else pa.nulls(len(items), run_ids.type)
@@ -43,7 +43,7 @@ def ids_of(items: np.ndarray, state: WarmState, run_ids: pa.Array) -> pa.Array:
 
 
 def parts_of(state: WarmState, touched: np.ndarray, new_log: Log, retired: Retired, run_ids: pa.Array) -> Parts:
-    """The tables of a delta that leads to a state.
+    """Returns the tables of a delta that leads to a state.
 
     Args:
         state: after it.
@@ -73,7 +73,7 @@ def parts_of(state: WarmState, touched: np.ndarray, new_log: Log, retired: Retir
 
 
 def user_parts_of(users: ServedUsers, touched: np.ndarray, new_log: Log, run_ids: pa.Array) -> Parts:
-    """The tables of a delta that are about users.
+    """Returns the tables of a delta that are about users.
 
     Args:
         users: after it.
@@ -88,7 +88,7 @@ def user_parts_of(users: ServedUsers, touched: np.ndarray, new_log: Log, run_ids
 
 
 def restricted(state: WarmState, ids: pa.Array, run_ids: pa.Array) -> WarmState:
-    """The part of a state that is about some items [n], by raw ID; the run's own items keep their index."""
+    """Returns the part of a state that is about some items [n], by raw ID; the run's own items keep their index."""
     kept = np.flatnonzero(pc.is_in(state.ids, value_set=ids).to_numpy(zero_copy_only=False))
     own = find(ids, run_ids)
     item = np.union1d(own[own >= 0].astype(np.int64), kept + state.num_run_items)
@@ -117,7 +117,7 @@ def restricted(state: WarmState, ids: pa.Array, run_ids: pa.Array) -> WarmState:
 
 
 def without(state: WarmState, dead: np.ndarray) -> tuple[WarmState, np.ndarray]:
-    """The state without some items [n], and the index of each of its items in what is left, -1 of a dead one [I].
+    """Gives the state without some items [n], and the index of each of its items in what is left, -1 of a dead one [I].
 
     Those of the run keep their index: nothing else of them stays.
     """
@@ -153,7 +153,7 @@ def with_retired(retired: Retired, more: Retired) -> Retired:
 
 
 def replayed(state: WarmState, deltas: Sequence[Parts], run_ids: pa.Array) -> WarmState:
-    """The state with deltas put in, one after another; `number`, `hash` and `position` are the caller's.
+    """Returns the state with deltas put in, one after another; `number`, `hash` and `position` are the caller's.
 
     Args:
         state: that the first was made from.
@@ -176,7 +176,7 @@ def replayed(state: WarmState, deltas: Sequence[Parts], run_ids: pa.Array) -> Wa
 
 
 def _users_after(state: WarmState, deltas: Sequence[Parts], run_ids: pa.Array) -> ServedUsers | None:
-    """The users that came after the run, after deltas that have some."""
+    """Returns the users that came after the run, after deltas that have some."""
     users, dim = state.users, state.rows.served.shape[1]
     for parts in deltas:
         ids, clicks, columns = _array(parts["users"][USER]), parts["user_log"], state.log
@@ -191,7 +191,7 @@ def _users_after(state: WarmState, deltas: Sequence[Parts], run_ids: pa.Array) -
 
 
 def _put_in(state: WarmState, items: pa.Table, rows: pa.Table, log: pa.Table, run_ids: pa.Array) -> WarmState:
-    """The state with items, rows (in the place of those that are there) and interactions put in."""
+    """Returns the state with items, rows (in the place of those that are there) and interactions put in."""
     new = _array(items[ID])
     ids = pc.unique(pa.concat_arrays([state.ids, new]))
     ids = ids.take(pc.array_sort_indices(ids))
@@ -233,7 +233,7 @@ def _put_in(state: WarmState, items: pa.Table, rows: pa.Table, log: pa.Table, ru
 
 
 def _in_order(deltas: Sequence[Parts], name: str) -> pa.Table:
-    """A table of all deltas, with the place of its delta as `step`."""
+    """Returns a table of all deltas, with the place of its delta as `step`."""
     tables = [
         parts[name].append_column("step", pa.array(np.full(parts[name].num_rows, step)))
         for step, parts in enumerate(deltas)
@@ -242,7 +242,7 @@ def _in_order(deltas: Sequence[Parts], name: str) -> pa.Table:
 
 
 def _last(table: pa.Table) -> tuple[pa.Array, np.ndarray]:
-    """(IDs of a table, ascending; the place where each stands for the last time)."""
+    """Returns (IDs of a table, ascending; the place where each stands for the last time)."""
     ids = _array(table[ID])
     distinct = pc.unique(ids)
     distinct = distinct.take(pc.array_sort_indices(distinct))
@@ -252,25 +252,25 @@ def _last(table: pa.Table) -> tuple[pa.Array, np.ndarray]:
 
 
 def _born_after(table: pa.Table, dead: pa.Array, died: np.ndarray) -> pa.Table:
-    """The rows of a table that came after their ID was retired, if it was: `dead` [n] at the steps `died` [n]."""
+    """Gives the rows of a table that came after their ID was retired, if it was: `dead` [n] at the steps `died` [n]."""
     step = np.append(died, -1)[find(_array(table[ID]), dead)]
     return table.filter(pa.array(table["step"].to_numpy() > step))
 
 
 def _is_in(state: WarmState, ids: pa.Array, run_ids: pa.Array) -> np.ndarray:
-    """Which items of a state [I] have one of these IDs."""
+    """Says which items of a state [I] have one of these IDs."""
     living = state.run_ids(run_ids)
     parts = [pc.is_in(part, value_set=ids).to_numpy(zero_copy_only=False) for part in (living, state.ids)]
     return np.concatenate(parts)
 
 
 def _moved(item: np.ndarray, moved: np.ndarray, num_run_items: int) -> np.ndarray:
-    """Indices of before as indices of now: the run's stay, the others' position is `moved` [A + 1]."""
+    """Returns indices of before as indices of now: the run's stay, the others' position is `moved` [A + 1]."""
     return np.where(item < num_run_items, item, num_run_items + moved[np.maximum(item - num_run_items, -1)])
 
 
 def _ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """All of first[i] ... last[i] - 1, one after another."""
+    """Returns all of first[i] ... last[i] - 1, one after another."""
     lengths = last - first
     return np.repeat(first - (np.cumsum(lengths) - lengths), lengths) + np.arange(int(lengths.sum()))
 

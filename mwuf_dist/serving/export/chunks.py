@@ -60,7 +60,7 @@ def user_columns(run: FinishedRun) -> Columns:
 def item_chunks(
     run: FinishedRun, items: np.ndarray | range, context: bool = False, uncertainty: bool = False
 ) -> Iterator[Chunk]:
-    """The items with these indices, in their order; a few chunks are computed side by side."""
+    """Yields the items with these indices, in their order; a few chunks are computed side by side."""
     run.load_state()
     posterior = Posterior(run) if uncertainty else None
     parts = [items[first : first + _ROWS] for first in range(0, len(items), _ROWS)]
@@ -79,7 +79,7 @@ def item_chunks(
 
 
 def user_chunks(run: FinishedRun, users: np.ndarray | range | None = None) -> Iterator[Chunk]:
-    """Users with these indices, in their order; None: all that the run knows. A collective."""
+    """Yields users with these indices, in their order; None: all that the run knows. A collective."""
     users = range(len(run.user_ids)) if users is None else users
     for first in range(0, len(users), _ROWS):
         part = np.asarray(users[first : first + _ROWS])
@@ -88,7 +88,7 @@ def user_chunks(run: FinishedRun, users: np.ndarray | range | None = None) -> It
 
 
 def has_user_contexts(run: FinishedRun) -> bool:
-    """Whether a user has a context of its own, see `FinishedRun.user_context`. A collective."""
+    """Says whether a user has a context of its own, see `FinishedRun.user_context`. A collective."""
     try:
         return len(run.unknown_user_context()) > 0
     except UserError:
@@ -96,12 +96,12 @@ def has_user_contexts(run: FinishedRun) -> bool:
 
 
 def served_users_table(run: FinishedRun, users: np.ndarray) -> pa.Table:
-    """The users with these indices as a server holds them, in memory. A collective."""
+    """Returns the users with these indices as a server holds them, in memory. A collective."""
     return as_table(list(user_chunks(run, users)), run.user_ids.type, user_columns(run), "user_id")
 
 
 def served_table(run: FinishedRun, items: np.ndarray) -> pa.Table:
-    """The items with these indices as a server holds them, in memory. A collective."""
+    """Returns the items with these indices as a server holds them, in memory. A collective."""
     run.load_state()
     uncertainty = run.method.has_posterior
     columns = item_columns(run, True, uncertainty)
@@ -109,7 +109,7 @@ def served_table(run: FinishedRun, items: np.ndarray) -> pa.Table:
 
 
 def as_table(chunks: Sequence[Chunk], id_type: pa.DataType, columns: Columns, name_of_id: str = "item_id") -> pa.Table:
-    """Chunks as one table: the IDs and the columns, vectors as lists of float32, phase as text."""
+    """Returns chunks as one table: the IDs and the columns, vectors as lists of float32, phase as text."""
     ids = pa.chunked_array([chunk.ids for chunk in chunks], id_type)
     table = {name_of_id: ids}
     for name, (dtype, width) in columns.items():
@@ -141,7 +141,7 @@ def _items(run: FinishedRun, part: np.ndarray | range, context: bool, posterior:
 
 
 def _num_threads(run: FinishedRun) -> int:
-    """Lookups of several ranks are collectives in one order, and only plain tables may be read side by side."""
+    """Returns lookups of several ranks are collectives in one order, and only plain tables may be read side by side."""
     model = run.model
     tables = (*model.pretrained_tables, model.new_ids)
     if model.runtime.world_size > 1 or not all(table.lookups.is_thread_safe for table in tables):
@@ -150,5 +150,5 @@ def _num_threads(run: FinishedRun) -> int:
 
 
 def num_threads() -> int:
-    """Threads that compute chunks of plain tables: one a core, up to some."""
+    """Returns threads that compute chunks of plain tables: one a core, up to some."""
     return min(_MOST_THREADS, len(os.sched_getaffinity(0)))

@@ -31,7 +31,7 @@ class DenseModel(nn.Module):
         self.backbone = backbone
 
     def forward(self, item_embedding: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Logits [B]; a probability is their sigmoid."""
+        """Returns logits [B]; a probability is their sigmoid."""
         return self.backbone(item_embedding, context)
 
 
@@ -45,7 +45,7 @@ def export_model(run: FinishedRun, path: Path) -> None:
 
 
 def program_of(run: FinishedRun) -> ExportedProgram:
-    """The backbone as `torch.export` takes it; see `export_model`."""
+    """Returns the backbone as `torch.export` takes it; see `export_model`."""
     model = run.model
     return _exported(model.backbone, model.shape, model.runtime.device, run.config.backbone.name)
 

@@ -76,7 +76,7 @@ def _of_tables(
 
 
 def _smoothed(rows: np.ndarray, field: Field) -> np.ndarray:
-    """The mean row of each value and its neighbours."""
+    """Returns the mean row of each value and its neighbours."""
     plain = Field(field.name, "categorical", field.side, field.size)
     bags = with_neighbours(FieldColumn(plain, None, np.arange(field.size, dtype=np.int32)))
     assert bags.offsets is not None
@@ -85,7 +85,7 @@ def _smoothed(rows: np.ndarray, field: Field) -> np.ndarray:
 
 
 def _values(table: pa.Table | None, size: int) -> tuple[str, pa.Array]:
-    """(kind, text [size]) of what the indices stand for."""
+    """Returns (kind, text [size]) of what the indices stand for."""
     if table is None:
         return "index", pa.array(["", *(str(index) for index in range(1, size))])
     edges = table["edge"].to_pylist()

@@ -77,7 +77,7 @@ def _rows_of_test(prepared: Prepared) -> pa.Table:
 
 
 def _table_of_items(logs: LogsConfig) -> tuple[Path | None, tuple[str, ...]]:
-    """The files that have all fields of the items, and what to say where none has."""
+    """Returns the files that have all fields of the items, and what to say where none has."""
     wanted = {field.column or field.name for field in logs.fields if field.side == "item"}
     if not wanted:
         return None, ()

@@ -112,7 +112,7 @@ def _remade(state: WarmState, grown: WarmState, moved: np.ndarray) -> np.ndarray
 
 
 def _moved(item: np.ndarray, moved: np.ndarray, num_run_items: int) -> np.ndarray:
-    """Indices of before as indices of now: the run's stay, the others' position is `moved` [A]."""
+    """Returns indices of before as indices of now: the run's stay, the others' position is `moved` [A]."""
     table = np.append(moved, 0)  # never read, so that an empty one can be indexed
     return np.where(item < num_run_items, item, num_run_items + table[np.maximum(item - num_run_items, -1)])
 
@@ -120,7 +120,7 @@ def _moved(item: np.ndarray, moved: np.ndarray, num_run_items: int) -> np.ndarra
 def _late(
     state: WarmState, moved: np.ndarray, item: np.ndarray, is_new: np.ndarray, run_rows: np.ndarray
 ) -> np.ndarray:
-    """Items with a new interaction before their last boundary.
+    """Returns items with a new interaction before their last boundary.
 
     Args:
         state: of before.
@@ -141,7 +141,7 @@ def _late(
 def _grow(
     state: WarmState, item_ids: pa.Array, listed: tuple[pa.Array, pa.Table], run_ids: pa.Array, prepared: Prepared
 ) -> tuple[WarmState, np.ndarray]:
-    """The state with all items, and the position of each of the items of before among them [A]."""
+    """Returns the state with all items, and the position of each of the items of before among them [A]."""
     fresh = []
     for ids in (item_ids, listed[0]):
         own = _as_type(ids, run_ids.type)

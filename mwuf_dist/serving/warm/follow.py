@@ -73,7 +73,7 @@ class Batch:
     refused: dict[str, str]
 
     def text(self) -> str:
-        """For a terminal."""
+        """Returns for a terminal."""
         line = f"delta {self.number}: {self.num_files} files, {self.num_new:,} new interactions, "
         line += f"{self.num_changed:,} items changed, {self.seconds:.2f} s"
         return "\n".join([line, *(f"REFUSED {name}: {why}" for name, why in self.refused.items())])
@@ -134,7 +134,7 @@ class Follower:
         self._written = self.state.number
 
     def _read(self, taken_files: Taken, refused: dict[str, str]) -> NewRows:
-        """Interactions of files; where one is wrong, of the others."""
+        """Returns interactions of files; where one is wrong, of the others."""
         try:
             return self._rows(taken_files.files)
         except UserError as error:
@@ -147,7 +147,7 @@ class Follower:
     def _good(
         self, files: tuple[Path, ...], taken_files: Taken, refused: dict[str, str], error: UserError
     ) -> Iterator[Path]:
-        """Those of some files, which together are not read for a reason, that are; and parts of the others."""
+        """Yields those of some files, which together are not read for a reason, that are; and parts of the others."""
         if len(files) > 1:
             half = len(files) // 2
             parts = (files[:half], files[half:])
@@ -167,7 +167,7 @@ class Follower:
                 yield from self._good(part, taken_files, refused, why)
 
     def _parts(self, rows: NewRows) -> tuple[dict[str, Any], int]:
-        """(The tables of the delta and, as `hash`, that of the state after it; number of new interactions)."""
+        """Returns (The tables of the delta and, as `hash`, that of the state after it; number of new interactions)."""
         living = self.state.run_ids(self._run_ids)
         before = self._about(rows.item_ids, living)
         items = find(rows.item_ids, living)
@@ -188,14 +188,14 @@ class Follower:
         return parts, change.num_new
 
     def _about(self, ids: pa.Array, living: pa.Array) -> WarmState:
-        """The part of the state that is about some items."""
+        """Returns the part of the state that is about some items."""
         part = restricted(self.state, ids, living)
         own = [{name: _of(table, ids) for name, table in parts.items()} for parts in self._pending]
         return replayed(part, [parts for parts in own if parts["rows"].num_rows], self._run_ids)
 
     @torch.no_grad()
     def _served(self, job: WarmJob, state: WarmState, touched: np.ndarray, living: pa.Array) -> pa.Table:
-        """The changed items as an export has them."""
+        """Returns the changed items as an export has them."""
         uncertainty = self._run.method.has_posterior
         columns = item_columns(self._run, True, uncertainty)
         if not len(touched):

@@ -36,7 +36,7 @@ class Columns:
 
 
 def log_options(config: Config, columns: Columns) -> LogsConfig:
-    """How the files are read: as the run's own logs where it has such, with columns that may be named anew.
+    """Says how the files are read: as the run's own logs where it has such, with columns that may be named anew.
 
     Raises:
         UserError: there is no column of times.
@@ -52,7 +52,7 @@ def log_options(config: Config, columns: Columns) -> LogsConfig:
 
 
 def form_of_run(prepared: Prepared, is_logs: bool) -> DataForm | None:
-    """How the run's data write IDs and times; None for own logs prepared before that was written down."""
+    """Says how the run's data write IDs and times; None for own logs prepared before that was written down."""
     if is_logs:
         kept = prepared.manifest.get("form")
         return None if kept is None else DataForm.from_dict(kept)

@@ -48,7 +48,7 @@ class _Words:
 
 
 def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bool) -> tuple[pa.Array, pa.Table]:
-    """Raw IDs, ascending [A], and the run's item fields of the items of a file [A].
+    """Returns raw IDs, ascending [A], and the run's item fields of the items of a file [A].
 
     Args:
         path: Parquet or CSV, a row per item (of several the first counts).
@@ -99,7 +99,7 @@ def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bo
 def _standardised(
     name: str, column: pa.ChunkedArray, rows: np.ndarray, prepared: Prepared, table: LogTable
 ) -> pa.Array:
-    """Vectors by the statistics of the run's old items."""
+    """Returns vectors by the statistics of the run's old items."""
     scale = prepared.manifest["vectors"][name]
 
     def refuse(row: int, why: str) -> UserError:
@@ -111,7 +111,7 @@ def _standardised(
 
 
 def _by_words(field: Field, own: LogsField, column: pa.ChunkedArray, rows: np.ndarray, words_of: pa.Table) -> pa.Array:
-    """A field of the new items by the vocabulary of the run."""
+    """Returns a field of the new items by the vocabulary of the run."""
     if own.kind == "categorical":  # its words have the blanks and quotes that stand there
         values = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
         text = text_of(pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type))
@@ -126,7 +126,7 @@ def _by_words(field: Field, own: LogsField, column: pa.ChunkedArray, rows: np.nd
 
 
 def _indices(field: Field, words: _Words, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Indices that stand in the file themselves."""
+    """Returns indices that stand in the file themselves."""
     number = encode.to_float(words.text)
     bad = ~((number >= 0) & (number < field.size) & (number == np.floor(number)))
     if bad.any():
@@ -139,7 +139,7 @@ def _indices(field: Field, words: _Words, path: Path) -> tuple[np.ndarray, np.nd
 
 
 def _filled(words: _Words, index: np.ndarray, field: Field) -> tuple[np.ndarray, np.ndarray]:
-    """(values, lengths) of all entities: unknown words of a list are left out, an entity without any has [0]."""
+    """Gives (values, lengths) of all entities: unknown words of a list are left out, an entity without any has [0]."""
     if field.kind == "categorical":
         out = np.zeros(len(words.lengths), dtype=np.int32)
         out[words.entity[::-1]] = index[::-1]
@@ -152,7 +152,7 @@ def _filled(words: _Words, index: np.ndarray, field: Field) -> tuple[np.ndarray,
 
 
 def _words(column: pa.ChunkedArray, rows: np.ndarray, separator: str) -> _Words:
-    """Words of entities whose value stands in these rows [E], -1 for none."""
+    """Returns words of entities whose value stands in these rows [E], -1 for none."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     taken = column.take(pa.array(rows, mask=rows < 0)).combine_chunks()
@@ -174,7 +174,7 @@ def _words(column: pa.ChunkedArray, rows: np.ndarray, separator: str) -> _Words:
 def _own_column(
     field: LogsField, options: LogsConfig, prepared: Prepared, known: pa.Table
 ) -> tuple[pa.ChunkedArray, np.ndarray]:
-    """A field's column in the run's own files, and the row of each of the run's items there, -1 for none."""
+    """Returns a field's column in the run's own files, and the row of each of the run's items there, -1 for none."""
     name = field.column or field.name
     files = log_files.find_files(options.items, "data.logs.items") if options.items else ()
     if files and name in log_tables.column_names(files[0], options.of_table("item")):
@@ -197,7 +197,7 @@ def _encoded(
     run: tuple[pa.ChunkedArray, np.ndarray],
     known: pa.Table,
 ) -> pa.Array:
-    """A field of the new items by what the run's own items have."""
+    """Returns a field of the new items by what the run's own items have."""
     separator = own.separator if own.kind == "multi_valued" else ""
     theirs, words = _words(*run, separator), _words(column, rows, separator)
     codes = known[field.name].chunk(0)
@@ -207,7 +207,10 @@ def _encoded(
 
 
 def _buckets(theirs: _Words, codes: np.ndarray, words: _Words) -> np.ndarray:
-    """Quantile bucket of each number [W]: the first whose largest number in the run is not smaller, else the last."""
+    """Gives quantile bucket of each number [W].
+
+    The first whose largest number in the run is not smaller, else the last.
+    """
     number, code = encode.to_float(theirs.text), codes[theirs.entity]
     highest = np.full(codes.max(initial=0) + 1, -np.inf)
     known = np.isfinite(number) & (code > 0)
@@ -219,7 +222,7 @@ def _buckets(theirs: _Words, codes: np.ndarray, words: _Words) -> np.ndarray:
 
 
 def _learned(theirs: _Words, codes: pa.Array, text: pa.Array) -> np.ndarray:
-    """Index of each word [W] by the run's items, 0 for one that none of them has."""
+    """Returns the index of each word [W] by the run's items, 0 for one that none of them has."""
     if pa.types.is_list(codes.type):
         lengths = np.diff(codes.offsets.to_numpy())
         code_entity, code = np.repeat(np.arange(len(lengths)), lengths), codes.flatten().to_numpy()
@@ -248,7 +251,7 @@ def _learned(theirs: _Words, codes: pa.Array, text: pa.Array) -> np.ndarray:
 def _groups(
     word_marks: np.ndarray, by_word: np.ndarray, code_marks: np.ndarray, by_code: np.ndarray
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(words, indices) that stand at the same items."""
+    """Returns (words, indices) that stand at the same items."""
     wanted = np.intersect1d(word_marks[by_word], code_marks[by_code])
     wanted = wanted[wanted > 0]
     bounds = []

@@ -90,7 +90,7 @@ class WarmReport:
     users: UserChange | None = None
 
     def text(self) -> str:
-        """For a terminal."""
+        """Returns for a terminal."""
         change, output = self.change, self.folder
         if self.already_done:
             return f"{output}: made from this run and these rows already; nothing to do (state {self.digest})"
@@ -275,7 +275,10 @@ def _read_rows(
     old_items: bool,
     beside: Path | None,
 ) -> tuple[NewRows, Log, int]:
-    """(The new rows, with drawn negatives for positives only; what the run has seen of their items; rows drawn)."""
+    """Gives (The new rows, with drawn negatives for positives only.
+
+    What the run has seen of their items; rows drawn).
+    """
     if path is None:
         nothing = empty_log(prepared.row_columns)
         return NewRows(run_ids[:0], nothing, 0), nothing, 0
@@ -306,7 +309,7 @@ def seen_by_run(prepared: Prepared, items: np.ndarray, user_ids: pa.Array, old_i
 
 
 def _who(users: UserChange | None, data: Prepared) -> np.ndarray | None:
-    """Indices of the users whose rows have changed; None for none."""
+    """Returns indices of the users whose rows have changed; None for none."""
     return None if users is None or not len(users.touched) else data.num_users + users.touched
 
 
@@ -328,7 +331,7 @@ def _made_from(folder: Path, checkpoint: str, came: _Comes) -> dict[str, str]:
 
 
 def _already_done(output: Path, change: Change, came: _Comes) -> WarmReport:
-    """The report of a job whose output is there already.
+    """Returns the report of a job whose output is there already.
 
     Raises:
         UserError: it is the output of something else.
@@ -342,7 +345,7 @@ def _already_done(output: Path, change: Change, came: _Comes) -> WarmReport:
 
 @torch.no_grad()
 def _scores_of_old_items(run: FinishedRun) -> torch.Tensor:
-    """Logits of random users and old items, on the plain path of the model: [_NUM_PROOFS]."""
+    """Returns logits of random users and old items, on the plain path of the model: [_NUM_PROOFS]."""
     generator = torch.Generator().manual_seed(0)
     device = run.model.runtime.device
     users = torch.randint(run.prepared.num_stored_users, (_NUM_PROOFS,), generator=generator).to(device)

@@ -38,7 +38,7 @@ def add_negatives(
     seed: int,
     old_items: bool = False,
 ) -> NewRows:
-    """The rows with their negatives behind them.
+    """Returns the rows with their negatives behind them.
 
     Args:
         rows: positives.

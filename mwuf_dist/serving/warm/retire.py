@@ -69,7 +69,7 @@ def without_the_retired(
 def retire(
     change: Change, retiring: Retiring, options: LogsConfig, prepared: Prepared, run_ids: pa.Array, is_logs: bool
 ) -> tuple[Change, Retired, list[str]]:
-    """(The change without the items that go, who they are, what to say).
+    """Returns (The change without the items that go, who they are, what to say).
 
     Args:
         change: that the interactions of the job have made.
@@ -117,7 +117,10 @@ def retire(
 
 
 def _last_times(state: WarmState, prepared: Prepared) -> np.ndarray:
-    """Time of the last interaction of each new item [I]; the smallest number of an old one, or one without any."""
+    """Gives time of the last interaction of each new item [I].
+
+    The smallest number of an old one, or one without any.
+    """
     last = np.full(state.num_items, np.iinfo(np.int64).min)
     for split in (*WARM_SETS, "test"):
         columns = prepared.columns(split, ("item", "time"))
@@ -127,7 +130,7 @@ def _last_times(state: WarmState, prepared: Prepared) -> np.ndarray:
 
 
 def _as_time(days: float, newest: int, is_logs: bool) -> int:
-    """A number of days in the unit of the times."""
+    """Returns a number of days in the unit of the times."""
     seconds = newest / 1e6 if is_logs else newest
     if seconds < EARLIEST_S:
         raise UserError(

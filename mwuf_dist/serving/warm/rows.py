@@ -43,7 +43,7 @@ class WarmJob:
     run_rows: np.ndarray
 
     def rows(self, run: FinishedRun) -> Rows:
-        """All rows that are not the run's, on the main rank (elsewhere what is there is not complete)."""
+        """Returns all rows that are not the run's, on the main rank (elsewhere what is there is not complete)."""
         state = self.change.state
         grown = Grown(self.prepared, state)
         users, items = (feature_store(self.config.embedding, grown, side, self.runtime) for side in SIDES)
@@ -67,7 +67,10 @@ class WarmJob:
         return Rows(item[order], served[order], at_boundary[order], boundary[order])
 
     def _starts(self, run: FinishedRun, touched: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(rows [T, D], interactions before them [T]) where each item goes on; `at` is its place in the state or -1."""
+        """Gives (rows [T, D], interactions before them [T]) where each item goes on.
+
+        `at` is its place in the state or -1.
+        """
         state, old = self.change.state, self.change.state.rows
         # A fit starts at an item's first row whatever the run has made of it.
         goes_on = (touched < state.num_run_items) & (not self.frozen.method.fits_items)
@@ -94,7 +97,7 @@ class WarmJob:
     def _fit(
         self, run: FinishedRun, touched: np.ndarray, start: np.ndarray, boundary: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(items, rows, rows at their boundary, boundary) by the rule, gathered on the main rank."""
+        """Returns (items, rows, rows at their boundary, boundary) by the rule, gathered on the main rank."""
         rule, runtime = rule_of(self.config, self.prepared), self.runtime
         # The run's rows of an item, then those that came since: both are sorted by item.
         log = together([self.run_log, self.change.state.log])
@@ -123,7 +126,7 @@ class WarmJob:
         return items, rows, at_boundary, boundary
 
     def _missing(self, items: np.ndarray) -> np.ndarray:
-        """Rows of items [T] that the blocks of the phases count and the run has not: see `rule.warm_rows`."""
+        """Returns rows of items [T] that the blocks of the phases count and the run has not: see `rule.warm_rows`."""
         is_own = items < self.change.state.num_run_items
         of_run = np.bincount(self.run_log["item"], minlength=self.change.state.num_items)
         return np.where(is_own, self._rows_of_run(items) - of_run[items], 0)
@@ -133,7 +136,7 @@ class WarmJob:
 
 
 def rows_of_run(rule: WarmRule, prepared: Prepared, old_items: bool) -> np.ndarray:
-    """How many interactions the blocks count of each item of the run before those that come since [I'], int64.
+    """Says how many interactions the blocks count of each item of the run before those that come since [I'], int64.
 
     The three phases of a new item. An old item stands at the end of the last block that its rows of `pretrain` fill, so
     that the more of them there were, the more interactions make a step.

@@ -62,7 +62,7 @@ class UserChange:
     num_left_out: int
 
     def text(self) -> str:
-        """For a terminal."""
+        """Returns for a terminal."""
         return (
             f"{len(self.touched):,} users never seen have {len(self.new_log['item']):,} new interactions with items of "
             f"the run, which make their rows ({self.num_left_out:,} are with other items); {len(self.users.ids):,} "
@@ -112,7 +112,7 @@ class UserJob:
     frozen: FrozenModel
 
     def users(self, change: UserChange) -> ServedUsers | None:
-        """The users with the rows of those who have a new click, on the main rank; None for nobody."""
+        """Returns the users with the rows of those who have a new click, on the main rank; None for nobody."""
         users, touched = change.users, change.touched
         if not len(users.ids):
             return None
@@ -165,7 +165,9 @@ class UserJob:
 
 @torch.no_grad()
 def embeddings_of_run(run: FinishedRun, prepared: Prepared, items: torch.Tensor) -> torch.Tensor:
-    """Embeddings [n, D] of items of a run as its training has left them, whatever jobs have done since. A collective.
+    """Gives embeddings [n, D] of items of a run as its training has left them, whatever jobs have done since.
+
+    A collective.
 
     Args:
         run: in any state.
@@ -182,7 +184,7 @@ def embeddings_of_run(run: FinishedRun, prepared: Prepared, items: torch.Tensor)
 
 
 def with_drawn_items(log: Log, user_keys: np.ndarray, prepared: Prepared, per_positive: int, seed: int) -> Log:
-    """A log of users with the negatives that are drawn for its clicks, in order.
+    """Returns a log of users with the negatives that are drawn for its clicks, in order.
 
     Args:
         log: clicks of users, all of each.
@@ -219,7 +221,7 @@ def with_drawn_items(log: Log, user_keys: np.ndarray, prepared: Prepared, per_po
 
 
 def _as_type(ids: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Those of the IDs that the run's users could have, as theirs are."""
+    """Returns those of the IDs that the run's users could have, as theirs are."""
     if ids.type == kind:
         return ids
     text = ids.cast(pa.string())
@@ -229,7 +231,7 @@ def _as_type(ids: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _places(keys: np.ndarray, ids: pa.Array) -> np.ndarray:
-    """Position of the ID with each of these hashes [n], -1 where there is none, int32 [n]."""
+    """Returns the position of the ID with each of these hashes [n], -1 where there is none, int32 [n]."""
     if not len(ids):
         return np.full(len(keys), -1, dtype=np.int32)
     known = id_keys(ids)
@@ -239,7 +241,7 @@ def _places(keys: np.ndarray, ids: pa.Array) -> np.ndarray:
 
 
 def _of_users(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Places of the clicks of some users, whose `counts` stand one after another."""
+    """Returns places of the clicks of some users, whose `counts` stand one after another."""
     mask = np.zeros(len(counts), dtype=bool)
     mask[chosen] = True
     return np.flatnonzero(np.repeat(mask, counts))

@@ -28,7 +28,7 @@ assert set(_CLASSES) == set(get_args(Format))
 
 
 def writer_of(kind: str, to: str = "") -> Writer:
-    """The writer of a format.
+    """Returns the writer of a format.
 
     Args:
         kind: its name.

@@ -65,16 +65,16 @@ class ArrayTable:
 
 
 def shape_of(num: int, width: int) -> tuple[int, ...]:
-    """Shape of a column with so many rows; `width` 0: one value each."""
+    """Returns the shape of a column with so many rows; `width` 0: one value each."""
     return (num, width) if width else (num,)
 
 
 def is_text(ids: pa.Array) -> bool:
-    """Whether IDs are text."""
+    """Says whether IDs are text."""
     return pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)
 
 
 def longest(ids: pa.Array, length: str) -> int:
-    """Length of the longest ID, at least 1, as the Arrow function `length` counts it."""
+    """Returns the length of the longest ID, at least 1, as the Arrow function `length` counts it."""
     most = pc.call_function("max", [pc.call_function(length, [ids])]).as_py()
     return max(1, most or 0)

@@ -90,7 +90,7 @@ def compile_program(run: FinishedRun, path: Path) -> None:
 
 @torch.no_grad()
 def difference_of(run: FinishedRun, path: Path) -> float:
-    """Largest difference of logits of a package from the run's own over random pairs, per unit of the largest."""
+    """Gives largest difference of logits of a package from the run's own over random pairs, per unit of the largest."""
     draw = torch.Generator().manual_seed(0)
     users = torch.randint(run.prepared.num_users, (_CHECKED_PAIRS,), generator=draw)
     served = torch.as_tensor(list(run.served_items(old_items=True)))

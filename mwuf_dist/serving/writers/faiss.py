@@ -46,13 +46,13 @@ class FaissWriter(ParquetWriter):
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [n, D] at length 1, whose inner products are cosines; a vector of zeros stays one."""
+    """Returns vectors [n, D] at length 1, whose inner products are cosines; a vector of zeros stays one."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.ascontiguousarray(vectors / np.maximum(length, np.finfo(np.float32).tiny), dtype=np.float32)
 
 
 def build_index(vectors: np.ndarray, exact_up_to: int = _EXACT_UP_TO) -> tuple[Any, dict[str, Any]]:
-    """(index of vectors [n, D] of length 1, what is known of it).
+    """Returns (index of vectors [n, D] of length 1, what is known of it).
 
     Few vectors are searched exactly. For more the index has lists, about the root of their number, of which as many
     are searched (a power of two, kept in the index) as make recall@100 reach `RECALL` on a sample of the vectors.
@@ -82,7 +82,7 @@ def build_index(vectors: np.ndarray, exact_up_to: int = _EXACT_UP_TO) -> tuple[A
 
 
 def recall_of(found: np.ndarray, expected: np.ndarray) -> float:
-    """Fraction of the neighbours that are as near as the exact ones, of cosines [n, k] in falling order.
+    """Returns the fraction of the neighbours that are as near as the exact ones, of cosines [n, k] in falling order.
 
     Compared by cosine, so that one of several items at the same distance is as good as another.
     """

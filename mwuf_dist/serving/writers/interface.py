@@ -75,11 +75,11 @@ class Writer:
         raise NotImplementedError
 
     def user_files(self, folder: Path) -> set[str]:
-        """Names, in the folder of an export, of what is made of the users alone."""
+        """Returns names, in the folder of an export, of what is made of the users alone."""
         raise NotImplementedError
 
     def item_files(self, folder: Path) -> set[str]:
-        """Names, in the folder of an export, of what is made of the items alone."""
+        """Returns names, in the folder of an export, of what is made of the items alone."""
         raise NotImplementedError
 
     def model(self, run: FinishedRun, folder: Path) -> None:

@@ -93,7 +93,7 @@ class _Server:
             ) from None
 
     def state(self) -> dict[str, Any] | None:
-        """The state of the items that are served; None where none are."""
+        """Returns the state of the items that are served; None where none are."""
         text = self._told(self._redis.hget, f"{self.prefix}:items", "state")
         return None if text is None else json.loads(text)
 
@@ -167,7 +167,7 @@ class _Server:
 
 
 def _columns(schema: pa.Schema) -> list[list[Any]]:
-    """(name, NumPy type, width or 0) of the columns of a table, but of the ID."""
+    """Returns (name, NumPy type, width or 0) of the columns of a table, but of the ID."""
     found: list[list[Any]] = []
     for field in schema:
         if field.name == "phase":
@@ -180,7 +180,7 @@ def _columns(schema: pa.Schema) -> list[list[Any]]:
 
 
 def _fields(table: pa.Table, id_name: str, columns: list[list[Any]]) -> Iterator[tuple[str, bytes]]:
-    """(field, value) of each row."""
+    """Yields (field, value) of each row."""
     rows = np.zeros(table.num_rows, [(name, kind, (width,) if width else ()) for name, kind, width in columns])
     for name, _, _ in columns:
         values = values_of(table[name])

@@ -42,7 +42,7 @@ class TorchEasyRecWriter(ParquetWriter):
 
 
 def as_text(vectors: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Vectors [n, D] as text, in the fewest digits that tell one float32 from its neighbours."""
+    """Returns vectors [n, D] as text, in the fewest digits that tell one float32 from its neighbours."""
     array = vectors.combine_chunks() if isinstance(vectors, pa.ChunkedArray) else vectors
     numbers = pc.cast(array.flatten(), pa.string())
     width = array.type.list_size

@@ -57,7 +57,7 @@ class TritonWriter(CompiledWriter):
 
 
 def config_of(run: FinishedRun) -> str:
-    """The text of `config.pbtxt` for the model of a run."""
+    """Returns the text of `config.pbtxt` for the model of a run."""
     model = run.model
     width = (model.shape.num_fields - 1) * model.dim + model.backbone.history_width
     kind = "KIND_GPU" if model.runtime.device.type == "cuda" else "KIND_CPU"

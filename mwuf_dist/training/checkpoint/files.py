@@ -120,12 +120,12 @@ class Meta:
     files: dict[str, FileRecord] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """For `meta.json`."""
+        """Returns for `meta.json`."""
         return json.dumps(with_checksum(asdict(self)), indent=1) + "\n"
 
 
 def record(path: Path) -> FileRecord:
-    """Size and CRC-32 of a file."""
+    """Returns the size and CRC-32 of a file."""
     return FileRecord(path.stat().st_size, crc32_of(path))
 
 
@@ -217,7 +217,9 @@ def load_tensors(path: Path, tensors: dict[str, Any]) -> None:
 
 
 def stored_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder of `torch.distributed.checkpoint` of any origin, by name; what is none is left unread.
+    """Gives all tensors of a folder of `torch.distributed.checkpoint` of any origin, by name.
+
+    What is none is left unread.
 
     Raises:
         UserError: its index is none, or names what does not belong in one.

@@ -60,7 +60,7 @@ class SavePolicy:
         self.stopping = False
 
     def due(self, step: int) -> bool:
-        """Whether to save after a step: the main rank's clock says so, or some rank was asked to stop.
+        """Says whether to save after a step: the main rank's clock says so, or some rank was asked to stop.
 
         Every rank calls it after each step of a stage, counted from 1, and every rank gets the same answer. `stopping`
         says which of the reasons it is.
@@ -86,12 +86,12 @@ class SavePolicy:
         return self._config.every_s > 0 and now - self._last_save > self._config.every_s
 
     def agree_to_stop(self) -> bool:
-        """Whether some rank was asked to stop. A collective, for where no step is near."""
+        """Says whether some rank was asked to stop. A collective, for where no step is near."""
         self.stopping = bool(self._runtime.max(asked_to_stop()))
         return self.stopping
 
     def in_background(self, num_bytes: float) -> bool:
-        """Whether a save of so many bytes, over all ranks, is written beside training.
+        """Says whether a save of so many bytes, over all ranks, is written beside training.
 
         Training stands still half as long for a copy as for a save at once (`python -m benchmarks.saves`, a busy
         machine), and the copy takes as much memory as it copies: not worth it where a save is short anyway.
@@ -103,7 +103,7 @@ class SavePolicy:
         self._last_save = time.monotonic()
 
     def to_forget(self, checkpoints: list[Path]) -> list[Path]:
-        """Those of the checkpoints, oldest first, that are kept no longer."""
+        """Returns those of the checkpoints, oldest first, that are kept no longer."""
         return checkpoints[: max(0, len(checkpoints) - self._config.keep_last)]
 
 
@@ -209,13 +209,13 @@ class Checkpointer:
             shutil.rmtree(path)
 
     def _in_order(self) -> list[Path]:
-        """The checkpoints of the run, by how far they are."""
+        """Returns the checkpoints of the run, by how far they are."""
         if not self._folder.is_dir():
             return []
         return sorted((path for path in self._folder.iterdir() if _position(path) != _NOWHERE), key=_position)
 
     def latest(self, config_hash: str) -> tuple[Path, Meta, list[str]] | None:
-        """The checkpoint to go on from, with what is wrong with those after it; None when there is none yet.
+        """Returns the checkpoint to go on from, with what is wrong with those after it; None when there is none yet.
 
         A collective: every rank looks at a part of the files.
 
@@ -288,7 +288,7 @@ class _Writer:
 
 
 def _num_bytes(tensors: dict[str, Any]) -> float:
-    """Bytes over all ranks."""
+    """Returns bytes over all ranks."""
     # Metadata, because a question to a sharded tensor itself prints that its class is to go.
     layouts = [value.metadata() for value in tensors.values() if isinstance(value, ShardedTensor)]
     plain = [value for value in tensors.values() if not isinstance(value, ShardedTensor)]
@@ -297,7 +297,7 @@ def _num_bytes(tensors: dict[str, Any]) -> float:
 
 
 def _copied(value: torch.Tensor | ShardedTensor) -> torch.Tensor | ShardedTensor:
-    """A copy on the CPU; of a sharded tensor, of this rank's parts."""
+    """Returns a copy on the CPU; of a sharded tensor, of this rank's parts."""
     if not isinstance(value, ShardedTensor):
         return value.detach().to("cpu", copy=True)
     layout = copy.deepcopy(value.metadata())
@@ -313,7 +313,7 @@ def _copied(value: torch.Tensor | ShardedTensor) -> torch.Tensor | ShardedTensor
 
 
 def _of_the_disk(error: BaseException) -> BaseException:
-    """The disk's own error behind that of a save, where there is one."""
+    """Returns the disk's own error behind that of a save, where there is one."""
     while error.__context__ is not None and not isinstance(error, OSError):
         error = error.__context__
     # The writer of torch's files notices only that they are shorter than they should be.
@@ -323,7 +323,7 @@ def _of_the_disk(error: BaseException) -> BaseException:
 
 
 def _position(path: Path) -> tuple[int, ...]:
-    """How far a checkpoint is, from its name; `_NOWHERE` for a name that is none."""
+    """Says how far a checkpoint is, from its name; `_NOWHERE` for a name that is none."""
     stage, *numbers = path.name.split("-")
     if stage not in STAGES or len(numbers) != 3 or not all(re.fullmatch("[0-9]{1,18}", number) for number in numbers):
         return _NOWHERE
@@ -331,10 +331,10 @@ def _position(path: Path) -> tuple[int, ...]:
 
 
 def table_state(*collections: Tables) -> dict[str, Any]:
-    """Tensors of collections, for a checkpoint."""
+    """Returns tensors of collections, for a checkpoint."""
     return {key: value for tables in collections for key, value in tables.state().items()}
 
 
 def module_state(prefix: str, module: torch.nn.Module) -> dict[str, Any]:
-    """Tensors of a dense module, for a checkpoint."""
+    """Returns tensors of a dense module, for a checkpoint."""
     return {f"{prefix}.{key}": value for key, value in module.state_dict().items()}

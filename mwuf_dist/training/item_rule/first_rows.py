@@ -46,7 +46,7 @@ class Trained(Protocol):
 
 
 def frozen_method(run: Trained, features: FeatureStore, item_fields: ItemFields) -> Method:
-    """The run's method in float64, attached to the run's old items and to all items that there are by now.
+    """Returns the run's method in float64, attached to the run's old items and to all items that there are by now.
 
     Args:
         run: whose method.
@@ -73,7 +73,7 @@ def frozen_method(run: Trained, features: FeatureStore, item_fields: ItemFields)
 def first_rows(
     run: Trained, method: Method, items: torch.Tensor, keys: np.ndarray, item_fields: ItemFields
 ) -> torch.Tensor:
-    """First rows of phi_new [n, D], float32: as `initialise_new_ids` makes them, but by raw ID and not by index.
+    """Gives first rows of phi_new [n, D], float32: as `initialise_new_ids` makes them, but by raw ID and not by index.
 
     Args:
         run: whose tables.
@@ -106,5 +106,5 @@ def regenerated_rows(method: Method, rows: torch.Tensor, item_fields: torch.Tens
 
 
 def with_company(items: torch.Tensor, num_old: int) -> torch.Tensor:
-    """Items with `FEWEST_ROWS` old ones behind: in a product of fewer rows, bits depend on their number."""
+    """Returns items with `FEWEST_ROWS` old ones behind: in a product of fewer rows, bits depend on their number."""
     return torch.cat([items, torch.arange(FEWEST_ROWS, device=items.device) % num_old])

@@ -45,7 +45,7 @@ class FrozenModel:
         self._slope = module_slope(self.backbone) if self._head is None else self._head.gradient
 
     def item_fields(self, items: torch.Tensor) -> torch.Tensor:
-        """Field embeddings [n, Fi*D] of items [n], float64."""
+        """Returns field embeddings [n, Fi*D] of items [n], float64."""
         with torch.no_grad():
             model = self._run.model
             return model.vector_fields(
@@ -98,7 +98,7 @@ class FrozenModel:
     def variances(
         self, frozen: FrozenItems, rows: np.ndarray, counts: np.ndarray, weights: np.ndarray | None = None
     ) -> np.ndarray:
-        """The posterior's variances [g, D], float32, of the rows [g, D] of a group with so many interactions [g].
+        """Gives the posterior's variances [g, D], float32, of the rows [g, D] of a group with so many interactions [g].
 
         `weights` are what the interactions count in the loss, one item's after another's; None: 1.
         """
@@ -216,7 +216,7 @@ class FrozenItems:
     own: torch.Tensor | None = None
 
     def parts(self, places: np.ndarray) -> torch.Tensor:
-        """Frozen parts of some interactions [m, P]."""
+        """Returns frozen parts of some interactions [m, P]."""
         index = torch.from_numpy(places).to(self.item_of.device)
         of_item, of_user = self.sides[0][self.item_of[index]], self.sides[1][self.user_of[index]]
         if self.is_folded:
@@ -227,7 +227,7 @@ class FrozenItems:
 
 
 def _of_items(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Places of the interactions of some items, whose `counts` stand one after another."""
+    """Returns places of the interactions of some items, whose `counts` stand one after another."""
     mask = np.zeros(len(counts), dtype=bool)
     mask[chosen] = True
     return np.flatnonzero(np.repeat(mask, counts))

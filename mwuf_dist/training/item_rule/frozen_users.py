@@ -39,7 +39,7 @@ class LogitOfUser(torch.nn.Module):
         self.first = (1 + shape.num_item_fields + shape.user_id_field) * shape.dim
 
     def forward(self, row: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-        """Logits [b] of rows of users [b, D].
+        """Returns logits [b] of rows of users [b, D].
 
         Args:
             row: in the table of user IDs.
@@ -54,7 +54,7 @@ class LogitOfUser(torch.nn.Module):
         return self._backbone(item, context)
 
     def _no_history(self, context: torch.Tensor) -> EmbeddedHistory:
-        """One history without events, which all rows have."""
+        """Returns one history without events, which all rows have."""
         nothing = torch.empty(0, dtype=torch.int64, device=context.device)
         group = torch.zeros(len(context), dtype=torch.int64, device=context.device)
         # One row, which is no event's, so that nothing is empty.
@@ -88,7 +88,7 @@ class ClickedItems:
         return replace(self, item_of=self.item_of[index], own=None if self.own is None else self.own[index])
 
     def parts(self, places: np.ndarray) -> torch.Tensor:
-        """Parts [m, (1 + F)*D] of some clicks, as `LogitOfUser` reads them."""
+        """Returns parts [m, (1 + F)*D] of some clicks, as `LogitOfUser` reads them."""
         index = torch.from_numpy(places).to(self.item_of.device)
         item = self.item_of[index]
         own = [] if self.own is None else [self.own[index]]

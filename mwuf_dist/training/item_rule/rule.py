@@ -64,13 +64,13 @@ class WarmRule:
     carry_over: bool = False
 
     def block_end(self, block: int) -> int:
-        """Number of interactions after which a block ends; 0 for block -1."""
+        """Returns the number of interactions after which a block ends; 0 for block -1."""
         if block < _NUM_PHASES:
             return self.block_rows * (block + 1)
         return self.block_rows * _NUM_PHASES << (block - _NUM_PHASES + 1)
 
     def last_end(self, counts: np.ndarray) -> np.ndarray:
-        """The end of the last complete block of so many interactions [n], 0 where there is none."""
+        """Returns the end of the last complete block of so many interactions [n], 0 where there is none."""
         phases = self.block_end(_NUM_PHASES - 1)
         ends = np.minimum(counts // self.block_rows, _NUM_PHASES) * self.block_rows
         for _ in range(int(counts.max(initial=0)).bit_length()):
@@ -78,12 +78,12 @@ class WarmRule:
         return ends
 
     def minibatch(self, block: int) -> int:
-        """Interactions of one step of a block."""
+        """Returns interactions of one step of a block."""
         return 1 if block < _NUM_PHASES else _NUM_PHASES << (block - _NUM_PHASES)
 
 
 def rule_of(config: Config, prepared: Prepared) -> WarmRule:
-    """The rule with the settings of a run's `warm_up`."""
+    """Returns the rule with the settings of a run's `warm_up`."""
     settings, block_rows = config.warm_up, prepared.rows_of(config.data.warm_rows)
     return WarmRule(block_rows, settings.epochs, settings.learning_rate, settings.carry_over)
 
@@ -166,7 +166,10 @@ def _fit(
     label: torch.Tensor,
     counted: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One block of several items: rows [S, D] at its end, from those at its beginning; step j of all items at once."""
+    """Gives one block of several items.
+
+    Rows [S, D] at its end, from those at its beginning; step j of all items at once.
+    """
     device, num_steps = start.device, -(-(ends - begins) // size)
     order = np.argsort(-num_steps, kind="stable")  # items that still have a j-th step come first
     begins, ends, num_steps = begins[order], ends[order], num_steps[order]
@@ -207,7 +210,7 @@ def fitted_rows(
     labels: np.ndarray,
     weights: np.ndarray | None = None,
 ) -> WarmedRows:
-    """The rule of a method that `fits_items`: each of S rows by all of its item's interactions.
+    """Returns the rule of a method that `fits_items`: each of S rows by all of its item's interactions.
 
     Args:
         method: that fits.
@@ -235,7 +238,7 @@ def fitted_variances(
     parts: Callable[[np.ndarray], torch.Tensor],
     weights: np.ndarray | None = None,
 ) -> torch.Tensor:
-    """The posterior's variances of fitted rows [S, D], float32, for a method that `has_posterior`.
+    """Returns the posterior's variances of fitted rows [S, D], float32, for a method that `has_posterior`.
 
     Args:
         method: that has fitted them.
@@ -261,7 +264,7 @@ def _lines_of_items(
     parts: Callable[[np.ndarray], torch.Tensor],
     weights: np.ndarray | None,
 ) -> Iterator[tuple[slice, np.ndarray, Lines]]:
-    """Some items at a time: which, the places of their interactions, and these as lines.
+    """Yields some items at a time: which, the places of their interactions, and these as lines.
 
     Items without an interaction are left out where all at a time have none.
     """
@@ -284,21 +287,23 @@ def _lines_of_items(
 def _line(
     module: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], part: torch.Tensor, dim: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(offset [b], slope [b, D]) of the logits of rows with frozen parts [b, P]."""
+    """Returns (offset [b], slope [b, D]) of the logits of rows with frozen parts [b, P]."""
     padded = F.pad(part, (0, 0, 0, max(0, FEWEST_ROWS - len(part))))
     offset, slope = line_of(module, padded, dim)
     return offset[: len(part)], slope[: len(part)]
 
 
 def item_groups(counts: np.ndarray, num_rows: int) -> list[np.ndarray]:
-    """Items cut into groups of about `num_rows` interactions, at least one item each."""
+    """Returns items cut into groups of about `num_rows` interactions, at least one item each."""
     group = np.cumsum(counts) // num_rows
     cuts = np.flatnonzero(np.diff(group)) + 1
     return [part for part in np.split(np.arange(len(counts)), cuts) if len(part)]
 
 
 def _step_by_step(begins: np.ndarray, ends: np.ndarray, active: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(positions, whether they are there), both [m, size]: what each step reads, a line per item, step after step.
+    """Gives (positions, whether they are there), both [m, size].
+
+    What each step reads, a line per item, step after step.
 
     Args:
         begins: first position of each item [S], those with most steps first.
@@ -318,7 +323,7 @@ def _step_by_step(begins: np.ndarray, ends: np.ndarray, active: np.ndarray, size
 
 
 def module_slope(module: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Slope:
-    """The gradient of any module (item [b, D], context [b, C]) -> logits [b], by autograd."""
+    """Returns the gradient of any module (item [b, D], context [b, C]) -> logits [b], by autograd."""
 
     def slope(item: torch.Tensor, part: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
@@ -330,7 +335,7 @@ def module_slope(module: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -
 
 
 def frozen_double(module: nn.Module) -> nn.Module:
-    """A copy in float64 and eval mode whose weights ask for no gradient."""
+    """Returns a copy in float64 and eval mode whose weights ask for no gradient."""
     return copy.deepcopy(module).double().eval().requires_grad_(False)
 
 

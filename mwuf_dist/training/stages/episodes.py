@@ -36,7 +36,7 @@ class EpisodeTrain:
         self._half = self.config.data.warm_rows
 
     def tensors(self) -> dict[str, Any]:
-        """The state in the middle of it, without what `pretrain` made."""
+        """Returns the state in the middle of it, without what `pretrain` made."""
         return module_state("method", self.method) | self.optimizer.state()
 
     def run(self, session: Session, prepared: Prepared, start: Cursor, tensors: Callable[[], dict[str, Any]]) -> None:

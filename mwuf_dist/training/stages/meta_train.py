@@ -47,7 +47,7 @@ class MetaTrain:
             self._held_out = held_out_items(self.config.seed, self.model.num_old).to(self.model.runtime.device)
 
     def tensors(self) -> dict[str, Any]:
-        """The state in the middle of the stage, without what `pretrain` made."""
+        """Returns the state in the middle of the stage, without what `pretrain` made."""
         return meta_trained_tensors(self.model.new_ids, self.method) | self.optimizer.state()
 
     def run(self, session: Session, prepared: Prepared, start: Cursor, tensors: Any) -> None:
@@ -57,7 +57,7 @@ class MetaTrain:
         train_epochs(session, start, loader, settings, self.step, tensors, lambda: self._held_out_loss(loader))
 
     def step(self, batch: Batch) -> torch.Tensor:
-        """One step of Algorithm 1, in one backward; returns this rank's part of L_cold + L_warm.
+        """Returns one step of Algorithm 1, in one backward; returns this rank's part of L_cold + L_warm.
 
         L_cold reaches the rows of phi_new, L_warm only the meta networks, because v_warm is made from v.detach(): both
         updates of the algorithm come from one lookup and one backward, with the same v.
@@ -85,7 +85,7 @@ class MetaTrain:
 
     @torch.no_grad()
     def _held_out_loss(self, loader: Batches) -> float:
-        """L_warm over the rows of held-out items, whose rows of phi_new nothing has moved."""
+        """Returns l_warm over the rows of held-out items, whose rows of phi_new nothing has moved."""
         assert self._held_out is not None
         total = torch.zeros(2, dtype=torch.float64, device=self.model.runtime.device)
         for batch in loader.epoch(0):
@@ -99,7 +99,7 @@ class MetaTrain:
 
 
 def held_out_items(seed: int, num_old: int) -> torch.Tensor:
-    """The old items [num_old] bool that `epochs = "auto"` keeps from training: a tenth, and at least one."""
+    """Returns the old items [num_old] bool that `epochs = "auto"` keeps from training: a tenth, and at least one."""
     place = torch.randperm(num_old, generator=torch.Generator().manual_seed(seed))
     return place < max(1, num_old // _HELD_OUT_ONE_IN)
 

@@ -49,7 +49,7 @@ class Pretrain:
         self.trained = trained_model(self.model, self.method)
 
     def tensors(self) -> dict[str, Any]:
-        """The state in the middle of the stage."""
+        """Returns the state in the middle of the stage."""
         return pretrained_tensors(self.model) | self.optimizer.state()
 
     def run(self, session: Session, prepared: Prepared, start: Cursor) -> None:
@@ -64,7 +64,7 @@ class Pretrain:
         fill_unused_rows(self.model, prepared)
 
     def step(self, batch: Batch) -> torch.Tensor:
-        """One step; returns this rank's part of the mean loss."""
+        """Returns one step; returns this rank's part of the mean loss."""
         # Masks are a function of the cursor, so that a resumed run draws the same ones; torch's generator is for code
         # that is not the package's own.
         runtime, key = self.model.runtime, (self.config.seed, 2, batch.epoch, batch.step)
@@ -78,7 +78,7 @@ class Pretrain:
         return loss.detach()
 
     def _rate(self, batch: Batch) -> float:
-        """The schedule: a function of the cursor, so that a resumed run goes on with it."""
+        """Returns the schedule: a function of the cursor, so that a resumed run goes on with it."""
         if self.config.pretrain.schedule == "constant":
             return 1.0
         done = batch.epoch * (self._num_steps // self.config.pretrain.epochs) + batch.step
@@ -100,7 +100,7 @@ def pretrained_tensors(model: Model) -> dict[str, Any]:
 
 
 def dense_modules(model: Model) -> list[tuple[str, nn.Module]]:
-    """The modules that the stage trains, by the names that they have in a checkpoint."""
+    """Returns the modules that the stage trains, by the names that they have in a checkpoint."""
     return [("backbone", model.backbone), *([("vectors", model.vector_fields)] if model.items.vectors else [])]
 
 

@@ -69,7 +69,7 @@ def stream(job: Run) -> dict[str, Any]:
 
 
 def play(job: Run, learner: Learner, log: Log, days: np.ndarray) -> StreamScores:
-    """Day by day: scores, ranks, and then learns."""
+    """Returns day by day: scores, ranks, and then learns."""
     logits = np.full(len(days), np.nan)
     ranks: list[tuple[float, float]] = []
     for day in np.unique(days).tolist():
@@ -85,7 +85,7 @@ def play(job: Run, learner: Learner, log: Log, days: np.ndarray) -> StreamScores
 
 
 def ages_and_clicks(log: Log, days: np.ndarray, day: int) -> tuple[np.ndarray, np.ndarray]:
-    """(whole days since its item's first row, rows of its item on earlier days) of each row [n]."""
+    """Returns (whole days since its item's first row, rows of its item on earlier days) of each row [n]."""
     _, first, inverse = np.unique(log["item"], return_index=True, return_inverse=True)
     age = (log["time"] - log["time"][first][inverse]) // day
     # Rows are in order of time, so that of an item those of earlier days come first.

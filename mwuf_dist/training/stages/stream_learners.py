@@ -36,7 +36,7 @@ class Learner(Protocol):
         ...
 
     def logits(self, rows: np.ndarray, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Logits of items [n] for users [n] at the moment of some rows of `test` [n]."""
+        """Returns logits of items [n] for users [n] at the moment of some rows of `test` [n]."""
         ...
 
     def learn(self, rows: np.ndarray) -> None:
@@ -125,7 +125,7 @@ class Warmed:
         self._boundary[new] = made.boundary
 
     def _places(self, new: np.ndarray) -> np.ndarray:
-        """Places of the rows of some new items [m] that have been learned from, item by item, each in order."""
+        """Returns places of the rows of some new items [m] that have been learned from, item by item, each in order."""
         counts = self._counts[new]
         shift = np.repeat(self._starts[new] - (np.cumsum(counts) - counts), counts)
         return self._order[shift + np.arange(len(shift))]
@@ -174,7 +174,7 @@ class Retrained:
 
 @contextlib.contextmanager
 def _trained_anew(job: Run, num_days: int) -> Iterator[Run]:
-    """The base on the rows of so many more days, trained from scratch; what it leaves is removed behind it."""
+    """Yields the base on the rows of so many more days, trained from scratch; what it leaves is removed behind it."""
     clock, folder, runtime = time.perf_counter(), job.folder / "retrained", job.runtime
     later = dataclasses.replace(job.config.data.stream, retrain_every_days=0)
     later = dataclasses.replace(later, pretrain_days=later.pretrain_days + num_days)

@@ -83,7 +83,7 @@ class WarmUp:
         session.count("warm_up", num_rows, time.perf_counter() - clock)
 
     def step(self, batch: Batch, optimizer: Adam) -> torch.Tensor:
-        """One step on L_cold; returns this rank's part of it."""
+        """Returns one step on L_cold; returns this rank's part of it."""
         loss = self.loss_with_gradients(batch)
         optimizer.sum_gradients(self.model.runtime)
         optimizer.step()
@@ -108,12 +108,12 @@ class WarmUp:
         self.frozen.serve(self.scored_rows)
 
     def scored_rows(self, items: torch.Tensor) -> torch.Tensor:
-        """The embeddings [n, D] that items [n] are scored with, as they are now."""
+        """Returns the embeddings [n, D] that items [n] are scored with, as they are now."""
         return self.method.warm_rows(self.model.new_ids.rows(items), *self.frozen.inputs(items))
 
     @torch.no_grad()
     def mean_abs_scale(self) -> float | None:
-        """Mean |scale| over (the first 65,536) new items: a step in a row moves what is scored by so much more.
+        """Returns mean |scale| over (the first 65,536) new items: a step in a row moves what is scored by so much more.
 
         None for a method without a scale. A collective.
         """
@@ -127,7 +127,10 @@ class WarmUp:
 
     @torch.no_grad()
     def score(self, prepared: Prepared, split: str) -> np.ndarray | None:
-        """Logits of a split's rows in stored order, float64 [n], on the main rank; None on the others. A collective."""
+        """Gives logits of a split's rows in stored order, float64 [n], on the main rank.
+
+        None on the others. A collective.
+        """
         runtime = self.model.runtime
         names = tuple(row_column(one.name) for one in prepared.row_fields)
         columns = prepared.columns(split, ("user", "item", *names))

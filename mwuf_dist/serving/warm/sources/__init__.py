@@ -12,7 +12,7 @@ __all__ = ["FolderSource", "Source", "Taken", "source_of"]
 
 
 def source_of(named: Path | str, options: LogsConfig, settings: Path | None = None, skip_lost: bool = False) -> Source:
-    """The source that an option names: a topic (`kafka://HOST:PORT/TOPIC`), or else a folder.
+    """Returns the source that an option names: a topic (`kafka://HOST:PORT/TOPIC`), or else a folder.
 
     Args:
         named: folder or URI; a `Path` has lost a slash of it.

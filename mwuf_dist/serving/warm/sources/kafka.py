@@ -79,7 +79,7 @@ class KafkaSource:
 
     @classmethod
     def named(cls, uri: str, options: LogsConfig, settings: Path | None, skip_lost: bool) -> KafkaSource:
-        """The source of a URI, kafka://HOST:PORT,HOST:PORT/TOPIC; see `source_of`."""
+        """Returns the source of a URI, kafka://HOST:PORT,HOST:PORT/TOPIC; see `source_of`."""
         brokers, _, topic = uri.removeprefix("kafka:").lstrip("/").partition("/")
         if not brokers or not topic or "/" in topic or "@" in brokers:
             raise UserError(f"--follow {uri}: write a topic as kafka://HOST:PORT/TOPIC; passwords go into --kafka FILE")
@@ -135,7 +135,7 @@ class KafkaSource:
         return f"kafka/{self._topic}/{partition}"  # no name of a file has a slash
 
     def _partitions(self) -> list[int]:
-        """The partitions that the topic has now."""
+        """Returns the partitions that the topic has now."""
         try:
             about = self._consumer.list_topics(self._topic, timeout=_ANSWER_S).topics[self._topic]
         except self._kafka.KafkaException as error:
@@ -154,7 +154,7 @@ class KafkaSource:
             self._assign()
 
     def _first(self, partition: int, offset: int) -> int:
-        """The offset to go on from.
+        """Returns the offset to go on from.
 
         Raises:
             UserError: messages from `offset` on are gone, or the partition does not reach so far.
@@ -195,7 +195,7 @@ class KafkaSource:
             self._assign()
 
     def _write(self, messages: list[Any]) -> Path:
-        """Messages as a file that is read as any other; one of them that is no object makes it unreadable."""
+        """Returns messages as a file that is read as any other; one of them that is no object makes it unreadable."""
         one = messages[0]
         name = f"{self._topic}[{one.partition()}]@{one.offset()}"
         path = Path(self._folder.name, name if len(messages) == 1 else f"{name} and {len(messages) - 1} more")
@@ -221,12 +221,12 @@ class KafkaSource:
 
 
 def _is_there(values: pa.Array) -> bool:
-    """Whether a column has a value; one without has no type either."""
+    """Says whether a column has a value; one without has no type either."""
     return not pa.types.is_null(values.type)
 
 
 def read_settings(path: Path | None) -> dict[str, str]:
-    """Settings of librdkafka from a file of lines `name=value`; # begins a comment.
+    """Returns settings of librdkafka from a file of lines `name=value`; # begins a comment.
 
     Raises:
         UserError: it cannot be read.
@@ -249,6 +249,6 @@ def read_settings(path: Path | None) -> dict[str, str]:
 
 
 def _said(error: Any) -> str:
-    """The reason that librdkafka gives, without codes."""
+    """Returns the reason that librdkafka gives, without codes."""
     inner = error.args[0] if isinstance(error, Exception) and error.args else error
     return inner.str() if hasattr(inner, "str") else str(inner)
