@@ -108,8 +108,11 @@ def _draw_neighbours(axes: Axes, view: ItemView) -> None:
 
 
 def _name_neighbours(axes: Axes, view: ItemView) -> None:
-    ends = zip(view.cosine[-1].tolist(), (_cut(name) for name in view.neighbours), _COLOURS, strict=False)
-    _write_names(axes, list(ends)[:_MOST_NAMES], view.moments[-1], view.moments[-1] or 1.0)
+    ends: list[tuple[float, str, str]] = [
+        (end, _cut(name), colour)
+        for end, name, colour in zip(view.cosine[-1].tolist(), view.neighbours, _COLOURS, strict=False)
+    ]
+    _write_names(axes, ends[:_MOST_NAMES], view.moments[-1], view.moments[-1] or 1.0)
 
 
 def _cut(name: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.data.schema import RawPieces
@@ -31,7 +31,7 @@ class Source(Protocol):
 
 
 _MODULES = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
-SOURCES: dict[str, Source] = {module.NAME: module for module in _MODULES if hasattr(module, "NAME")}
+SOURCES: dict[str, Source] = {module.NAME: cast(Source, module) for module in _MODULES if hasattr(module, "NAME")}
 
 
 def find(name: str) -> Source:

@@ -148,14 +148,15 @@ class Follower:
         self, files: tuple[Path, ...], taken_files: Taken, refused: dict[str, str], error: UserError
     ) -> Iterator[Path]:
         """Yields those of some files, which together are not read for a reason, that are; and parts of the others."""
-        if len(files) > 1:
+        first, *others = files
+        if others:
             half = len(files) // 2
             parts = (files[:half], files[half:])
-        elif divided := taken_files.divide(files[0]):
+        elif divided := taken_files.divide(first):
             parts = tuple((part,) for part in divided)
         else:
             if len(refused) < _MOST_REFUSED:
-                refused[files[0].name] = str(error)
+                refused[first.name] = str(error)
             else:
                 refused["and more"] = f"behind the first {_MOST_REFUSED}: they are not named"
             return

@@ -250,5 +250,5 @@ def read_settings(path: Path | None) -> dict[str, str]:
 
 def _said(error: Any) -> str:
     """Returns the reason that librdkafka gives, without codes."""
-    inner = error.args[0] if isinstance(error, Exception) and error.args else error
+    inner: Any = error.args[0] if isinstance(error, Exception) and error.args else error
     return inner.str() if hasattr(inner, "str") else str(inner)
