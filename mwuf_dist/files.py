@@ -212,13 +212,10 @@ def appearing(folder: Path, advice: str) -> Iterator[Path]:
         UserError: nothing can be written there.
     """
     folder = Path(os.path.realpath(folder))
-    beside, was = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "was"))
+    beside, was = _names_beside(folder)
     try:
         make_folder(folder.parent)
-        if was.exists() and not folder.exists():  # killed between two renames: put back
-            os.rename(was, folder)
-        for left in (beside, was):
-            remove(left)
+        put_in_order(folder)
         beside.mkdir()
     except OSError as error:
         raise UserError(f"{folder.parent}: cannot be written ({error.strerror or error}); {advice}") from None
@@ -231,6 +228,25 @@ def appearing(folder: Path, advice: str) -> Iterator[Path]:
         remove(beside)
         if folder.exists():
             remove(was)
+
+
+def put_in_order(folder: Path) -> None:
+    """Removes what a killed `appearing` has left beside a folder, and puts back what it had taken away.
+
+    Only for who holds the lock of `folder`.
+
+    Raises:
+        OSError: it cannot be put back.
+    """
+    beside, was = _names_beside(folder)
+    if was.exists() and not folder.exists():  # killed between two renames
+        os.rename(was, folder)
+    for left in (beside, was):
+        remove(left)
+
+
+def _names_beside(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.was")
 
 
 def _take_place(beside: Path, folder: Path, was: Path) -> None:

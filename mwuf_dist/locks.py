@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mwuf_dist.config import UserError
-from mwuf_dist.files import make_folder
+from mwuf_dist.files import make_folder, put_in_order
 
 LEASE_S = 30.0
 _RENEW_S = 5.0
@@ -37,7 +37,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 def locked(
     folder: Path, command: str, wait: Callable[[str], None] | None = None, advice: str = "name another --output"
 ) -> Iterator[None]:
-    """Holds the lock of a folder that is to be written, which need not exist.
+    """Holds the lock of a folder that is to be written, which need not exist; removes what a killed write has left.
 
     The lock is the file `.NAME.lock` beside the folder, or `.lock` in it where nothing can be written beside it. Where
     neither can be written, neither can the folder, and whoever tries is told.
@@ -62,6 +62,8 @@ def locked(
     renewal = threading.Thread(target=_renew, args=(descriptor, ended), daemon=True)
     renewal.start()
     try:
+        with contextlib.suppress(OSError):  # whoever writes will say so
+            put_in_order(folder)
         yield
     finally:
         ended.set()

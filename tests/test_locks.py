@@ -39,6 +39,16 @@ def _holder(lock: Path, host: str, age_s: float = 0.0) -> None:
     os.utime(lock, (time.time() - age_s,) * 2)
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_who_holds_a_folder_finds_nothing_of_a_killed_write_beside_it(is_there: bool, tmp_path: Path) -> None:
+    for name in (".out.was", ".out.partial", *(("out",) if is_there else ())):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    with locked(tmp_path / "out", "apply"):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["out" if is_there else ".out.was"]
+
+
 def test_the_second_is_told_who_the_first_is_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "out")], stdout=subprocess.PIPE) as first:
         assert first.stdout is not None and first.stdout.readline() == b"held\n"
