@@ -152,7 +152,7 @@ def _driver_gpus() -> list[str]:
 
 
 def _stack() -> list[Check]:
-    """Torch, its devices, fbgemm and torchrec, each needing the one before."""
+    """Tries torch, its devices, fbgemm and torchrec, each needing the one before."""
     printed, error = _probe(_STACK_PROBE)
     checks = []
     if printed:

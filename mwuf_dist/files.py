@@ -157,7 +157,7 @@ def whole_lines(path: Path) -> tuple[list[str], int]:
 
 
 def with_text_checksum(text: str) -> str:
-    """Text, for a format whose comments begin with #, with a last line that tells whether it is what was written."""
+    """Adds to text whose comments begin with # a last line that tells whether it is what was written."""
     return f"{text}# checksum of the lines above: {zlib.crc32(text.encode()):08x}\n"
 
 

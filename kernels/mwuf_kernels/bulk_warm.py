@@ -86,7 +86,7 @@ def _forward_chunks(
     g: Network,
     residual: bool,
 ) -> torch.Tensor:
-    """A chunk at a time through buffers that are made once, so that nothing but table, inputs and result moves."""
+    """Takes a chunk at a time through buffers made once, so that nothing but table, inputs and result moves."""
     inputs_h, inputs_g, hidden_h, hidden_g, dim = network_sizes(h, g)
     row_bytes = (inputs_h + inputs_g + hidden_h + hidden_g + 4 * dim) * table.element_size()
     num_rows = min(max(_CHUNK_BYTES // row_bytes, 64), table.shape[0])

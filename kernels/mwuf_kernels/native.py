@@ -120,7 +120,7 @@ def _check_structures(found: ctypes.CDLL) -> None:
 
 @contextlib.contextmanager
 def without_library() -> Iterator[None]:
-    """Within it torch does everything: to count its operators, which it does not see in the library."""
+    """Makes torch do everything: to count its operators, which it does not see in the library."""
     global _is_out_of_use
     before, _is_out_of_use = _is_out_of_use, True
     try:

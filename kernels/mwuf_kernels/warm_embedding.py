@@ -19,7 +19,7 @@ from mwuf_kernels.table_rows import add_table_rows_
 def warm_embedding(
     rows: torch.Tensor, inverse: torch.Tensor | None, scale: torch.Tensor, shift: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cold and warm embeddings of a batch whose items are given once each.
+    """Makes cold and warm embeddings of a batch whose items are given once each.
 
     With S the sum of ``d warm`` over the positions of a unique item, the gradients are ``d rows = sum of d cold``,
     ``d scale = v * S`` and ``d shift = S``: nothing flows from warm to rows.

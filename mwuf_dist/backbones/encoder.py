@@ -198,7 +198,7 @@ def _field_dropout(config: EncoderConfig, shape: Shape) -> list[float]:
 
 
 def _pieces(lengths: torch.Tensor, num_rows: torch.Tensor) -> list[torch.Tensor]:
-    """Histories with at least one row, sorted by length and cut so that a padded piece is about `_CELLS` large."""
+    """Sorts histories with a row by length and cuts them so that a padded piece is about `_CELLS` large."""
     order = torch.argsort(lengths, stable=True)
     order = order[num_rows[order] > 0]
     # Longest last: the padded size of a piece is its number of histories times its last length.

@@ -334,7 +334,7 @@ def _overridden(where: str, options: StudyOptions) -> dict[str, Any]:
 
 
 def _executor(options: StudyOptions) -> Executor:
-    """Where the runs of a study are done."""
+    """Says where the runs of a study are done."""
     from mwuf_dist.embeddings.torchrec_import import import_torchrec
 
     import_torchrec()

@@ -92,12 +92,12 @@ class PlanOptions(ConfigOptions):
 
 
 def is_main() -> bool:
-    """Whether this is the rank that prints and writes."""
+    """Says whether this is the rank that prints and writes."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def parse(command: str, arguments: list[str], cls: type[T]) -> T:
-    """The options of a command: those of the config file, with what the command line says above them.
+    """Reads the options of a command: those of the config file, with what the command line says above them.
 
     Args:
         command: its name.
@@ -124,7 +124,7 @@ def parse(command: str, arguments: list[str], cls: type[T]) -> T:
 
 
 def parse_run_options(command: str, arguments: list[str], cls: type[R], examples: str) -> R:
-    """The options of a command whose first argument is a folder, of a run unless said otherwise.
+    """Reads the options of a command whose first argument is a folder, of a run unless said otherwise.
 
     Args:
         command: its name.
@@ -146,7 +146,7 @@ def parse_run_options(command: str, arguments: list[str], cls: type[R], examples
 
 
 def read_options(cls: type[R], arguments: list[str], prog: str, description: str, **more: Any) -> R:
-    """The options of a command: every number of theirs has bounds, which `--help` shows.
+    """Reads the options of a command: every number of theirs has bounds, which `--help` shows.
 
     Args:
         cls: a dataclass of them.
@@ -166,7 +166,7 @@ def read_options(cls: type[R], arguments: list[str], prog: str, description: str
 
 
 def _named_classes(arguments: list[str]) -> dict[str, Any]:
-    """The backbone and the method that the command line names, as a config would."""
+    """Finds the backbone and the method that the command line names, as a config would."""
     words = [part for argument in arguments for part in argument.split("=", 1)]
     found = {}
     for kind in ROOMS:
@@ -219,7 +219,7 @@ def _with_bounds(field: StructFieldSpec, hint: Any) -> StructFieldSpec:
 
 
 def changed(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """The nested keys of `ours` whose value is another in `theirs`."""
+    """Gives the nested keys of `ours` whose value is another in `theirs`."""
     out = {}
     for key, value in ours.items():
         if isinstance(value, dict):

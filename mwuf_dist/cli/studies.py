@@ -38,7 +38,7 @@ _ROWS_WORTH_RAY = 20_000_000
 
 @dataclass(frozen=True)
 class Executor:
-    """Where the runs of a study are done.
+    """Says where the runs of a study are done.
 
     Attributes:
         train, pretrain: see `compare.Actions`.
@@ -67,7 +67,7 @@ class Executor:
             )
 
     def runner(self, configs: Sequence[Config]) -> AbstractContextManager[Runner]:
-        """Who does these runs: this process, or Ray where it was asked for or pays."""
+        """Says who does these runs: this process, or Ray where it was asked for or pays."""
         if not configs:
             return contextlib.nullcontext(Here(alone=self.num_ranks == 1))
         runtime = configs[0].runtime
@@ -186,7 +186,7 @@ def _check_explained(raw_id: str, config: Config, where: str, executor: Executor
 
 
 def _audit_of(config: Config) -> Callable[[Config, Path], dict[str, Any]] | None:
-    """The leak audit of the config's protocol; None where each set that is scored has one class: nothing to shuffle."""
+    """Gives the leak audit of the config's protocol; None where each scored set has one class: nothing to shuffle."""
     if config.data.protocol == "stream":
         return audit_stream
     return audit if HiddenLabels(config.seed).num_moved(prepare(config.data)) > 0 else None
@@ -270,7 +270,7 @@ def _data_sets(configs: Sequence[Config]) -> list[DataConfig]:
 
 
 def _options(overridden: dict[str, Any], seeds: int, first_seed: int, prefix: str = "--") -> list[str]:
-    """The options that make a comparison what it is, as on a command line."""
+    """Gives the options that make a comparison what it is, as on a command line."""
     words = []
     for key, value in overridden.items():
         name = f"{prefix}{key.replace('_', '-')}"

@@ -55,7 +55,7 @@ def _folder(kind: Kind) -> Path:
 
 @functools.cache
 def _classes(kind: Kind) -> Mapping[str, str]:
-    """File name -> name of its class, of each file of a room with a class of its name that descends from the root.
+    """Maps file name to class name, of each file of a room with a class of its name that descends from the root.
 
     Read from the class statements: importing the files would bring torch to every command.
     """

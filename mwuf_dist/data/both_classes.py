@@ -36,7 +36,7 @@ class LabelledRows:
 
     @staticmethod
     def of(item: np.ndarray, time: np.ndarray, label: np.ndarray) -> LabelledRows:
-        """Of all rows [R], in the order of the raw file."""
+        """Makes those of all rows [R], in the order of the raw file."""
         order = order_by(item, time)
         counts = np.bincount(item)
         before = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -58,7 +58,7 @@ class LabelledRows:
         return dict(zip(SPLITS, [*found, *zip(rows, positives, strict=True)], strict=True))
 
     def num_new(self, old_above: int, warm_rows: int) -> int:
-        """New items by these N and K."""
+        """Counts new items by these N and K."""
         return int(((self.counts >= 3 * warm_rows) & (self.counts <= old_above)).sum())
 
     def better(self, old_above: int, warm_rows: int, fewest_items: int = 1) -> tuple[int, int] | None:
@@ -148,7 +148,7 @@ def _advice(better: tuple[int, int] | None, rule: SplitRule) -> str:
 
 
 def rows_of(prepared: Prepared) -> LabelledRows:
-    """Of the rows of old and new items."""
+    """Makes those of the rows of old and new items."""
     parts = [prepared.columns(split, ("item", "time", "label", "row")) for split in SPLITS]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = order_by(columns["row"])

@@ -61,7 +61,7 @@ def check_manifest(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Around the reading of a file of a prepared folder.
+    """Explains an error of reading a file of a prepared folder.
 
     Raises:
         UserError: it is damaged, or cannot be read.

@@ -210,7 +210,7 @@ def row_column(field: str) -> str:
 
 
 def row_types(names: Iterable[str]) -> dict[str, pa.DataType]:
-    """Types of the columns that are fields of the rows, or their weight, among these, in the order of their names."""
+    """Types the columns that are fields of the rows, or their weight, among these, in the order of their names."""
     return {
         name: pa.float32() if name == WEIGHT else pa.int32()
         for name in sorted(names)

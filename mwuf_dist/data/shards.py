@@ -375,7 +375,7 @@ class Prepared:
 
 
 def _check_range(name: str, values: np.ndarray, stop: int) -> None:
-    """Loops that are compiled take these for rows of tables and do not look again."""
+    """Refuses other ones: compiled loops take these for rows of tables and do not look again."""
     if len(values) and not (values.min() >= 0 and values.max() < stop):
         raise ValueError(f"column {name} has values outside 0 to {stop - 1}")
 

@@ -36,11 +36,11 @@ class StreamRule:
     num_days: int
 
     def day_0(self, first_time: int) -> int:
-        """When day 0 begins, of a log whose first row is of this time."""
+        """Says when day 0 begins, of a log whose first row is of this time."""
         return (first_time // self.day + self.pretrain_days) * self.day
 
     def is_scored(self, time: np.ndarray, born: np.ndarray, day_0: int) -> np.ndarray:
-        """Which rows [R] of these times, of items that were born then [R], are of new items that are young enough."""
+        """Says which rows [R] of these times, of items born then [R], are of new items that are young enough."""
         young = (born >= day_0) & (time - born < self.max_age_days * self.day)
         return young & (time < day_0 + self.num_days * self.day) if self.num_days else young
 

@@ -65,7 +65,7 @@ class TextModel:
         return np.asarray(hstack(blocks).tocsr() @ self.components.astype(np.float64), dtype=np.float32)
 
     def to_metadata(self) -> dict[bytes, bytes]:
-        """As a Parquet file keeps it."""
+        """Gives it as a Parquet file keeps it."""
         arrays = io.BytesIO()
         np.savez_compressed(arrays, idf=self.idf, components=self.components)
         about = {"fields": self.fields, "terms": self.terms, "arrays": base64.b64encode(arrays.getvalue()).decode()}

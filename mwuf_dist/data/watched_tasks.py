@@ -28,11 +28,11 @@ class Signs:
         self._last: dict[int, tuple[float, str, int]] = {}
 
     def sign(self, task: int, node: str, process: int) -> None:
-        """A process that does a task lives."""
+        """Hears that a process that does a task lives."""
         self._last[task] = time.monotonic(), node, process
 
     def forget(self, task: int) -> None:
-        """A task has ended, or its process was killed."""
+        """Hears that a task has ended, or its process was killed."""
         self._last.pop(task, None)
 
     def silence(self) -> dict[int, tuple[float, str, int]]:

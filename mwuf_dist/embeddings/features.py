@@ -140,7 +140,7 @@ class Profiles:
 
     @staticmethod
     def of(ids: EntityFields, num_rows: int) -> Profiles | None:
-        """None where fields have several values each, or most entities are the only one of their combination."""
+        """Gives None where fields have several values each, or most entities are the only one of their combination."""
         if ids.lengths is not None or ids.num_fields < 2 or not num_rows:
             return None
         matrix = ids.ids.view(num_rows, ids.num_fields)
@@ -160,7 +160,7 @@ class _Ids(EntityFields):
     def of(
         columns: list[FieldColumn], first_rows: np.ndarray, num_rows: int, pools_by_mean: bool, device: torch.device
     ) -> _Ids:
-        """From the column of each field, and the first row of its table."""
+        """Makes it from the column of each field, and the first row of its table."""
         num_fields = len(columns)
         if all(column.offsets is None for column in columns):
             ids = np.empty((num_rows, num_fields), dtype=np.int64)

@@ -183,7 +183,7 @@ class Tables:
 
     @contextlib.contextmanager
     def as_if_shared(self) -> Iterator[None]:
-        """Within it a lookup takes the way of several ranks, though this one is alone.
+        """Makes a lookup take the way of several ranks, though this one is alone.
 
         To time what that costs, or for the same bits on any number of ranks: a mean of rows is rounded otherwise there.
         """
@@ -197,7 +197,7 @@ class Tables:
 
     @contextlib.contextmanager
     def by_kernel(self) -> Iterator[None]:
-        """Within it a lookup takes TorchRec's kernel, as on an accelerator."""
+        """Makes a lookup take TorchRec's kernel, as on an accelerator."""
         before, self.lookups = self.lookups, self._kernel_lookups()
         try:
             yield
@@ -208,7 +208,7 @@ class Tables:
         return KernelLookups(list(self.specs.values()), self, self._runtime.device)
 
     def _chosen_lookups(self) -> KernelLookups | LoopLookups:
-        """Compiled loops where this rank holds all tables and no fused kernel trains them, else TorchRec's kernel."""
+        """Chooses loops where this rank has all tables and no fused kernel trains them; else TorchRec's kernel."""
         if self._local is None or not self._runtime.is_compiled or "adam" not in self.kernels.values():
             return self._kernel_lookups()
         weights = self._local.weights
@@ -232,7 +232,7 @@ class Tables:
         return self.lookups.bag_sums(ids)
 
     def flat_parameters(self) -> list[FlatParameter]:
-        """Local weights that a torch optimizer trains (the fused ones train in their backward), kernel by kernel."""
+        """Lists local weights that a torch optimizer trains (fused ones train in their backward), kernel by kernel."""
         if self._replicated is not None:
             return [FlatParameter(self._replicated.weights, self._replicated.parts)]
         found: dict[int, FlatParameter] = {}
@@ -247,7 +247,7 @@ class Tables:
         return list(found.values())
 
     def shards(self, table: str) -> list[LocalShard]:
-        """This rank's parts of a table: views, writing to them writes to the table."""
+        """Gives this rank's parts of a table: views, writing to them writes to the table."""
         if self._replicated is not None:
             return [LocalShard(0, 0, self._replicated.table(table))]
         sharded = self._collection.state_dict()[f"embedding_bags.{table}.weight"]
@@ -330,7 +330,7 @@ class Tables:
 
     @torch.no_grad()
     def mean_row(self, table: str, used: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean of a table's rows [width] (of the rows where `used` [rows] is true), without gathering the table."""
+        """Averages a table's rows [width] (those where `used` [rows] is true), without gathering the table."""
         spec = self.specs[table]
         total = torch.zeros(spec.dim, dtype=torch.float64, device=self._runtime.device)
         for shard in self.shards(table):

@@ -203,7 +203,7 @@ def _mean_scale(result: Result) -> float | None:
 
 
 def _warm_up_step(result: Result) -> float | None:
-    """Adam's step in what is scored of a new item: the rate of `warm_up` times the mean |scale|."""
+    """Gives Adam's step in what is scored of a new item: the rate of `warm_up` times the mean |scale|."""
     rate = result.get("config", {}).get("warm_up", {}).get("learning_rate")
     return None if rate is None else rate * (_mean_scale(result) or 1.0)
 
@@ -268,7 +268,7 @@ def _values(by_seed: dict[int, Result], phase: str, name: str) -> dict[int, floa
 
 
 def _add_baselines(row: Row, key: tuple[str, str, str], runs: Runs, split: dict[str, Any]) -> None:
-    """RelaImpr and the tests of a row, in every phase and scoring."""
+    """Adds RelaImpr and the tests of a row, in every phase and scoring."""
     backbone, method, variant = key
     own_base = _base(runs, backbone, variant)
     rela_base = _base(runs, "wide_deep", variant) or own_base

@@ -174,7 +174,7 @@ def _value(value: Any) -> str:
 
 
 def _differences(comparison: dict[str, Any]) -> str:
-    """In what the rows' configurations differ: a line per row, a column per key."""
+    """Says in what the rows' configurations differ: a line per row, a column per key."""
     in_label = ("backbone.name", "method.name", "method.variant")
     keys = dict.fromkeys(key for row in comparison["rows"] for key in row["config"] if key not in in_label)
     if not keys:

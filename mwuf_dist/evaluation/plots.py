@@ -36,7 +36,7 @@ _DPI = 160
 
 @contextlib.contextmanager
 def plain_text() -> Iterator[None]:
-    """Within it, and as a decorator, labels are drawn as they are: a $ in a name begins no formula."""
+    """Draws labels as they are within it, and as a decorator: a $ in a name begins no formula."""
     import matplotlib
 
     with matplotlib.rc_context({"text.parse_math": False}):
@@ -45,7 +45,7 @@ def plain_text() -> Iterator[None]:
 
 @plain_text()
 def plot_phases(comparison: dict[str, Any], path: Path) -> None:
-    """AUC over the four phases, one panel per scoring.
+    """Plots AUC over the four phases, one panel per scoring.
 
     A line per row; its band is one standard deviation over seeds. The Bayes ceiling is dashed where the data has one;
     the paper's figures are faint open markers where it has the row.
@@ -150,7 +150,7 @@ def _short_label(row: dict[str, Any], one_backbone: bool) -> str:
 
 @plain_text()
 def plot_clicks(comparison: dict[str, Any], path: Path) -> None:
-    """AUC against the clicks that an item has had: a line per row, banded by one standard deviation over seeds.
+    """Plots AUC against an item's clicks so far: a line per row, banded by one standard deviation over seeds.
 
     A point stands over the middle of its bucket, that of the rows after the last warm set over its beginning. Where the
     model learns of a warm set, a dotted line stands.
@@ -226,7 +226,7 @@ def _year(comparison: dict[str, Any]) -> str:
 
 @plain_text()
 def plot_speed(comparison: dict[str, Any], path: Path) -> None:
-    """Samples per second: a panel per stage, a bar per row, the number at its end."""
+    """Plots samples per second: a panel per stage, a bar per row, the number at its end."""
     rows, stages = comparison["rows"], stage_names(comparison)
     figure = _figure(11.5, 1.3 + 0.34 * len(rows))
     panels = np.atleast_1d(figure.subplots(1, max(1, len(stages)), sharey=True))
@@ -254,7 +254,7 @@ def plot_speed(comparison: dict[str, Any], path: Path) -> None:
 
 @plain_text()
 def plot_run(metrics: list[dict[str, Any]], results: dict[str, Any], path: Path) -> None:
-    """Training curves of one run: a panel of losses per trained stage, and its AUC over the phases.
+    """Plots training curves of one run: a panel of losses per trained stage, and its AUC over the phases.
 
     Args:
         metrics: rows of `metrics.jsonl`; of each, `stage`, `samples` (seen in the stage, or in the phase or part where
@@ -298,7 +298,7 @@ def _loss_curves(metrics: list[dict[str, Any]]) -> dict[str, dict[str, list[tupl
 
 
 def _draw_curve(axes: Axes, points: np.ndarray, name: str, colour: str) -> None:
-    """A loss over samples, [n, 2]; a long one is drawn faint, with its running mean over a fiftieth of it on top."""
+    """Draws a loss over samples, [n, 2]; a long one faint, with its running mean over a fiftieth of it on top."""
     window = len(points) // 50
     if window < 2:
         axes.plot(points[:, 0], points[:, 1], color=colour, linewidth=1.6, label=name)

@@ -129,7 +129,7 @@ def bootstrap_difference(
 
 
 def bootstrap_folds(differences: Sequence[float], influences: Sequence[np.ndarray]) -> Difference:
-    """As `bootstrap_difference`, where each fold has items of its own, which are drawn for it alone.
+    """Does as `bootstrap_difference`, where each fold has items of its own, which are drawn for it alone.
 
     What folds differ by is partly their items again, so the interval is rather too wide than too narrow.
 
@@ -169,7 +169,7 @@ def difference_by_item(
 
 
 def _interval(of_seed: np.ndarray, moved: np.ndarray, generator: np.random.Generator) -> Difference:
-    """The interval of the mean of differences [S], which a draw of items moves [draws, S], over a draw of seeds too."""
+    """Gives the interval of the mean of differences [S]; draws of items move it [draws, S], and draws of seeds too."""
     difference = float(of_seed.mean())
     num_seeds = len(of_seed)
     weights = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=_DRAWS) / num_seeds

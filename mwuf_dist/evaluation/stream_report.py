@@ -224,7 +224,7 @@ def _bucket(one: dict[str, Any]) -> str:
 
 @plain_text()
 def plot_stream(comparison: dict[str, Any], path: Path) -> None:
-    """AUC against clicks and against age, a line per row."""
+    """Plots AUC against clicks and against age, a line per row."""
     figure = _figure(11.5, 4.6)
     for axes, (name, where) in zip(figure.subplots(1, 2, sharey=True), _WHERE.items(), strict=True):
         _clean(axes)

@@ -103,7 +103,7 @@ def _make(num_cpus: int, told: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _loopback_stays() -> Iterator[None]:
-    """Within it Ray takes the loopback address of a node, and listens there alone.
+    """Makes Ray take the loopback address of a node, and listens there alone.
 
     By itself it takes it for a mistake, replaces it by one that other machines reach, and listens on all.
     """

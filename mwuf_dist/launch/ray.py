@@ -47,7 +47,7 @@ class _Rank:
     """One rank in a process of its own."""
 
     def address(self) -> tuple[str, int]:
-        """This node's address and a free port on it, for the ranks to meet at."""
+        """Gives this node's address and a free port on it, for the ranks to meet at."""
         address = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind((address, 0))

@@ -62,7 +62,7 @@ class SideBySide:
             return name, Failure(f"its process was lost ({type(error).__name__})", str(error))
 
     def close(self) -> None:
-        """No more tasks are to come."""
+        """Hears that no more tasks are to come."""
         self._tasks.close()
 
 

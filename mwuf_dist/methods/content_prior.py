@@ -84,7 +84,7 @@ def _posterior(
     lines: Lines,
     label: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One Newton step of each item's row [m, D] towards its mode, and the covariances [m, D, D] by the curvature there.
+    """Makes a Newton step of each row [m, D] towards its mode; the covariances [m, D, D] are by the curvature there.
 
     An item's steps go on from one iteration to the next: it is at its mode when the prior no longer moves.
     """
@@ -113,7 +113,7 @@ def times(rows: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
 
 
 def curvature(precision: torch.Tensor, num: int, lines: Lines, probability: torch.Tensor) -> torch.Tensor:
-    """Second derivatives [num, D, D] of the items' losses in their rows, where clicks have these probabilities [n].
+    """Gives second derivatives [num, D, D] of items' losses in their rows, where clicks have these probabilities [n].
 
     Args:
         precision: of the prior [D, D].

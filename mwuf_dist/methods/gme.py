@@ -87,7 +87,7 @@ class Gme(MetaEmb):
         return self.generate(attended) if graph == "attributes" else attended
 
     def attend(self, own: torch.Tensor, others: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """U [n, C] of items' own h_0 [n, C] and their neighbours' h_j [n, k, C], those that are `present` [n, k]."""
+        """Makes u [n, C] of items' own h_0 [n, C] and their neighbours' h_j [n, k, C], those `present` [n, k]."""
         hidden = self.transform(torch.cat([own[:, None], others], dim=1))  # [n, 1 + k, C]
         pairs = torch.cat([hidden[:, :1].expand_as(hidden), hidden], dim=2)
         score = F.leaky_relu(self.attention(pairs).squeeze(2), _SLOPE)

@@ -124,7 +124,7 @@ class Method(nn.Module):
         return item
 
     def attach(self, items: PretrainedItems) -> None:
-        """Called once before everything below, in each process that opens the run; a checkpoint is loaded after it."""
+        """Prepares, once, before all below, in each process that opens the run; a checkpoint is loaded after it."""
 
     def episode_loss(self, episodes: Episodes) -> torch.Tensor:
         """Returns the loss [E] of each of E episodes, with gradients to the method's weights."""

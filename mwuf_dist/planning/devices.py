@@ -99,7 +99,7 @@ def this_cpu(world_size: int) -> Device:
 
 
 def _two_ranks() -> tuple[float, float, float]:
-    """Of two processes: (how much they slow each other down, seconds of an exchange, bytes/s of a rank)."""
+    """Measures of two processes (how much they slow each other down, seconds of an exchange, bytes/s of a rank)."""
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["torch.distributed"])
     with tempfile.TemporaryDirectory() as folder:

@@ -160,7 +160,7 @@ def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, 
 
 
 def _with_exchanges(times: StepTimes, num_ops: int, num_lookups: int) -> StepTimes:
-    """With the operators that TorchRec needs to cut and join what is exchanged, which one rank leaves out."""
+    """Adds the operators that TorchRec needs to cut and join what is exchanged, which one rank leaves out."""
     return StepTimes(times.fixed_s * (1 + num_lookups * _OPS_OF_AN_EXCHANGE / num_ops), times.row_s)
 
 
@@ -301,7 +301,7 @@ def _resized(collection: str, spec: TableSpec, size: Size, growth: float) -> Tab
 def _tables(
     specs: dict[str, list[TableSpec]], plan: dict[str, dict[str, Placement]], world_size: int
 ) -> tuple[float, float, float]:
-    """Of the fullest rank: bytes of weights, of gradients and optimizer state, and of weights that Adam moves."""
+    """Counts of the fullest rank bytes of weights, of gradients and optimizer state, and of weights that Adam moves."""
     weights, optimizer, dense = ([0.0] * world_size for _ in range(3))
     for collection, tables in specs.items():
         for spec in tables:
@@ -340,7 +340,7 @@ def _wire(
 
 
 def sizes(counts: Counts, prepared: Prepared, world_size: int, rows: float, users: float, items: float) -> Size:
-    """The size planned for: what is not given (0) is that of the data, users and items in proportion to the rows."""
+    """Sizes the plan: what is not given (0) is that of the data, users and items in proportion to the rows."""
     scale = rows / counts.num_rows if rows else 1.0
     return Size(
         world_size,

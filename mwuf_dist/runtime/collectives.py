@@ -29,7 +29,7 @@ _memory = _Memory()
 
 @contextlib.contextmanager
 def through_memory(rank: int, world_size: int, timeout_s: float) -> Iterator[dist.ProcessGroup | None]:
-    """Within it `sum_over_ranks_` goes through memory, if the ranks of the process group share a host. A collective.
+    """Lets `sum_over_ranks_` go through memory, if the ranks of the process group share a host. A collective.
 
     Yields:
         A group of the same ranks for sharded tables, which exchanges rows through memory; None on several hosts.

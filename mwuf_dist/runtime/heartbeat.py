@@ -93,7 +93,7 @@ class Peers:
 
     @contextlib.contextmanager
     def waiting_for_us(self) -> Iterator[None]:
-        """Around what the main rank does while the others are in `wait_for_main`, however long it takes."""
+        """Surrounds what the main rank does while the others are in `wait_for_main`, however long it takes."""
         self._num_waits += 1
         number, ended = self._num_waits, threading.Event()
 
@@ -135,7 +135,7 @@ class Peers:
             self.ask(lambda store: store.set(f"failed-{self._rank}", reason), _ROLL_CALL_S)
 
     def roll_call(self) -> str:
-        """After a collective has failed: which rank is the reason.
+        """Says after a collective has failed which rank is the reason.
 
         Every rank that is alive notices the failure, and answers. Who has left a note, or does not answer, is it.
         """

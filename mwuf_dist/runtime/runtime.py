@@ -70,7 +70,7 @@ class Runtime:
         return self.rank == 0
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """In-place sum over the ranks; returns the tensor."""
+        """Sums over the ranks in place; returns the tensor."""
         return sum_over_ranks_(tensor) if self.world_size > 1 else tensor
 
     def max(self, value: int) -> int:
@@ -182,7 +182,7 @@ class Runtime:
 
 
 def generator_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers, so that (seed, table, block) and the like never collide by addition."""
+    """Mixes numbers into one 63-bit seed, so that (seed, table, block) and the like never collide by addition."""
     return int(np.random.SeedSequence(list(parts)).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -52,7 +52,7 @@ def ask_to_stop() -> None:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Within it a request only waits for `asked_to_stop` to be read; whoever holds it back leaves soon."""
+    """Lets a request only wait for `asked_to_stop` to be read; whoever holds it back leaves soon."""
     _request.holders += 1
     try:
         yield

@@ -148,7 +148,7 @@ class Explanation:
 
 
 def _thinned(points: list[T], num: int = _NUM_PRINTED) -> list[T]:
-    """At most `num` points, the first and the last among them, at positions that grow by about the same factor."""
+    """Picks at most `num` points, first and last among them, at positions that grow by about the same factor."""
     if len(points) <= num:
         return points
     places = np.geomspace(1, len(points), num).round().astype(int) - 1

@@ -316,7 +316,7 @@ class Grown(Prepared):
         return EntityTable(table.num_rows + len(raw_ids), np.concatenate([table.raw_ids, raw_ids]), columns)
 
     def _with_new_users(self, column: FieldColumn) -> FieldColumn:
-        """A column of the users with index 0 behind it (of IDs their own) for each who came later, and for nobody."""
+        """Adds to a column of users index 0 (of IDs their own) for each who came later, and for nobody."""
         more = self._num_new_users
         values = np.zeros(more + 1, dtype=np.int32)
         if column.offsets is not None:

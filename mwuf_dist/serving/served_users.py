@@ -52,7 +52,7 @@ class ServedUsers:
 
 
 def nobody(id_type: pa.DataType, log: Log, dim: int) -> ServedUsers:
-    """No users, with the type of their IDs, an empty log and the width of rows."""
+    """Gives no users, with the type of their IDs, an empty log and the width of rows."""
     return ServedUsers(pa.array([], id_type), log, np.empty((0, dim), np.float32))
 
 

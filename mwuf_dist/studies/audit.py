@@ -57,7 +57,7 @@ class HiddenLabels:
         return label
 
     def reveal(self, phase: int) -> None:
-        """From here on the set that was scored in `phase` shows its labels; `test` never does."""
+        """Lets the set that was scored in `phase` show its labels from here on; `test` never does."""
         self._hidden -= {NEXT_SETS[phase]} - {"test"}
 
     @contextlib.contextmanager

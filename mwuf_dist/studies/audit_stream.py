@@ -36,7 +36,7 @@ class _OtherFuture:
     since: int
 
     def fingerprint(self, config: Any) -> dict[str, Any]:
-        """Of the source itself."""
+        """Gives that of the source itself."""
         return self.source.fingerprint(config)
 
     def pieces(self, config: Any) -> RawPieces:
@@ -55,7 +55,7 @@ class _OtherFuture:
 
 
 def other_rows(time: np.ndarray, since: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(mask of the rows that stay [R], three orders of rows [R], in which only rows from `since` on have moved)."""
+    """Draws (mask of rows that stay [R], three orders of rows [R], in which only rows from `since` on have moved)."""
     random = np.random.default_rng(7)
     later = np.flatnonzero(time >= since)
     kept = np.ones(len(time), dtype=bool)

@@ -198,7 +198,7 @@ class _Plan:
                 self.left.append(config)
 
     def run_folder(self, config: Config) -> Path:
-        """Of a run."""
+        """Names the folder of a run."""
         return self.folder / "runs" / cell_name(config)
 
     def tasks(self, actions: Actions) -> list[Task]:

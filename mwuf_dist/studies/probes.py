@@ -113,7 +113,7 @@ class _Counts:
 
 
 def _history(prepared: Prepared, events: Events, split: str, num_finished: int, rows: _Rows) -> list[np.ndarray]:
-    """Of what a row looks back at: how many events, how many and how many positive ones of the last 20, the gap."""
+    """Counts what a row looks back at: events, those and the positive ones of the last 20; with the gap."""
     cpu = torch.device("cpu")
     histories = Histories(prepared, num_finished, _LAST_EVENTS, cpu, events=events)
     before = histories.before(split, 0, prepared.num_rows(split))[rows.place]

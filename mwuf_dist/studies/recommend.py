@@ -327,7 +327,7 @@ def _folds(num: int) -> str:
 
 
 def config_toml(summary: dict[str, Any], source: Path, overridden: dict[str, Any], folder: Path) -> str:
-    """The config to deploy: the source's with the keys of what is recommended, and a study of it and the alternative.
+    """Writes the config to deploy: the source's, keys of what is recommended, a study of it and the alternative.
 
     Args:
         summary: of `summarise`.

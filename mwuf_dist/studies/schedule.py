@@ -147,7 +147,7 @@ class Progress:
         )
 
     def ended(self, task: Task, outcome: Any) -> None:
-        """A task has ended, with its result or a `Failure`."""
+        """Hears that a task has ended, with its result or a `Failure`."""
         if isinstance(outcome, Failure) and not outcome.is_late:
             self._say(f"FAILED {task.name}: {outcome.reason}")
         if not task.is_counted:

@@ -24,7 +24,7 @@ from mwuf_dist.runtime import Runtime
 
 @contextlib.contextmanager
 def alone_in(folder: Path, runtime: Runtime) -> Iterator[None]:
-    """Nobody else writes into the folder meanwhile; the main rank holds its lock."""
+    """Lets nobody else write into the folder meanwhile; the main rank holds its lock."""
     with contextlib.ExitStack() as stack:
         runtime.on_main(lambda: stack.enter_context(locked(folder, "run")))
         yield
@@ -59,7 +59,7 @@ def check_folder(config: Config, folder: Path) -> None:
 
 
 def _other_config(config: Config, folder: Path) -> list[str]:
-    """In what the run of a folder differs; where its `config.toml` is damaged, `results.json` says so.
+    """Says in what the run of a folder differs; where its `config.toml` is damaged, `results.json` says so.
 
     Where there is none yet, its checkpoints are of its config, and are not taken where that is another one.
     """

@@ -260,7 +260,7 @@ def pretrained_items(model: Model, prepared: Prepared) -> PretrainedItems:
 
 
 def loss_sum(logit: torch.Tensor, batch: Batch, row_weight: torch.Tensor | None = None) -> torch.Tensor:
-    """Binary cross entropy of this rank's rows over the rows of the global batch: the ranks' sum is the mean loss.
+    """Sums this rank's binary cross entropies over the rows of the global batch: the ranks' sum is the mean loss.
 
     Args:
         logit: [b].

@@ -100,7 +100,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, rate: float = 1.0) -> None:
-        """One step on every parameter that has a gradient, at `rate` times its learning rate; gradients are cleared."""
+        """Steps on every parameter that has a gradient, at `rate` times its learning rate; gradients are cleared."""
         for group in self._groups:
             group.num_steps += 1
             ready = [index for index, parameter in enumerate(group.parameters) if parameter.grad is not None]

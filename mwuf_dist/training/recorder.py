@@ -48,7 +48,7 @@ class Recorder:
         return path
 
     def write(self, record: dict[str, object], step: int) -> None:
-        """One line of `metrics.jsonl`; its numbers go to TensorBoard as `stage/name` too.
+        """Writes one line of `metrics.jsonl`; its numbers go to TensorBoard as `stage/name` too.
 
         A stage that counts its steps anew in each `phase` or `part` has a curve for each: `stage/phase/name`.
         """
@@ -80,7 +80,7 @@ class Recorder:
         )
 
     def say(self, text: str) -> None:
-        """A line for the person who started the run."""
+        """Prints a line for the person who started the run."""
         if self._runtime.is_main and text:
             tqdm.write(printable(text))
 

@@ -90,7 +90,7 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
 
 
 def _plot(results: dict[str, Any], folder: Path) -> None:
-    """A picture, without which the run is finished too."""
+    """Draws a picture, without which the run is finished too."""
     try:
         # Not earlier: a run that is started again has no use for it until its end.
         from mwuf_dist.evaluation.plots import plot_run
@@ -228,7 +228,7 @@ class Run:
         return named(trained_model(self.model, self.method), self._frozen)
 
     def pretrain(self, pretrained: Path | None) -> None:
-        """Stage `pretrain`, from a shared checkpoint where one is given."""
+        """Runs stage `pretrain`, from a shared checkpoint where one is given."""
         if self.cursor.stage != "pretrain":
             load_tensors(self._found(), pretrained_tensors(self.model))
             return
@@ -247,7 +247,7 @@ class Run:
         self._checkpoint = None
 
     def meta_train(self) -> None:
-        """Stage `meta_train`: phase 0 of the cursor is on episodes, phase 1 is Algorithm 1; a method may skip both."""
+        """Runs stage `meta_train`: phase 0 of the cursor on episodes, phase 1 Algorithm 1; a method may skip both."""
         self._frozen = frozen_model(self.model, self.config.embedding)
         self.method.attach(pretrained_items(self.model, self.prepared))
         if self.cursor.stage == "warm_up":
@@ -280,7 +280,7 @@ class Run:
         stage.run(self.session, self.prepared, self.cursor, lambda: pretrained_tensors(self.model) | stage.tensors())
 
     def warm_up_and_evaluate(self) -> None:
-        """Stages `warm_up` and `evaluate`, phase by phase."""
+        """Runs stages `warm_up` and `evaluate`, phase by phase."""
         assert self._frozen is not None
         model, session = self.model, self.session
         stage = WarmUp(self.config, model, self._frozen, self.method)
@@ -306,7 +306,7 @@ class Run:
         return stream(self)
 
     def evaluate(self, stage: WarmUp, phase: int) -> None:
-        """Stage `evaluate` of one phase: scores the next set and `test`, then looks at their labels."""
+        """Runs stage `evaluate` of one phase: scores the next set and `test`, then looks at their labels."""
         clock = time.perf_counter()
         profiler = self.session.profiler
         with contextlib.nullcontext() if profiler is None else profiler.whole("evaluate"):

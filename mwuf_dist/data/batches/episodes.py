@@ -91,7 +91,7 @@ class EpisodeLoader:
         return -(-self.num_rows // self.batch_size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's part of each global batch from `start_step` on."""
+        """Yields this rank's part of each global batch from `start_step` on."""
         generator = np.random.default_rng([self._seed, epoch, 4])
         # A stable sort by item of a random order: each item's rows in random order.
         shuffled = self._by_item[generator.permutation(len(self._by_item))]

@@ -42,7 +42,7 @@ class LaneCoordinator:
         return range(rank * num_lanes // world_size, (rank + 1) * num_lanes // world_size)
 
     def renew(self) -> bool:
-        """Asked before a checkpoint is written: whether to go on after it, or to leave the lanes to others."""
+        """Says, before a checkpoint is written, whether to go on after it, or to leave the lanes to others."""
         return not self._is_moving
 
     def move(self) -> None:

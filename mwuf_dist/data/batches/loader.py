@@ -84,7 +84,7 @@ class Batches(Protocol):
         ...
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's part of each global batch from `start_step` on."""
+        """Yields this rank's part of each global batch from `start_step` on."""
         ...
 
 
@@ -141,7 +141,7 @@ class Loader:
         return self._order(0).num_steps
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's part of each global batch from `start_step` on."""
+        """Yields this rank's part of each global batch from `start_step` on."""
         order = self._order(epoch)
         lanes = self._leases.lanes(order.lanes)
         window = order.window_steps

@@ -85,7 +85,7 @@ class UserLoader:
         return -(-len(self._part_user) // self._parts_per_batch)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's part of each global batch from `start_step` on."""
+        """Yields this rank's part of each global batch from `start_step` on."""
         generator = np.random.default_rng([self._seed, epoch, 5])
         # A stable sort by user of a random order: each user's rows in random order.
         shuffled = generator.permutation(self.num_rows)

@@ -205,7 +205,7 @@ def _by_action(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
 
 
 def _by_type(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | None:
-    """A rule for a column that is called `type`, which may hold what happened, as words or as codes, or anything."""
+    """Guesses for a column called `type`, which may hold what happened, as words or as codes, or anything."""
     values = text_of(codes(table.columns[name])[1]).to_pylist()
     if positive_action(values) is not None:
         return _by_action(table, options, name)

@@ -274,7 +274,7 @@ def _propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
 
 
 def _finest(found: Proposal, log: LogTable, accepted: dict[str, str]) -> str:
-    """Of columns that are times the one that is named best, or a much finer one of true times (a date beside it)."""
+    """Picks of the columns of times the one named best, or a much finer one of true times (a date beside it)."""
     first = next(iter(accepted))
     moments: dict[str, int] = {}
     for name, form in accepted.items():

@@ -107,14 +107,14 @@ def choose(counts: np.ndarray) -> tuple[int, int]:
 
 
 def _count(counts: np.ndarray, threshold: int, rows: int) -> tuple[int, int, int, int]:
-    """Old items, new items, rows of old items, rows of `test`."""
+    """Counts old items, new items, rows of old items, rows of `test`."""
     old = counts > threshold
     new = (counts >= 3 * rows) & ~old
     return int(old.sum()), int(new.sum()), int(counts[old].sum()), int(counts[new].sum() - 3 * rows * new.sum())
 
 
 def _with_both_classes(rows: LabelledRows, old_above: int, warm_rows: int) -> tuple[int, int, str]:
-    """The N and K nearest to the chosen ones with which each set has a positive and a negative, and what to say."""
+    """Finds the N and K nearest to the chosen ones for which each set has both labels, and what to say."""
     classes = rows.classes(old_above, warm_rows)
     if has_both(classes):
         return old_above, warm_rows, ""

@@ -93,7 +93,7 @@ def first_time(scratch: Path, chunk: Chunk) -> int:
 def rows_before(
     scratch: Path, chunk: Chunk, moment: int, positives_count: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of a chunk's rows before a time: distinct users, distinct items, and rows (or positives) of each of the items."""
+    """Finds of a chunk's rows before a time the users, the items, and how many rows (or positives) each item has."""
     columns = sorted_runs.read(scratch / f"chunk-{chunk.name}")
     is_before = columns["time"] < moment
     if positives_count:

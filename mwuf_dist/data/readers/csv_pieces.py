@@ -60,7 +60,7 @@ class RawCsv:
 
 
 def find_files(folder: Path, names: Sequence[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Of each name the file `name` or else `name.gz` in a folder; and the names that have neither."""
+    """Finds of each name the file `name` or else `name.gz` in a folder; and the names that have neither."""
     found = {
         name: next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None) for name in names
     }
@@ -294,7 +294,7 @@ def join(
 
 
 def _find(table: LogTable, id_column: str, ids: np.ndarray) -> np.ndarray:
-    """Place of each row's ID among the known ones, which ascend, -1 where it is missing or unknown [rows of table]."""
+    """Finds each row's ID among the known ones, which ascend; -1 where it is missing or unknown [rows of table]."""
     column = table.columns[id_column]
     try:
         found = column.cast(pa.int64()).fill_null(-1 << 63).to_numpy()

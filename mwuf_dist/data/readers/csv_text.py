@@ -70,11 +70,11 @@ class Lines(io.RawIOBase):
         self._skip_head(bool(options.header))
 
     def readable(self) -> bool:
-        """Always."""
+        """Says yes: it always is."""
         return True
 
     def read(self, size: int | None = -1) -> bytes:
-        """At most `size` bytes (all of them: -1), none at the end."""
+        """Reads at most `size` bytes (all of them: -1), none at the end."""
         if size is None or size < 0:
             return b"".join(iter(functools.partial(self.read, _BLOCK_BYTES), b""))
         if self._pending:
@@ -108,7 +108,7 @@ class Lines(io.RawIOBase):
         return block.replace(self._delimiter.encode(), ONE_LETTER.encode()) if len(self._delimiter) > 1 else block
 
     def _count(self, block: bytes) -> None:
-        """Lines that hold something."""
+        """Counts lines that hold something."""
         if not block:
             return
         if b"\n" not in block and b"\r" in block and self._last == b"\n" and not self.num_lines:

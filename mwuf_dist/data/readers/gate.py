@@ -48,7 +48,7 @@ class DataForm:
     time: TimeForm
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Gives it as JSON has it."""
         return {"user": self.user.to_dict(), "item": self.item.to_dict(), "time": self.time.to_dict()}
 
     @staticmethod

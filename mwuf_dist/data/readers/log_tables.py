@@ -245,7 +245,7 @@ def _vectors(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _unencoded(column: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
-    """As `simple`, but a number for each row; texts that are all integers are int64."""
+    """Does as `simple`, but a number for each row; texts that are all integers are int64."""
     kind = column.type
     if pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
         return column.cast(pa.int64())

@@ -54,7 +54,7 @@ class TimeForm:
     is_recent: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Gives it as JSON has it."""
         return {"kind": self.kind, "unit": self.unit, "scale": self.scale, "is_recent": self.is_recent}
 
     @staticmethod

@@ -64,7 +64,7 @@ def encode_vectors(
 
 
 def proposed(files: Sequence[Path], unread: Mapping[str, str]) -> dict[str, int]:
-    """Of columns that nothing else reads, those whose lists are all of one length: their names, and the length."""
+    """Finds among columns that nothing else reads those whose lists have one length: their names, and the length."""
     found = {}
     for name in unread:
         columns = [pq.read_table(path, columns=[name])[name] for path in files]

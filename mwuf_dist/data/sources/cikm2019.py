@@ -109,7 +109,7 @@ def find_raw() -> tuple[tuple[Path, ...], ...]:
 
 
 def _refuse_mixture(top: Path, folders: list[Path]) -> None:
-    """Round 2 is another sample with IDs of its own: rows of both rounds under one ID would be nonsense."""
+    """Refuses both rounds at once: round 2 has IDs of its own, so rows of both under one ID would be nonsense."""
     second = [folder for folder in folders if "round2" in folder.name.lower()]
     if len(folders) > 1 and (top in folders or second):
         names = ", ".join("." if folder == top else folder.name for folder in folders)

@@ -91,7 +91,7 @@ def _write(layout: Layout, num_rows: int, folder: Path, seed: int, written: Call
 def _sorted_rows(
     layout: Layout, config: SyntheticConfig, world: synthetic.World, scratch: Path
 ) -> Iterator[np.ndarray]:
-    """All rows as `layouts.ROW`, ascending by the layout's ID and, within one, in an order that means nothing."""
+    """Sorts all rows, as `layouts.ROW`, by the layout's ID and, within one, in an order that means nothing."""
     num_ids = config.num_items if layout.sorted_by == "item" else config.num_users
     num_buckets = -(-config.num_rows // BUCKET_ROWS)
     paths = [scratch / f"{bucket}" for bucket in range(num_buckets)]

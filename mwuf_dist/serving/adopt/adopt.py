@@ -290,7 +290,7 @@ def _asked(model: nn.Module, method: str, logs: pa.Table, rows: np.ndarray) -> t
 def _meta_train(
     model: nn.Module, meta: MetaWarmUp, rows: _Interactions, common: torch.Tensor, settings: AdoptSettings
 ) -> None:
-    """Algorithm 1 of MWUF over known items played as new: their rows start at the common one."""
+    """Runs Algorithm 1 of MWUF over known items played as new: their rows start at the common one."""
     played = nn.Parameter(common.repeat(len(rows.ids), 1))
     optimizer = torch.optim.Adam([played, *meta.parameters()], lr=settings.learning_rate)
     generator = torch.Generator().manual_seed(settings.seed)

@@ -161,7 +161,7 @@ def _made(name: str, weights: dict[str, torch.Tensor]) -> nn.Module:
 
 
 def _count_items(fit: Fit, read: _Read, settings: AdoptSettings) -> None:
-    """How many rows are of known items and of new ones, of which there have to be both."""
+    """Counts rows of known items and of new ones, of which there have to be both."""
     item, item_ids, _ = ids.encode_ids(read.logs[settings.item])
     known = is_known(item_ids, len(read.table), read.listed)
     label = read.logs[settings.label].to_numpy()
@@ -240,7 +240,7 @@ def _in_normal_form(rows: Rows, settings: AdoptSettings) -> pa.Table:
 
 
 def _plain(columns: pa.Table) -> pa.Table:
-    """Without dictionaries; text that is whole numbers throughout, as CSV has them, as numbers."""
+    """Removes dictionaries; text that is whole numbers throughout, as CSV has them, as numbers."""
     out = {}
     for name in columns.column_names:
         column = columns[name]

@@ -111,7 +111,7 @@ def find_table(weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
 
 
 def has_remapped_ids(weights: dict[str, torch.Tensor], name: str) -> bool:
-    """Whether a table is one whose rows are given out to IDs as they come (zero collision hashing), by its name."""
+    """Says by its name whether a table's rows are given out to IDs as they come (zero collision hashing)."""
     of_table = [key.split(".") for key in weights if key == name or name in key.split(".")]
     return any(part.startswith(("mc_ebc", "mc_ec")) for parts in of_table for part in parts)
 

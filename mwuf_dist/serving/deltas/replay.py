@@ -141,7 +141,7 @@ def without(state: WarmState, dead: np.ndarray) -> tuple[WarmState, np.ndarray]:
 
 
 def with_retired(retired: Retired, more: Retired) -> Retired:
-    """Both; an ID that is in both has its later time."""
+    """Joins both; an ID that is in both has its later time."""
     if not len(more.ids):
         return retired
     ids = pc.unique(pa.concat_arrays([retired.ids, more.ids]))

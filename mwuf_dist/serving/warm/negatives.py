@@ -117,7 +117,7 @@ def picked(
 
 
 def _of_run(prepared: Prepared, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positive rows of each user of the run with new items and with old ones [2, U], and the pairs of these items.
+    """Counts positive rows of each user of the run with new and with old items [2, U]; with the pairs of these items.
 
     The latter are item * U + user of each positive row.
     """

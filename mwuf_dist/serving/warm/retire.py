@@ -49,7 +49,7 @@ class Retiring:
 def without_the_retired(
     rows: NewRows, listed: tuple[pa.Array, pa.Table], state: WarmState
 ) -> tuple[NewRows, tuple[pa.Array, pa.Table], int]:
-    """(The input without what is of retired items, the listed items likewise, how many interactions were left out)."""
+    """Gives (input and listed items without what is of retired ones, how many interactions were left out)."""
     retired = state.retired
     if not len(retired.ids):
         return rows, listed, 0

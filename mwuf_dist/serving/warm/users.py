@@ -126,7 +126,7 @@ class UserJob:
         return replace(users, rows=rows)
 
     def _made(self, users: ServedUsers, chosen: np.ndarray, start: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """(Who, their rows) of some users, gathered on the main rank."""
+        """Gives (who, their rows) of some users, gathered on the main rank."""
         rule, runtime, model = rule_of(self.config, self.prepared), self.runtime, self.run.model
         log = taken(users.log, np.isin(users.log["item"], chosen))
         if self.options.negatives_per_positive:

@@ -99,7 +99,7 @@ class SavePolicy:
         return num_bytes / self._runtime.world_size >= self._config.background_from_mb * 1e6
 
     def saved(self) -> None:
-        """A checkpoint was saved."""
+        """Hears that a checkpoint was saved."""
         self._last_save = time.monotonic()
 
     def to_forget(self, checkpoints: list[Path]) -> list[Path]:

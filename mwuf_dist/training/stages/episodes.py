@@ -74,7 +74,7 @@ class EpisodeTrain:
         train_epochs(session, start, loaders[0], settings, step, tensors, held_out_loss)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """This rank's part of the mean episode loss of a batch of `EpisodeLoader`."""
+        """Computes this rank's part of the mean episode loss of a batch of `EpisodeLoader`."""
         half = self._half
         items = batch.item.view(-1, 2 * half)[:, 0]
         num_episodes = len(items)

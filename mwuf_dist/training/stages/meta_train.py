@@ -135,7 +135,7 @@ def meta_trained_tensors(new_ids: Tables, method: Method) -> dict[str, Any]:
 
 @torch.no_grad()
 def initialise_new_ids(config: Config, model: Model, method: Method, from_row: int = 0) -> None:
-    """First rows of phi_new: fresh draws, the mean row of phi_old (common initialisation), zeros, or the method's."""
+    """Starts phi_new: fresh draws, the mean row of phi_old (common initialisation), zeros, or the method's rows."""
     if method.initialisation == "random":
         model.new_ids.draw(config.embedding.init_std, config.seed, "new", from_row)
         return

@@ -106,7 +106,7 @@ def dense_modules(model: Model) -> list[tuple[str, nn.Module]]:
 
 @torch.no_grad()
 def fill_unused_rows(model: Model, prepared: Prepared) -> None:
-    """Values that no pretraining row had (users, title tokens of new items only) get the mean row of those that had.
+    """Gives values that no pretraining row had (users, title tokens of new items only) the mean row of those that had.
 
     What they hold until here is the draw that they started with, which is noise to everything that comes later.
     """

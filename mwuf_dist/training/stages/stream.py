@@ -115,7 +115,7 @@ def _in_pieces(learner: Learner, rows: np.ndarray, users: np.ndarray, items: np.
 
 
 def _ranks(job: Run, learner: Learner, log: Log, rows: np.ndarray, day: int) -> list[tuple[float, float]]:
-    """Ranks of what users liked that day among all items that have had a row by its end, for some of the users."""
+    """Ranks what some users liked that day among all items that have had a row by its end."""
     prepared, most = job.prepared, job.config.data.stream.ranked_users
     liked = rows[log["label"][rows] == 1]
     users, first = np.unique(log["user"][liked], return_index=True)

@@ -32,7 +32,7 @@ class Learner(Protocol):
     """Who scores a day's rows and learns from them."""
 
     def begin(self, day: int) -> None:
-        """A day begins: whatever is learned from has been seen before it."""
+        """Begins a day: whatever is learned from has been seen before it."""
         ...
 
     def logits(self, rows: np.ndarray, users: np.ndarray, items: np.ndarray) -> np.ndarray:

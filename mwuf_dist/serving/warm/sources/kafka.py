@@ -185,7 +185,7 @@ class KafkaSource:
         self._consumer.assign(wanted)
 
     def _look_around(self, position: Position) -> None:
-        """Now and then looks whether the topic has more partitions."""
+        """Looks now and then whether the topic has more partitions."""
         self._idle += 1
         if self._idle % _LOOKS:
             return
