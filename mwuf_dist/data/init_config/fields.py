@@ -31,12 +31,14 @@ _Kind = Literal["categorical", "multi_valued", "numeric"]
 def constant_shares(log: LogTable, options: LogsConfig) -> dict[str, dict[Side, float]]:
     """Of each other column the fraction of users, and of items, that have one value of it."""
     taken = (options.user, options.item, options.time)
-    entity: dict[Side, np.ndarray] = {side: codes(log.columns[getattr(options, side)])[0] for side in SIDES}
-    return {name: _shares(log.columns[name], entity) for name in log.columns.column_names if name not in taken}
-
-
-def _shares(column: pa.ChunkedArray, entity: dict[Side, np.ndarray]) -> dict[Side, float]:
-    return {side: encode.share_with_one_value(column, of_row) or 0.0 for side, of_row in entity.items()}
+    of: dict[Side, encode.OneValue] = {
+        side: encode.OneValue(codes(log.columns[getattr(options, side)])[0]) for side in SIDES
+    }
+    return {
+        name: {side: one.share(log.columns[name]) or 0.0 for side, one in of.items()}
+        for name in log.columns.column_names
+        if name not in taken
+    }
 
 
 def has_one_value(column: pa.ChunkedArray) -> bool:

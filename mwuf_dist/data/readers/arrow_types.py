@@ -61,6 +61,8 @@ def simple(column: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
         return column.cast(plain)
     encoded = _one_dictionary(column)
     values = _simple_values(encoded.dictionary, missing)
+    if values.equals(encoded.dictionary):  # the usual case: nothing to make plain
+        return pa.chunked_array([pa.DictionaryArray.from_arrays(encoded.indices.cast(pa.int32()), values)])
     return pa.chunked_array([_recoded(encoded.indices, values)])
 
 
@@ -227,6 +229,8 @@ def with_one_dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:
     """
     if not column.num_chunks:
         return pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], column.type.value_type))
+    if column.num_chunks == 1:
+        return column.chunk(0)
     chunks = column.unify_dictionaries().chunks
     return pa.DictionaryArray.from_arrays(pa.concat_arrays([one.indices for one in chunks]), chunks[0].dictionary)
 

@@ -75,7 +75,8 @@ def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     if whole.dictionary.null_count:
         whole = pa.chunked_array([whole]).cast(column.type.value_type).dictionary_encode().combine_chunks()
         whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
-    return whole.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False), whole.dictionary
+    indices = whole.indices.fill_null(-1) if whole.null_count else whole.indices
+    return indices.to_numpy(zero_copy_only=False).astype(np.int32, copy=False), whole.dictionary
 
 
 def form_of(values: pa.Array, files: Sequence[np.ndarray] = ()) -> IdForm:

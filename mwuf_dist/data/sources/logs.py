@@ -16,6 +16,7 @@ The rules, in this order:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import pyarrow as pa
 
 from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField, TableForm
+from mwuf_dist.data.id_keys import mixed
 from mwuf_dist.data.readers import encode, gate, ids, log_files, log_tables, row_values
 from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.readers.log_tables import LogTable
@@ -223,13 +225,24 @@ def repeated(log: Rows, rule: str) -> np.ndarray:
         return np.zeros(len(rows), dtype=bool)
     pair = log.user[rows].astype(np.int64) * len(log.item_ids) + log.item[rows]
     keys = [log.time[rows], pair] if rule == "first_of_pair" else [log.label[rows], log.time[rows], pair]
-    order = np.lexsort(keys)  # Stable: of equal rows the first in the files comes first.
-    same = np.ones(max(len(rows) - 1, 0), dtype=bool)
-    for key in keys if rule == "drop" else keys[1:]:
+    told_apart = keys if rule == "drop" else keys[1:]
+    # Most rows are the only ones with their hash: the others are few to sort by all keys.
+    maybe = _with_equals(functools.reduce(lambda value, key: mixed(value) ^ key.astype(np.uint64), told_apart,
+                                          np.zeros(len(rows), np.uint64)))  # fmt: skip
+    order = maybe[np.lexsort([key[maybe] for key in keys])]  # Stable: of equal rows the first in the files comes first.
+    same = np.ones(max(len(maybe) - 1, 0), dtype=bool)
+    for key in told_apart:
         same &= key[order][1:] == key[order][:-1]
     out = np.zeros(len(rows), dtype=bool)
     out[order[1:][same]] = True
     return out
+
+
+def _with_equals(hashes: np.ndarray) -> np.ndarray:
+    """Places of hashes [R] that are there several times, ascending."""
+    ascending = np.sort(hashes)
+    again = ascending[1:][ascending[1:] == ascending[:-1]]
+    return np.flatnonzero(np.isin(hashes, again)) if len(again) else np.empty(0, np.int64)
 
 
 def _seen(log: Rows, kept: np.ndarray, rule: SplitRule | None) -> Seen | None:
@@ -271,6 +284,7 @@ def _entity_table(
     if joined is not None:
         notes += _unmatched(joined[1], len(own_ids), f"{side}s")
     earliest = kept[np.argsort(log.time[kept], kind="stable")]
+    one_value: encode.OneValue | None = None
     for field in wanted:
         name = _column(field)
         if name in there:
@@ -278,7 +292,8 @@ def _entity_table(
             table, entity, order = joined[0], joined[1], np.arange(joined[0].num_rows)
         else:
             table, entity, order = log.table, of_row, earliest
-            notes += _not_constant(field, log, entity, options)
+            one_value = one_value or encode.OneValue(entity)
+            notes += _not_constant(field, one_value.share(log.table.columns[name]), options)
         column = table.columns[name]
         rows = encode.first_rows(entity, column.is_valid().to_numpy(), order, len(own_ids))
         refuse = _Refuse(table, name)
@@ -292,9 +307,8 @@ def _entity_table(
     return pa.table(columns), fields
 
 
-def _not_constant(field: LogsField, log: Rows, entity: np.ndarray, options: LogsConfig) -> list[str]:
-    """Says of a field of users or items that it changes from row to row, where it does for many."""
-    share = encode.share_with_one_value(log.table.columns[_column(field)], entity)
+def _not_constant(field: LogsField, share: float | None, options: LogsConfig) -> list[str]:
+    """Says of a field of users or items that it changes from row to row, where fewer than enough have one value."""
     if share is None or share >= options.constant_share:
         return []
     return [
