@@ -42,7 +42,7 @@ def constant_shares(log: LogTable, options: LogsConfig) -> dict[str, dict[Side, 
 
 
 def has_one_value(column: pa.ChunkedArray) -> bool:
-    """Whether all rows agree."""
+    """Says whether all rows agree."""
     return not pa.types.is_nested(column.type) and len(codes(column)[1]) < 2
 
 
@@ -93,7 +93,7 @@ def propose_fields(found: Proposal, log: LogTable, shares: dict[str, dict[Side, 
 
 
 def _could_weigh(column: pa.ChunkedArray) -> bool:
-    """Whether all values are numbers from 0 on."""
+    """Says whether all values are numbers from 0 on."""
     numbers = None if pa.types.is_nested(column.type) else numbers_of(column)
     return numbers is not None and not bool((numbers < 0).any())
 
@@ -159,7 +159,7 @@ def _kind_of_numbers(name: str, numbers: np.ndarray, num_values: int) -> _Kind:
 
 
 def _are_alike_ids(numbers: np.ndarray) -> bool:
-    """Whether whole numbers are written like IDs: nearly all of as many digits, four and more, and no years."""
+    """Says whether whole numbers are written like IDs: nearly all of as many digits, four and more, and no years."""
     values = np.unique(np.abs(numbers))
     digits = np.floor(np.log10(np.maximum(values, 1))).astype(np.int64) + 1
     most = int(np.bincount(digits).argmax())

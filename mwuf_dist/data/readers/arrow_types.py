@@ -24,24 +24,24 @@ class UnreadTypeError(Exception):
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether it is a list of any of Arrow's kinds."""
+    """Says whether it is a list of any of Arrow's kinds."""
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return any(one(kind) for one in kinds) or str(kind).startswith(("list_view", "large_list_view"))
 
 
 def is_vectors(kind: pa.DataType) -> bool:
-    """Whether a column of this type may hold vectors: lists of numbers."""
+    """Says whether a column of this type may hold vectors: lists of numbers."""
     return is_list(kind) and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
 
 def as_vectors(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of lists of numbers as list<float32>."""
+    """Returns a column of lists of numbers as list<float32>."""
     chunks = [chunk.cast(pa.list_(chunk.type.value_type)).cast(pa.list_(pa.float32())) for chunk in column.chunks]
     return pa.chunked_array(chunks, pa.list_(pa.float32()))
 
 
 def simple(column: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
-    """A column with one of the few types; text, integers and floats dictionary-encoded.
+    """Returns a column with one of the few types; text, integers and floats dictionary-encoded.
 
     Args:
         column: of any type [R].
@@ -184,7 +184,7 @@ def _list_chunk(chunk: pa.Array, missing: Sequence[str]) -> pa.Array:
 
 
 def all_integral(values: pa.Array) -> bool:
-    """Whether floats are whole and small enough to be exact."""
+    """Says whether floats are whole and small enough to be exact."""
     numbers = values.drop_null().to_numpy(zero_copy_only=False)
     return bool((np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < _EXACT)).all())
 
@@ -222,7 +222,7 @@ def together(parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray | tuple[int, i
 
 
 def with_one_dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    """A column of dictionaries as one array.
+    """Returns a column of dictionaries as one array.
 
     Arrow's own `combine_chunks` joins the dictionaries again, for each chunk anew: 2 s for 60 chunks that share one of
     half a million values.

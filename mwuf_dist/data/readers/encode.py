@@ -30,7 +30,7 @@ _MONEY = re.compile(r"^([+-]?)\s*(?:[$€£¥₹%]|USD|EUR|GBP)?\s*([\d.,]+)\s*(
 
 
 def first_rows(entity: np.ndarray, present: np.ndarray, order: np.ndarray, num: int) -> np.ndarray:
-    """The first row of each entity that has a value, -1 where none has; int64 [num].
+    """Returns the first row of each entity that has a value, -1 where none has; int64 [num].
 
     Args:
         entity: entity of each row [R], -1 for none.
@@ -89,7 +89,7 @@ def encode_field(
 def _categorical(
     field: LogsField, values: pa.Array, code: np.ndarray, seen: np.ndarray, _: object
 ) -> tuple[pa.Array, np.ndarray]:
-    """An index per distinct value that at least `min_count` entities have."""
+    """Returns an index per distinct value that at least `min_count` entities have."""
     counts = np.bincount(code[seen & (code >= 0)], minlength=len(values))
     index, words = _vocabulary(text_of(values), counts, field.min_count)
     return words, index[code]
@@ -107,7 +107,7 @@ def _vocabulary(values: pa.Array, counts: np.ndarray, min_count: int) -> tuple[n
 def _numeric(
     field: LogsField, values: pa.Array, code: np.ndarray, seen: np.ndarray, refuse: Callable[[int, str], UserError]
 ) -> tuple[pa.Array, np.ndarray]:
-    """An index per quantile bucket: bucket j has the values in (edge j - 1, edge j].
+    """Returns an index per quantile bucket: bucket j has the values in (edge j - 1, edge j].
 
     The edges are the j/B quantiles (the lower of two neighbours) of the entities' values; equal edges count once, so
     that there may be fewer buckets. Up to B distinct values have one each. Infinite values are missing. What is above
@@ -183,7 +183,7 @@ def words_of(values: pa.Array) -> pa.Array:
 def _multi_valued(
     field: LogsField, column: pa.ChunkedArray, rows: np.ndarray, nested: bool, seen: np.ndarray | None
 ) -> tuple[pa.Array, pa.Array]:
-    """A list of distinct indices per entity in the order of the raw value, [0] where there is none."""
+    """Gives a list of distinct indices per entity in the order of the raw value, [0] where there is none."""
     if not nested and not pa.types.is_dictionary(column.type):
         column = column.cast(pa.string())
     taken = column.take(pa.array(rows, mask=rows < 0)).combine_chunks()

@@ -51,12 +51,12 @@ class IdForm:
     whole_with_point: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Gives it as JSON has it."""
         return {"kind": self.kind, "width": self.width, "whole_with_point": self.whole_with_point}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> IdForm:
-        """The reverse of `to_dict`."""
+        """Reverses `to_dict`."""
         return IdForm(values["kind"], values["width"], values["whole_with_point"])
 
 
@@ -80,7 +80,7 @@ def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
 
 
 def form_of(values: pa.Array, files: Sequence[np.ndarray] = ()) -> IdForm:
-    """The form of a data set's IDs.
+    """Returns the form of a data set's IDs.
 
     Args:
         values: its distinct IDs [V], text or numbers, none missing.
@@ -188,7 +188,7 @@ def find_rows(column: pa.ChunkedArray, known: pa.Array, form: IdForm | None = No
 
 
 def num_from_spreadsheets(values: pa.Array) -> int:
-    """How many of distinct IDs have lost their last digits to a spreadsheet (1.23457E+11)."""
+    """Says how many of distinct IDs have lost their last digits to a spreadsheet (1.23457E+11)."""
     return int(pc.sum(_is(_text(values), _EXCEL)).as_py() or 0) if pa.types.is_string(values.type) else 0
 
 
@@ -218,7 +218,7 @@ def _fits(text: pa.Array) -> pa.Array | None:
 
 
 def _of_files(index: np.ndarray, num: int, starts: np.ndarray) -> list[np.ndarray]:
-    """The places of the values that each file holds."""
+    """Returns the positions of the values that each file holds."""
     out = []
     for start, stop in itertools.pairwise(starts):
         there = np.zeros(num + 1, dtype=bool)
@@ -228,7 +228,7 @@ def _of_files(index: np.ndarray, num: int, starts: np.ndarray) -> list[np.ndarra
 
 
 def _padded_width(files: Sequence[pa.Array]) -> int:
-    """The one width of IDs with leading zeros, 0 where they have none or are no such IDs."""
+    """Returns the one width of IDs with leading zeros, 0 where they have none or are no such IDs."""
     widths, longest = set(), 0
     for text in files:
         if not len(text):

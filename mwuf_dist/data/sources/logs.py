@@ -60,7 +60,7 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
 
 
 def pieces(config: DataConfig) -> RawPieces:
-    """The data set of `load`, cut into pieces."""
+    """Returns the data set, cut into pieces."""
     return load(config).in_pieces(config.name)
 
 
@@ -88,7 +88,7 @@ def load(config: DataConfig, draw: bool = True) -> RawDataset:
 
 
 def read(options: LogsConfig) -> Rows:
-    """The rows of the interactions, with the columns of all fields that stand there."""
+    """Yields the rows of the interactions, with the columns of all fields that stand there."""
     return gate.read_rows(interaction_files(options), options, more=columns_of_fields(options))
 
 
@@ -182,12 +182,12 @@ def check_options(options: LogsConfig) -> None:
 
 
 def interaction_files(options: LogsConfig) -> tuple[Path, ...]:
-    """The files of the interactions."""
+    """Returns the files of the interactions."""
     return _files(options)["interactions"]
 
 
 def _files(options: LogsConfig) -> dict[str, tuple[Path, ...]]:
-    """The files of the interactions and of the side tables, which may lie in the same folder."""
+    """Returns the files of the interactions and of the side tables, which may lie in the same folder."""
     named = {"users": options.users, "items": options.items, "interactions": options.interactions}
     found = {key: log_files.find_files(path, f"data.logs.{key}") for key, path in named.items() if path}
     interactions = log_files.without_tables(found["interactions"], options.users, options.items)
@@ -246,7 +246,7 @@ def _with_equals(hashes: np.ndarray) -> np.ndarray:
 
 
 def _seen(log: Rows, kept: np.ndarray, rule: SplitRule | None) -> Seen | None:
-    """Who has a row before day 0 of the stream protocol; None under the other."""
+    """Says who has a row before day 0 of the stream protocol; None under the other."""
     if rule is None or rule.stream is None or not len(kept):
         return None
     before = kept[log.time[kept] < rule.stream.day_0(int(log.time[kept].min()))]
@@ -265,7 +265,7 @@ def _entity_table(
     seen: Seen | None,
     words: dict[str, pa.Array],
 ) -> tuple[pa.Table, list[Field]]:
-    """The table of one side, and its fields; `notes` gets what of a side table has no use, `words` the vocabularies."""
+    """Makes the table of one side, and its fields; `notes` gets what has no use there, `words` the vocabularies."""
     own_ids, of_row = (log.user_ids, log.user) if side == "user" else (log.item_ids, log.item)
     columns: dict[str, Any] = {RAW_ID: own_ids}
     fields = []
@@ -330,7 +330,7 @@ class _Refuse:
 
 
 def _unmatched(entity: np.ndarray, num_entities: int, what: str) -> list[str]:
-    """Of a side table, the rows without an interaction, and the entities of interactions that have no row there."""
+    """Counts rows of a side table without an interaction, and entities of interactions that have no row there."""
     strangers, lacking = int((entity < 0).sum()), num_entities - len(np.unique(entity[entity >= 0]))
     said = [f"{strangers:,} of its {len(entity):,} rows have no interaction"] if strangers else []
     said += [f"{lacking:,} of the {num_entities:,} {what} of the interactions have no row in it"] if lacking else []
@@ -338,7 +338,7 @@ def _unmatched(entity: np.ndarray, num_entities: int, what: str) -> list[str]:
 
 
 def _join(side: Side, log: Rows, fields: list[LogsField], options: LogsConfig) -> tuple[LogTable, np.ndarray] | None:
-    """The side table and the entity of each of its rows, -1 for those that the interactions do not have."""
+    """Returns the side table and the entity of each of its rows, -1 for those that the interactions do not have."""
     key, names = f"{side}s", [_column(field) for field in fields]
     if not getattr(options, key) or not names:
         return None
