@@ -29,7 +29,7 @@ _Kind = Literal["categorical", "multi_valued", "numeric"]
 
 
 def constant_shares(log: LogTable, options: LogsConfig) -> dict[str, dict[Side, float]]:
-    """Of each other column the fraction of users, and of items, that have one value of it."""
+    """Returns of each other column the fraction of users, and of items, that have one value of it."""
     taken = (options.user, options.item, options.time)
     of: dict[Side, encode.OneValue] = {
         side: encode.OneValue(codes(log.columns[getattr(options, side)])[0]) for side in SIDES

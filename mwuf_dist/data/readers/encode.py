@@ -229,7 +229,7 @@ class OneValue:
         self._order, self._who = key & 0xFFFFFFFF, (key >> 32).astype(np.int32)
 
     def share(self, column: pa.ChunkedArray) -> float | None:
-        """The fraction of the entities with several rows whose values [R], missing ones aside, are all the same.
+        """Returns the fraction of entities with several rows whose values [R], missing ones aside, are all the same.
 
         None where none has several: one row alone says nothing.
         """
