@@ -16,6 +16,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import hypothesis
 import pytest
 
+from tests.s3_server import s3, s3_server  # noqa: F401
+
 # How long an example takes says nothing on a machine that others use too.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")

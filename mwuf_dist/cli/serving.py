@@ -278,6 +278,7 @@ def _follow(options: WarmOptions) -> int:
     from mwuf_dist.serving.run_files import read_run
     from mwuf_dist.serving.warm.follow import follow
     from mwuf_dist.serving.warm.interactions import Columns, log_options
+    from mwuf_dist.serving.warm.side_tables import SideTables
     from mwuf_dist.serving.warm.sources import source_of
 
     columns = Columns(options.user, options.item, options.time, options.label, options.written())
@@ -288,8 +289,8 @@ def _follow(options: WarmOptions) -> int:
         def told(batch: Any) -> None:
             print(printable(batch.text()), flush=True)
 
-        idle = options.until_idle
-        last = follow(options.run, source, options.output, runtime, columns, options.prepared, idle, told)
+        idle, beside = options.until_idle, SideTables(options.items, options.retire)
+        last = follow(options.run, source, options.output, runtime, columns, options.prepared, idle, told, beside)
     print(f"{options.output}: the last delta is {last}")
     return 0
 

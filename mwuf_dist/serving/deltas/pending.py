@@ -43,8 +43,9 @@ def with_deltas(state: WarmState, found: Sequence[Delta], run_ids: pa.Array) -> 
     position: dict[str, Any] = dict(state.position)
     for delta in found:
         position = moved_on(position, delta.header.get("position", {}))
+    days = found[-1].header.get("days", state.days)
     after, last = replayed(state, [delta.parts for delta in found], run_ids), found[-1].header
-    return dataclasses.replace(after, number=last["number"], hash=last["after"], position=position)
+    return dataclasses.replace(after, number=last["number"], hash=last["after"], position=position, days=tuple(days))
 
 
 def moved_on(position: dict[str, Any], taken: dict[str, Any]) -> dict[str, Any]:

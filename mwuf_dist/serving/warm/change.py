@@ -144,11 +144,11 @@ def _grow(
     """Returns the state with all items, and the position of each of the items of before among them [A]."""
     fresh = []
     for ids in (item_ids, listed[0]):
-        own = _as_type(ids, run_ids.type)
+        own = as_type(ids, run_ids.type)
         fresh.append(own.filter(pa.array(find(own, run_ids) < 0)))
     ids = pc.unique(pa.concat_arrays([state.ids, *fresh]))
     ids = ids.take(pc.array_sort_indices(ids))
-    before, now = find(ids, state.ids), find(ids, _as_type(listed[0], run_ids.type))
+    before, now = find(ids, state.ids), find(ids, as_type(listed[0], run_ids.type))
     given = np.zeros(len(ids), dtype=bool)
     given[before >= 0] = state.listed[before[before >= 0]]
     # Fields that were given once stay; of the three sources each item takes one row.
@@ -162,7 +162,12 @@ def _grow(
     return grown, moved
 
 
-def _as_type(ids: pa.Array, kind: pa.DataType) -> pa.Array:
+def as_type(ids: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Returns IDs of items as the run's are.
+
+    Raises:
+        UserError: one is no number where these are.
+    """
     if ids.type == kind:
         return ids
     try:

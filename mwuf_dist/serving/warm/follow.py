@@ -24,6 +24,8 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 import torch
 
 from mwuf_dist.config import PHASES, UserError
+from mwuf_dist.data.readers.ids import find as find_ids
+from mwuf_dist.data.readers.ids import form_of as ids_form
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
 from mwuf_dist.files import appearing, make_folder, remove_left_overs
 from mwuf_dist.locks import locked
@@ -40,13 +42,16 @@ from mwuf_dist.serving.posterior import variances_of
 from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
 from mwuf_dist.serving.served_log import NewRows, empty_log, find, taken, together
 from mwuf_dist.serving.served_state import Retired, WarmState, phases_of, unknown_fields
-from mwuf_dist.serving.warm.change import change_by
+from mwuf_dist.serving.warm.change import as_type, change_by
 from mwuf_dist.serving.warm.interactions import Columns, log_options, read_files
-from mwuf_dist.serving.warm.job import seen_by_run
+from mwuf_dist.serving.warm.item_fields import read_fields
+from mwuf_dist.serving.warm.job import DAYS, seen_by_run
 from mwuf_dist.serving.warm.negatives import add_negatives
-from mwuf_dist.serving.warm.retire import without_the_retired
+from mwuf_dist.serving.warm.retire import Retiring, ids_to_retire, retire, without_the_retired
 from mwuf_dist.serving.warm.rows import WarmJob, rows_of_run
+from mwuf_dist.serving.warm.side_tables import ITEMS, RETIRE, SideTables, watched
 from mwuf_dist.serving.warm.sources import Source, Taken
+from mwuf_dist.serving.warm.sources.interface import Position
 from mwuf_dist.training.item_rule.rule import check_rule_fits, rule_of
 
 _WAIT_S = 0.2  # Between two looks at a folder in which there was nothing.
@@ -63,6 +68,7 @@ class Batch:
         num_files, num_new, num_changed: files taken, interactions that were new, items that changed.
         seconds: from taking to the delta.
         refused: file -> why nothing of it was taken.
+        notes: what else is to be said, alarms too.
     """
 
     number: int
@@ -71,12 +77,23 @@ class Batch:
     num_changed: int
     seconds: float
     refused: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Returns for a terminal."""
         line = f"delta {self.number}: {self.num_files} files, {self.num_new:,} new interactions, "
         line += f"{self.num_changed:,} items changed, {self.seconds:.2f} s"
-        return "\n".join([line, *(f"REFUSED {name}: {why}" for name, why in self.refused.items())])
+        return "\n".join([line, *(f"REFUSED {name}: {why}" for name, why in self.refused.items()), *self.notes])
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Holds what is to be said of a delta, see `Batch`, and the fractions of its rows by kind."""
+
+    num_new: int
+    num_rows: int
+    fractions: dict[str, float]
+    notes: tuple[str, ...]
 
 
 class Follower:
@@ -87,9 +104,18 @@ class Follower:
         runtime: of one process.
         columns: of the interactions.
         prepared: see `load_run`.
+        beside: tables that are read where they change.
     """
 
-    def __init__(self, output: Path, runtime: Runtime, columns: Columns, prepared: Path | None) -> None:
+    def __init__(
+        self,
+        output: Path,
+        runtime: Runtime,
+        columns: Columns,
+        prepared: Path | None,
+        beside: SideTables = SideTables(),  # noqa: B008 (it cannot be changed)
+    ) -> None:
+        self._beside = beside
         config, results, _ = read_run(output)
         self._output, self._config, self._runtime = output, config, runtime
         self._data = open_prepared(output, config, results, prepared)
@@ -107,28 +133,45 @@ class Follower:
         self._rows_of_run = rows_of_run(rule_of(config, self._data), self._data, old_items=False)
         self._chain = chain_of(output)
 
-    def batch(self, taken_files: Taken) -> Batch:
-        """Takes some files: one delta."""
-        clock, refused = time.perf_counter(), {}
-        rows = self._read(taken_files, refused)
-        parts, num_new = self._parts(rows)
+    def changed_tables(self) -> Position:
+        """Returns what the position is to say of tables beside the source that have changed."""
+        return self._beside.changed(self.state.position)
+
+    def batch(self, taken_files: Taken, tables: Position | None = None) -> Batch:
+        """Takes some files, and the tables that `changed_tables` has named: one delta."""
+        clock, refused, tables = time.perf_counter(), {}, tables or {}
+        if tables:
+            self._fold()
+        rows = self._read(taken_files, refused) if taken_files.files else self._no_rows()
+        parts, made = self._parts(rows, self._listed(tables, refused), self._leaving(tables, refused))
+        window, days, notes = watched(self.state.position, made.fractions, made.num_rows, self.state.days)
         hash_after, parts = parts.pop("hash"), parts
-        number = self.state.number + 1
+        number, position = self.state.number + 1, taken_files.position | tables | window
         header = {"chain": self._chain, "number": number, "before": self.state.hash, "after": hash_after}
-        header |= {"position": taken_files.position, "refused": refused}
+        header |= {"position": position, "refused": refused}
+        days = (*self.state.days, *days)[-DAYS:]
+        header |= {"days": days} if days else {}
         deltas.write_delta(self._output / deltas.FOLDER, header, parts)
-        position = moved_on(self.state.position, taken_files.position)
-        self.state = dataclasses.replace(self.state, number=number, hash=hash_after, position=position)
+        position = moved_on(self.state.position, position)
+        self.state = dataclasses.replace(self.state, number=number, hash=hash_after, position=position, days=days)
         self._pending.append(parts)
+        if parts["retired"].num_rows:
+            self._fold()  # so that their IDs are no items of the run any more
         self._since_snapshot += parts["log"].num_rows
-        num_changed = parts["changed"].num_rows
-        return Batch(number, len(taken_files.files), num_new, num_changed, time.perf_counter() - clock, refused)
+        num_changed, seconds = parts["changed"].num_rows, time.perf_counter() - clock
+        said = (*made.notes, *notes)
+        return Batch(number, len(taken_files.files), made.num_new, num_changed, seconds, refused, said)
+
+    def _fold(self) -> None:
+        """Puts the deltas that are pending into the state."""
+        self.state, self._pending = replayed(self.state, self._pending, self._run_ids), []
 
     def snapshot(self, always: bool = False) -> None:
         """Writes `warm/` anew where enough has come since."""
         if self._written == self.state.number or not (always or self._since_snapshot >= _SNAPSHOT_ROWS):
             return
-        self.state, self._pending, self._since_snapshot = replayed(self.state, self._pending, self._run_ids), [], 0
+        self._fold()
+        self._since_snapshot = 0
         with appearing(self._output / served_state.FOLDER, "make room") as beside:
             served_state.save_into(self.state, beside)
         self._written = self.state.number
@@ -139,7 +182,34 @@ class Follower:
             return self._rows(taken_files.files)
         except UserError as error:
             good = tuple(self._good(taken_files.files, taken_files, refused, error))
-        return self._rows(good) if good else NewRows(self._run_ids[:0], empty_log(self._data.row_columns), 0)
+        return self._rows(good) if good else self._no_rows()
+
+    def _no_rows(self) -> NewRows:
+        return NewRows(self._run_ids[:0], empty_log(self._data.row_columns), 0)
+
+    def _listed(self, tables: Position, refused: dict[str, str]) -> tuple[pa.Array, pa.Table]:
+        """Returns raw IDs and fields of items, where their table has changed."""
+        if ITEMS in tables and self._beside.items is not None:
+            try:
+                ids, fields = read_fields(self._beside.items, self._options, self._data, self._is_logs)
+                return as_type(ids, self._run_ids.type), fields
+            except UserError as error:
+                refused["--items"] = str(error)
+        return self._run_ids[:0], unknown_fields(self._data, 0)
+
+    def _leaving(self, tables: Position, refused: dict[str, str]) -> pa.Array | None:
+        """Returns raw IDs of items that leave, where their table has changed: those of items that are there."""
+        if RETIRE not in tables or self._beside.retire is None:
+            return None
+        try:
+            listed = ids_to_retire(self._beside.retire, self._options)
+        except UserError as error:
+            refused["--retire"] = str(error)
+            return None
+        form = ids_form(self._run_ids)
+        known = self._run_ids, self.state.ids
+        places = (find_ids(listed, ids, form) for ids in known)
+        return pa.concat_arrays([ids.take(pa.array(at[at >= 0])) for ids, at in zip(known, places, strict=True)])
 
     def _rows(self, files: tuple[Path, ...]) -> NewRows:
         return read_files(files, (), self._options, self._data, self._is_logs)
@@ -167,32 +237,46 @@ class Follower:
             except UserError as why:
                 yield from self._good(part, taken_files, refused, why)
 
-    def _parts(self, rows: NewRows) -> tuple[dict[str, Any], int]:
-        """Returns (The tables of the delta and, as `hash`, that of the state after it; number of new interactions)."""
+    def _parts(
+        self, rows: NewRows, listed: tuple[pa.Array, pa.Table], leaving: pa.Array | None
+    ) -> tuple[dict[str, Any], _Made]:
+        """Returns (The tables of the delta and, as `hash`, that of the state after it; what to say)."""
         living = self.state.run_ids(self._run_ids)
-        before = self._about(rows.item_ids, living)
+        about = [rows.item_ids, *(ids.cast(rows.item_ids.type) for ids in (listed[0], leaving) if ids is not None)]
+        before = self._about(pa.concat_arrays(about), living)
         items = find(rows.item_ids, living)
         run_log = taken(self._run_log, np.isin(self._run_log["item"], items))
         if self._options.negatives_per_positive:
             drawn = self._options.negatives_per_positive, self._options.negatives_seed
             rows = add_negatives(rows, items, self._data, self._user_ids, run_log, *drawn)
-        nothing = rows.item_ids[:0], unknown_fields(self._data, 0)
-        rows, listed, _ = without_the_retired(rows, nothing, before)
+        num_rows = rows.num_counted(rows.log)
+        rows, listed, num_late = without_the_retired(rows, listed, before)
         change = change_by(before, rows, listed, living, self._data, run_log, self._rows_of_run)
+        gone, notes = _nobody(living), []
+        if num_late:
+            notes.append(
+                f"note: {num_late:,} interactions are of items that had been retired by then, and are left out"
+            )
+        if leaving is not None:
+            newest = int(self.state.log["time"].max(initial=np.iinfo(np.int64).min))
+            given = self._options, self._data, living, self._is_logs, newest
+            change, gone, said = retire(change, Retiring(leaving), *given)
+            notes += [f"note: {one}" for one in said]
         job = WarmJob(self._config, self._runtime, self._data, change, run_log, self._rows_of_run)
         touched = np.union1d(change.anew, change.going_on)
         after = dataclasses.replace(change.state, rows=job.rows(self._run) if len(touched) else change.state.rows)
-        parts: dict[str, Any] = parts_of(after, touched, change.new_log, _nobody(living), living)
+        parts: dict[str, Any] = parts_of(after, touched, change.new_log, gone, living)
         parts["changed"] = self._served(job, after, touched, living)
         difference = hashes.hash_of(after, self._run_ids) - hashes.hash_of(before, self._run_ids)
         parts["hash"] = hashes.text_of(hashes.from_text(self.state.hash) + difference)
-        return parts, change.num_new
+        return parts, _Made(change.num_new, num_rows, change.fractions, tuple(notes))
 
     def _about(self, ids: pa.Array, living: pa.Array) -> WarmState:
         """Returns the part of the state that is about some items."""
         part = restricted(self.state, ids, living)
         own = [{name: _of(table, ids) for name, table in parts.items()} for parts in self._pending]
-        return replayed(part, [parts for parts in own if parts["rows"].num_rows], self._run_ids)
+        own = [parts for parts in own if parts["rows"].num_rows or parts["retired"].num_rows]
+        return replayed(part, own, self._run_ids)
 
     @torch.no_grad()
     def _served(self, job: WarmJob, state: WarmState, touched: np.ndarray, living: pa.Array) -> pa.Table:
@@ -258,6 +342,7 @@ def follow(
     prepared: Path | None = None,
     until_idle: bool = False,
     told: Callable[[Batch], None] = lambda _: None,
+    beside: SideTables = SideTables(),  # noqa: B008 (it cannot be changed)
 ) -> int:
     """Takes what the source gives until SIGTERM; returns the number of the last delta.
 
@@ -270,6 +355,7 @@ def follow(
         prepared: see `load_run`.
         until_idle: end where the source has nothing more.
         told: called after each delta.
+        beside: tables that are read where they change.
 
     Raises:
         UserError: `output` is something else's, or there are several ranks.
@@ -281,11 +367,11 @@ def follow(
         raise UserError(f"{output}: is the run itself, which stays as it is: name another --output")
     with locked(output, "warm --follow"), sigterm_asks(), held_back():
         begin(folder, output, prepared)
-        follower = Follower(output, runtime, columns or Columns(), prepared)
+        follower = Follower(output, runtime, columns or Columns(), prepared, beside)
         while not asked_to_stop():
-            found = source.take(follower.state.position)
-            if found is not None:
-                told(follower.batch(found))
+            found, tables = source.take(follower.state.position), follower.changed_tables()
+            if found is not None or tables:
+                told(follower.batch(found or Taken((), {}), tables))
                 follower.snapshot()
             elif until_idle:
                 break

@@ -47,7 +47,7 @@ from mwuf_dist.serving.writers import TableFormat
 from mwuf_dist.training.item_rule.rule import check_rule_fits, rule_of
 
 # Jobs whose rows are compared with those of the next.
-_DAYS = 14
+DAYS = 14
 # A fraction of the rows that differs by more from the days before is no chance.
 _ALARM = 0.3
 # Pairs of a user and an old item that are scored before and after.
@@ -238,7 +238,7 @@ def _what_comes(
     if num_late:
         notes.append(f"{num_late:,} interactions are of items that had been retired by then, and are left out")
     gone = Retired(run_ids[:0], np.empty(0, np.int64))
-    days = (*before.days, change.fractions)[-_DAYS:]
+    days = (*before.days, change.fractions)[-DAYS:]
     if retiring:
         change, gone, said = retire(change, retiring, options, data, run_ids, is_logs)
         notes += said

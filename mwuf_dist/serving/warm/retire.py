@@ -35,11 +35,11 @@ class Retiring:
     """Says which items a job is to retire.
 
     Attributes:
-        listed: table (Parquet or CSV) whose column of the item has their IDs.
+        listed: table (Parquet or CSV) whose column of the item has their IDs, or these.
         after_days: new items without an interaction in so many days before the newest one.
     """
 
-    listed: Path | None = None
+    listed: Path | pa.Array | None = None
     after_days: float | None = None
 
     def __bool__(self) -> bool:
@@ -67,7 +67,13 @@ def without_the_retired(
 
 
 def retire(
-    change: Change, retiring: Retiring, options: LogsConfig, prepared: Prepared, run_ids: pa.Array, is_logs: bool
+    change: Change,
+    retiring: Retiring,
+    options: LogsConfig,
+    prepared: Prepared,
+    run_ids: pa.Array,
+    is_logs: bool,
+    newest: int = np.iinfo(np.int64).min,
 ) -> tuple[Change, Retired, list[str]]:
     """Returns (The change without the items that go, who they are, what to say).
 
@@ -78,22 +84,18 @@ def retire(
         prepared: of the run.
         run_ids: raw IDs of the run's items, null of those that have gone before.
         is_logs: whether the run is of own logs, whose times are microseconds.
+        newest: interaction that is known, where the state is not all there is.
 
     Raises:
         UserError: a list cannot be read, or times are no dates.
     """
     state, form = change.state, raw_ids.form_of(prepared.raw_ids("item"))
     last = _last_times(state, prepared)
-    newest = int(last.max(initial=np.iinfo(np.int64).min))
+    newest = int(last.max(initial=newest))
     dead, notes = np.zeros(state.num_items, dtype=bool), []
     if retiring.listed is not None:
-        table = log_tables.read(
-            log_files.find_files(str(retiring.listed), "--retire"),
-            [options.item],
-            dataclasses.replace(options, header=()),
-            "items to retire",
-        )
-        _, listed, _ = raw_ids.encode_ids(table.columns[options.item])
+        listed = retiring.listed
+        listed = ids_to_retire(listed, options) if isinstance(listed, Path) else listed
         own, others = (raw_ids.find(listed, ids, form) for ids in (prepared.raw_ids("item"), state.ids))
         own[~np.append(run_ids.is_valid().to_numpy(zero_copy_only=False), False)[own]] = -1
         dead[own[own >= 0]] = True
@@ -114,6 +116,17 @@ def retire(
     log |= {"item": moved[log["item"]].astype(np.int32)}
     notes.append(f"{len(gone):,} items retired")
     return dataclasses.replace(change, state=left, anew=anew, going_on=going_on, new_log=log), retired, notes
+
+
+def ids_to_retire(path: Path, options: LogsConfig) -> pa.Array:
+    """Returns the IDs that a table lists.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    files = log_files.find_files(str(path), "--retire")
+    table = log_tables.read(files, [options.item], dataclasses.replace(options, header=()), "items to retire")
+    return raw_ids.encode_ids(table.columns[options.item])[1]
 
 
 def _last_times(state: WarmState, prepared: Prepared) -> np.ndarray:
