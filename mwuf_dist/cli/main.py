@@ -10,6 +10,7 @@ import errno
 import functools
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -95,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         sys.exit(0 if arguments else 2)
+    threading.excepthook = _unless_told_elsewhere
     try:
         sys.exit(_command(arguments[0])(arguments[1:]))
     except UserError as error:
@@ -123,6 +125,12 @@ def main(argv: list[str] | None = None) -> None:
             raise
         _say(f"{error}: {_DISK_SAYS[error.errno]}; {_what_next(arguments[0])}")
         sys.exit(2)
+
+
+def _unless_told_elsewhere(ended: threading.ExceptHookArgs) -> None:
+    """Shows the traceback of a thread, but of TensorBoard's on a full disk: the next event raises the same again."""
+    if not (type(ended.thread).__module__.startswith("tensorboard.") and isinstance(ended.exc_value, OSError)):
+        threading.__excepthook__(ended)
 
 
 def _say(text: object) -> None:
