@@ -210,6 +210,9 @@ def test_a_click_on_a_retired_id_later_than_its_end_is_another_items(
     pq.write_table(pa.table({"item_id": [item]}), tmp_path / "gone.parquet")
     before = job(run_folder, table.slice(0, 1), tmp_path / "a", runtime, retiring=Retiring(tmp_path / "gone.parquet"))
     assert before.users is not None and len(before.users.new_log["item"]) == 1
+    after = load_run(tmp_path / "a", runtime)
+    row = after.model.user_tables.rows_of("user_id", torch.tensor([after.index_of(FIRST_NEW_USER, "user") + 1]))[0]
+    assert torch.equal(row, opened.mean_user), "with so few clicks the mean user's row stays"
     then = job(tmp_path / "a", table, tmp_path / "b", runtime).users
     assert then is not None and then.new_log["time"].tolist() == [6] and then.num_left_out == 1
 
