@@ -95,7 +95,7 @@ def same_state(output: Path, expected: Path) -> None:
     heads = [read_delta(path).header for path in deltas.delta_files([output])]
     assert [head["number"] for head in heads] == list(range(1, len(heads) + 1))
     assert heads[-1]["after"] == read_delta(deltas.delta_files([expected])[0]).header["after"]
-    names = [name for head in heads for name in head["position"]]
+    names = [name for head in heads for name in head["position"] if "/" not in name]
     assert sorted(names) == [f"part-{number}.parquet" for number in range(NUM_FILES)], "not each file exactly once"
 
 
@@ -205,7 +205,7 @@ def test_names_of_files_that_are_gone_are_forgotten_and_one_that_comes_back_chan
 ) -> None:
     folder, output = tmp_path / "clicks", tmp_path / "live"
     folder.mkdir()
-    named = lambda: set(load_state(output, ids).position)  # noqa: E731
+    named = lambda: {name for name in load_state(output, ids).position if "/" not in name}  # noqa: E731
     with start(read_run(run_folder)[0]) as runtime:
         ids = load_run(run_folder, runtime).item_ids
         given = run_folder, FolderSource(folder), output, runtime
