@@ -75,7 +75,11 @@ class Written:
     def num_items(self) -> int:
         return len(self.split.item_order)
 
-    num_stored_items = num_items
+    @property
+    def num_users(self) -> int:
+        return self.manifest["num_users"]
+
+    num_stored_items, num_stored_users = num_items, num_users
     events: Events = "all"
 
     def whole(self, name: str) -> Path:
