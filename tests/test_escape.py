@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mwuf_dist import escape
-from mwuf_dist.evaluation.item_plot import plot_item
+from mwuf_dist.evaluation.item_plot import ItemView, plot_item
 
 NAMES = [
     "a\n| b | c |", "[click](javascript:alert(1))", "![x](http://evil/x.png)", "<script>alert(1)</script>",
@@ -36,5 +37,13 @@ def test_no_sign_of_markup_stands_unescaped(name: str) -> None:
 
 
 def test_a_picture_takes_a_name_that_is_half_a_formula(tmp_path: Path) -> None:
-    plot_item("item $\\frac{$", [("cold", 0.5), ("cold", 0.6)], None, None, [("$x_{$", 0.9)], tmp_path / "item.png")
+    view = ItemView(
+        "item $\\frac{$",
+        history=[("cold", 0, 0.5), ("warm-a", 3, 0.6)],
+        nearest=[("$x_{$", 0.9)],
+        moments=[0, 1],
+        neighbours=["$x_{$", "\\frac{$"],
+        cosine=np.array([[0.5, 0.1], [0.9, 0.2]]),
+    )
+    plot_item(view, tmp_path / "item.png")
     assert (tmp_path / "item.png").stat().st_size > 1000
