@@ -53,9 +53,15 @@ def command(arguments: list[str]) -> int:
     # An ID may hold anything, a slash too.
     name = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in str(found.item_id))
     picture = options.output or options.run / f"explain-{name[:100]}.png"
+    was_there = picture.exists()
     plot_item(found.view(), picture)
     page = picture.with_suffix(".html")
-    write_atomically(page, item_page(found.view(), picture))
+    try:
+        write_atomically(page, item_page(found.view(), picture))
+    except OSError:
+        if not was_there:  # no picture without its page
+            picture.unlink()
+        raise
     print(f"plot: {picture}   page: {page}")
     return 0
 
