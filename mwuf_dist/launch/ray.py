@@ -56,14 +56,15 @@ class _Rank:
     def train(self, config: dict[str, Any], folder: str, environment: dict[str, str]) -> dict[str, Any]:
         """Trains; the result, or what is wrong with the user's input under `error`, or where it stopped, as asked."""
         os.environ.update(environment)
-        # Not earlier: importing torch reads some of these variables.
-        from mwuf_dist.embeddings.torchrec_import import import_torchrec
-
-        import_torchrec()
-        from mwuf_dist.launch import local
-
         try:
-            with told_to_stop(environment["MWUF_LANE_COORDINATOR"], int(environment["RANK"])):
+            # Before what takes long to import: who imports on a busy machine lives.
+            with sigterm_asks(), told_to_stop(environment["MWUF_LANE_COORDINATOR"], int(environment["RANK"])):
+                # Not earlier: importing torch reads some of these variables.
+                from mwuf_dist.embeddings.torchrec_import import import_torchrec
+
+                import_torchrec()
+                from mwuf_dist.launch import local
+
                 return local.train(build(config), Path(folder))
         except UserError as error:
             return {"error": str(error)}
@@ -127,7 +128,9 @@ def train(config: Config, folder: Path, num_workers: int, address: str = "") -> 
             ranks: list[Any] = []
             try:
                 ranks = _start_ranks(num_ranks, need, timeout_s)
-                results = _train(ranks, config, folder, (coordinator_name, coordinator), num_workers, need)
+                # Each time twice as long, as in `WatchedTasks`: what is slow, and no more than that, gets to its end.
+                silent_s = (config.runtime.timeout_s + _PEERS_FIRST_S) * 2**restarts
+                results = _train(ranks, config, folder, (coordinator_name, coordinator), num_workers, need, silent_s)
                 if results:
                     return results
                 print(f"{len(ranks)} ranks have left after a checkpoint: more can go on from there")
@@ -171,6 +174,7 @@ def _train(
     named_coordinator: tuple[str, Any],
     num_workers: int,
     need: dict[str, int],
+    silent_s: float,
 ) -> dict[str, Any]:
     """Returns what rank 0 answers: the results, or nothing when the ranks have left after a checkpoint."""
     coordinator_name, coordinator = named_coordinator
@@ -196,7 +200,7 @@ def _train(
         for number, rank in enumerate(ranks)
     ]
     with held_back():  # a request to stop is the ranks' to heed, who have something to save
-        watch = Watch(coordinator, len(ranks), timeout_s + _PEERS_FIRST_S)
+        watch = Watch(coordinator, len(ranks), silent_s)
         results = _answers(pending, coordinator, watch, need if len(ranks) < num_workers else None)
     for result in results:
         if "error" in result:

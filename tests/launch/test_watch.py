@@ -78,7 +78,7 @@ def _stops_once(marker: Path) -> int:
 
 
 def test_work_of_a_process_that_is_stopped_at_it_or_before_is_begun_again(cluster: Any, tmp_path: Path) -> None:
-    tasks = WatchedTasks(silent_s=3.0, max_retries=1)
+    tasks = WatchedTasks(silent_s=3.0, max_retries=3)
     try:
         stopped = tasks.submit(_stops_once, (tmp_path / "marker",))
         assert tasks.wait([stopped]) is stopped
