@@ -167,14 +167,10 @@ def warm(
         if output.exists():
             return _already_done(output, change, came)
         runtime.on_main(lambda: stack.enter_context(appearing(output, "name another --output")))
-        job = WarmJob(config, runtime, data, change, came.run_log, came.run_rows)
         run = load_run(folder, runtime, several_ranks=True, prepared=data.path)
         scores = _scores_of_old_items(run)
-        state = replace(change.state, rows=job.rows(run), hash="")
-        if came.users is not None:
-            of_users = UserJob(config, runtime, data, log_options(config, columns or Columns()), run, job.frozen)
-            state = replace(state, users=of_users.users(came.users))
-        state = hashes.with_hash(state, every_id)
+        made = _with_rows(came, change, run, config, data, log_options(config, columns or Columns()))
+        state = hashes.with_hash(made, every_id)
         runtime.on_main(lambda: served_state.write_run(state, folder, checkpoint, beside))
         del run
         after = load_run(beside, runtime, several_ranks=True, prepared=data.path)
@@ -183,11 +179,7 @@ def warm(
         changed = np.union1d(change.anew, change.going_on)
         who = _who(came.users, data) if has_user_contexts(after) else None
         write_export(after, changed, kind, beside / "export", runtime, context, who if context else None)
-        parts = parts_of(state, changed, change.new_log, came.gone, every_id)
-        parts |= {"changed": served_table(after, changed)}
-        if came.users is not None and state.users is not None and len(came.users.touched):
-            parts |= user_parts_of(state.users, came.users.touched, came.users.new_log, every_id)
-            parts |= {} if who is None else {"changed_users": served_users_table(after, who)}
+        parts = _parts(after, state, changed, came, every_id, who)
         runtime.on_main(lambda: _write_delta(parts, before, state, folder, beside))
         del after
         runtime.on_main(stack.close)
@@ -195,6 +187,30 @@ def warm(
     numbers = came.num_drawn, came.rows.num_read, tuple(came.notes), old_items, len(came.gone.ids)
     counts = len(changed), came.rows.num_unseen_users, len(scores)
     return WarmReport(output, change, *counts, digest, *numbers, users=came.users)
+
+
+def _with_rows(
+    came: _Comes, change: Change, run: FinishedRun, config: Config, data: Prepared, options: LogsConfig
+) -> WarmState:
+    """Makes the rows of the items that change, and of users where they are to have some. A collective."""
+    job = WarmJob(config, run.model.runtime, data, change, came.run_log, came.run_rows)
+    state = replace(change.state, rows=job.rows(run), hash="")
+    if came.users is None:
+        return state
+    of_users = UserJob(config, run.model.runtime, data, options, run, job.frozen)
+    return replace(state, users=of_users.users(came.users))
+
+
+def _parts(
+    after: FinishedRun, state: WarmState, changed: np.ndarray, came: _Comes, every_id: pa.Array, who: np.ndarray | None
+) -> Parts:
+    """Makes the parts of the delta: what leads to the state, and what servers read of it. A collective."""
+    parts = parts_of(state, changed, came.change.new_log, came.gone, every_id)
+    parts |= {"changed": served_table(after, changed)}
+    if came.users is not None and state.users is not None and len(came.users.touched):
+        parts |= user_parts_of(state.users, came.users.touched, came.users.new_log, every_id)
+        parts |= {} if who is None else {"changed_users": served_users_table(after, who)}
+    return parts
 
 
 @dataclass(frozen=True)

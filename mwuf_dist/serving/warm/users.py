@@ -15,6 +15,7 @@ click on. They are drawn when the row is made, from all of the user's clicks, an
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -111,6 +112,10 @@ class UserJob:
     run: FinishedRun
     frozen: FrozenModel
 
+    @functools.cached_property
+    def _users_of_items(self) -> ItemUsers:
+        return ItemUsers(self.prepared, WARM_SETS, events=self.config.data.events)
+
     def users(self, change: UserChange) -> ServedUsers | None:
         """Returns the users with the rows of those who have a new click, on the main rank; None for nobody."""
         users, touched = change.users, change.touched
@@ -159,25 +164,24 @@ class UserJob:
         if self.run.model.rows:
             own = self.frozen.own_fields(own_values(rows), np.arange(len(inverse)), len(inverse))
         item_of = torch.from_numpy(inverse).to(items.device)
-        embeddings = embeddings_of_run(self.run, self.prepared, items).double()
+        embeddings = embeddings_of_run(self.run, self._users_of_items, items).double()
         return ClickedItems(embeddings, self.frozen.item_fields(items), item_of, own, unknown)
 
 
 @torch.no_grad()
-def embeddings_of_run(run: FinishedRun, prepared: Prepared, items: torch.Tensor) -> torch.Tensor:
+def embeddings_of_run(run: FinishedRun, users: ItemUsers, items: torch.Tensor) -> torch.Tensor:
     """Gives embeddings [n, D] of items of a run as its training has left them, whatever jobs have done since.
 
     A collective.
 
     Args:
         run: in any state.
-        prepared: its data, without what has come since.
+        users: of the items in the run's own sets.
         items: in whole tiles, none that came after the run.
     """
     model, is_old = run.model, items < run.num_old_items
     new = items.masked_fill(is_old, run.num_old_items)
     rows = model.new_ids.rows(new) if run.run_rows is None else run.run_rows[new.cpu()].to(items.device)
-    users = ItemUsers(prepared, WARM_SETS, events=run.config.data.events)
     means = mean_users(users, new, model.user_tables, run.mean_user, model.runtime)
     warm = run.method.warm_rows(rows, model.item_fields(new), means)
     return torch.where(is_old[:, None], model.old_ids.rows(items.masked_fill(~is_old, 0)), warm)
