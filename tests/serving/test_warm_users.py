@@ -16,6 +16,8 @@ from mwuf_dist import cli
 from mwuf_dist.cli.serving import run_command
 from mwuf_dist.config import UserError
 from mwuf_dist.runtime import Runtime
+from mwuf_dist.serving.check import check as check_module
+from mwuf_dist.serving.check.check import serve_check
 from mwuf_dist.serving.deltas.apply import apply
 from mwuf_dist.serving.deltas.reader import UserTable, read_delta
 from mwuf_dist.serving.export.export import export
@@ -198,6 +200,23 @@ def test_deltas_bring_users_into_exports_and_into_copies_of_the_run(
         assert state_of(tmp_path / "copy") == state_of(warmed)
         users = UserTable.of_export(tmp_path / "expected")
         assert (users.number, users.state) == (1, report.state)
+
+
+# A server that leaves users as the export has them.
+WITHOUT_USERS = """
+UserTable._changes = lambda self, delta: ([], {}, [])
+"""
+
+
+def test_a_server_is_checked_on_the_users_that_deltas_bring(
+    opened: FinishedRun, warmed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = export(opened, "parquet", tmp_path / "export", context=True)
+    found = serve_check(folder, opened, [warmed / "deltas"], num_requests=40, num_rows=32)
+    assert found.is_good and found.num_deltas == 1
+    (tmp_path / "reader.py").write_text(check_module.READER.read_text() + WITHOUT_USERS)
+    monkeypatch.setattr(check_module, "READER", tmp_path / "reader.py")
+    assert not serve_check(folder, opened, [warmed / "deltas"], num_requests=40, num_rows=32).is_good
 
 
 def test_a_click_on_a_retired_id_later_than_its_end_is_another_items(

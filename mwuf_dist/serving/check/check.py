@@ -112,7 +112,7 @@ def serve_check(
         work = Path(name)
         paths = delta_files(named) if named else made_up_deltas(folder, about, work / "deltas")
         version = version_of(about, folder)
-        deltas = read_chain(paths, *version, names=("changed", "retired"))
+        deltas = read_chain(paths, *version, names=("changed", "retired", "changed_users"))
         truth = _Truth(run, about, deltas)
         requests = _requests(run, truth, num_requests * num_rows)
         pq.write_table(requests, work / "requests.parquet")
@@ -160,12 +160,18 @@ class _Truth:
         self.place = dict(zip(run.ids_of(served).to_pylist(), list(served), strict=True))
         # Of each version after the first: item -> (embedding, context), or None where it is gone.
         self.changes: list[dict[Any, tuple[np.ndarray, np.ndarray] | None]] = []
+        self.user_changes: list[dict[Any, np.ndarray]] = []  # user -> context
         for delta in deltas:
             changed = changed_items(delta, self._old_items)
             vectors = values_of(changed["embedding"]), values_of(changed["item_context"])
             change: dict[Any, Any] = dict.fromkeys(delta.parts["retired"]["item_id"].to_pylist())
             change |= dict(zip(changed["item_id"].to_pylist(), zip(*vectors, strict=True), strict=True))
             self.changes.append(change)
+            users = delta.parts.get("changed_users")
+            pairs: Any = ()
+            if users is not None:
+                pairs = zip(users["user_id"].to_pylist(), values_of(users["user_context"]), strict=True)
+            self.user_changes.append(dict(pairs))
 
     @torch.no_grad()
     def logits(self, requests: pa.Table) -> np.ndarray:
@@ -180,7 +186,9 @@ class _Truth:
         item[known], context[known] = run.embeddings(some).cpu().numpy(), run.item_context(some).cpu().numpy()
         users = self._users(user_ids)
         there, found = index >= 0, []
-        for change in ({}, *self.changes):
+        for change, user_change in zip(({}, *self.changes), ({}, *self.user_changes), strict=True):
+            for place, one in enumerate(user_ids):
+                users[place] = user_change.get(one, users[place])
             for place, one in enumerate(item_ids):
                 if one in change:
                     row = change[one]
@@ -200,14 +208,21 @@ class _Truth:
 
 
 def _requests(run: FinishedRun, truth: _Truth, num: int) -> pa.Table:
-    """Returns random pairs: half of their items are ones that a delta changes; one user in 64 is a stranger."""
+    """Returns random pairs.
+
+    Half of their items, and a quarter of their users, are ones that a delta changes; one user in 64 is a stranger.
+    """
     random = np.random.default_rng(_RANDOM)
     ids, users = pa.array(list(truth.place), run.item_ids.type), run.user_ids
     items = random.integers(len(ids), size=num)
     changed = pa.array(sorted(set().union(*truth.changes)), run.item_ids.type)
     if len(changed):
         items = np.where(random.random(num) < 0.5, len(ids) + random.integers(len(changed), size=num), items)
-    user = users.take(pa.array(random.integers(len(users), size=num)))
+    user = random.integers(len(users), size=num)
+    others = pa.array(sorted(set().union(*truth.user_changes)), users.type)
+    if len(others):
+        user = np.where(random.random(num) < 0.25, len(users) + random.integers(len(others), size=num), user)
+    user = pa.concat_arrays([users, others]).take(pa.array(user))
     is_text = pa.types.is_string(user.type)
     stranger = pa.scalar("a stranger" if is_text else -(10**9), user.type)
     user = pc.call_function("if_else", [pa.array(random.random(num) < 1 / 64), stranger, user])

@@ -42,32 +42,36 @@ def load_model(export: Path, about: dict[str, Any]) -> Any:
     return torch.export.load(export / about["model"]).module()
 
 
-class Users:
-    """Contexts of users by ID; a stranger has that of the mean user."""
-
-    def __init__(self, export: Path, about: dict[str, Any]) -> None:
-        table = pq.read_table(export / "users.parquet")
-        contexts = np.stack(table["user_context"].to_numpy()) if len(table) else np.empty((0, 0), np.float32)
-        stranger = np.array([about["unknown_user"]], dtype=np.float32)
-        self._contexts = np.concatenate([contexts.reshape(-1, stranger.shape[1]), stranger])
-        self._place = {one: place for place, one in enumerate(table["user_id"].to_pylist())}
-
-    def rows(self, user_ids: list[Any]) -> np.ndarray:
-        """Returns their contexts [n, width]."""
-        return self._contexts[[self._place.get(one, -1) for one in user_ids]]
-
-
 class Server:
-    """Answers requests, each with rows of one version."""
+    """Answers requests, each with rows of one version.
 
-    def __init__(self, table: Any, users: Users, model: Any) -> None:
-        self.table, self.users, self.model = table, users, model
+    Args:
+        items: by ID, with the columns of an export.
+        users: likewise.
+        stranger: context of a user who is not there.
+        model: (embeddings, contexts) -> logits.
+    """
+
+    def __init__(self, items: Any, users: Any, stranger: list[float], model: Any) -> None:
+        self.items, self.users, self.model = items, users, model
+        self._stranger = np.array([stranger], dtype=np.float32)
+
+    def apply(self, delta: Any) -> None:
+        """Puts a delta in, of users before items; between the two nothing is answered."""
+        self.users.apply(delta)
+        self.items.apply(delta)
 
     @torch.no_grad()
     def answer(self, user_ids: list[Any], item_ids: list[Any]) -> tuple[int, np.ndarray]:
         """Returns (version, logits [n])."""
-        version, found, columns = self.table.rows(item_ids)
-        context = np.concatenate([columns["item_context"], self.users.rows(user_ids)], axis=1)
+        while True:
+            version, found, columns = self.items.rows(item_ids)
+            of_users, known, contexts = self.users.rows(user_ids)
+            if version == of_users:
+                break
+        of_strangers = np.repeat(self._stranger, len(user_ids), axis=0)
+        users = np.where(known[:, None], contexts["user_context"], of_strangers) if contexts else of_strangers
+        context = np.concatenate([columns["item_context"], users], axis=1)
         logits = self.model(torch.from_numpy(columns["embedding"]), torch.from_numpy(context)).numpy().copy()
         logits[~found] = np.nan
         return version, logits
@@ -88,7 +92,7 @@ def play(server: Server, reader: Any, work: Path) -> dict[str, np.ndarray]:
         try:
             for event, path in zip(more, plan["deltas"], strict=True):
                 event.wait()
-                server.table.apply(reader.read_delta(path))
+                server.apply(reader.read_delta(path))
         except BaseException as error:
             failed.append(error)
 
@@ -126,7 +130,8 @@ def main() -> None:
     export, work = Path(sys.argv[1]), Path(sys.argv[2])
     reader = load_reader(Path(__file__).with_name("reader.py"))
     about = json.loads((export / "export.json").read_text())
-    server = Server(reader.ItemTable.of_export(export), Users(export, about), load_model(export, about))
+    tables = reader.ItemTable.of_export(export), reader.UserTable.of_export(export)
+    server = Server(*tables, about["unknown_user"], load_model(export, about))
     answers = play(server, reader, work)
     np.savez(work / "answers.npz", **answers)  # pyright: ignore[reportArgumentType]
     modules = sorted({name.partition(".")[0] for name in sys.modules})
