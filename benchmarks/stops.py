@@ -21,7 +21,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -38,75 +37,25 @@ from typing import Any
 from benchmarks.processes import descendants, processes, title_of, to_log
 from benchmarks.record import Figure, Record, Row
 from benchmarks.restart import places
+from benchmarks.stop_scenarios import (
+    LIMITS_S,
+    PATIENCE_S,
+    RAY_TIMEOUT_S,
+    SHARES,
+    TIMEOUT_S,
+    VALUES,
+    Scenario,
+    scenarios,
+)
 from mwuf_dist.config import build, merge, to_toml
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     ["mwuf_dist.cli", "mwuf_dist.launch.local", "mwuf_dist.evaluation.report", "torch.distributed.run"]
 )
-TIMEOUT_S = 5
-RAY_TIMEOUT_S = 20  # within which a rank imports what it needs
-# Seconds that a command may take to come as far as a scenario wants it, and to its end after that.
-_PATIENCE_S = 240.0
-# Seconds beyond `runtime.timeout_s`, by the way of starting and the process that is stopped: the constants of
-# docs/faults.md, and 10 s for a machine that does other things too. `torchrun` gives its ranks half a minute to end.
-_BUSY_S = 10.0
-LIMITS_S = {
-    ("torchrun", "rank"): 8 + 30 + _BUSY_S,
-    ("torchrun", "launcher"): 8 + _BUSY_S,
-    ("ranks", "rank"): 8 + _BUSY_S,
-    ("ranks", "absent"): 60 + 8 + _BUSY_S,
-    ("ray", "rank"): 15 + 8 + _BUSY_S,
-    ("ray", "lanes"): 15 + 8 + _BUSY_S,
-    ("ray", "gcs"): 8 + _BUSY_S,
-    ("ray", "raylet"): 75 + _BUSY_S,
-    ("ray", "launcher"): _PATIENCE_S,
-    ("prepare", "worker"): 60 + _BUSY_S,
-    ("compare", "worker"): 15 + 8 + _BUSY_S,
-}
-STAGES = ("pretrain", "meta_train", "warm_up")
-_SHARES = {  # of 50 scenarios
-    ("torchrun", "rank"): 15,
-    ("torchrun", "launcher"): 7,
-    ("ranks", "rank"): 14,
-    ("ranks", "absent"): 2,
-    ("ray", "rank"): 4,
-    ("ray", "lanes"): 2,
-    ("ray", "gcs"): 1,
-    ("ray", "raylet"): 1,
-    ("ray", "launcher"): 1,
-    ("prepare", "worker"): 1,
-    ("compare", "worker"): 2,
-}
 _TITLES = {"rank": "ray::_Rank.train", "lanes": "ray::LaneCoordinator", "worker": "ray::"}
 # A command whose moment has not come is started again (Ray, on a busy machine).
 _MAX_STARTS = 3
-VALUES: dict[str, Any] = {
-    "data": {
-        "name": "synthetic",
-        "old_above": 60,
-        "warm_rows": 8,
-        "synthetic": {"num_rows": 20_000, "num_users": 300, "num_items": 300},
-    },
-    "backbone": {"name": "deepfm", "hidden": [8]},
-    "embedding": {"dim": 8},
-    "pretrain": {"epochs": 60, "batch_size": 1024},
-    "meta_train": {"epochs": 30, "batch_size": 1024},
-    "warm_up": {"batch_size": 256, "epochs": 30},
-    "checkpoint": {"every_s": 0.2},
-    "runtime": {"device": "cpu", "progress": "off", "timeout_s": TIMEOUT_S},
-}
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What is stopped, and when: so many seconds into a stage, or after the start."""
-
-    way: str
-    who: str
-    rank: int
-    when: str
-    delay_s: float
 
 
 @dataclass
@@ -142,20 +91,6 @@ class _Started:
 
     def codes(self) -> list[int | None]:
         return [one.poll() if isinstance(one, subprocess.Popen) else one.exitcode for one in self.processes]
-
-
-def scenarios(num: int, seed: int) -> list[Scenario]:
-    """So many scenarios, in the proportions of the kinds."""
-    draw = random.Random(seed)
-    total, found = sum(_SHARES.values()), []
-    for number in range(num):
-        place, kinds = (number * 7 % num + 0.5) / num * total, list(_SHARES)
-        while place > _SHARES[kinds[0]]:
-            place -= _SHARES[kinds.pop(0)]
-        (way, who), rank = kinds[0], draw.randrange(2)
-        when = "start" if who == "absent" or way in ("prepare", "compare") else draw.choice(STAGES)
-        found.append(Scenario(way, who, rank, when, round(draw.uniform(0.0, 0.5), 2)))
-    return found
 
 
 def _mwuf(arguments: list[str], environment: dict[str, str], log: str) -> None:
@@ -288,8 +223,8 @@ def _wrong(scenario: Scenario, started: _Started, stopped: int | None) -> str:
         return "" if scenario.who == "launcher" or started.codes() == [1] else f"exit codes {started.codes()}"
     # A run that has ended before its raylet or GCS is missed is a run that has ended well.
     expected = 1 if scenario.who in ("gcs", "raylet") and started.codes() != [0] else 0
-    if not _wait(started, lambda: None not in started.codes(), _PATIENCE_S):
-        return f"has not ended {_PATIENCE_S:.0f} s later"
+    if not _wait(started, lambda: None not in started.codes(), PATIENCE_S):
+        return f"has not ended {PATIENCE_S:.0f} s later"
     if started.codes() != [expected]:
         return f"exit codes {started.codes()} instead of [{expected}]"
     return "" if expected == 0 or "Ray is stopped or hangs" in said else "Ray is not named"
@@ -323,10 +258,10 @@ def _played(scenario: Scenario, started: _Started, folder: Path, limit_s: float)
         ]
         return Outcome(scenario, round(seconds, 1), limit_s, (told or [""])[0][:200], wrong)
 
-    if not _wait(started, lambda: _has_come(scenario, started, folder), _PATIENCE_S):
+    if not _wait(started, lambda: _has_come(scenario, started, folder), PATIENCE_S):
         return outcome(0.0, f"{scenario.when} has not come: {started.said()[-1000:]}")
     time.sleep(scenario.delay_s)
-    stopped = _wait(started, lambda: scenario.who == "absent" or _target(scenario, started), _PATIENCE_S)
+    stopped = _wait(started, lambda: scenario.who == "absent" or _target(scenario, started), PATIENCE_S)
     if not stopped:
         return outcome(0.0, f"no process to stop: {started.said()[-1000:]}")
     stopped, began = _target(scenario, started), time.monotonic()
@@ -387,7 +322,7 @@ def stops(num: int, seed: int, ways: Sequence[str], parallel: int, output: Path)
 def record(found: list[Outcome], command: str) -> Record:
     """One row for each kind of scenario: seconds until what has to come has come, and how many were in bound."""
     rows = []
-    for way, who in _SHARES:
+    for way, who in SHARES:
         ours = [one for one in found if (one.scenario.way, one.scenario.who) == (way, who)]
         if ours:
             more = {
