@@ -286,6 +286,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "loader_table": docs_tables.loader_table,
     "saves_table": docs_tables.saves_table,
     "power_cuts_table": docs_tables.power_cuts_table,
+    "new_users_table": docs_tables.new_users_table,
     "stops_table": docs_tables.stops_table,
     "processors_table": docs_tables.processors_table,
     "last_bits_table": docs_tables.last_bits_table,

@@ -225,6 +225,18 @@ def stops_table(name: str) -> str:
     return rows_table(heads, rows)
 
 
+def new_users_table(names: str) -> str:
+    """Records of `benchmarks.new_users`: AUC and log loss by the number of a user's clicks."""
+    rows, heads = [], [""]
+    for name in names.split():
+        record = _record(name)
+        heads = ["", *(f"{row['more']['clicks']} clicks" for row in record["rows"])]
+        model = f"{record['config']['backbone']['name']} / {record['config']['method']['name']}"
+        rows.append((f"{model}, AUC", *(f"{row['ours']['p50']:.4f}" for row in record["rows"])))
+        rows.append((f"{model}, log loss", *(f"{row['more']['logloss']:.4f}" for row in record["rows"])))
+    return rows_table(tuple(heads), rows)
+
+
 def last_bits_table(names: str) -> str:
     """Records of `benchmarks.last_bits`: AUCs of several ranks and of one moved bit, against one rank's."""
     rows, heads = [], [""]
