@@ -42,6 +42,21 @@ def test_side_tables_without_names_and_written_otherwise_than_the_log_are_read_a
     assert (sizes["color"], sizes["size"], sizes["group"]) == (3, 8, 4)
 
 
+def test_a_table_with_several_rows_of_an_id_gives_fields_with_several_values(tmp_path: Path) -> None:
+    items, path = tmp_path / "items.csv", tmp_path / "log.csv"
+    rows = [
+        (900 + row // 3, f"g{row % 5}", 4000 + row % 11, row * 10, "one" if row // 3 % 2 else "two")
+        for row in range(36)
+    ]
+    items.write_text("item_id,genre,also_viewed,price,shop\n" + "".join(f"{','.join(map(str, row))}\n" for row in rows))
+    path.write_text(csv_of(log()))
+    found = propose(str(path), items=str(items))
+    kinds = {field.name: field.kind for field in found.options.fields}
+    assert kinds == {"genre": "multi_valued", "also_viewed": "multi_valued", "price": "numeric", "shop": "categorical"}
+    assert "the values of all of them" in found.notes["field genre"]
+    assert "the first counts" in found.notes["field price"] and "several" not in found.notes["field shop"]
+
+
 def test_data_prepared_before_there_were_forms_of_tables_keep_their_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(csv_of(log()))
     options = propose(str(tmp_path / "log.csv")).options

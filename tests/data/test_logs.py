@@ -264,6 +264,29 @@ def test_side_tables_are_joined_and_may_lack_or_repeat_or_add_ids(tmp_path: Path
     assert [field.name for field in dataset.fields] == ["user_id", "age", "maker"]
 
 
+@pytest.mark.parametrize("form", ["a line a value", "lists of text", "lists"])
+def test_several_rows_of_an_id_give_a_multi_valued_field_all_their_values_and_any_other_its_first(
+    tmp_path: Path, form: str
+) -> None:
+    log = write(tmp_path, "log.csv", CLICKS)
+    groups = {"a line a value": [["x"], ["w"], ["z"], ["x"], None], "lists of text": ["x|w", "v", "z|w", "w", None]}
+    tags = groups["a line a value"] if form != "lists of text" else [one and one.split("|") for one in groups[form]]
+    column = pa.array(tags) if form == "lists" else pa.array([one and "|".join(one) for one in tags])
+    ids = ["a", "b", "a", "a", "b"]
+    pq.write_table(pa.table({"item_id": ids, "tag": column, "shop": ["s1", "s2", "s3", None, "s2"]}), tmp_path / "i.pq")
+    fields = (*item_field("tag", kind="multi_valued"), *item_field("shop"))
+    dataset = read(log, items=str(tmp_path / "i.pq"), fields=fields)
+    words = sorted({one for many in tags if many for one in many})
+    expected: dict[str, list[int]] = {}
+    for one, many in zip(ids, tags, strict=True):
+        of_id = expected.setdefault(one, [])
+        of_id += [place for word in many or () if (place := 1 + words.index(word)) not in of_id]
+    assert of_field(dataset, "item", "tag") == expected
+    assert of_field(dataset, "item", "shop") == {"a": 1, "b": 2}
+    said = [note for note in dataset.notes if "several rows" in note]
+    assert said and said[0].startswith("field 'shop': 1 items have several rows with other values"), dataset.notes
+
+
 def test_side_tables_may_lie_among_the_interactions(tmp_path: Path) -> None:
     write(tmp_path, "logs/day=1/log.csv", CLICKS)
     items = write(tmp_path, "logs/items.csv", "item_id,shop\na,s1\n")

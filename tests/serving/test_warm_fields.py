@@ -82,6 +82,13 @@ def test_items_with_the_words_of_a_known_one_get_its_indices(logs: tuple[Config,
     assert tags.offsets is not None
     for one, row in zip(found["tags"].to_pylist(), rows, strict=True):
         assert one == tags.values[tags.offsets[row] : tags.offsets[row + 1]].tolist()
+    # A line a tag says the same.
+    lines = [
+        {**row, "tags": tag} for row in pa_csv.read_csv(path).to_pylist() for tag in (row["tags"] or "").split(",")
+    ]
+    pa_csv.write_csv(pa.Table.from_pylist(lines), path)
+    again, by_lines = read_fields(path, log_options(config, Columns()), prepared, is_logs=True)
+    assert again == ids and by_lines == found
 
 
 def test_words_that_no_item_of_the_run_has_are_unknown(logs: tuple[Config, Prepared, Path]) -> None:

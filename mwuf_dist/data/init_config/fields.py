@@ -76,10 +76,13 @@ def propose_fields(found: Proposal, log: LogTable, shares: dict[str, dict[Side, 
                 found.notes[f"field {name}"] = f"in the table of items, {size:,} numbers each"
                 fields.append(LogsField(name=name, side="item", kind="vector"))
         found.left_out |= {name: f"its type is {kind}, which is not read" for name, kind in unread.items()}
+        of_ids = encode.OneValue(codes(table.columns[id_column])[0])
         for name in table.columns.column_names:
             if name != id_column and name not in used:
                 used.add(name)
-                _add(found, fields, name, side, table.columns[name], f"in the table of {side}s")
+                share = of_ids.share(table.columns[name])
+                several = share is not None and share < constant_share
+                _add(found, fields, name, side, table.columns[name], f"in the table of {side}s", several)
     for name, of_sides in shares.items():
         if name in used:
             continue
@@ -111,8 +114,22 @@ def _add_of_rows(found: Proposal, fields: list[LogsField], name: str, column: pa
     )
 
 
-def _add(found: Proposal, fields: list[LogsField], name: str, side: Side, column: pa.ChunkedArray, said: str) -> None:
+def _add(
+    found: Proposal,
+    fields: list[LogsField],
+    name: str,
+    side: Side,
+    column: pa.ChunkedArray,
+    said: str,
+    several: bool = False,
+) -> None:
+    """Adds a column as a field; `several`: where an ID has several rows, they have several values."""
     kind, separator, min_count, reason = kind_of(name, column)
+    if several and (kind == "categorical" or (_are_whole(column) and not names.is_amount(name))):
+        kind = "multi_valued"
+        said += f", where {side}s have several rows; the values of all of them"
+    elif several and kind == "numeric":
+        said += f", where {side}s have several rows; the first counts"
     if reason:
         found.left_out[name] = reason
         return
@@ -147,6 +164,11 @@ def kind_of(name: str, column: pa.ChunkedArray) -> tuple[_Kind, str, int, str]:
     if len(values) > 0.8 * max(1, int((index >= 0).sum())) and len(values) > 100:
         return "categorical", "", 1, f"nearly every row has another value ({len(values):,})"
     return "categorical", "", 1, ""
+
+
+def _are_whole(column: pa.ChunkedArray) -> bool:
+    numbers = numbers_of(column)
+    return numbers is not None and not bool(np.mod(numbers[~np.isnan(numbers)], 1).any())
 
 
 def _kind_of_numbers(name: str, numbers: np.ndarray, num_values: int) -> _Kind:

@@ -44,6 +44,50 @@ def first_rows(entity: np.ndarray, present: np.ndarray, order: np.ndarray, num: 
     return first
 
 
+def values_of_table(
+    field: LogsField, column: pa.ChunkedArray, entity: np.ndarray, num: int
+) -> tuple[pa.ChunkedArray, np.ndarray, int]:
+    """Returns where a side table, which may have several rows of an entity, holds a field's values.
+
+    A multi-valued field has the values of all of an entity's rows, in the order of the table; of any other field the
+    first row with a value counts.
+
+    Args:
+        field: what the config says of it.
+        column: its raw column [R].
+        entity: entity of each row [R], -1 for none.
+        num: number of entities E.
+
+    Returns:
+        A column; the row of it that holds each entity's value, -1 for none [E]; how many entities have another value
+        in a row that does not count.
+    """
+    present = column.is_valid().to_numpy()
+    rows = first_rows(entity, present, np.arange(len(entity)), num)
+    there = np.flatnonzero(present & (entity >= 0))
+    if len(there) == int((rows >= 0).sum()) or field.kind == "vector":
+        return column, rows, 0
+    if field.kind != "multi_valued":
+        index = codes(column)[0] if not pa.types.is_nested(column.type) else np.arange(len(column))
+        return column, rows, len(np.unique(entity[there[index[there] != index[rows[entity[there]]]]]))
+    there = there[np.argsort(entity[there], kind="stable")]
+    lists = lists_of(column, there, field.separator)
+    lengths = np.bincount(entity[there], pc.list_value_length(lists).to_numpy(zero_copy_only=False), num).astype(int)
+    lists = pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)), pa.int32()), lists.flatten())
+    return pa.chunked_array([lists]), np.where(rows >= 0, np.arange(num), -1), 0
+
+
+def lists_of(column: pa.ChunkedArray, rows: np.ndarray, separator: str) -> pa.Array:
+    """Returns the lists that stand in rows of a column, -1 for none, written as text with a separator or as lists."""
+    nested = pa.types.is_list(column.type)
+    if not nested and not pa.types.is_dictionary(column.type):
+        column = column.cast(pa.string())
+    taken = column.take(pa.array(rows, mask=rows < 0)).combine_chunks()
+    if isinstance(taken, pa.ChunkedArray):
+        taken = pa.array([], column.type)
+    return taken if nested else split(taken.cast(pa.string()), separator)
+
+
 def encode_field(
     field: LogsField,
     column: pa.ChunkedArray,
@@ -74,7 +118,7 @@ def encode_field(
     if nested and field.kind != "multi_valued":
         raise refuse(0, f"is a list, and field {field.name!r} is {field.kind}; set its kind to multi_valued")
     if field.kind == "multi_valued":
-        words, values = _multi_valued(field, column, rows, nested, seen)
+        words, values = _multi_valued(field, column, rows, seen)
         return Field(field.name, "multi_valued", field.side, len(words) + 1), values, words
     index, values = codes(column)
     of_entity = np.where(rows >= 0, index[rows], -1) if len(index) else np.full(len(rows), -1)
@@ -181,16 +225,10 @@ def words_of(values: pa.Array) -> pa.Array:
 
 
 def _multi_valued(
-    field: LogsField, column: pa.ChunkedArray, rows: np.ndarray, nested: bool, seen: np.ndarray | None
+    field: LogsField, column: pa.ChunkedArray, rows: np.ndarray, seen: np.ndarray | None
 ) -> tuple[pa.Array, pa.Array]:
     """Gives a list of distinct indices per entity in the order of the raw value, [0] where there is none."""
-    if not nested and not pa.types.is_dictionary(column.type):
-        column = column.cast(pa.string())
-    taken = column.take(pa.array(rows, mask=rows < 0)).combine_chunks()
-    if isinstance(taken, pa.ChunkedArray):
-        taken = pa.array([], column.type)
-    if not nested:
-        taken = split(taken.cast(pa.string()), field.separator)
+    taken = lists_of(column, rows, field.separator)
     lengths = pc.fill_null(pc.list_value_length(taken), 0).to_numpy(zero_copy_only=False)
     entity = np.repeat(np.arange(len(rows)), lengths)
     flat = taken.flatten()

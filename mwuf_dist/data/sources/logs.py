@@ -55,6 +55,9 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     found = {"source": NAME, "version": VERSION, "files": files, **how}
     if options.negatives_per_positive:
         found["negatives_rule"] = NEGATIVES_VERSION
+    with_tables = [side for side in SIDES if getattr(options, f"{side}s")]
+    if any(field.kind == "multi_valued" and field.side in with_tables for field in options.fields):
+        found["rows_of_tables"] = "all"  # what was prepared before had the first row of an ID alone
     has_item_field = any(field.side == "item" and field.kind != "vector" for field in options.fields)
     return found if has_item_field else found | {"item_field": ANY_ITEM}
 
@@ -289,13 +292,14 @@ def _entity_table(
         name = _column(field)
         if name in there:
             assert joined is not None
-            table, entity, order = joined[0], joined[1], np.arange(joined[0].num_rows)
+            table, entity = joined
+            column, rows, differ = encode.values_of_table(field, table.columns[name], entity, len(own_ids))
+            notes += _first_counts(field, differ)
         else:
-            table, entity, order = log.table, of_row, earliest
+            table, entity, column = log.table, of_row, log.table.columns[name]
             one_value = one_value or encode.OneValue(entity)
-            notes += _not_constant(field, one_value.share(log.table.columns[name]), options)
-        column = table.columns[name]
-        rows = encode.first_rows(entity, column.is_valid().to_numpy(), order, len(own_ids))
+            notes += _not_constant(field, one_value.share(column), options)
+            rows = encode.first_rows(entity, column.is_valid().to_numpy(), earliest, len(own_ids))
         refuse = _Refuse(table, name)
         of_side = None if seen is None else (seen.users if side == "user" else seen.items)
         made, columns[field.name], vocabulary = encode.encode_field(field, column, rows, refuse, of_side)
@@ -305,6 +309,16 @@ def _entity_table(
         columns[ANY_ITEM] = np.zeros(len(own_ids), dtype=np.int32)
         fields.insert(0, Field(ANY_ITEM, "categorical", "item", 1))
     return pa.table(columns), fields
+
+
+def _first_counts(field: LogsField, num: int) -> list[str]:
+    """Says of how many users or items a side table has several values of a field that takes one."""
+    if not num:
+        return []
+    return [
+        f"field {field.name!r}: {num:,} {field.side}s have several rows with other values in the table of "
+        f'{field.side}s; the first counts. With kind = "multi_valued" all of them do'
+    ]
 
 
 def _not_constant(field: LogsField, share: float | None, options: LogsConfig) -> list[str]:

@@ -80,14 +80,13 @@ def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bo
     unknown = unknown_fields(prepared, len(ids))
     out = {name: unknown[name] for name in unknown.column_names}
     for field in fields:
-        column = table.columns[columns[field.name]]
-        rows = encode.first_rows(entity, column.is_valid().to_numpy(), np.arange(table.num_rows), len(ids))
+        own = named[field.name] if is_logs else LogsField(name=field.name, side="item", kind=field.kind)
+        column, rows, _ = encode.values_of_table(own, table.columns[columns[field.name]], entity, len(ids))
         if words_of is not None:
-            out[field.name] = _by_words(field, named[field.name], column, rows, words_of[field.name])
+            out[field.name] = _by_words(field, own, column, rows, words_of[field.name])
         elif known is None:
             out[field.name] = as_column(field, *_indices(field, _words(column, rows, "|"), path))
         else:
-            own = named[field.name]
             out[field.name] = _encoded(field, own, column, rows, _own_column(own, options, prepared, known), known)
     for name, column_name in vector_of.items():
         column = table.columns[column_name]
