@@ -32,7 +32,7 @@ from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.readers.negatives import add_negatives
 from mwuf_dist.data.schema import RAW_ID, SET, SIDES, USER_ID, WEIGHT, Field, RawDataset, RawPieces, Side
 from mwuf_dist.data.sources.content import content_of
-from mwuf_dist.data.split import SplitRule
+from mwuf_dist.data.split import NO_SPLIT, SplitRule
 from mwuf_dist.data.stream_rule import Seen
 
 ANY_ITEM = "any_item"  # Of items without fields; index 0, like what an item never seen has.
@@ -117,6 +117,7 @@ def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDa
                 f"{log.table.files[0]}: no row of label 0 could be drawn: each user has every item. A log of positives "
                 "needs users who do not take everything; more of them, or a column of labels (data.logs.label)"
             )
+        notes += _not_drawn(row_label, more[SET], num_drawn)
     of_rows, row_fields = row_values.encode(log, kept, options, words)
     if of_rows and rule is not None and rule.stream is not None:
         raise UserError(
@@ -142,6 +143,13 @@ def _repeated_notes(again: np.ndarray, rule: str) -> list[str]:
         f"{int(again.sum()):,} of {len(again):,} rows repeat an earlier one ({alike}) and do not count; "
         'data.logs.repeated_rows = "keep" counts them'
     ]
+
+
+def _not_drawn(label: np.ndarray, sets: np.ndarray, num_drawn: int) -> list[str]:
+    """Says how many rows of label 0 are lacking beside the positive ones of the sets."""
+    wanted = num_drawn * int((label[sets != NO_SPLIT] == 1).sum())
+    lacking = wanted - int((label == 0).sum())
+    return [f"{lacking:,} of {wanted:,} rows of label 0 could not be drawn: no other item was there"] if lacking else []
 
 
 def check_options(options: LogsConfig) -> None:
