@@ -212,7 +212,10 @@ def study(name: str) -> str:
     conclude(comparison)  # older records were made before tests were corrected for their number
     tables = [auc_table(comparison, (scoring,)) for scoring in ("next", "test")]
     against = published_table(comparison)
-    return "\n\n".join(_table(table) for table in [*tables, *([against] if against else [])])
+    said = " ".join(comparison.get("claims", {}).get("sentences", ()))
+    return "\n\n".join(
+        [*(_table(table) for table in [*tables, *([against] if against else [])]), *([said] if said else [])]
+    )
 
 
 def other_studies(shown: str) -> str:
