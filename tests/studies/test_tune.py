@@ -137,3 +137,8 @@ def test_the_standard_grid_tries_first_rows_of_every_method_and_each_can_be_buil
     assert by_name["base"] == {"random", "mean"} and by_name["mwuf"] == {"random", "mean", "metaemb"}
     assert by_name["align"] == by_name["semantic_id"] == by_name["cvar"] == by_name["map content"] == {"default"}
     assert by_name["dropoutnet"] == by_name["map"] == {"default", "random", "mean"}
+    steps = {(rate, epochs) for rate in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1) for epochs in (1, 5)}
+    for run, method in enumerate(methods):
+        settings = plan.settings_of_runs()[run][1][1:]
+        tried = {(one["warm_up"]["learning_rate"], one["warm_up"]["epochs"]) for one in settings}
+        assert tried == ({(1e-3, 1)} if method["name"] == "map" else steps), "rows that are fitted take no steps"
