@@ -46,6 +46,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "cvar": {"method": {"name": "cvar", "regenerate": True}},
     "content_delta": {"method": {"name": "content_delta", "delta_bound": 0.2}},
     "semantic_id": {"method": {"name": "semantic_id", "code_size": 4}},
+    "csdm": {"method": {"name": "csdm", "regenerate_by_diffusion": True}},
     "gru4rec": {"method": {"name": "mwuf"}, "backbone": {"name": "gru4rec", "history_length": 5}},
     "din": {"method": {"name": "base"}, "backbone": {"name": "din", "history_length": 5}},
 }

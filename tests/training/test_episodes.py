@@ -112,6 +112,7 @@ def test_auto_stops_by_the_loss_of_items_that_it_does_not_train_on(tmp_path: Pat
         {"name": "content_delta"},
         # Few levels: rows of prefixes of one item have gradients near Adam's epsilon, which makes rounding visible.
         {"name": "semantic_id", "code_size": 4, "code_levels": 2},
+        {"name": "csdm", "diffusion_hidden": 4, "regenerate_by_diffusion": True},
     ],
     ids=lambda method: method["name"],
 )
