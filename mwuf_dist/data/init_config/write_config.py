@@ -261,6 +261,7 @@ def _training(rows: int) -> list[str]:
         "[[study.runs]]",
         deep,
         'method = { name = "mwuf" }',
+        "warm_up = { learning_rate = 3e-3 }  # its learned scale, often 2 to 3, makes the steps longer",
         "",
         "# `mwuf tune` tries these for every run of [study], on old items played as new.",
         "[tune]",
