@@ -68,26 +68,24 @@ class _InitOptions:
     time: str = ""  # Column of the time; none: the order of the rows counts.
     label: str = ""  # Column of the label; none: every row is a positive.
     label_is: tuple[str, ...] = ()  # Values of the label's column that are positive.
-    label_at_least: Annotated[float | None, Ge(-1e300), Le(1e300)] = (
-        None  # Numbers of the label's column from this on are positive.
-    )
+    # Numbers of the label's column from this on are positive.
+    label_at_least: Annotated[float | None, Ge(-1e300), Le(1e300)] = None
+    missing: tuple[str, ...] = ()  # Words (or numbers) that stand for no value, beside the usual ones (NULL, NaN, ...).
     header: str = ""  # Names of the columns, with commas between them, of files that have no line of names.
     delimiter: str = ""  # What stands between two columns; empty: look.
     quote: str | None = None  # What stands around values that hold the delimiter; none: nothing does.
     encoding: str = ""  # How letters are written; empty: utf-8.
     time_format: str = ""  # How dates are written, as strptime has it; empty: look.
-    # The same of the tables of users and items, where they are written otherwise.
-    users_header: str = ""
-    users_delimiter: str = ""
-    users_quote: str | None = None
-    users_encoding: str = ""
-    items_header: str = ""
-    items_delimiter: str = ""
-    items_quote: str | None = None
-    items_encoding: str = ""
-    constant_share: Annotated[float, Ge(0), Le(1)] = (
-        0.99  # A column is of the users (or items) if so many of them have one value of it.
-    )
+    users_header: str = ""  # Names of the columns of the table of users, where no line has them.
+    users_delimiter: str = ""  # What stands between two columns there; empty: look.
+    users_quote: str | None = None  # What stands around values there; none: nothing does.
+    users_encoding: str = ""  # How letters are written there; empty: utf-8.
+    items_header: str = ""  # Names of the columns of the table of items, where no line has them.
+    items_delimiter: str = ""  # What stands between two columns there; empty: look.
+    items_quote: str | None = None  # What stands around values there; none: nothing does.
+    items_encoding: str = ""  # How letters are written there; empty: utf-8.
+    # A column is of the users (or items) if so many of them have one value of it.
+    constant_share: Annotated[float, Ge(0), Le(1)] = 0.99
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -241,3 +241,116 @@ def test_a_file_without_names_is_refused_and_the_option_named(tmp_path: Path) ->
 def test_text_of_data_stays_within_a_comment(hostile: str) -> None:
     assert tomllib.loads(f"x = 1  {comment(hostile)}\n") == {"x": 1}
     assert "\x1b" not in comment(hostile)
+
+
+def dates(form: str, num_days: int = 3) -> list[str]:
+    """Days from the second of March on, twenty rows each."""
+    return [
+        (datetime.date(2020, 3, 2) + datetime.timedelta(index * num_days // NUM)).strftime(form) for index in range(NUM)
+    ]
+
+
+def first_day(found: Proposal) -> datetime.date:
+    assert found.rows is not None
+    return datetime.datetime.fromtimestamp(int(found.rows.time.min()) / 1e6, datetime.UTC).date()
+
+
+@pytest.mark.parametrize("form", ["%Y%m%d", "%Y%m%d%H", "%Y%m%d%H%M%S"])
+@pytest.mark.parametrize("as_parquet", [False, True])
+def test_dates_that_are_written_as_one_number_are_dates(form: str, as_parquet: bool, tmp_path: Path) -> None:
+    made = log(timestamp=[int(one) for one in dates(form)])
+    if as_parquet:
+        pq.write_table(pa.table(made), tmp_path / "log.parquet")
+        found = propose(str(tmp_path / "log.parquet"))
+    else:
+        found = proposed(tmp_path, csv_of(made))
+    assert found.options.time_format == form and first_day(found) == datetime.date(2020, 3, 2)
+
+
+@pytest.mark.parametrize("form", ["%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y"])
+def test_day_and_month_are_told_apart_by_the_order_of_the_rows_or_asked_for(form: str, tmp_path: Path) -> None:
+    days = [datetime.date(2020, 3, 2), datetime.date(2020, 3, 12), datetime.date(2020, 4, 5)]
+    over_a_month = [days[index * 3 // NUM].strftime(form) for index in range(NUM)]
+    found = proposed(tmp_path, csv_of(log(timestamp=over_a_month)))
+    assert found.options.time_format == form and "order of time" in found.notes["time_format"]
+    shuffled = [over_a_month[index * 37 % NUM] for index in range(NUM)]
+    with pytest.raises(UserError, match=r"tells its day from its month: say it, --time-format '.*' or --time-format"):
+        proposed(tmp_path, csv_of(log(timestamp=shuffled)))
+    assert first_day(proposed(tmp_path, csv_of(log(timestamp=shuffled)), time_format=form)) == datetime.date(2020, 3, 2)
+
+
+def test_numbers_that_are_no_moments_are_told_to_give_the_order_alone(tmp_path: Path) -> None:
+    found = proposed(tmp_path, csv_of(log(timestamp=[44_000 + index / 4 for index in range(NUM)])))
+    assert "only their order counts" in found.notes["time"]
+
+
+@pytest.mark.parametrize(("name", "option"), [("user_id", "user"), ("timestamp", "time"), ("label", "label")])
+def test_a_file_without_a_column_that_matters_is_refused_by_name(name: str, option: str, tmp_path: Path) -> None:
+    more = {
+        "session_id": [index % 9 for index in range(NUM)],
+        "sent_day": [f"2020-01-{1 + index % 9:02d}" for index in range(NUM)],
+    }
+    write(tmp_path, "logs/1.csv", csv_of(log(**more)))
+    write(tmp_path, "logs/2.csv", csv_of({one: values for one, values in log(**more).items() if one != name}))
+    with pytest.raises(UserError, match=rf"2.csv: no column '{name}', which looks like the {option}.*--{option} "):
+        propose(str(tmp_path / "logs"))
+
+
+@pytest.mark.parametrize("column", ["label", "event_type"])
+def test_a_mark_that_only_some_rows_have_is_no_log_of_positives(column: str, tmp_path: Path) -> None:
+    made = log(**{column: ["x" if index % 3 == 0 else "" for index in range(NUM)]})
+    made = made if column == "label" else {name: values for name, values in made.items() if name != "label"}
+    with pytest.raises(UserError, match=r"is 'x' in every row that has one \(40 have none"):
+        proposed(tmp_path, csv_of(made))
+
+
+def test_words_for_nobody_among_numbers_are_told_and_may_be_said(tmp_path: Path) -> None:
+    users = ["undefined" if index % 10 == 9 else "-" if index == 3 else index % 29 for index in range(NUM)]
+    found = proposed(tmp_path, csv_of(log(user_id=users)))
+    assert found.rows is not None and any("'-', 'undefined' of user_id" in one for one in found.rows.notes())
+    said = proposed(tmp_path, csv_of(log(user_id=users)), missing=("undefined", "-"))
+    assert said.rows is not None and len(said.rows.kept) == NUM - 7 and said.rows.user_ids.type == pa.int64()
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.float32(), pa.decimal128(9, 2), pa.string()])
+def test_a_number_that_means_missing_does_so_in_every_format(kind: pa.DataType, tmp_path: Path) -> None:
+    users: Any = [-1 if index % 3 == 0 else index % 10 for index in range(NUM)]
+    users = [Decimal(one) for one in users] if pa.types.is_decimal(kind) else users
+    users = [str(one) for one in users] if kind == pa.string() else users
+    pq.write_table(pa.table(log() | {"user_id": pa.array(users, kind)}), tmp_path / "log.parquet")
+    found = propose(str(tmp_path / "log.parquet"), asked=Asked(missing=("-1",)))
+    assert found.rows is not None and len(found.rows.kept) == NUM - 20
+    assert -1 not in found.rows.user_ids.to_pylist()
+
+
+def test_a_list_with_a_gap_in_it_is_one_value(tmp_path: Path) -> None:
+    tags = [["a", None] if one % 2 else None if one % 3 else ["b"] for one in log()["item_id"]]
+    pq.write_table(
+        pa.table(log() | {"tags": tags, "none": pa.array([[]] * NUM, pa.list_(pa.string()))}), tmp_path / "log.parquet"
+    )
+    found = propose(str(tmp_path / "log.parquet"))
+    assert [(field.name, field.side, field.kind) for field in found.options.fields] == [
+        ("tags", "item", "multi_valued")
+    ]
+    assert found.left_out == {"none": "it has no value"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-16", "utf-32"])
+def test_wide_letters_are_read_with_a_mark_or_without(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(csv_of(log()).encode(encoding))
+    found = propose(str(path))
+    assert found.rows is not None and found.rows.user_ids.equals(pa.array(range(10)))
+
+
+@pytest.mark.parametrize("sep", ["\x01", "^", "~", " "])
+def test_rarer_delimiters_are_found(sep: str, tmp_path: Path) -> None:
+    found = proposed(tmp_path, csv_of(log(), sep))
+    assert found.rows is not None and len(found.rows.kept) == NUM and found.options.delimiter == sep
+
+
+def test_json_is_refused_by_what_it_is_and_a_single_column_with_the_option(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="JSON, which is not read"):
+        proposed(tmp_path, '{"user_id": 1, "item_id": 2}\n' * 9)
+    with pytest.raises(UserError, match="--delimiter"):
+        proposed(tmp_path, csv_of(log(), "§"))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SEPARATORS = ("|", ";", ",", " ")
 NUMERIC_FROM = 30  # A column of numbers with at least so many distinct values may be numeric.
+_FEW = ("it has no value", "it has one value only")
 _Kind = Literal["categorical", "multi_valued", "numeric"]
 
 
@@ -108,7 +109,7 @@ def _add_of_rows(found: Proposal, fields: list[LogsField], name: str, column: pa
         found.notes[f"field {name}"] = f"{said}; leave it out if it is known only after the label"
         fields.append(LogsField(name=name, side="row", kind=kind))
         return
-    found.left_out[name] = (
+    found.left_out[name] = reason or (
         f"it changes from row to row ({said}; --constant-share takes less); if it is known before the label, it can be "
         'a field with side = "row"'
     )
@@ -145,12 +146,13 @@ def _add(
 def kind_of(name: str, column: pa.ChunkedArray) -> tuple[_Kind, str, int, str]:
     """Kind, separator, min_count of a column as a field; or, last, why it should be none."""
     if pa.types.is_nested(column.type):
-        return "multi_valued", "", 1, ""
+        num = len(codes(pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type))[1])
+        return "multi_valued", "", 1, "" if num > 1 else _FEW[num]
     if pa.types.is_timestamp(column.type):
         return "categorical", "", 1, "it is a time: a model that learns it has nothing for later ones"
     index, values = codes(column)
     if len(values) < 2:
-        return "categorical", "", 1, "it has one value only"
+        return "categorical", "", 1, _FEW[len(values)]
     if (numbers := numbers_of(column)) is not None:
         return _kind_of_numbers(name, numbers[~np.isnan(numbers)], len(values)), "", 1, ""
     text = values.cast(pa.string())

@@ -172,15 +172,9 @@ def _by_values(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
             chosen = dataclasses.replace(options, label=name)
             note = f"by its name and its values ({_listed(table, name)}); {share:.1%} positive"
             return LabelGuess(chosen, "label", note)
-        one, num_gaps = values[0].as_py(), int((index < 0).sum())
         if share == 1 and not (index < 0).any():
-            return _positives(options, f"column {name!r} is {one!r} in every row: a log of positives")
-        raise UserError(
-            f"{table.files[0]}: column {name!r} looks like the label, but is {one!r} in every row that has one"
-            + (f" ({num_gaps:,} have none; if that means 0, write 0 there)" if num_gaps else "")
-            + ": there is nothing to learn; name another with --label COLUMN, or --label none to take every row as a "
-            "positive"
-        )
+            return _all_positives(options, name, values)
+        raise _one_value(table, name, index, values)
     numbers = numbers_of(table.columns[name])
     if numbers is not None and (known := numbers[~np.isnan(numbers)]).min() == 0 and not np.mod(known, 1).any():
         chosen = dataclasses.replace(options, label_from=name, label_at_least=1.0)
@@ -191,10 +185,12 @@ def _by_values(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
 
 def _by_action(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | None:
     """Returns a rule for words of what happened."""
-    column = table.columns[name]
-    values = text_of(codes(column)[1]).to_pylist()
+    index, distinct = codes(table.columns[name])
+    values = text_of(distinct).to_pylist()
+    if len(values) == 1 and (index < 0).any() and (names.label_score(name) or names.action_of([name])):
+        raise _one_value(table, name, index, distinct)
     if len(values) == 1:
-        return _positives(options, f"column {name!r} is {values[0]!r} in every row: a log of positives")
+        return _all_positives(options, name, distinct)
     chosen = positive_action(values)
     if chosen is not None:
         made = dataclasses.replace(options, label_from=name, label_is=(chosen,))
@@ -202,6 +198,22 @@ def _by_action(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
     if names.action_of([name]):
         raise UserError(_not_understood(table, name))
     return None
+
+
+def _all_positives(options: LogsConfig, name: str, values: pa.Array) -> LabelGuess:
+    return _positives(options, f"column {name!r} is {values[0].as_py()!r} in every row: a log of positives")
+
+
+def _one_value(table: LogTable, name: str, index: np.ndarray, values: pa.Array) -> UserError:
+    """Makes the error of a label with one value [V = 1], `index` [R] of which is negative where there is none."""
+    num_gaps = int((index < 0).sum())
+    return UserError(
+        f"{table.files[0]}: column {name!r} looks like the label, but is {values[0].as_py()!r} in every row that has "
+        "one"
+        + (f" ({num_gaps:,} have none; if that means 0, write 0 there)" if num_gaps else "")
+        + ": there is nothing to learn; name another with --label COLUMN, or --label none to take every row as a "
+        "positive"
+    )
 
 
 def _by_type(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | None:

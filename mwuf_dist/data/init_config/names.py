@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+from mwuf_dist.config import UserError
 from mwuf_dist.data.init_config import vocabulary
 
 
@@ -156,3 +158,26 @@ def is_of_request(name: str) -> bool:
     """
     parts = words(name)
     return bool(parts) and parts[-1] in vocabulary.REQUEST_WORDS and not is_amount(name)
+
+
+def refuse_lacking(lacking: Mapping[str, Path], role: str, taken: str, score: Callable[[str], int]) -> None:
+    """Refuses to go on without a column that looks more like a role than the one that all files have.
+
+    Args:
+        lacking: columns that a file does not have, and which file.
+        role: an option of the command: `user`, say.
+        taken: the column that all files have; empty: none.
+        score: says how surely a name is of the role.
+
+    Raises:
+        UserError: it names the file, and the options.
+    """
+    least = score(taken) if taken else 0
+    for name, path in lacking.items():
+        if score(name) > least:
+            instead = f"--{role} {taken} takes {taken!r} instead" if taken else f"--{role} names another column"
+            raise UserError(
+                f"{path}: no column {name!r}, which looks like the {role} and stands in the files before it; if the "
+                f"file is no part of the log, move it away; {instead}"
+                + (", --label none takes every row as a positive" if role == "label" else "")
+            )

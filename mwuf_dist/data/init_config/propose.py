@@ -4,23 +4,22 @@ Nothing is guessed in silence: each choice has a note that says what spoke for i
 meant in several ways is an error that names the option which decides.
 """
 
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, TableForm
 from mwuf_dist.data.init_config import fields, names, vocabulary
 from mwuf_dist.data.init_config.label_guess import guess_label
+from mwuf_dist.data.init_config.time_guess import propose_time
 from mwuf_dist.data.init_config.written import how_written, refuse_data_for_names
 from mwuf_dist.data.readers import csv_text, gate, log_files, log_tables, times
 from mwuf_dist.data.readers.gate import Rows
@@ -28,11 +27,6 @@ from mwuf_dist.data.readers.ids import codes
 from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.schema import SIDES, Side
 
-TIME_FORMATS = ("%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%m/%d/%Y")
-TIME_FORMATS += ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y")
-TIME_FORMATS += ("%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d-%m-%Y", "%m/%d/%y %H:%M", "%d/%m/%y %H:%M")
-TIME_FORMATS += ("%d-%b-%Y %H:%M:%S", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p", "%a %b %d %H:%M:%S %z %Y")
-TIME_FORMATS += ("%d/%b/%Y:%H:%M:%S %z", "%b %d, %Y")
 CONSTANT_SHARE = 0.99  # So many of the users (or items) have one value of the column: it is theirs.
 _MOST_GAPS = 0.2  # So many rows without an ID are worth a question.
 _ONE_USER_SHARE = 0.2  # A user with so many of the rows is probably "nobody".
@@ -45,6 +39,7 @@ class Asked:
     Attributes:
         user, item, time, label: columns.
         label_is, label_at_least: the label's rule.
+        missing: what stands for no value, beside the usual words.
         header, delimiter, quote, encoding, time_format: how the files are written.
         users_header, users_delimiter, users_quote, users_encoding: how the table of users is written.
         items_header, items_delimiter, items_quote, items_encoding: how that of items is.
@@ -58,6 +53,7 @@ class Asked:
     label: str = ""
     label_is: tuple[str, ...] = ()
     label_at_least: float | None = None
+    missing: tuple[str, ...] = ()
     header: tuple[str, ...] = ()
     delimiter: str = ""
     quote: str | None = None
@@ -85,6 +81,7 @@ class Proposal:
         left_out: column -> why it is no field.
         remarks: which files were not used, and what is odd; what of their rows was not, `logs.join` says.
         rows: the rows by these options.
+        lacking: columns that a file does not have, and which file.
     """
 
     options: LogsConfig
@@ -92,6 +89,7 @@ class Proposal:
     left_out: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     rows: Rows | None = None
+    lacking: dict[str, Path] = field(default_factory=dict)
 
 
 def propose(interactions: str, users: str = "", items: str = "", asked: Asked | None = None) -> Proposal:
@@ -108,6 +106,7 @@ def propose(interactions: str, users: str = "", items: str = "", asked: Asked | 
     """
     asked = asked or Asked()
     options = LogsConfig(interactions=interactions, users=users, items=items)
+    options = dataclasses.replace(options, missing=tuple(dict.fromkeys((*options.missing, *asked.missing))))
     there = log_files.find(interactions, "LOGS")
     beside = {path for key in (users, items) if key for path in log_files.find_files(key, "--users or --items")}
     files = tuple(path for path in there.files if path not in beside)
@@ -123,7 +122,7 @@ def propose(interactions: str, users: str = "", items: str = "", asked: Asked | 
             found.options = _with_form_of_table(found.options, side, asked)
     log = _read(found, files, columns, asked)
     _propose_ids(found, log, asked)
-    _propose_time(found, log, asked)
+    propose_time(found, log, asked)
     shares = fields.constant_shares(log, found.options)
     several = {name: share for name, share in shares.items() if not fields.has_one_value(log.columns[name])}
     of_items = [name for name, share in several.items() if share["item"] >= asked.constant_share]
@@ -131,6 +130,8 @@ def propose(interactions: str, users: str = "", items: str = "", asked: Asked | 
     said = (asked.label, asked.label_is, asked.label_at_least)
     label = guess_label(log, found.options, *said, of_items=of_items, of_users=of_users)
     found.options, found.notes[label.key] = label.options, label.note
+    if not asked.label:
+        names.refuse_lacking(found.lacking, "label", label.options.label or label.options.label_from, _label_score)
     _propose_incomplete(found, log)
     fields.propose_fields(found, log, shares, asked.constant_share)
     found.left_out |= {name: f"its type is {kind}, which is not read" for name, kind in (log.unread or {}).items()}
@@ -159,7 +160,7 @@ def _with_form_of_table(options: LogsConfig, side: Side, asked: Asked) -> LogsCo
 
 def _read(found: Proposal, files: Sequence[Path], columns: Sequence[str], asked: Asked) -> LogTable:
     """Returns all columns that all files have."""
-    lacking: dict[str, Path] = {}
+    lacking = found.lacking
     for path in files[1:]:
         if log_files.format_of(path).kind != "empty":
             there = set(log_tables.column_names(path, found.options))
@@ -184,10 +185,16 @@ def _propose_ids(found: Proposal, log: LogTable, asked: Asked) -> None:
         if not named and not scored:
             # Somebody's own log, of one user: the last resort, as a column of one value is mostly no ID.
             scored = [(score, one) for one in columns if (score := names.entity_score(one, wanted))][:1]
-        if not named and not scored:
-            raise UserError(
-                f"{log.files[0]}: no column looks like the {side}; name it: --{side} one of {', '.join(columns)}"
+        if not named:
+            names.refuse_lacking(
+                found.lacking, side, scored[0][1] if scored else "", functools.partial(_entity_score, wanted)
             )
+        if not named and not scored:
+            one_column = len(columns) < 2 and not taken
+            how = "if other letters stand between columns, name them: --delimiter" if one_column else (
+                f"name it: --{side} one of {', '.join(columns)}"
+            )  # fmt: skip
+            raise UserError(f"{log.files[0]}: no column looks like the {side}; {how}"[:1000])
         taken = named or scored[0][1]
         if not named:
             _refuse_gaps(log, side, taken, [one for _, one in scored])
@@ -196,6 +203,15 @@ def _propose_ids(found: Proposal, log: LogTable, asked: Asked) -> None:
         num = len(codes(log.columns[taken])[1])
         found.notes[side] = ("as --" + side + " says" if named else "by its name") + f", {num:,} values{against}"
         found.options = dataclasses.replace(found.options, **{side: taken})
+
+
+def _entity_score(wanted: Sequence[str], name: str) -> int:
+    return names.entity_score(name, wanted)
+
+
+def _label_score(name: str) -> int:
+    """Says how surely a column is the label by its name, or one that a label is made from."""
+    return names.label_score(name) or (50 if names.rating_of([name]) or names.action_of([name]) else 0)
 
 
 def _refuse_gaps(log: LogTable, side: str, taken: str, candidates: Sequence[str]) -> None:
@@ -222,97 +238,6 @@ def _could_be_id(log: LogTable, name: str) -> bool:
     return len(values) > 1 and not is_of_rows
 
 
-def _propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
-    options = found.options
-    rest = [name for name in log.columns.column_names if name not in (options.user, options.item)]
-    if asked.time == "none":
-        found.options, found.notes["time"] = dataclasses.replace(options, time=""), "as --time none says"
-        return
-    if asked.time and asked.time not in rest:
-        raise UserError(f"{log.files[0]}: no column {asked.time!r}; --time takes one of {', '.join(rest)}")
-    parts = [one for one in rest if names.is_part_of_a_date(one, rest)]
-    whole = [one for one in rest if one not in parts]
-    scored = sorted((one for one in whole if names.time_score(one)), key=names.time_score, reverse=True)
-    dates = [one for one in whole if one not in scored and _holds_dates(log.columns[one])]
-    tried: list[str] = []
-    accepted: dict[str, str] = {}
-    for name in [asked.time] if asked.time else [*scored, *dates]:
-        if not asked.time and (pa.types.is_nested(log.columns[name].type) or len(codes(log.columns[name])[1]) < 2):
-            tried.append(f"{name} has one value")
-            continue
-        form = _time_format(found, log, name, asked.time_format)
-        if form is None:
-            tried.append(f"{name} is like {log.columns[name].drop_null()[0].as_py()!r}")
-            continue
-        accepted[name] = form
-    if accepted:
-        name = asked.time or _finest(found, log, accepted)
-        form, others = accepted[name], [one for one in [*scored, *dates] if one != name][:3]
-        why = "as --time says" if asked.time else "by its name" if name in scored else "its values are dates"
-        found.notes["time"] = why + (f"; {', '.join(others)} could be it, too (--time)" if others else "")
-        found.options = dataclasses.replace(options, time=name, time_format=form)
-        if "%d/%m" in form or "%m/%d" in form:
-            found.notes["time_format"] = "day and month may be the other way round: look at a date above 12"
-        return
-    if parts:
-        raise UserError(
-            f"{log.files[0]}: the time is written in parts ({', '.join(parts)}, ...): make one column of them, name "
-            "another with --time COLUMN, or say --time none, so that the order of the rows counts"
-        )
-    refused = [one for one in tried if not one.endswith("one value")]
-    if refused:
-        raise UserError(
-            f"{log.files[0]}: a column looks like the time, but is no number and no known form of date "
-            f"({'; '.join(refused)}): name another with --time COLUMN, say how dates are written with --time-format "
-            "(as strptime has it), or say --time none, so that the order of the rows counts"
-        )
-    found.notes["time"] = "no column looks like a time (--time names one): the order of the rows counts"
-    found.notes["time"] += f"; {'; '.join(tried)}" if tried else ""
-    if len(log.files) > 1:
-        found.notes["time"] += f", and of the files: {log.files[0].name}, {log.files[1].name}, ..."
-    found.options = dataclasses.replace(options, time="")
-
-
-def _finest(found: Proposal, log: LogTable, accepted: dict[str, str]) -> str:
-    """Picks of the columns of times the one named best, or a much finer one of true times (a date beside it)."""
-    first = next(iter(accepted))
-    moments: dict[str, int] = {}
-    for name, form in accepted.items():
-        read = times.read_times(log, dataclasses.replace(found.options, time=name, time_format=form))
-        is_moment = read.form.kind == "date" or read.form.is_recent
-        is_full = read.has.mean() > 1 - _MOST_GAPS
-        moments[name] = len(codes(log.columns[name])[1]) if is_moment and is_full and names.time_score(name) else 0
-    finest = max(accepted, key=lambda name: moments[name])
-    return finest if moments[finest] >= 2 * max(1, moments[first]) else first
-
-
-def _holds_dates(column: pa.ChunkedArray) -> bool:
-    """Says whether values are dates, whatever the column's name."""
-    if pa.types.is_timestamp(column.type):
-        return True
-    if pa.types.is_nested(column.type):
-        return False
-    values = codes(column)[1]
-    return pa.types.is_string(values.type) and len(values) > 1 and bool(
-        pc.all(pc.match_substring_regex(values, r"^\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}.*)?$")).as_py()
-    )  # fmt: skip
-
-
-def _time_format(found: Proposal, log: LogTable, name: str, asked: str) -> str | None:
-    """Says how the column's times are written (empty: numbers or ISO 8601), None where they are no times."""
-    for form in [asked] if asked else ["", *TIME_FORMATS]:
-        tried = dataclasses.replace(found.options, time=name, time_format=form)
-        try:
-            read = times.read_times(log, tried)
-        except UserError as error:
-            if asked or "one unit" in str(error):
-                raise
-            continue
-        if read.bad.sum() <= 0.01 * len(read.bad) or (form == "" and read.bad.sum() <= 1):
-            return form
-    return None
-
-
 def _propose_incomplete(found: Proposal, log: LogTable) -> None:
     needed = (found.options.user, found.options.item, found.options.time, found.options.label, found.options.label_from)
     gaps = {name: log.columns[name].null_count for name in needed if name}
@@ -331,6 +256,5 @@ def _remark(found: Proposal, rows: Rows) -> None:
     if len(counts) > 10 and counts[most] > _ONE_USER_SHARE * counts.sum():
         found.remarks.append(
             f"user {rows.user_ids[most].as_py()!r} has {counts[most] / counts.sum():.0%} of the rows: if it stands "
-            "for nobody, "
-            "add it to data.logs.missing"
+            "for nobody, add it to data.logs.missing (--missing)"
         )

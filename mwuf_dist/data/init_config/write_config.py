@@ -173,7 +173,7 @@ def options_of(found: Proposal) -> list[str]:
     for key in (one.name for one in fields(LogsConfig) if one.name != "fields"):
         value = getattr(found.options, key)
         if key in _ALWAYS or value != getattr(usual, key):
-            note = f"  {comment(found.notes[key])}" if key in found.notes else ""
+            note = f"  {comment(found.notes[key])}" if found.notes.get(key) else ""
             lines.append(f"{key} = {_toml(value)}{note}")
     return lines
 

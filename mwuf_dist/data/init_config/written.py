@@ -10,7 +10,8 @@ from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.readers import csv_text, log_files
 
-_DELIMITERS = (",", ";", "\t", "|", "::")
+# The last ones count only where no other makes columns: Hive writes \x01, and blanks stand within names, too.
+_DELIMITERS = (",", ";", "\t", "|", "::", "\x01", "^", "~", " ")
 _SAMPLE_LINES = 50
 
 
@@ -44,18 +45,20 @@ def how_written(
 
 
 def _encoding(path: Path, options: LogsConfig, prefix: str) -> str:
-    """Returns utf-8, or utf-16 by its byte order mark.
+    """Returns utf-8, or utf-16 and utf-32 by their byte order mark or their zeros.
 
     Raises:
         UserError: the text is in neither.
     """
     with path.open("rb") as file:
-        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            return "utf-16"
+        if wide := csv_text.wide_encoding(file.read(64)):
+            return wide
     try:
         for _, row in zip(range(10_000), csv_text.rows_of(path, options), strict=False):
             del row
     except UserError as error:
+        if "Truncated" in str(error) or "end-of-stream" in str(error):
+            raise
         hint = f"--{prefix}encoding cp1252 (or latin-1, utf-16, gb18030, shift_jis, ...)"
         raise UserError(f"{error}; say it: {hint}") from None
     return "utf-8"

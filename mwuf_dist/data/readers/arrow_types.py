@@ -8,6 +8,7 @@ and uint64 are exact, binary that is text is text, and a list is a list however 
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Sequence
 
@@ -100,17 +101,19 @@ def _simple_values(values: pa.Array, missing: Sequence[str]) -> pa.Array:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return _text(values, missing)
     if pa.types.is_integer(kind):
-        return _integers(values)
+        return _without_numbers(_integers(values), missing)
     if pa.types.is_decimal(kind):
         try:
-            return _integers(values.cast(pa.decimal256(76, 0)) if kind.scale > 0 else values)
+            whole = _integers(values.cast(pa.decimal256(76, 0)) if kind.scale > 0 else values)
+            return _without_numbers(whole, missing)
         except pa.ArrowInvalid:  # it has fractions
-            return values.cast(pa.float64())
+            return _without_numbers(values.cast(pa.float64()), missing)
     if pa.types.is_floating(kind):
         if not pa.types.is_float64(kind):  # 4.1, and not 4.099999904632568
             values = values.cast(pa.float32()).cast(pa.string())
         values = values.cast(pa.float64())
-        return pc.if_else(pc.is_nan(values), None, values)  # pandas writes a gap among numbers as NaN.
+        values = pc.if_else(pc.is_nan(values), None, values)  # pandas writes a gap among numbers as NaN.
+        return _without_numbers(values, missing)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return _text(_binary(values), missing)
     if pa.types.is_null(kind):
@@ -122,6 +125,27 @@ def _text(values: pa.Array, missing: Sequence[str]) -> pa.Array:
     """Texts without blanks around them, null where they mean missing."""
     values = pc.utf8_trim(values.cast(pa.string()), characters=_BLANKS)
     return pc.if_else(pc.is_in(values, value_set=pa.array(list(missing), pa.string())), None, values)
+
+
+def numbers_in(missing: Sequence[str]) -> list[float]:
+    """Returns the numbers among what means missing: -1, say; whole ones as int."""
+    found = []
+    for word in missing:
+        with contextlib.suppress(ValueError):
+            found.append(int(word) if word.lstrip("+-").isdecimal() else float(word))
+    return [one for one in found if np.isfinite(one)]
+
+
+def _without_numbers(values: pa.Array, missing: Sequence[str]) -> pa.Array:
+    """Numbers, or the digits of large ones, null where they mean missing, as they do in text."""
+    if not (numbers := numbers_in(missing)):
+        return values
+    if pa.types.is_string(values.type):
+        return _text(values, missing)
+    is_whole = pa.types.is_integer(values.type)
+    wanted = [one for one in numbers if not is_whole or (one == int(one) and abs(one) < 2**63)]
+    means = pa.array([int(one) if is_whole else float(one) for one in wanted], values.type)
+    return pc.if_else(pc.is_in(values, value_set=means), None, values)
 
 
 def _integers(values: pa.Array) -> pa.Array:

@@ -28,8 +28,25 @@ ONE_LETTER = "\x1f"  # Stands for a delimiter of several letters: the unit separ
 _BLOCK_BYTES = 4 << 20
 _HEAD_BYTES = 1 << 16  # In which the first line of data stands.
 _MAX_HEAD_LINES = 100
-_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins with the next but one
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 _FOOTER = re.compile(r"^\s*(#|--|\(?\d+ rows?( affected| selected)?\)?\.?\s*$|=+\s*$|\Z)", re.IGNORECASE)
+
+
+def wide_encoding(head: bytes) -> str:
+    """Returns utf-16 or utf-32 for the first bytes of a text in it, by its mark or by its zeros; empty for others."""
+    for mark, written in _MARKS[1:]:
+        if head.startswith(mark):
+            return written.rpartition("-")[0]
+    zeros = [head[place::4].count(0) * 4 > 3 * len(head[place::4]) for place in range(4)]
+    patterns = {"utf-32-le": "0111", "utf-32-be": "1110", "utf-16-le": "0101", "utf-16-be": "1010"}
+    found = "".join(str(int(one)) for one in zeros)
+    return next((name for name, pattern in patterns.items() if pattern == found), "")
 
 
 def delimiter_of(path: Path, options: LogsConfig) -> str:

@@ -274,7 +274,7 @@ class OneValue:
         if pa.types.is_nested(column.type):
             lists = column.combine_chunks()
             lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
-            column = pa.chunked_array([pc.binary_join(lists, "\x1f")])
+            column = pa.chunked_array([pc.binary_join(_without_gaps(lists), "\x1f")])
         who, what = self._who, codes(column)[0][self._order]
         known = what >= 0
         if not known.all():
@@ -284,6 +284,16 @@ class OneValue:
         same = who[1:] == who[:-1]
         several = _num_distinct(who[1:][same])
         return 1 - _num_distinct(who[1:][same & (what[1:] != what[:-1])]) / several if several else None
+
+
+def _without_gaps(lists: pa.Array) -> pa.Array:
+    """Gives lists of text with an empty one for each value that is missing in them: joined, they were missing whole."""
+    flat = lists.flatten()
+    if not flat.null_count:
+        return lists
+    ends = np.cumsum(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False))
+    offsets = pa.array(np.append(0, ends), pa.int32(), mask=np.append(lists.is_null().to_numpy(False), False))
+    return pa.ListArray.from_arrays(offsets, pc.fill_null(flat, ""))
 
 
 def _num_distinct(ascending: np.ndarray) -> int:

@@ -204,6 +204,11 @@ def _ids(
     present = values.take(pa.array(np.flatnonzero(np.bincount(index[kept], minlength=len(values)))))
     if (twice := len(present) - len(found)) > 0:
         remarks.append(f"{twice:,} values of {name} are another way of writing an ID that is there too (12.0 and 12)")
+    if words := ids.few_words(found):
+        remarks.append(
+            f"{', '.join(map(repr, words))} of {name} are no numbers, where the {len(found) - len(words):,} other IDs "
+            "are: if they stand for nobody, add them to data.logs.missing (--missing)"
+        )
     if spoilt := ids.num_from_spreadsheets(present):
         remarks.append(
             f"{spoilt:,} values of {name} are like 1.23457E+11: a spreadsheet has cut their digits; IDs are lost"

@@ -30,6 +30,7 @@ _WITH_POINT = r"^-?[0-9]+\.[0-9]+$"
 _WHOLE_WITH_POINT = r"^-?[0-9]+\.0+$"
 _DIGITS = r"^[0-9]+$"
 _EXCEL = r"^[0-9]\.[0-9]+[eE]\+[0-9]+$"
+_FEW_WORDS, _FEW_OF = 5, 10  # At most so many, each among so many times as many IDs.
 
 
 class InexactIdsError(Exception):
@@ -185,6 +186,14 @@ def find_rows(column: pa.ChunkedArray, known: pa.Array, form: IdForm | None = No
     """Place of each row's ID among known ones, -1 where it is missing or unknown; int32 [R]."""
     index, values = codes(column)
     return np.append(find(values, known, form), np.int32(-1))[index]
+
+
+def few_words(found: pa.Array) -> list[str]:
+    """Returns the few IDs that are no numbers, where all others are: `undefined`, `-`, and so on."""
+    if not pa.types.is_string(found.type):
+        return []
+    words = found.filter(pc.invert(_is(found, _INTEGER)))
+    return words.to_pylist() if 0 < len(words) <= _FEW_WORDS and len(found) >= _FEW_OF * len(words) else []
 
 
 def num_from_spreadsheets(values: pa.Array) -> int:

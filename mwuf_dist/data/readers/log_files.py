@@ -196,6 +196,8 @@ def _sniffed(path: Path, size: int, mtime_ns: int) -> Format:
     for magic, compression in _MAGIC.items():
         if head.startswith(magic):
             return Format("text", compression)
+    if re.match(rb"\s*[\[{]+\s*\"[^\"]*\"\s*:", head):
+        return Format("other", why_not="JSON, which is not read: write it as CSV or Parquet")
     return Format("text")
 
 

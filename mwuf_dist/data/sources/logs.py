@@ -27,6 +27,7 @@ from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField, TableForm
 from mwuf_dist.data.id_keys import mixed
 from mwuf_dist.data.readers import encode, gate, ids, log_files, log_tables, row_values
+from mwuf_dist.data.readers.arrow_types import numbers_in
 from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.readers.negatives import add_negatives
@@ -51,6 +52,8 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     # What was prepared before there were these keys stays as it is.
     later = {"constant_share"} | {name for name in _FORMS if getattr(options, name) == TableForm()}
     later |= set() if options.weight else {"weight", "weights"}
+    if numbers_in(options.missing):
+        how["missing_numbers"] = True  # what was prepared before took them for values where a column was of numbers
     how = {name: value for name, value in how.items() if name not in later}
     found = {"source": NAME, "version": VERSION, "files": files, **how}
     if options.negatives_per_positive:

@@ -1,0 +1,181 @@
+"""Which column is the time of a row, by its name and its values, and how it is written."""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
+
+from mwuf_dist.config import UserError
+from mwuf_dist.config.logs import LogsConfig
+from mwuf_dist.data.init_config import names
+from mwuf_dist.data.readers import times
+from mwuf_dist.data.readers.arrow_types import text_of
+from mwuf_dist.data.readers.ids import codes
+from mwuf_dist.data.readers.log_tables import LogTable
+
+if TYPE_CHECKING:
+    from mwuf_dist.data.init_config.propose import Asked, Proposal
+
+TIME_FORMATS = ("%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%m/%d/%Y")
+TIME_FORMATS += ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y")
+TIME_FORMATS += ("%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d-%m-%Y")
+TIME_FORMATS += ("%m-%d-%Y %H:%M:%S", "%m-%d-%Y %H:%M", "%m-%d-%Y", "%m/%d/%y %H:%M", "%d/%m/%y %H:%M")
+TIME_FORMATS += ("%d-%b-%Y %H:%M:%S", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p", "%a %b %d %H:%M:%S %z %Y")
+TIME_FORMATS += ("%d/%b/%Y:%H:%M:%S %z", "%b %d, %Y", "%a, %d %b %Y %H:%M:%S %Z")
+_MOST_GAPS = 0.2  # A column with more rows without a time is no finer one.
+
+
+def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
+    """Adds the column of the time to a proposal, and how dates are written.
+
+    Raises:
+        UserError: a column looks like the time and is none that is understood, or several could be meant.
+    """
+    options = found.options
+    rest = [name for name in log.columns.column_names if name not in (options.user, options.item)]
+    if asked.time == "none":
+        found.options, found.notes["time"] = dataclasses.replace(options, time=""), "as --time none says"
+        return
+    if asked.time and asked.time not in rest:
+        raise UserError(f"{log.files[0]}: no column {asked.time!r}; --time takes one of {', '.join(rest)}")
+    parts = [one for one in rest if names.is_part_of_a_date(one, rest)]
+    whole = [one for one in rest if one not in parts]
+    scored = sorted((one for one in whole if names.time_score(one)), key=names.time_score, reverse=True)
+    dates = [one for one in whole if one not in scored and _holds_dates(log.columns[one])]
+    tried: list[str] = []
+    accepted: dict[str, str] = {}
+    for name in [asked.time] if asked.time else [*scored, *dates]:
+        if not asked.time and (pa.types.is_nested(log.columns[name].type) or len(codes(log.columns[name])[1]) < 2):
+            tried.append(f"{name} has one value")
+            continue
+        form = _time_format(found, log, name, asked.time_format)
+        if form is None:
+            tried.append(f"{name} is like {_examples(log.columns[name])}")
+            continue
+        accepted[name] = form
+    if not asked.time:
+        names.refuse_lacking(found.lacking, "time", next(iter(accepted), ""), names.time_score)
+    if accepted:
+        name = asked.time or _finest(found, log, accepted)
+        form, others = accepted[name], [one for one in [*scored, *dates] if one != name][:3]
+        why = "as --time says" if asked.time else "by its name" if name in scored else "its values are dates"
+        found.notes["time"] = why + (f"; {', '.join(others)} could be it, too (--time)" if others else "")
+        found.options = dataclasses.replace(options, time=name, time_format=form)
+        read = times.read_times(log, found.options)
+        if read.form.kind == "number" and not read.form.is_recent:
+            found.notes["time"] += "; its numbers are no moments of the years 1973 to 2103: only their order counts"
+        if not asked.time_format:
+            form, found.notes["time_format"] = _day_and_month(found.options, log)
+            found.options = dataclasses.replace(found.options, time_format=form)
+        return
+    if parts:
+        raise UserError(
+            f"{log.files[0]}: the time is written in parts ({', '.join(parts)}, ...): make one column of them, name "
+            "another with --time COLUMN, or say --time none, so that the order of the rows counts"
+        )
+    refused = [one for one in tried if not one.endswith("one value")]
+    if refused:
+        raise UserError(
+            f"{log.files[0]}: a column looks like the time, but is no number and no known form of date "
+            f"({'; '.join(refused)}): name another with --time COLUMN, say how dates are written with --time-format "
+            "(as strptime has it) or what stands for none with --missing, or say --time none, so that the order of the "
+            "rows counts"
+        )
+    found.notes["time"] = "no column looks like a time (--time names one): the order of the rows counts"
+    found.notes["time"] += f"; {'; '.join(tried)}" if tried else ""
+    if len(log.files) > 1:
+        found.notes["time"] += f", and of the files: {log.files[0].name}, {log.files[1].name}, ..."
+    found.options = dataclasses.replace(options, time="")
+
+
+def _day_and_month(options: LogsConfig, log: LogTable) -> tuple[str, str]:
+    """Returns the format, with day and month the other way round where the rows are in order of time so, and a note.
+
+    Raises:
+        UserError: nothing tells which way it is.
+    """
+    form = options.time_format
+    swapped = form.replace("%d", "%_").replace("%m", "%d").replace("%_", "%m")
+    if not re.search(r"%d[/-]%m|%m[/-]%d", form):
+        return form, ""
+    column = log.columns[options.time]
+    ours, theirs = (times.read_times(log, dataclasses.replace(options, time_format=one)) for one in (form, swapped))
+    if theirs.bad.sum() > 0.01 * len(theirs.bad):
+        return form, "a number above 12 tells the day from the month"
+    ordered = [bool((np.diff(one.values[one.has]) >= 0).all()) for one in (ours, theirs)]
+    if ordered[0] != ordered[1]:
+        return (form if ordered[0] else swapped), "so the rows are in order of time; the other way round they are not"
+    raise UserError(
+        f"{log.files[0]}: no date of {options.time} (like {column.drop_null()[0].as_py()!r}) tells its day from its "
+        f"month: say it, --time-format '{form}' or --time-format '{swapped}'"
+    )
+
+
+def _finest(found: Proposal, log: LogTable, accepted: dict[str, str]) -> str:
+    """Picks of the columns of times the one named best, or a much finer one of true times (a date beside it)."""
+    first = next(iter(accepted))
+    moments: dict[str, int] = {}
+    for name, form in accepted.items():
+        read = times.read_times(log, dataclasses.replace(found.options, time=name, time_format=form))
+        is_moment = read.form.kind == "date" or read.form.is_recent
+        is_full = read.has.mean() > 1 - _MOST_GAPS
+        moments[name] = len(codes(log.columns[name])[1]) if is_moment and is_full and names.time_score(name) else 0
+    finest = max(accepted, key=lambda name: moments[name])
+    return finest if moments[finest] >= 2 * max(1, moments[first]) else first
+
+
+def _holds_dates(column: pa.ChunkedArray) -> bool:
+    """Says whether values are dates, whatever the column's name."""
+    if pa.types.is_timestamp(column.type):
+        return True
+    if pa.types.is_nested(column.type):
+        return False
+    values = codes(column)[1]
+    return pa.types.is_string(values.type) and len(values) > 1 and bool(
+        pc.all(pc.match_substring_regex(values, r"^\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}.*)?$")).as_py()
+    )  # fmt: skip
+
+
+def _examples(column: pa.ChunkedArray) -> str:
+    """Names a value of a column, and one of another kind (a word among numbers) where there is one."""
+    values = codes(column)[1].cast(pa.string())
+    kinds = pc.if_else(pc.match_substring_regex(values, r"^[+-]?[0-9.]+$"), 0, pc.if_else(
+        pc.match_substring_regex(values, r"^[0-9]{1,4}[-/.:]"), 1, 2))  # fmt: skip
+    first = [pc.index(kinds, kind).as_py() for kind in range(3)]
+    return " and ".join(repr(values[place].as_py()) for place in sorted(first) if place >= 0)
+
+
+def _packed_format(column: pa.ChunkedArray) -> str:
+    """Returns the format of dates that are written as one number (20200131, 20200131235959); empty: they are none."""
+    if pa.types.is_nested(column.type) or pa.types.is_timestamp(column.type) or pa.types.is_boolean(column.type):
+        return ""
+    text = text_of(codes(column)[1])
+    for form in ("%Y%m%d", "%Y%m%d%H", "%Y%m%d%H%M", "%Y%m%d%H%M%S"):
+        digits = 2 * form.count("%") + 2
+        if pc.all(pc.match_substring_regex(text, rf"^(19|20)[0-9]{{{digits - 2}}}$")).as_py():
+            read = pc.strptime(text, format=form, unit="s", error_is_null=True)
+            return form if not read.null_count else ""
+    return ""
+
+
+def _time_format(found: Proposal, log: LogTable, name: str, asked: str) -> str | None:
+    """Says how the column's times are written (empty: numbers or ISO 8601), None where they are no times."""
+    packed = "" if asked else _packed_format(log.columns[name])
+    for form in [asked or packed] if asked or packed else ["", *TIME_FORMATS]:
+        tried = dataclasses.replace(found.options, time=name, time_format=form)
+        try:
+            read = times.read_times(log, tried)
+        except UserError as error:
+            if asked or "one unit" in str(error):
+                raise
+            continue
+        if read.bad.sum() <= 0.01 * len(read.bad) or (form == "" and read.bad.sum() <= 1):
+            return form
+    return None
