@@ -49,8 +49,8 @@ class Tune:
         runs: for each run that is tuned, the keys that differ from the rest of the file, and under `settings` what is
             tried for this run alone; empty: the file itself is the only run, or, with a grid, those of [study].
         grid: for dotted keys the values whose every combination is tried for every run; "standard" is `STANDARD_GRID`.
-            A method that makes first rows of its own leaves `method.initialisation` alone, one that fits its rows (map) the
-        keys of `warm_up`, which has no steps then.
+            A method that makes first rows of its own leaves `method.initialisation` alone, one that fits its rows (map)
+            the keys of `warm_up`, which has no steps then.
     """
 
     folds: Annotated[int, Ge(1), Le(10_000)] = 2
