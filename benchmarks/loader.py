@@ -3,10 +3,10 @@
     python -m benchmarks.loader                 # 16 million rows, batch 2048
 
 A prepared folder of random rows is made up. One pass reads it with the code of training (`Loader.epoch`): once with the
-columns in memory, reading them included, once by windows, as data too large for memory are read, and each in shuffled
-and in time order. The bare scan reads user, item and label of every row group and does nothing with them. All take
-turns in one process, one thread, with the files in the page cache; medians. rows/CPU s is by processor time, which
-other programs on the machine slow down less than the clock.
+columns in memory, reading them included, once by windows, as data too large for memory are read, and each in every
+order of `pretrain.order` that the loader has. The bare scan reads user, item and label of every row group and does
+nothing with them. All take turns in one process, one thread, with the files in the page cache; medians. rows/CPU s is
+by processor time, which other programs on the machine slow down less than the clock.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 from unittest import mock
 
 import numpy as np
@@ -29,7 +30,7 @@ from benchmarks.made_up import write_prepared
 from benchmarks.record import Figure, Record, Row, command_line, table
 from mwuf_dist.data.batches import loader as loader_module
 from mwuf_dist.data.batches.loader import Loader
-from mwuf_dist.data.batches.order import EpochOrder
+from mwuf_dist.data.batches.order import EpochOrder, Order
 from mwuf_dist.data.schema import Field, RawDataset
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.split import SPLITS
@@ -67,11 +68,11 @@ def scan(prepared: Prepared) -> int:
     return total
 
 
-def load(prepared: Prepared, batch_size: int, shuffled: bool, in_memory: bool) -> int:
+def load(prepared: Prepared, batch_size: int, order: Order, in_memory: bool) -> int:
     """Makes every batch of an epoch; the number of rows."""
     limit = prepared.num_rows("pretrain") if in_memory else 0
     with mock.patch.object(loader_module, "IN_MEMORY_ROWS", limit):
-        loader = Loader(prepared, ["pretrain"], batch_size, 0, Runtime(0, 1, torch.device("cpu"), False), shuffled)
+        loader = Loader(prepared, ["pretrain"], batch_size, 0, Runtime(0, 1, torch.device("cpu"), False), order)
         return sum(batch.num_rows for batch in loader.epoch(0))
 
 
@@ -92,8 +93,8 @@ def measure(prepared: Prepared, batch_size: int, rounds: int) -> list[Row]:
         "permutations alone": lambda: draw(prepared, batch_size),
     }
     for place, in_memory in (("memory", True), ("windows", False)):
-        for order, shuffled in (("shuffled", True), ("time", False)):
-            passes[f"{place}, {order}"] = lambda s=shuffled, m=in_memory: load(prepared, batch_size, s, m)
+        for order in get_args(Order):
+            passes[f"{place}, {order}"] = lambda o=order, m=in_memory: load(prepared, batch_size, o, m)
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     cpu_s: dict[str, list[float]] = {name: [] for name in passes}
     num_rows = prepared.num_rows("pretrain")

@@ -29,6 +29,7 @@ class Shape:
         user_id_field: which of the fields behind the item's is the user's ID.
         item_fields: names of the item fields.
         num_row_fields: fields of the interaction itself, between the item's and the user's.
+        numeric_fields: which of the fields behind the item's ID are of numbers: quantile buckets, and vectors.
     """
 
     dim: int
@@ -37,6 +38,7 @@ class Shape:
     user_id_field: int = 0
     item_fields: tuple[str, ...] = ()
     num_row_fields: int = 0
+    numeric_fields: tuple[int, ...] = ()
 
     @property
     def num_fields(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from mwuf_dist.backbones import EmbeddedHistory, Shape, build_backbone
 from mwuf_dist.config import Config, EmbeddingConfig, Events, MetaTrainConfig, PretrainConfig, UserError
 from mwuf_dist.data.batches.histories import Histories, History
 from mwuf_dist.data.batches.loader import Batch, Batches, Loader
+from mwuf_dist.data.batches.order import Order
 from mwuf_dist.data.batches.user_batches import UserLoader
 from mwuf_dist.data.schema import SIDES, USER_ID, Field, Side
 from mwuf_dist.data.shards import EntityTable, FieldColumn, Prepared
@@ -46,7 +48,10 @@ class Model:
         self.rows = tuple(_values_of(field, runtime) for field in prepared.row_fields)
         user_id = len(self.rows) + self.users.names.index(USER_ID)
         names = (*self.items.names, *self.items.vectors)
-        self.shape = Shape(self.dim, len(names), len(self.users.fields), user_id, names, len(self.rows))
+        is_numeric = [field.ordinal for field in self.items.fields] + [True] * len(self.items.vectors)
+        is_numeric += [field.ordinal for field in (*prepared.row_fields, *self.users.fields)]
+        numeric = tuple(index for index, found in enumerate(is_numeric) if found)
+        self.shape = Shape(self.dim, len(names), len(self.users.fields), user_id, names, len(self.rows), numeric)
         torch.manual_seed(generator_seed(config.seed, 1))  # the same dense weights on every rank
         self.backbone = build_backbone(config.backbone, self.shape).to(runtime.device)
         self.vector_fields = VectorFields(self.items.vectors, self.dim, config).to(runtime.device)
@@ -119,7 +124,7 @@ class Model:
             return Histories(prepared, 0, 0, self.runtime.device, "all", self._events, self._gap_s)
         return Histories(prepared, num_finished, self._history_length, self.runtime.device, "before", self._events)
 
-    def pretrain_rows(self, prepared: Prepared, order: str, batch_size: int, seed: int) -> Batches:
+    def pretrain_rows(self, prepared: Prepared, order: Order | Literal["users"], batch_size: int, seed: int) -> Batches:
         """Returns batches of the rows of `pretrain` in an order that the config names.
 
         Raises:
@@ -127,11 +132,11 @@ class Model:
         """
         if order != "users":
             histories = self.histories(prepared, 0)
-            return Loader(prepared, ["pretrain"], batch_size, seed, self.runtime, order == "shuffled", histories)
+            return Loader(prepared, ["pretrain"], batch_size, seed, self.runtime, order, histories)
         if self.backbone.history_scope != "all":
             raise UserError(
                 "order = 'users' goes with a backbone that reads whole histories (backbone.name = 'encoder'): "
-                "take 'shuffled' or 'time'"
+                "take 'shuffled', 'blocks' or 'time'"
             )
         return UserLoader(prepared, batch_size, seed, self.runtime, self._events, self._gap_s)
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mwuf_dist.config import Events
 from mwuf_dist.data.batches.histories import Histories, History, Scope
 from mwuf_dist.data.batches.loader import Loader
+from mwuf_dist.data.batches.order import Order
 from mwuf_dist.data.prepare.pipeline import write_prepared
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.schema import RawDataset
@@ -236,9 +237,9 @@ def prepared() -> Prepared:
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-@pytest.mark.parametrize("shuffled", [True, False])
+@pytest.mark.parametrize("order", ["shuffled", "blocks", "time"])
 def test_batches_carry_the_histories_of_their_rows_on_any_number_of_ranks(
-    prepared: Prepared, shuffled: bool, in_memory: bool, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, order: Order, in_memory: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not in_memory:
         monkeypatch.setattr("mwuf_dist.data.batches.loader.IN_MEMORY_ROWS", 0)
@@ -254,7 +255,7 @@ def test_batches_carry_the_histories_of_their_rows_on_any_number_of_ranks(
             expected.setdefault(key, []).append(events)
 
     def batches(rank: int, world: int) -> list[tuple[list[int], list[list[tuple[int, int]]]]]:
-        loader = Loader(prepared, splits, 256, 0, Runtime(rank, world, CPU, False), shuffled, source)
+        loader = Loader(prepared, splits, 256, 0, Runtime(rank, world, CPU, False), order, source)
         out = []
         for batch in loader.epoch(0):
             assert batch.history is not None

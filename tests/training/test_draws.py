@@ -95,7 +95,7 @@ def _shuffled(prepared: Prepared, runtime: Any) -> Loader:
 
 
 def _in_time(prepared: Prepared, runtime: Any) -> Loader:
-    return Loader(prepared, ["pretrain"], 192, 3, runtime, shuffled=False)
+    return Loader(prepared, ["pretrain"], 192, 3, runtime, order="time")
 
 
 def _by_user(prepared: Prepared, runtime: Any) -> UserLoader:

@@ -5,16 +5,20 @@ What a checkpoint records is the cursor of the last batch that was trained, so n
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from mwuf_dist.data.batches.histories import Histories, History
 from mwuf_dist.data.batches.lanes import Leases, check_lanes
-from mwuf_dist.data.batches.order import EpochOrder, num_lanes
+from mwuf_dist.data.batches.order import EpochOrder, Order, num_lanes
 from mwuf_dist.data.schema import WEIGHT
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
@@ -97,7 +101,7 @@ class Loader:
         batch_size: rows of a global batch.
         seed: decides the order together with the epoch.
         runtime: who we are; which lanes are ours says the coordinator of lanes.py.
-        shuffled: False keeps time order.
+        order: of the rows: see order.py.
         histories: gives each row its history.
     """
 
@@ -108,7 +112,7 @@ class Loader:
         batch_size: int,
         seed: int,
         runtime: Runtime,
-        shuffled: bool = True,
+        order: Order = "shuffled",
         histories: Histories | None = None,
     ) -> None:
         self._prepared = prepared
@@ -116,7 +120,7 @@ class Loader:
         self.batch_size = batch_size
         self._seed = seed
         self._runtime = runtime
-        self._shuffled = shuffled
+        self._kind: Order = order
         self._histories = histories
         of_rows = {name: np.float32 if name == WEIGHT else np.int32 for name in prepared.row_columns}
         self._columns = (*_COLUMNS, *of_rows)
@@ -124,6 +128,8 @@ class Loader:
         self._sizes = [prepared.num_rows(split) for split in self._splits]
         self._row_groups = tuple(rows for split in self._splits for rows in _row_groups(prepared, split))
         self._memory: dict[str, np.ndarray] | None = None
+        self._group_bounds = [0, *itertools.accumulate(self._row_groups)]
+        self._kept: dict[int, dict[str, np.ndarray]] = {}  # row groups that the last window of `blocks` read from
         if sum(self._sizes) <= IN_MEMORY_ROWS:
             parts = [self._with_before(prepared.columns(split, self._columns), split, 0) for split in self._splits]
             self._memory = {name: _concatenate([part[name] for part in parts]) for name in self._dtypes}
@@ -149,14 +155,14 @@ class Loader:
             first = index * window
             steps = min(window, order.num_steps - first)
             rows, weight = (
-                self._shuffled_rows(order, lanes, index, steps)
-                if self._shuffled
-                else self._rows(order, lanes, first, steps)
+                self._rows(order, lanes, first, steps)
+                if order.kind == "time"
+                else self._shuffled_rows(order, lanes, index, steps)
             )
             yield from self._batches(order, lanes, rows, weight, first, max(first, start_step))
 
     def _order(self, epoch: int) -> EpochOrder:
-        return EpochOrder(self._row_groups, self.batch_size, self._seed, epoch, self._shuffled)
+        return EpochOrder(self._row_groups, self.batch_size, self._seed, epoch, self._kind)
 
     def _batches(
         self,
@@ -205,6 +211,8 @@ class Loader:
         shape = steps, self._slots(order), order.rows_per_lane
         orders = [order.window(lane, index) for lane in lanes]
         has_padding = len(lanes) < shape[1] or any(len(shuffle) < shape[0] * shape[2] for _, shuffle in orders)
+        if order.kind == "blocks" and not has_padding and steps == order.window_steps:
+            return self._full_blocks([ranges for ranges, _ in orders], order), None
         make = np.zeros if has_padding else np.empty
         rows = {name: make(shape, dtype) for name, dtype in self._dtypes.items()}
         weight = np.zeros(shape, np.float32) if has_padding else None
@@ -215,6 +223,37 @@ class Loader:
                 _put(weight[:, slot], np.ones(len(shuffle), np.float32))
         flat = {name: array.reshape(steps, -1) for name, array in rows.items()}
         return flat, None if weight is None else weight.reshape(steps, -1)
+
+    def _full_blocks(self, lanes: list[list[tuple[int, int]]], order: EpochOrder) -> dict[str, np.ndarray]:
+        """Returns [steps, b] arrays, as `_shuffled_rows` does, by one gather of all lanes.
+
+        Arrow's takes half the time of NumPy's or torch's.
+        """
+        before, self._kept = self._kept, {}
+        read = [part for ranges in lanes for part in self._from_groups(ranges, before)]
+        index = pa.array(order.side_by_side(len(lanes)))
+        rows = {}
+        for name, dtype in self._dtypes.items():
+            values = pa.array(_concatenate([part[name] for part in read]))
+            taken = pc.take(values, index, boundscheck=False).buffers()[1]
+            rows[name] = np.frombuffer(taken, dtype, len(index)).reshape(order.window_steps, -1)
+        return rows
+
+    def _from_groups(
+        self, ranges: list[tuple[int, int]], before: dict[int, dict[str, np.ndarray]]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the rows of ranges, of row groups that are decoded once for all windows that a lane has in them."""
+        if self._memory is not None:
+            yield from ({name: column[a:b] for name, column in self._memory.items()} for a, b in ranges)
+            return
+        bounds = self._group_bounds
+        for start, stop in ranges:
+            for group in range(bisect.bisect_right(bounds, start) - 1, bisect.bisect_left(bounds, stop)):
+                begin, end = bounds[group : group + 2]
+                if group not in self._kept:
+                    self._kept[group] = before[group] if group in before else self._read([(begin, end)])
+                part = slice(max(start, begin) - begin, min(stop, end) - begin)
+                yield {name: column[part] for name, column in self._kept[group].items()}
 
     def _rows(
         self, order: EpochOrder, lanes: range, first: int, steps: int
