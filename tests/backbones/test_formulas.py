@@ -14,17 +14,17 @@ from mwuf_dist.backbones import Backbone, Shape, build_backbone
 from mwuf_dist.backbones.layers import MLP, GlobalBatchNorm
 from mwuf_dist.config.registry import config_class
 
-SHAPE = Shape(dim=3, num_item_fields=2, num_user_fields=2)
+SHAPE = Shape(dim=3, num_item_fields=2, num_user_fields=2, numeric_fields=(0, 3))
 ROWS = 4
 
 
-def built(**keys: Any) -> Backbone:
+def built(shape: Shape = SHAPE, **keys: Any) -> Backbone:
     """In eval mode, with all weights and running moments away from their starting points."""
     torch.manual_seed(0)
     cls = config_class("backbone", keys.get("name", "wide_deep"))
     known = {field.name for field in dataclasses.fields(cls)}
     config = cls(**{key: value for key, value in ({"hidden": (5, 4)} | keys).items() if key in known})
-    backbone = build_backbone(config, SHAPE).double().eval()
+    backbone = build_backbone(config, shape).double().eval()
     for parameter in backbone.parameters():
         # A mean above zero keeps hidden units alive.
         nn.init.normal_(parameter, mean=0.2 if parameter.dim() == 1 else 0.0, std=0.4)
@@ -108,6 +108,17 @@ def afn(backbone: Any, row: list[list[float]]) -> float:
     return mlp(backbone.mlp, crossed)
 
 
+def dlrm(backbone: Any, row: list[list[float]]) -> float:
+    numeric = [1 + field for field in backbone.shape.numeric_fields]
+    vectors = [field for place, field in enumerate(row) if place not in numeric]
+    dense = flat([row[place] for place in numeric])
+    for linear in backbone.bottom:
+        dense = [max(0.0, y) for y in affine(linear.weight, linear.bias, dense)]
+    vectors = [dense, *vectors] if numeric else vectors
+    pairs = [dot(vectors[i], vectors[j]) for i in range(len(vectors)) for j in range(i + 1, len(vectors))]
+    return mlp(backbone.mlp, dense + pairs)
+
+
 def fm(backbone: Any, row: list[list[float]]) -> float:
     pairs = sum(dot(row[i], row[j]) for i in range(len(row)) for j in range(i + 1, len(row)))
     return affine(backbone.linear.weight, backbone.linear.bias, flat(row))[0] + pairs
@@ -133,6 +144,8 @@ def deepfm(backbone: Any, row: list[list[float]]) -> float:
         (dcn, {"name": "dcn", "cross_layers": 2}),
         (dcn_v2, {"name": "dcn_v2", "cross_layers": 2}),
         (afn, {"name": "afn", "log_neurons": 6}),
+        (dlrm, {"name": "dlrm", "bottom": (6, 5)}),
+        (dlrm, {"name": "dlrm", "bottom": ()}),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
@@ -142,6 +155,21 @@ def test_forward_is_the_formula_of_the_paper(formula: Any, keys: dict[str, Any])
     expected = torch.tensor([formula(backbone, row) for row in fields_of(item, context)], dtype=torch.float64)
     torch.testing.assert_close(backbone(item, context).detach(), expected, rtol=1e-12, atol=1e-12)
     assert expected.std() > 0.01  # the rows can be told apart
+
+
+def test_dlrm_without_numeric_fields_is_products_alone() -> None:
+    shape = dataclasses.replace(SHAPE, numeric_fields=())
+    backbone: Any = built(shape, name="dlrm")
+    item, context = rows()
+    expected = torch.tensor([dlrm(backbone, row) for row in fields_of(item, context)], dtype=torch.float64)
+    assert backbone.mlp.linears[0].in_features == 5 * 4 / 2
+    torch.testing.assert_close(backbone(item, context).detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["dlrm", "pnn"])
+def test_gradients_of_products_of_pairs_are_those_of_differences(name: str) -> None:
+    backbone = built(name=name)
+    assert torch.autograd.gradcheck(backbone, [value.requires_grad_() for value in rows()])
 
 
 def test_a_logarithmic_neuron_is_a_product_of_powers_of_the_fields() -> None:
@@ -164,7 +192,7 @@ def test_a_logarithmic_neuron_is_a_product_of_powers_of_the_fields() -> None:
     torch.testing.assert_close(seen[0], expected.detach(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["afn", "dcn", "dcn_v2", "deepfm", "fm", "pnn", "wide_deep"])
+@pytest.mark.parametrize("name", ["afn", "dcn", "dcn_v2", "deepfm", "dlrm", "fm", "pnn", "wide_deep"])
 def test_padding_rows_change_neither_the_other_logits_nor_the_moments(name: str) -> None:
     item, context = rows()
     weight = torch.ones(ROWS + 3).double()

@@ -19,7 +19,7 @@ from tests.tiny import tiny
 # What makes no sense, and a word of the message that says so.
 REFUSED = {("afn", "dropoutnet"): "no gradient", ("afn", "map"): "no gradient"} | {
     (backbone, "map"): "linear in the item embedding"
-    for backbone in ("dcn", "dcn_v2", "deepfm", "din", "gru4rec", "pnn", "wide_deep")
+    for backbone in ("dcn", "dcn_v2", "deepfm", "din", "dlrm", "gru4rec", "pnn", "wide_deep")
 }
 
 
