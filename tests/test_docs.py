@@ -202,7 +202,7 @@ def test_the_figures_of_the_readme_are_those_of_the_records():
         ("DeepFM base", "movielens-1m-strong.json", "deepfm / base", "test"),
         ("DeepFM base from the mean row", "movielens-1m-strong.json", "deepfm / base (mean row, own rate)", "test"),
         ("DeepFM + MWUF", "movielens-1m-strong.json", "deepfm / mwuf", "test"),
-        ("Encoder + MAP, recent events of the same session too", "movielens-1m-encoder.json", "encoder / map", "test"),
+        ("Encoder + MAP, recent events over an hour old", "movielens-1m-encoder.json", "encoder / map", "test"),
         (
             "Encoder + MAP, without recent events",
             "movielens-1m-encoder.json",
