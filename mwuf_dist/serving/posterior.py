@@ -8,7 +8,7 @@ import torch
 from mwuf_dist.config import WARM_SETS, UserError
 from mwuf_dist.data.schema import WEIGHT
 from mwuf_dist.serving.finished_run import FinishedRun
-from mwuf_dist.serving.served_log import Log, own_values, taken
+from mwuf_dist.serving.served_log import Log, own_values, ranges, taken
 from mwuf_dist.training.item_rule.frozen_items import FrozenModel
 from mwuf_dist.training.item_rule.rule import WarmRule, item_groups, rule_of
 
@@ -50,9 +50,9 @@ class Posterior:
             ours = items[is_new].astype(np.int64)
             first, last = (np.searchsorted(self._log["item"], ours, side=side) for side in ("left", "right"))
             counts = last - first
-            place = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(int(counts.sum()))
+            log = taken(self._log, ranges(first, counts))
             rows = run.model.new_ids.rows(torch.from_numpy(ours).to(run.model.runtime.device)).cpu().numpy()
-            found[is_new] = variances_of(self._frozen, self._rule, ours, rows, counts, taken(self._log, place))
+            found[is_new] = variances_of(self._frozen, self._rule, ours, rows, counts, log)
         return found
 
 

@@ -65,6 +65,12 @@ def find(ids: pa.Array, known: pa.Array) -> np.ndarray:
     return pc.fill_null(pc.index_in(ids, value_set=known), -1).to_numpy(zero_copy_only=False).astype(np.int32)
 
 
+def distinct(*ids: pa.Array) -> pa.Array:
+    """Returns the distinct ones of raw IDs of one type, ascending."""
+    found = pc.unique(pa.concat_arrays(ids))
+    return found.take(pc.array_sort_indices(found))
+
+
 def in_order(log: Log) -> np.ndarray:
     """Returns the rows of a log by (item, time, user, label), the first of equal ones only; int64 [n']."""
     beside = [log[name] for name in log if name not in LOG_COLUMNS]
@@ -108,6 +114,11 @@ def own_values(log: Log) -> np.ndarray | None:
     """Returns fields of the rows themselves [n, Fr], int32; None where they have none."""
     fields = [values for name, values in log.items() if name not in LOG_COLUMNS and name != WEIGHT]
     return np.stack(fields, axis=1) if fields else None
+
+
+def ranges(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Returns all of first[i] ... first[i] + counts[i] - 1, one after another."""
+    return np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(int(counts.sum()))
 
 
 def taken(log: Log, rows: np.ndarray) -> Log:

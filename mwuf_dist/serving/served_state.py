@@ -35,7 +35,8 @@ from mwuf_dist.data.shards import EntityTable, FieldColumn, Prepared, Side
 from mwuf_dist.files import DamagedError, read_json, write_json
 from mwuf_dist.serving import served_users
 from mwuf_dist.serving.served_log import Log, empty_log
-from mwuf_dist.serving.served_users import ServedUsers, matrix
+from mwuf_dist.serving.served_rows import Rows
+from mwuf_dist.serving.served_users import ServedUsers
 from mwuf_dist.serving.served_users import array as _array
 
 SCHEMA = 1
@@ -47,23 +48,6 @@ SERVED = "served"
 _FILES = ("items.parquet", "log.parquet", "rows.parquet")
 _RETIRED = "retired.parquet"
 _LISTED = "fields_given"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of phi_new that are not the run's any more.
-
-    Attributes:
-        item: their indices, ascending [T], int64.
-        served: [T, D] float32.
-        at_boundary: where the last complete block has ended [T, D] float32.
-        boundary: number of the item's interactions up to there [T], int64.
-    """
-
-    item: np.ndarray
-    served: np.ndarray
-    at_boundary: np.ndarray
-    boundary: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -79,6 +63,11 @@ class Retired:
 
     ids: pa.Array
     time: np.ndarray
+
+    @staticmethod
+    def none(id_type: pa.DataType) -> Retired:
+        """Gives no IDs, of a type."""
+        return Retired(pa.array([], id_type), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -124,11 +113,25 @@ class WarmState:
         """Returns interactions of each item since the run [I], int64."""
         return np.bincount(self.log["item"], minlength=self.num_items)
 
+    def with_moved(self, moved: np.ndarray) -> tuple[Log, Rows]:
+        """Returns the log and the rows with the indices that items have in another state of the run.
+
+        Args:
+            moved: position there of each of `ids` [A]; the run's items stay where they are.
+        """
+        indices = self.num_run_items + np.append(moved, -1)  # never read there, so that an empty one can be indexed
+
+        def there(item: np.ndarray) -> np.ndarray:
+            own = item < self.num_run_items
+            return np.where(own, item, indices[np.where(own, -1, item - self.num_run_items)])
+
+        log = self.log | {"item": there(self.log["item"]).astype(np.int32)}
+        return log, replace(self.rows, item=there(self.rows.item))
+
     def tables(self) -> dict[str, pa.Table]:
         """Returns the files."""
-        of_rows = {name: served_users.vectors(getattr(self.rows, name)) for name in ("served", "at_boundary")}
-        rows = {"item": self.rows.item, "row": of_rows["served"], "row_at_boundary": of_rows["at_boundary"]}
-        rows |= {"boundary": self.rows.boundary}
+        rows = {"item": self.rows.item, "row": vectors.column_of(self.rows.served)}
+        rows |= {"row_at_boundary": vectors.column_of(self.rows.at_boundary), "boundary": self.rows.boundary}
         # Read back, the elements of a list have another name; the files must not tell.
         plain = [_plain_type(kind) for kind in self.fields.schema.types]
         fields = self.fields.cast(pa.schema(list(zip(self.fields.column_names, plain, strict=True))))
@@ -153,12 +156,9 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 def new_state(prepared: Prepared, id_type: pa.DataType, dim: int) -> WarmState:
     """Returns the state of a run that has just ended."""
-    none = np.empty((0, dim), np.float32)
-    rows = Rows(np.empty(0, np.int64), none, none, np.empty(0, np.int64))
-    fields = unknown_fields(prepared, 0)
-    none_retired = Retired(pa.array([], id_type), np.empty(0, np.int64))
-    ids, listed = pa.array([], id_type), np.empty(0, bool)
-    return WarmState(prepared.num_items, ids, fields, listed, empty_log(prepared.row_columns), rows, {}, none_retired)
+    ids, fields, listed = pa.array([], id_type), unknown_fields(prepared, 0), np.empty(0, bool)
+    log, rows = empty_log(prepared.row_columns), Rows.none(dim)
+    return WarmState(prepared.num_items, ids, fields, listed, log, rows, {}, Retired.none(id_type))
 
 
 def save(state: WarmState, run: Path) -> str:
@@ -248,12 +248,11 @@ def load(run: Path) -> WarmState | None:
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != about["files"].get(name):
             raise UserError(f"{path}: is missing or damaged; make the folder again from the run before it")
     items, log, rows = (pq.read_table(run / FOLDER / name).combine_chunks() for name in _FILES)
-    kind = items.schema.field(RAW_ID).type
-    retired = Retired(pa.array([], kind), np.empty(0, np.int64))
+    retired = Retired.none(items.schema.field(RAW_ID).type)
     if has_retired:
         table = pq.read_table(run / FOLDER / _RETIRED)
         retired = Retired(_array(table[RAW_ID]), table["time"].to_numpy().copy())
-    served, at_boundary = (matrix(rows[name], rows[name].type.list_size) for name in ("row", "row_at_boundary"))
+    served, at_boundary = (vectors.matrix(_array(rows[name])) for name in ("row", "row_at_boundary"))
     return WarmState(
         num_run_items=about["num_run_items"],
         ids=_array(items[RAW_ID]),

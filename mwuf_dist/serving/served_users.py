@@ -5,18 +5,16 @@ by the same functions: `item` is the user, a position in `ServedUsers.ids`; `use
 `user_key` is that number again, which orders clicks of one time.
 """
 
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
 from mwuf_dist.data.schema import RAW_ID
-from mwuf_dist.serving.served_log import Log, find, in_order, is_known, taken, together
+from mwuf_dist.data.vectors import column_of, matrix
+from mwuf_dist.serving.served_log import Log, distinct, find, in_order, is_known, taken, together
 
 FILES = ("users.parquet", "user_log.parquet")
 
@@ -41,13 +39,13 @@ class ServedUsers:
 
     def tables(self) -> dict[str, pa.Table]:
         """Returns the files of the state that hold them."""
-        users = pa.table({RAW_ID: self.ids, "row": vectors(self.rows)})
+        users = pa.table({RAW_ID: self.ids, "row": column_of(self.rows)})
         return dict(zip(FILES, (users, pa.table(self.log)), strict=True))
 
     @staticmethod
     def of_tables(users: pa.Table, log: pa.Table) -> ServedUsers:
         """Returns the reverse of `tables`."""
-        rows = matrix(users["row"], users.schema.field("row").type.list_size)
+        rows = matrix(array(users["row"]))
         return ServedUsers(array(users[RAW_ID]), {name: log[name].to_numpy() for name in log.column_names}, rows)
 
 
@@ -67,8 +65,7 @@ def with_clicks(users: ServedUsers, ids: pa.Array, log: Log) -> tuple[ServedUser
     Returns:
         The users, and the clicks that were new, in order, by their place in these.
     """
-    grown = pc.unique(pa.concat_arrays([users.ids, ids.cast(users.ids.type).take(pa.array(np.unique(log["item"])))]))
-    grown = grown.take(pc.array_sort_indices(grown))
+    grown = distinct(users.ids, ids.cast(users.ids.type).take(pa.array(np.unique(log["item"]))))
     of_before, of_new = find(users.ids, grown), find(ids.cast(users.ids.type), grown)
     before = users.log | {"item": of_before[users.log["item"]]}
     new = log | {"item": of_new[log["item"]]}
@@ -78,18 +75,6 @@ def with_clicks(users: ServedUsers, ids: pa.Array, log: Log) -> tuple[ServedUser
     rows = np.zeros((len(grown), users.rows.shape[1]), np.float32)
     rows[of_before] = users.rows
     return ServedUsers(grown, taken(both, in_order(both)), rows), new
-
-
-def vectors(values: np.ndarray) -> pa.Array:
-    """Returns rows [n, D] as a list column."""
-    kind = pa.list_(pa.float32(), values.shape[1])
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), type=kind)
-
-
-def matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """Returns the reverse of `vectors`: [n, D], float32, in memory of its own."""
-    flat = array(column).flatten().to_numpy() if len(column) else np.empty(0, np.float32)
-    return flat.reshape(-1, width).copy()
 
 
 def array(column: pa.ChunkedArray) -> pa.Array:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from mwuf_dist.config import UserError
+from mwuf_dist.data.vectors import column_of
 from mwuf_dist.launch import local
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving.deltas import hashes, replay
@@ -24,7 +25,8 @@ from mwuf_dist.serving.export.export import export
 from mwuf_dist.serving.finished_run import load_run
 from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.serving.served_log import empty_log
-from mwuf_dist.serving.served_state import Retired, Rows, WarmState
+from mwuf_dist.serving.served_rows import Rows
+from mwuf_dist.serving.served_state import Retired, WarmState
 from mwuf_dist.serving.warm import retire as retire_module
 from mwuf_dist.serving.warm.job import WarmReport, warm
 from mwuf_dist.serving.warm.retire import Retiring
@@ -162,12 +164,10 @@ DIM = 4
 
 
 def empty_state() -> WarmState:
-    none = np.empty((0, DIM), np.float32)
     ids = pa.array([], pa.int64())
     fields = pa.table({"color": pa.array([], pa.int32()), "tags": pa.array([], pa.list_(pa.int32()))})
-    rows = Rows(np.empty(0, np.int64), none, none, np.empty(0, np.int64))
-    nobody = Retired(ids, np.empty(0, np.int64))
-    return WarmState(len(RUN_IDS), ids, fields, np.empty(0, bool), empty_log(), rows, {}, nobody)
+    nobody = Retired.none(ids.type)
+    return WarmState(len(RUN_IDS), ids, fields, np.empty(0, bool), empty_log(), Rows.none(DIM), {}, nobody)
 
 
 def random_parts(random: np.random.Generator, alive: dict[int, bytes], step: int) -> dict[str, pa.Table]:
@@ -187,11 +187,11 @@ def random_parts(random: np.random.Generator, alive: dict[int, bytes], step: int
     return {
         "items": pa.table(items | {"fields_given": np.ones(len(others), bool)}),
         "rows": pa.table(
-            {"item_id": ids, "row": replay.vectors(rows), "row_at_boundary": replay.vectors(-rows), "boundary": ids}
+            {"item_id": ids, "row": column_of(rows), "row_at_boundary": column_of(-rows), "boundary": ids}
         ),
         "log": pa.table(log),
         "retired": pa.table({"item_id": dead.astype(np.int64), "time": np.full(len(dead), step)}),
-        "changed": pa.table({"item_id": ids, "embedding": replay.vectors(rows)}),
+        "changed": pa.table({"item_id": ids, "embedding": column_of(rows)}),
     }
 
 

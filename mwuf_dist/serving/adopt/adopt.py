@@ -24,6 +24,7 @@ from torch import nn
 from mwuf_dist.config import UserError
 from mwuf_dist.data.id_keys import id_keys
 from mwuf_dist.data.readers import ids as raw_ids
+from mwuf_dist.data.vectors import column_of
 from mwuf_dist.files import appearing, write_json
 from mwuf_dist.locks import locked
 from mwuf_dist.methods.meta_warm_up import MetaWarmUp, algorithm_1_losses
@@ -118,11 +119,7 @@ class Adopted:
                 self._write(beside, about)
 
     def _write(self, folder: Path, about: dict[str, object]) -> None:
-        vector = pa.list_(pa.float32(), self.rows.shape[1])
-        vectors = [
-            pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1).numpy()), type=vector)
-            for values in (self.embeddings, self.rows)
-        ]
+        vectors = [column_of(values.numpy()) for values in (self.embeddings, self.rows)]
         columns = [self.item_ids, *vectors, pa.array(self.interactions)]
         pq.write_table(
             pa.table(columns, names=["item_id", "embedding", "row", "interactions"]), folder / "items.parquet"

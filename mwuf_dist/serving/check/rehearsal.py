@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mwuf_dist.data.vectors import column_of
 from mwuf_dist.serving.deltas.files import write_delta
 from mwuf_dist.serving.deltas.reader import values_of
 
@@ -41,7 +42,7 @@ def made_up_deltas(export: Path, about: dict[str, Any], folder: Path) -> list[Pa
         ids = pa.concat_arrays([table["item_id"].slice(0, len(moved)).combine_chunks(), born])
         vectors = values_of(table["embedding"])
         vectors = (vectors + random.normal(size=vectors.shape) * spread).astype(np.float32)
-        changed = _with(_with(table, "item_id", ids), "embedding", _lists(vectors))
+        changed = _with(_with(table, "item_id", ids), "embedding", column_of(vectors))
         retired = items.select(["item_id"]).take(pa.array(gone[step : step + 1]))
         number = state["number"] + step + 1
         header = {"chain": state["chain"], "number": number, "before": before, "after": after}
@@ -59,8 +60,3 @@ def _new_ids(kind: pa.DataType, step: int, num: int) -> pa.Array:
 
 def _with(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
     return table.set_column(table.column_names.index(name), name, values)
-
-
-def _lists(vectors: np.ndarray) -> pa.Array:
-    kind = pa.list_(pa.float32(), vectors.shape[1])
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), type=kind)

@@ -17,6 +17,7 @@ import pyarrow as pa
 from mwuf_dist.data.id_keys import id_keys, mixed
 from mwuf_dist.serving.served_log import LOG_COLUMNS, Log
 from mwuf_dist.serving.served_state import WarmState
+from mwuf_dist.serving.served_users import array
 
 _LANES = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 # What a number stands for, so that an item, a row and an interaction of the same numbers differ.
@@ -107,7 +108,7 @@ def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     if not pa.types.is_list(column.type):
         values = column.to_numpy()
         return np.ones(len(values), dtype=np.int64), values
-    whole = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    whole = array(column)
     values = whole.flatten().to_numpy()
     is_vector = np.issubdtype(values.dtype, np.floating)
     return np.diff(whole.offsets.to_numpy()), values.astype(np.float32).view(np.uint32) if is_vector else values

@@ -21,9 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
-from mwuf_dist.serving.served_log import Log, find, in_order, taken, together
-from mwuf_dist.serving.served_state import Retired, Rows, WarmState
-from mwuf_dist.serving.served_users import ServedUsers, matrix, nobody, vectors, with_clicks
+from mwuf_dist.data.vectors import column_of, matrix
+from mwuf_dist.serving.served_log import Log, distinct, find, in_order, ranges, taken, together
+from mwuf_dist.serving.served_rows import Rows
+from mwuf_dist.serving.served_state import Retired, WarmState
+from mwuf_dist.serving.served_users import ServedUsers, nobody, with_clicks
 from mwuf_dist.serving.served_users import array as _array
 
 Parts = dict[str, pa.Table]
@@ -54,17 +56,15 @@ def parts_of(state: WarmState, touched: np.ndarray, new_log: Log, retired: Retir
     """
     others = touched[touched >= state.num_run_items] - state.num_run_items
     items = state.fields.take(pa.array(others)).append_column(_LISTED, pa.array(state.listed[others]))
-    place = np.searchsorted(state.rows.item, touched)
-    place = place[(place < len(state.rows.item)) & (np.append(state.rows.item, -1)[place] == touched)]
-    rows = state.rows
+    rows = state.rows.of(touched)
     return {
         "items": items.add_column(0, ID, state.ids.take(pa.array(others))),
         "rows": pa.table(
             {
-                ID: ids_of(rows.item[place], state, run_ids),
-                "row": vectors(rows.served[place]),
-                "row_at_boundary": vectors(rows.at_boundary[place]),
-                "boundary": rows.boundary[place],
+                ID: ids_of(rows.item, state, run_ids),
+                "row": column_of(rows.served),
+                "row_at_boundary": column_of(rows.at_boundary),
+                "boundary": rows.boundary,
             }
         ),
         "log": pa.table({ID: ids_of(new_log["item"], state, run_ids)} | _without_item(new_log)),
@@ -83,7 +83,7 @@ def user_parts_of(users: ServedUsers, touched: np.ndarray, new_log: Log, run_ids
     """
     log = {name: values for name, values in new_log.items() if name not in ("item", "user", "user_key")}
     ids = {USER: users.ids.take(pa.array(new_log["item"])), ID: run_ids.take(pa.array(new_log["user"]))}
-    rows = {USER: users.ids.take(pa.array(touched)), "row": vectors(users.rows[touched])}
+    rows = {USER: users.ids.take(pa.array(touched)), "row": column_of(users.rows[touched])}
     return {"users": pa.table(rows), "user_log": pa.table(ids | log)}
 
 
@@ -92,26 +92,19 @@ def restricted(state: WarmState, ids: pa.Array, run_ids: pa.Array) -> WarmState:
     kept = np.flatnonzero(pc.is_in(state.ids, value_set=ids).to_numpy(zero_copy_only=False))
     own = find(ids, run_ids)
     item = np.union1d(own[own >= 0].astype(np.int64), kept + state.num_run_items)
-    rows = state.rows
-    place = np.searchsorted(rows.item, item)
-    place = place[(place < len(rows.item)) & (np.append(rows.item, -1)[place] == item)]
     first, last = (np.searchsorted(state.log["item"], item, side=side) for side in ("left", "right"))
-    log = taken(state.log, _ranges(first, last))
-    moved = np.full(len(state.ids) + 1, -1, dtype=np.int64)
+    part = dataclasses.replace(state, log=taken(state.log, ranges(first, last - first)), rows=state.rows.of(item))
+    moved = np.full(len(state.ids), -1, dtype=np.int64)
     moved[kept] = np.arange(len(kept))
+    log, rows = part.with_moved(moved)
     tombs = pc.is_in(state.retired.ids, value_set=ids).to_numpy(zero_copy_only=False)
     return dataclasses.replace(
         state,
         ids=state.ids.take(pa.array(kept)),
         fields=state.fields.take(pa.array(kept)).combine_chunks(),
         listed=state.listed[kept],
-        log=log | {"item": _moved(log["item"], moved, state.num_run_items).astype(np.int32)},
-        rows=Rows(
-            _moved(rows.item[place], moved, state.num_run_items),
-            rows.served[place],
-            rows.at_boundary[place],
-            rows.boundary[place],
-        ),
+        log=log,
+        rows=rows,
         retired=Retired(state.retired.ids.filter(pa.array(tombs)), state.retired.time[tombs]),
     )
 
@@ -126,16 +119,14 @@ def without(state: WarmState, dead: np.ndarray) -> tuple[WarmState, np.ndarray]:
     lives = ~is_dead[state.num_run_items :]
     moved = np.where(is_dead, -1, np.arange(state.num_items))
     moved[state.num_run_items :][lives] = state.num_run_items + np.arange(int(lives.sum()))
-    log, rows = state.log, state.rows
-    log = taken(log, moved[log["item"]] >= 0)
-    kept = moved[rows.item] >= 0
+    log, rows = taken(state.log, ~is_dead[state.log["item"]]), state.rows.taken(~is_dead[state.rows.item])
     left = dataclasses.replace(
         state,
         ids=state.ids.filter(pa.array(lives)),
         fields=state.fields.filter(pa.array(lives)).combine_chunks(),
         listed=state.listed[lives],
         log=log | {"item": moved[log["item"]].astype(np.int32)},
-        rows=Rows(moved[rows.item[kept]], rows.served[kept], rows.at_boundary[kept], rows.boundary[kept]),
+        rows=dataclasses.replace(rows, item=moved[rows.item]),
     )
     return left, moved
 
@@ -144,8 +135,7 @@ def with_retired(retired: Retired, more: Retired) -> Retired:
     """Joins both; an ID that is in both has its later time."""
     if not len(more.ids):
         return retired
-    ids = pc.unique(pa.concat_arrays([retired.ids, more.ids]))
-    ids = ids.take(pc.array_sort_indices(ids))
+    ids = distinct(retired.ids, more.ids)
     time = np.full(len(ids), np.iinfo(np.int64).min)
     for part in (retired, more):
         np.maximum.at(time, find(part.ids, ids), part.time)
@@ -186,20 +176,19 @@ def _users_after(state: WarmState, deltas: Sequence[Parts], run_ids: pa.Array) -
         log = {"item": find(_array(clicks[USER]), ids), "user": item, "user_key": item.astype(np.uint64)}
         more = {name: clicks[name].to_numpy() for name in columns if name not in log}
         users, _ = with_clicks(users, ids, {name: (log | more)[name] for name in columns})
-        users.rows[find(ids, users.ids)] = matrix(parts["users"]["row"], dim)
+        users.rows[find(ids, users.ids)] = matrix(_array(parts["users"]["row"]))
     return users
 
 
 def _put_in(state: WarmState, items: pa.Table, rows: pa.Table, log: pa.Table, run_ids: pa.Array) -> WarmState:
     """Returns the state with items, rows (in the place of those that are there) and interactions put in."""
     new = _array(items[ID])
-    ids = pc.unique(pa.concat_arrays([state.ids, new]))
-    ids = ids.take(pc.array_sort_indices(ids))
+    ids = distinct(state.ids, new)
     before, now = find(ids, state.ids), find(ids, new)
     source = np.where(now >= 0, len(state.ids) + now, before)
     fields = pa.concat_tables([state.fields, items.select(state.fields.column_names).cast(state.fields.schema)])
     listed = np.concatenate([state.listed, _array(items[_LISTED]).to_numpy(zero_copy_only=False)])
-    moved = np.append(find(state.ids, ids).astype(np.int64), -1)
+    old_log, old_rows = state.with_moved(find(state.ids, ids).astype(np.int64))
 
     def index(column: pa.ChunkedArray) -> np.ndarray:
         found, own = find(_array(column), ids), find(_array(column), run_ids)
@@ -207,28 +196,16 @@ def _put_in(state: WarmState, items: pa.Table, rows: pa.Table, log: pa.Table, ru
         assert not len(out) or out.min() >= 0, "a delta names an item that it does not bring"
         return out
 
-    old_log = state.log | {"item": _moved(state.log["item"], moved, state.num_run_items).astype(np.int32)}
     columns = {name: log[name].to_numpy() for name in state.log if name != "item"}
     both = together([old_log, {"item": index(log[ID]).astype(np.int32)} | columns])
-    new_item = index(rows[ID])
-    old_item = _moved(state.rows.item, moved, state.num_run_items)
-    kept = np.isin(old_item, new_item, invert=True)
-    item = np.concatenate([old_item[kept], new_item])
-    order = np.argsort(item)
-    old = state.rows
-    fresh = [matrix(rows[name], old.served.shape[1]) for name in ("row", "row_at_boundary")]
+    of_rows = [matrix(_array(rows[name])) for name in ("row", "row_at_boundary")]
     return dataclasses.replace(
         state,
         ids=ids,
         fields=fields.take(pa.array(source)).combine_chunks(),
         listed=listed[source],
         log=taken(both, in_order(both)),
-        rows=Rows(
-            item[order],
-            np.concatenate([old.served[kept], fresh[0]])[order],
-            np.concatenate([old.at_boundary[kept], fresh[1]])[order],
-            np.concatenate([old.boundary[kept], rows["boundary"].to_numpy()])[order],
-        ),
+        rows=old_rows.with_made(Rows(index(rows[ID]), *of_rows, rows["boundary"].to_numpy())),
     )
 
 
@@ -244,11 +221,10 @@ def _in_order(deltas: Sequence[Parts], name: str) -> pa.Table:
 def _last(table: pa.Table) -> tuple[pa.Array, np.ndarray]:
     """Returns (IDs of a table, ascending; the place where each stands for the last time)."""
     ids = _array(table[ID])
-    distinct = pc.unique(ids)
-    distinct = distinct.take(pc.array_sort_indices(distinct))
-    last = np.zeros(len(distinct), dtype=np.int64)
-    np.maximum.at(last, find(ids, distinct), np.arange(len(ids)))
-    return distinct, last
+    found = distinct(ids)
+    last = np.zeros(len(found), dtype=np.int64)
+    np.maximum.at(last, find(ids, found), np.arange(len(ids)))
+    return found, last
 
 
 def _born_after(table: pa.Table, dead: pa.Array, died: np.ndarray) -> pa.Table:
@@ -262,17 +238,6 @@ def _is_in(state: WarmState, ids: pa.Array, run_ids: pa.Array) -> np.ndarray:
     living = state.run_ids(run_ids)
     parts = [pc.is_in(part, value_set=ids).to_numpy(zero_copy_only=False) for part in (living, state.ids)]
     return np.concatenate(parts)
-
-
-def _moved(item: np.ndarray, moved: np.ndarray, num_run_items: int) -> np.ndarray:
-    """Returns indices of before as indices of now: the run's stay, the others' position is `moved` [A + 1]."""
-    return np.where(item < num_run_items, item, num_run_items + moved[np.maximum(item - num_run_items, -1)])
-
-
-def _ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Returns all of first[i] ... last[i] - 1, one after another."""
-    lengths = last - first
-    return np.repeat(first - (np.cumsum(lengths) - lengths), lengths) + np.arange(int(lengths.sum()))
 
 
 def _without_item(log: Log) -> dict[str, np.ndarray]:

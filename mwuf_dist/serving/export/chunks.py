@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from mwuf_dist.config import UserError
+from mwuf_dist.data.vectors import column_of
 from mwuf_dist.serving.finished_run import PHASE_NAMES, FinishedRun
 from mwuf_dist.serving.posterior import Posterior
 
@@ -118,8 +119,7 @@ def as_table(chunks: Sequence[Chunk], id_type: pa.DataType, columns: Columns, na
         if name == "phase":
             table[name] = pa.array(PHASE_NAMES).take(pa.array(values.astype(np.int8)))
         elif width:
-            flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-            table[name] = pa.FixedSizeListArray.from_arrays(flat, width)
+            table[name] = column_of(values)
         else:
             table[name] = pa.array(values)
     return pa.table(table)

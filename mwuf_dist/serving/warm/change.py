@@ -13,7 +13,8 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 
 from mwuf_dist.config import UserError
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.serving.served_log import Log, NewRows, find, in_order, is_known, taken, together
+from mwuf_dist.serving.served_log import Log, NewRows, distinct, find, in_order, is_known, taken, together
+from mwuf_dist.serving.served_rows import Rows
 from mwuf_dist.serving.served_state import WarmState, unknown_fields
 
 
@@ -67,8 +68,7 @@ def change_by(
         old_items: interactions of old items count too.
     """
     grown, moved = _grow(state, rows.item_ids, listed, run_ids, prepared)
-    # The log of before under the new indices.
-    log = state.log | {"item": _moved(state.log["item"], moved, state.num_run_items).astype(np.int32)}
+    log, old_rows = state.with_moved(moved)
     ids = pa.concat_arrays([run_ids, grown.ids])
     new = rows.log | {"item": find(rows.item_ids, ids)[rows.log["item"]]}
     assert not len(new["item"]) or new["item"].min() >= 0, "an item is neither the run's nor added"
@@ -81,8 +81,7 @@ def change_by(
     new = taken(new, ~is_known(new, together([log, run_log])))
     both = together([log, new])
     order = in_order(both)
-    late = _late(state, moved, both["item"][order], order >= len(log["item"]), run_rows)
-    old_rows = dataclasses.replace(state.rows, item=_moved(state.rows.item, moved, state.num_run_items))
+    late = _late(old_rows, both["item"][order], order >= len(log["item"]), run_rows)
     touched = np.unique(new["item"]).astype(np.int64)
     anew = np.union1d(np.intersect1d(touched, late), _remade(state, grown, moved))
     return Change(
@@ -111,28 +110,18 @@ def _remade(state: WarmState, grown: WarmState, moved: np.ndarray) -> np.ndarray
     return state.num_run_items + np.flatnonzero(appeared | (grown.listed & ~was_listed))
 
 
-def _moved(item: np.ndarray, moved: np.ndarray, num_run_items: int) -> np.ndarray:
-    """Returns indices of before as indices of now: the run's stay, the others' position is `moved` [A]."""
-    table = np.append(moved, 0)  # never read, so that an empty one can be indexed
-    return np.where(item < num_run_items, item, num_run_items + table[np.maximum(item - num_run_items, -1)])
-
-
-def _late(
-    state: WarmState, moved: np.ndarray, item: np.ndarray, is_new: np.ndarray, run_rows: np.ndarray
-) -> np.ndarray:
+def _late(rows: Rows, item: np.ndarray, is_new: np.ndarray, run_rows: np.ndarray) -> np.ndarray:
     """Returns items with a new interaction before their last boundary.
 
     Args:
-        state: of before.
-        moved: position of its items among the grown ones.
+        rows: of before, under the new indices.
         item: of each interaction, in order [R].
         is_new: whether it is new [R].
         run_rows: see `rows.rows_of_run`.
     """
     boundary = np.zeros(int(item.max(initial=-1)) + 1, dtype=np.int64)
-    index = _moved(state.rows.item, moved, state.num_run_items)
-    reached = index < len(boundary)
-    boundary[index[reached]] = state.rows.boundary[reached]
+    reached = rows.item < len(boundary)
+    boundary[rows.item[reached]] = rows.boundary[reached]
     before = np.append(run_rows, 0)[np.minimum(item, len(run_rows))]
     place = np.arange(len(item)) - np.searchsorted(item, item) + before
     return np.unique(item[is_new & (place < boundary[item])])
@@ -146,8 +135,7 @@ def _grow(
     for ids in (item_ids, listed[0]):
         own = as_type(ids, run_ids.type)
         fresh.append(own.filter(pa.array(find(own, run_ids) < 0)))
-    ids = pc.unique(pa.concat_arrays([state.ids, *fresh]))
-    ids = ids.take(pc.array_sort_indices(ids))
+    ids = distinct(state.ids, *fresh)
     before, now = find(ids, state.ids), find(ids, as_type(listed[0], run_ids.type))
     given = np.zeros(len(ids), dtype=bool)
     given[before >= 0] = state.listed[before[before >= 0]]

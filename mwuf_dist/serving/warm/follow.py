@@ -252,7 +252,7 @@ class Follower:
         num_rows = rows.num_counted(rows.log)
         rows, listed, num_late = without_the_retired(rows, listed, before)
         change = change_by(before, rows, listed, living, self._data, run_log, self._rows_of_run)
-        gone, notes = _nobody(living), []
+        gone, notes = Retired.none(living.type), []
         if num_late:
             notes.append(
                 f"note: {num_late:,} interactions are of items that had been retired by then, and are left out"
@@ -383,7 +383,3 @@ def follow(
 
 def _of(table: pa.Table, ids: pa.Array) -> pa.Table:
     return table.filter(pc.is_in(table["item_id"], value_set=ids))
-
-
-def _nobody(ids: pa.Array) -> Retired:
-    return Retired(ids[:0], np.empty(0, np.int64))

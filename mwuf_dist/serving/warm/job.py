@@ -253,7 +253,7 @@ def _what_comes(
     notes = [*rows.notes, *alarms(change.fractions, before.days)]
     if num_late:
         notes.append(f"{num_late:,} interactions are of items that had been retired by then, and are left out")
-    gone = Retired(run_ids[:0], np.empty(0, np.int64))
+    gone = Retired.none(run_ids.type)
     days = (*before.days, change.fractions)[-DAYS:]
     if retiring:
         change, gone, said = retire(change, retiring, options, data, run_ids, is_logs)

@@ -16,7 +16,8 @@ from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.finished_run import FinishedRun
 from mwuf_dist.serving.served_log import Log, own_values, taken, together
-from mwuf_dist.serving.served_state import Grown, Rows
+from mwuf_dist.serving.served_rows import Rows
+from mwuf_dist.serving.served_state import Grown
 from mwuf_dist.serving.warm.change import Change
 from mwuf_dist.training.item_rule.first_rows import first_rows
 from mwuf_dist.training.item_rule.frozen_items import FrozenModel
@@ -59,12 +60,7 @@ class WarmJob:
         at[old.item] = np.arange(len(old.item))
         at[self.change.anew] = -1
         start, boundary = self._starts(run, touched, at[touched])
-        made = self._fit(run, touched, start, boundary)
-        kept = np.isin(old.item, touched, invert=True)
-        parts = [(old.item[kept], old.served[kept], old.at_boundary[kept], old.boundary[kept]), made]
-        item, served, at_boundary, boundary = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        order = np.argsort(item)
-        return Rows(item[order], served[order], at_boundary[order], boundary[order])
+        return old.with_made(self._fit(run, touched, start, boundary))
 
     def _starts(self, run: FinishedRun, touched: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Gives (rows [T, D], interactions before them [T]) where each item goes on.
@@ -94,10 +90,8 @@ class WarmJob:
         start[anew & ~goes_on] = first_rows(run, self.frozen.method, items, keys, self.frozen.item_fields).cpu()
         return start, boundary
 
-    def _fit(
-        self, run: FinishedRun, touched: np.ndarray, start: np.ndarray, boundary: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Returns (items, rows, rows at their boundary, boundary) by the rule, gathered on the main rank."""
+    def _fit(self, run: FinishedRun, touched: np.ndarray, start: np.ndarray, boundary: np.ndarray) -> Rows:
+        """Returns the rows of the items by the rule, in any order, gathered on the main rank."""
         rule, runtime = rule_of(self.config, self.prepared), self.runtime
         # The run's rows of an item, then those that came since: both are sorted by item.
         log = together([self.run_log, self.change.state.log])
@@ -105,7 +99,7 @@ class WarmJob:
         log = taken(log, np.argsort(log["item"], kind="stable"))
         counts = np.diff(np.searchsorted(log["item"], np.append(touched, np.iinfo(np.int32).max)))
         ends, missing = np.cumsum(counts), self._missing(touched)
-        out = []
+        out = [Rows.none(run.model.dim)]
         for group in item_groups(counts, _GROUP_ROWS if run.histories is None else _GROUP_ROWS_WITH_HISTORIES):
             rows = taken(log, np.arange(int(ends[group[0]] - counts[group[0]]), int(ends[group[-1]])))
             unread = boundary[group] - missing[group]
@@ -115,15 +109,10 @@ class WarmJob:
             clicks = rows["label"], rows.get(WEIGHT)
             made = self.frozen.rows(rule, frozen, ours, start[group], boundary[group], *sizes, *clicks)
             items = touched[group[ours]]
-            out.append((items, made.rows.cpu().numpy(), made.at_boundary.cpu().numpy(), made.boundary))
-        dim = start.shape[1]
-        none = (np.empty(0, np.int64), np.empty((0, dim), np.float32), np.empty((0, dim), np.float32))
-        columns = [np.concatenate(column) for column in zip(*out, (*none, np.empty(0, np.int64)), strict=True)]
-        gathered = [runtime.gather_rows(column) for column in columns]
-        items, rows, at_boundary, boundary = (
-            ours if whole is None else whole for ours, whole in zip(columns, gathered, strict=True)
-        )
-        return items, rows, at_boundary, boundary
+            out.append(Rows(items, made.rows.cpu().numpy(), made.at_boundary.cpu().numpy(), made.boundary))
+        found = Rows.together(out)
+        whole = [runtime.gather_rows(column) for column in vars(found).values()]
+        return Rows(*(column for column in whole if column is not None)) if runtime.is_main else found
 
     def _missing(self, items: np.ndarray) -> np.ndarray:
         """Returns rows of items [T] that the blocks of the phases count and the run has not: see `rule.warm_rows`."""
