@@ -181,7 +181,8 @@ def cell_of_run(folder: Path) -> Cell:
 
 def with_scores(results: dict[str, Any], folder: Path) -> Cell:
     """Returns the record of a run with these results in this folder."""
-    return results | {"scores": _scores(folder / "scores")}
+    kept = {name: value for name, value in results.items() if name != "prepared_path"}  # of one machine
+    return kept | {"scores": _scores(folder / "scores")}
 
 
 def merged(ours: Records, others: Iterable[tuple[str, Records]]) -> Records:

@@ -66,7 +66,8 @@ def test_logits_stand_in_the_record_where_they_are_few(num: int, tmp_path: Path)
     logits = np.random.default_rng(0).normal(size=num).astype(np.float32)
     (tmp_path / "scores").mkdir()
     np.save(tmp_path / "scores" / "warm-a-test.npy", logits)
-    cell = with_scores(cells()[0], tmp_path)
+    cell = with_scores(cells()[0] | {"prepared_path": "/of/one/machine"}, tmp_path)
+    assert "prepared_path" not in cell
     entry = json.loads(json.dumps(cell))["scores"]["warm-a-test"]
     assert entry["rows"] == num and len(entry["sha256"]) == 16
     if num > 10_000:
