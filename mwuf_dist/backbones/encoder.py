@@ -31,10 +31,10 @@ class EncoderConfig(BackboneConfig):
     heads: Width = 4  # Attention heads; they divide the width, the first of `hidden`.
     field_dropout: Share = 0.05  # Fraction of the values of each item field that are left out in pretrain.
     field_dropout_of: dict[str, Share] = dataclasses.field(default_factory=dict)  # The same for single item fields.
-    # Windows of recent events; what a user made of the last so many before a row is known to it, too.
+    # Windows of recent events: for each, the model also sees the mean of the user's last so many events before a row.
     recent: Annotated[tuple[Count, ...], MaxLen(100)] = ()
-    # A recent event is older than the row by more than so many seconds: of an earlier sitting; 0: of an earlier second;
-    # -1: it stands before the row in the file.
+    # A recent event is more than this many seconds older than the row, so that it is of an earlier session; 0: of an
+    # earlier second; -1: it only stands before the row in the file.
     recent_gap_s: Annotated[float, Ge(-1), Le(1e9)] = 3600.0
 
 

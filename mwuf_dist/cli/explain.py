@@ -30,12 +30,12 @@ class ExplainOptions:
     """Options of `mwuf explain`."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run.
-    item: str  # Its ID in the raw data.
+    item: str  # ID of the item in the raw data.
     # Picture to write, and beside it the page (.html); by default `explain-ITEM.png` in RUN.
     output: Path | None = None
-    all: tyro.conf.FlagCreatePairsOff[bool] = False  # Every score, not a dozen of each phase.
+    all: tyro.conf.FlagCreatePairsOff[bool] = False  # Print every score, not at most a dozen per phase.
     deltas: tuple[Path, ...] = ()  # Folders of earlier jobs, whose deltas are shown beside those in RUN.
-    prepared: Path | None = None  # Its prepared data, where they have been moved since.
+    prepared: Path | None = None  # Folder of the run's prepared data, if they were moved.
 
 
 def command(arguments: list[str]) -> int:

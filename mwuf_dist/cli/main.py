@@ -59,32 +59,32 @@ _GOES_ON = ("run", "compare", "tune", "recommend")
 @dataclass
 class _InitOptions:
     logs: Annotated[Path, tyro.conf.Positional]  # File or folder of the interactions.
-    check: Path | None = None  # A config: say what has changed in LOGS since its own logs, and write nothing.
+    check: Path | None = None  # A config: only report how LOGS differ from its own logs.
     output: Path = Path("logs.toml")  # The config to write; must not exist.
-    users: str = ""  # Table of the users, to join.
-    items: str = ""  # Table of the items, to join.
-    user: str = ""  # Column of the user; empty: look for it.
+    users: str = ""  # Table of users to join.
+    items: str = ""  # Table of items to join.
+    user: str = ""  # Column of the user; empty: detect it.
     item: str = ""  # Column of the item.
     time: str = ""  # Column of the time; none: the order of the rows counts.
     label: str = ""  # Column of the label; none: every row is a positive.
     label_is: tuple[str, ...] = ()  # Values of the label's column that are positive.
-    # Numbers of the label's column from this on are positive.
+    # Numbers of the label's column that are at least this are positive.
     label_at_least: Annotated[float | None, Ge(-1e300), Le(1e300)] = None
     missing: tuple[str, ...] = ()  # Words (or numbers) that stand for no value, beside the usual ones (NULL, NaN, ...).
-    header: str = ""  # Names of the columns, with commas between them, of files that have no line of names.
-    delimiter: str = ""  # What stands between two columns; empty: look.
-    quote: str | None = None  # What stands around values that hold the delimiter; none: nothing does.
-    encoding: str = ""  # How letters are written; empty: utf-8.
-    time_format: str = ""  # How dates are written, as strptime has it; empty: look.
-    users_header: str = ""  # Names of the columns of the table of users, where no line has them.
-    users_delimiter: str = ""  # What stands between two columns there; empty: look.
-    users_quote: str | None = None  # What stands around values there; none: nothing does.
-    users_encoding: str = ""  # How letters are written there; empty: utf-8.
-    items_header: str = ""  # Names of the columns of the table of items, where no line has them.
-    items_delimiter: str = ""  # What stands between two columns there; empty: look.
-    items_quote: str | None = None  # What stands around values there; none: nothing does.
-    items_encoding: str = ""  # How letters are written there; empty: utf-8.
-    # A column is of the users (or items) if so many of them have one value of it.
+    header: str = ""  # Names of the columns, separated by commas, of files without a header line.
+    delimiter: str = ""  # Delimiter of the columns; empty: detect it.
+    quote: str | None = None  # Character around values that contain the delimiter; none: no quotes.
+    encoding: str = ""  # Encoding of text files; empty: utf-8.
+    time_format: str = ""  # Format of dates, as in strptime; empty: detect it.
+    users_header: str = ""  # Names of the columns of the table of users, if it has no header line.
+    users_delimiter: str = ""  # Delimiter of the table of users; empty: detect it.
+    users_quote: str | None = None  # Quotes of the table of users; none: no quotes.
+    users_encoding: str = ""  # Encoding of the table of users; empty: utf-8.
+    items_header: str = ""  # Names of the columns of the table of items, if it has no header line.
+    items_delimiter: str = ""  # Delimiter of the table of items; empty: detect it.
+    items_quote: str | None = None  # Quotes of the table of items; none: no quotes.
+    items_encoding: str = ""  # Encoding of the table of items; empty: utf-8.
+    # A column is a feature of the users (or items) if this fraction of them has one value of it.
     constant_share: Annotated[float, Ge(0), Le(1)] = 0.99
 
 

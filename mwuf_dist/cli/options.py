@@ -42,7 +42,7 @@ class PrepareOptions(ConfigOptions):
 
     launcher: Literal["here", "ray"] = "here"  # ray: on workers (the ranks of a run) of a Ray cluster.
     num_workers: Annotated[int, Ge(1), Le(100_000)] = 1  # Workers that `--launcher ray` starts.
-    ray_address: str = ""  # Ray cluster that exists; empty: $RAY_ADDRESS, or a cluster of this machine.
+    ray_address: str = ""  # Running Ray cluster; empty: $RAY_ADDRESS, or one started on this machine.
 
 
 @dataclass
@@ -56,7 +56,7 @@ class RunOptions(PrepareOptions, Options):
 class StudyOptions(Options):
     """Says who does the runs of a study."""
 
-    # Runs side by side, each in a process of its own (Ray): 1 none, 0 as many as the cores allow where it pays.
+    # Runs at the same time, each in its own process (Ray); 0: as many as the cores allow, where this saves time.
     parallel: Annotated[int, Ge(0), Le(100_000)] = 0
     ray_address: str = ""  # A running Ray cluster that does the runs; RAY_ADDRESS names one too.
 
@@ -66,8 +66,8 @@ class CompareOptions(StudyOptions):
     """`mwuf compare`."""
 
     seeds: Annotated[int, Ge(0), Le(10_000)] = 0  # Number of seeds; 0 takes the config's.
-    first_seed: Annotated[int, Ge(0), Le(1 << 62)] = 0  # The first of them: another machine takes the next ones.
-    # Results of other comparisons, their folders or records.json: cells of this one's rows count as done.
+    first_seed: Annotated[int, Ge(0), Le(1 << 62)] = 0  # First seed: several machines can share the seeds.
+    # Results of other comparisons (folders or records.json): runs found there are not done again.
     records: tuple[Path, ...] = ()
     explain: str = ""  # ID of a new item: report.html shows how it warmed up in the first run of each row.
 
@@ -76,8 +76,8 @@ class CompareOptions(StudyOptions):
 class RecommendOptions(StudyOptions):
     """`mwuf recommend`."""
 
-    minutes: Annotated[float, Gt(0), Le(1e6)] = 30.0  # Nothing begins after them; what has begun ends.
-    methods: tuple[str, ...] = ()  # Methods to try beside the config's own; empty: those that are cheap.
+    minutes: Annotated[float, Gt(0), Le(1e6)] = 30.0  # Time budget: after it no run is started; running ones finish.
+    methods: tuple[str, ...] = ()  # Methods to try beside the config's; empty: the cheap ones.
 
 
 @dataclass
@@ -86,7 +86,7 @@ class PlanOptions(ConfigOptions):
 
     world_size: Annotated[int, Ge(1), Le(1_000_000)] = 1  # Number of ranks.
     device: Literal["cpu", "a100", "h100", "h200"] = "cpu"  # Device of each rank; cpu: one thread of this machine.
-    rows: Annotated[float, Ge(0), Le(1e15)] = 0  # Rows of pretrain; 0: those of the data.
+    rows: Annotated[float, Ge(0), Le(1e15)] = 0  # Rows of the split `pretrain`; 0: those of the data.
     users: Annotated[float, Ge(0), Le(1e15)] = 0  # Number of users; 0: in proportion to the rows.
     items: Annotated[float, Ge(0), Le(1e15)] = 0  # Number of items; 0: in proportion to the rows.
 

@@ -50,7 +50,7 @@ examples:
     "apply": """\
 Puts the deltas of jobs of `mwuf warm` into an export, or into a copy of the run that they went on from: all or none.
 FOLDER is either; deltas are files or folders of them, in their order. One that is missing, there twice, out of order,
-of another chain or damaged is refused. A server that is no Python of ours copies mwuf_dist/serving/deltas/reader.py.
+of another chain or damaged is refused. A server without this package copies mwuf_dist/serving/deltas/reader.py.
 
 examples:
   mwuf apply serving/today runs/ml-1-tuesday/deltas runs/ml-1-wednesday/deltas
@@ -80,11 +80,11 @@ examples:
 
 @dataclass(kw_only=True)
 class _HowWritten:
-    header: str = ""  # Text files: names of the columns, with commas between them, where no line has them.
-    delimiter: str = ""  # What stands between two columns (tab for one); empty: as the run's logs have it.
-    quote: str | None = None  # What stands around values that hold the delimiter; none: nothing does.
-    encoding: str = ""  # How letters are written.
-    time_format: str = ""  # How dates are written, as strptime has it.
+    header: str = ""  # Names of the columns, separated by commas, of text files without a header line.
+    delimiter: str = ""  # Delimiter of text files (tab for a tab); empty: that of the run's logs.
+    quote: str | None = None  # Character around values that contain the delimiter; none: there is none.
+    encoding: str = ""  # Encoding of text files; empty: that of the run's logs.
+    time_format: str = ""  # Format of dates, as in strptime.
 
     def written(self) -> Written:
         """Says how the text files are written."""
@@ -96,17 +96,17 @@ class ExportOptions:
     """Options of `mwuf export`."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run.
-    format: Format = "parquet"  # Of the items; docs/serving.md says what each one holds.
+    format: Format = "parquet"  # Format of the items; docs/serving.md describes each.
     to: str = ""  # With --format redis: the server to fill, redis://HOST:PORT/DATABASE#PREFIX.
     output: Path | None = None  # Folder, or URI (s3://bucket/export), to write; by default `export` in RUN.
-    old_items: tyro.conf.FlagCreatePairsOff[bool] = False  # The old items too.
-    # Folder for a run that has seen the rest of its own data too, items with fewer than 3K rows among them (as `mwuf
-    # warm` does it); exported is this one, and the daily job goes on from there.
+    old_items: tyro.conf.FlagCreatePairsOff[bool] = False  # Export the old items, too.
+    # First bring in the rest of the run's own data, also items with fewer than 3K rows, as `mwuf warm` does: write a
+    # run into this folder and export that one. The next daily job starts from it.
     catch_up: Path | None = None
-    context: tyro.conf.FlagCreatePairsOff[bool] = False  # All else that a score needs, of the items and of all users.
-    # The posterior's variance of each number of a new item's embedding, for method map; its mean is the embedding.
+    context: tyro.conf.FlagCreatePairsOff[bool] = False  # Export all else that a score needs, of items and users.
+    # For method map: also export the posterior's variance of each number of a new item's embedding.
     uncertainty: tyro.conf.FlagCreatePairsOff[bool] = False
-    prepared: Path | None = None  # Its prepared data, where they have been moved since.
+    prepared: Path | None = None  # Folder of the run's prepared data, if they were moved.
 
 
 @dataclass
@@ -116,39 +116,39 @@ class WarmOptions(_HowWritten):
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run, or of a job.
     output: Path  # Folder to write: a run that has seen these interactions too.
     interactions: Path | None = None  # Parquet or CSV, a file, a folder or a URI of either.
-    # Folder whose files are taken as they appear, or topic (kafka://HOST:PORT/TOPIC), until SIGTERM; OUTPUT gets
-    # deltas.
+    # Keep running until SIGTERM, and take the files of this folder as they appear, or the messages of a topic
+    # (kafka://HOST:PORT/TOPIC); OUTPUT gets deltas.
     follow: Path | None = None
-    kafka: Path | None = None  # With a topic: a file of lines NAME=VALUE for its client (librdkafka): passwords, say.
-    # With a topic: go on where messages are gone that had not been taken.
+    kafka: Path | None = None  # With a topic: file with settings of librdkafka, a line NAME=VALUE each.
+    # With a topic: continue although messages are gone that were not taken.
     skip_lost: tyro.conf.FlagCreatePairsOff[bool] = False
-    until_idle: tyro.conf.FlagCreatePairsOff[bool] = False  # With --follow: end where nothing more is there.
+    until_idle: tyro.conf.FlagCreatePairsOff[bool] = False  # With --follow: end as soon as nothing more is there.
     items: Path | None = None  # Table with the fields of items that the run has never seen.
-    retire: Path | None = None  # Table with a column of IDs: items that leave, after the interactions have come.
-    # New items leave without an interaction in so many days before the newest.
+    retire: Path | None = None  # Table with the IDs of items that leave at the end of the job.
+    # Also retire new items without an interaction in this many days before the newest interaction.
     retire_after_days: Annotated[float | None, Gt(0), Le(1e6)] = None
-    format: TableFormat = "parquet"  # Of the export.
-    context: tyro.conf.FlagCreatePairsOff[bool] = False  # All else that a score needs, of the changed items.
-    # Rows of old items move too, by the same rule, from where the run left them.
+    format: TableFormat = "parquet"  # Format of the export.
+    context: tyro.conf.FlagCreatePairsOff[bool] = False  # Export all else that a score needs, of the changed items.
+    # Update old items, too, by the same rule, from where the run left them.
     old_items: tyro.conf.FlagCreatePairsOff[bool] = False
-    # Users never seen get rows of their own, from their own clicks by the same rule; else they are the mean user.
+    # Give users who were never seen a row of their own, by the same rule; else they are the mean user.
     users: tyro.conf.FlagCreatePairsOff[bool] = False
     user: str = ""  # Column of the user; empty: that of the run's logs.
     item: str = ""  # Column of the item.
     time: str = ""  # Column of the time.
     label: str = ""  # Column of the label, 0 or 1.
-    prepared: Path | None = None  # Its prepared data, where they have been moved since.
+    prepared: Path | None = None  # Folder of the run's prepared data, if they were moved.
 
 
 @dataclass
 class ApplyOptions:
     """Options of `mwuf apply`."""
 
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]  # Of an export or a run.
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]  # Folder of an export or a run.
     deltas: tyro.conf.Positional[tuple[Path, ...]]  # Files of deltas, or folders of them.
     output: Path | None = None  # Folder to write; by default the export itself.
-    to: str = ""  # Of an export to Redis: the server, where its URL has changed or has a password.
-    prepared: Path | None = None  # Prepared data of a run, where they have been moved since.
+    to: str = ""  # For an export to Redis: its server, if the URL has changed or has a password.
+    prepared: Path | None = None  # Folder of a run's prepared data, if they were moved.
 
 
 @dataclass
@@ -157,11 +157,11 @@ class ServeCheckOptions:
 
     export: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="EXPORT")]  # Folder of an export.
     run: Path | None = None  # The run that it was made of; by default the folder that EXPORT stands in.
-    deltas: tuple[Path, ...] = ()  # Files of deltas, or folders of them, to put in; by default some are made up.
-    # Different requests, which are answered again and again until all deltas are in.
+    deltas: tuple[Path, ...] = ()  # Files of deltas, or folders of them, to apply; by default some are made up.
+    # Number of different requests, which are repeated until all deltas are applied.
     requests: Annotated[int, Ge(1), Le(10_000_000)] = 300
-    rows: Annotated[int, Ge(1), Le(1_000_000)] = 64  # Of a request.
-    prepared: Path | None = None  # Prepared data of the run, where they have been moved since.
+    rows: Annotated[int, Ge(1), Le(1_000_000)] = 64  # Rows of a request.
+    prepared: Path | None = None  # Folder of the run's prepared data, if they were moved.
 
 
 @dataclass
@@ -169,16 +169,16 @@ class AdoptOptions(_HowWritten):
     """Options of `mwuf adopt`."""
 
     weights: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="WEIGHTS")]  # Checkpoint folder or file.
-    item_table: str  # Name of the table of item ID embeddings among the weights, or a part of it.
+    item_table: str  # Name of the item ID table among the weights, or a part of the name.
     model: str  # "package.module:factory".
     logs: Path  # Parquet or CSV, a file or a folder.
     output: Path | None = None  # Folder to write.
-    check: tyro.conf.FlagCreatePairsOff[bool] = False  # Say which tables, shapes and logs fit, and write nothing.
+    check: tyro.conf.FlagCreatePairsOff[bool] = False  # Only check whether tables, shapes and logs fit.
     user: str = "user_id"  # Column of the user.
-    item: str = "item_id"  # Column of the item; without --item-ids a number, of known items that of their row.
+    item: str = "item_id"  # Column of the item; without --item-ids, the number of its row.
     time: str = "timestamp"  # Column of the time.
     label: str = "label"  # Column of the label, 0 or 1.
-    item_ids: Path | None = None  # Table whose column of the item has the IDs of the item table's rows, in their order.
+    item_ids: Path | None = None  # Table with the ID of each row of the item table, in their order.
     epochs: Annotated[int, Ge(1), Le(10_000)] = 1  # Passes over the known items' rows.
     warm_rows: Annotated[int, Ge(1), Le(1_000_000)] = 20  # K of the serving rule.
 

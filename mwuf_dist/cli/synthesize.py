@@ -14,8 +14,8 @@ from mwuf_dist.cli.options import read_options
 
 _EXAMPLES = """\
 Writes made-up raw files in the layout of a public data set (cikm2019, taobao-ad) or of the generated one (synthetic),
-with a cold-start problem that methods can learn, of any size and in little memory. The folder bears a mark, so that no
-report takes it for the real data.
+with a cold-start problem that methods can learn, of any size and in little memory. A mark in the folder prevents that
+a report takes it for the real data.
 
 examples:
   mwuf synthesize taobao-ad --rows 26_500_000 --output data/taobao-ad
@@ -25,10 +25,12 @@ examples:
 
 @dataclass
 class _Options:
-    name: Annotated[Literal["cikm2019", "synthetic", "taobao-ad"], tyro.conf.Positional]  # Whose layout.
+    name: Annotated[
+        Literal["cikm2019", "synthetic", "taobao-ad"], tyro.conf.Positional
+    ]  # Data set whose layout is used.
     rows: Annotated[int, Ge(1), Lt(1 << 32)]  # Interactions; users and items grow with them as in the public data set.
     output: Path  # Folder of the files; must not exist or be empty.
-    seed: Annotated[int, Ge(0), Lt(1 << 63)] = 0  # Another seed, other data.
+    seed: Annotated[int, Ge(0), Lt(1 << 63)] = 0  # Seed of the data.
 
 
 def run_command(arguments: list[str]) -> int:

@@ -28,13 +28,13 @@ examples:
 class _Options:
     items: Annotated[Path, tyro.conf.Positional]  # Table of the items, Parquet or CSV.
     output: Path  # The Parquet file to write.
-    fields: str = ""  # Columns whose text is meant, with commas between them.
+    fields: str = ""  # Columns of text, separated by commas.
     item: str = "item_id"  # Column of the IDs.
-    size: Annotated[int, Ge(1), Le(16_384)] = 64  # Numbers of a vector.
-    like: Path | None = None  # A file of this command, by which these items get their vectors.
-    header: str = ""  # Names of the columns, with commas between them, of files that have no line of names.
-    delimiter: str = ""  # What stands between two columns; empty: look.
-    encoding: str = "utf-8"  # How letters are written.
+    size: Annotated[int, Ge(1), Le(16_384)] = 64  # Length of a vector.
+    like: Path | None = None  # An earlier output: make vectors in the same space.
+    header: str = ""  # Names of the columns, separated by commas, of files without a header line.
+    delimiter: str = ""  # Delimiter of the columns; empty: detect it.
+    encoding: str = "utf-8"  # Encoding of text files.
 
 
 def run_command(arguments: list[str]) -> int:

@@ -20,7 +20,7 @@ class LogsField:
     # numeric: an index per quantile bucket; vector: a list of numbers, in Parquet, as many for every item.
     kind: Literal["categorical", "multi_valued", "numeric", "vector"] = "categorical"
     column: str = ""  # Its column, in the side table or else the interactions; empty: the name.
-    separator: str = "|"  # multi_valued: what stands between the values of a string (a list column needs none).
+    separator: str = "|"  # multi_valued: separator of the values in a text (a list column needs none).
     min_count: Count = 1  # A value of fewer users (items, rows) than this is unknown, index 0.
     buckets: Annotated[int, Ge(2), Le(1_000_000)] = 20  # numeric: number of quantile buckets.
 
@@ -62,10 +62,10 @@ class Written:
 class TableForm:
     """How the text files of a side table are written, where otherwise than those of the interactions."""
 
-    header: tuple[str, ...] = ()  # Names of the columns of files that have no line of names.
-    delimiter: str = ""  # What stands between two columns; empty: as in the interactions.
-    quote: str = ""  # What stands around a value that holds the delimiter; none: nothing does; empty: as there.
-    encoding: str = ""  # How letters are written; empty: as there.
+    header: tuple[str, ...] = ()  # Names of the columns of files without a header line.
+    delimiter: str = ""  # Delimiter of the columns; empty: that of the interactions.
+    quote: str = ""  # Character around values that contain the delimiter; none: no quotes; empty: as there.
+    encoding: str = ""  # Encoding of the text; empty: that of the interactions.
 
 
 @section
@@ -73,20 +73,21 @@ class LogsConfig:
     """Your own logs, Parquet or CSV: where they lie, and what their columns mean (`mwuf init` proposes it)."""
 
     interactions: str = ""  # File, or folder of files: Parquet or CSV, also compressed.
-    users: str = ""  # The same for a table of users to join; may be empty.
-    items: str = ""  # The same for items.
+    users: str = ""  # Table of users to join, a file or folder; may be empty.
+    items: str = ""  # Table of items to join; may be empty.
     user: str = "user_id"  # Column of the user, in interactions and users.
     item: str = "item_id"  # Column of the item, in interactions and items.
     time: str = "timestamp"  # Column of the time: a number, a date, or a date and time; empty: the order of the rows.
-    time_format: str = ""  # How a date in text is written, as strptime has it; empty: ISO 8601.
-    label: str = ""  # Column that is 0 or 1. Or, instead of it:
-    label_from: str = ""  # Column from which the label is made:
-    label_at_least: Annotated[float, Ge(-1e300), Le(1e300)] = 1.0  # 1 where `label_from` is at least this;
-    label_is: tuple[str, ...] = ()  # or, if given, where it is one of these values. Or, with no label column at all:
-    negatives_per_positive: Negatives = 0  # Every row is positive; so many rows of label 0 are drawn for each.
+    time_format: str = ""  # Format of dates in text, as in strptime; empty: ISO 8601.
+    label: str = ""  # Column that is 0 or 1; empty: `label_from` or `negatives_per_positive` says what a label is.
+    label_from: str = ""  # Column from which the label is made, by `label_at_least` or `label_is`.
+    label_at_least: Annotated[float, Ge(-1e300), Le(1e300)] = 1.0  # 1 where `label_from` is at least this.
+    label_is: tuple[str, ...] = ()  # Instead: 1 where `label_from` is one of these values.
+    # For logs without labels: every row is positive, and so many rows of label 0 are drawn for each.
+    negatives_per_positive: Negatives = 0
     negatives_seed: Seed = 0  # Seed of that draw.
-    weight: str = ""  # Column of what a row weighs in the losses, a number from 0 on; empty: each weighs 1.
-    weights: tuple[str, ...] = ()  # Or what a row with each value of it weighs: ["click=1", "buy=5"], others 1.
+    weight: str = ""  # Column with the weight of a row in the losses, from 0 on; empty: each weighs 1.
+    weights: tuple[str, ...] = ()  # Weights of the values of that column: ["click=1", "buy=5"]; others 1.
     # Of rows alike in user, item, time and label, one stays; first_of_pair: of a user and an item, the earliest.
     repeated_rows: Literal["drop", "keep", "first_of_pair"] = "drop"
     drop_incomplete: bool = False  # Leave rows without user, item, time or label out, where they would be an error.
@@ -104,14 +105,16 @@ class LogsConfig:
         "NaT",
         "#N/A",
     )  # Means missing.
-    delimiter: str = ""  # CSV: what stands between two columns; empty: a tab in .tsv, else a comma.
-    quote: str = '"'  # CSV: what stands around a value that holds the delimiter; empty: nothing does.
-    encoding: str = "utf-8"  # CSV: how letters are written.
-    header: tuple[str, ...] = ()  # CSV: names of the columns of files that have no line of names.
-    users_form: TableForm = dataclasses.field(default_factory=TableForm)  # The same of the table of users.
-    items_form: TableForm = dataclasses.field(default_factory=TableForm)  # And of items.
-    # So many of the users (or items) are to have one value of a field of theirs that stands in the interactions; of a
-    # field with fewer a note says how many.
+    delimiter: str = ""  # CSV: delimiter of the columns; empty: a tab in .tsv, else a comma.
+    quote: str = '"'  # CSV: character around values that contain the delimiter; empty: no quotes.
+    encoding: str = "utf-8"  # CSV: encoding of the text.
+    header: tuple[str, ...] = ()  # CSV: names of the columns of files without a header line.
+    # How the table of users is written, if otherwise.
+    users_form: TableForm = dataclasses.field(default_factory=TableForm)
+    # How the table of items is written, if otherwise.
+    items_form: TableForm = dataclasses.field(default_factory=TableForm)
+    # A field of the users (or items) that is a column of the interactions should have one value for at least this
+    # fraction of them; if it has not, a note says so.
     constant_share: Share = 0.99
     fields: tuple[LogsField, ...] = dataclasses.field(default=(), metadata={"of": LogsField})  # The features.
 

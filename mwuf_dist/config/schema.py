@@ -35,14 +35,14 @@ class SyntheticConfig:
     num_factors: Width = 2  # Latent factors of users and items.
     feature_share: Share = 0.5  # Share of an item's factors and bias that its fields explain; only its ID has the rest.
     user_feature_share: Share = 0.5  # The same for users.
-    zipf_exponent: NonNegative = 0.5  # Popularity of items: the k-th is met k^-exponent times as often as the first.
+    zipf_exponent: NonNegative = 0.5  # Popularity: the k-th item has k^-exponent times the rows of the first.
     activity_exponent: NonNegative = 0.4  # The same for the activity of users.
-    exposure: NonNegative = 1.0  # How much users meet what they like; 0: what is popular alone.
+    exposure: NonNegative = 1.0  # How much users see of what they like; 0: only what is popular.
     offset: Annotated[float, Ge(-1e3), Le(1e3)] = -0.7  # Log-odds of a click where all else is zero.
-    affinity_scale: NonNegative = 1.4  # Standard deviation of the log-odds by user-item affinity.
-    item_bias_scale: NonNegative = 0.9  # By the item alone.
-    user_bias_scale: NonNegative = 0.5  # By the user alone.
-    label_noise: Share = 0.05  # Share of labels that are coin tosses.
+    affinity_scale: NonNegative = 1.4  # Standard deviation of the user-item affinity, in log-odds.
+    item_bias_scale: NonNegative = 0.9  # The same of the item's bias.
+    user_bias_scale: NonNegative = 0.5  # The same of the user's bias.
+    label_noise: Share = 0.05  # Share of labels that are random.
     seed: Seed = 0  # Seed of the data (not of the training).
 
 
@@ -53,12 +53,12 @@ class StreamConfig:
     A method learns by the rule of `mwuf warm`, with the rates and epochs of section `warm_up`.
     """
 
-    pretrain_days: Count = 30  # Day 0 comes so many days after the day of the first row.
-    max_age_days: Count = 30  # Rows of new items are scored until their item is so old.
+    pretrain_days: Count = 30  # Day 0 is this many days after the day of the first row.
+    max_age_days: Count = 30  # Rows of a new item are scored up to this age of it.
     num_days: CountOrZero = 0  # Days from day 0 on; 0: all.
-    day_s: Positive = 86_400.0  # Seconds of a day, for a log that is shorter, or longer, than its days are.
-    ranked_users: CountOrZero = 200  # Users a day, at most, for whom new items are ranked among all items alive.
-    # The base, trained from scratch before every n-th day on all rows up to it, instead of learning; 0: the method.
+    day_s: Positive = 86_400.0  # Seconds of a day; another length suits a log of hours or of years.
+    ranked_users: CountOrZero = 200  # Users per day, at most, for whom the items are ranked.
+    # n > 0: instead of the daily rule, train the base from scratch before every n-th day on all rows up to it.
     retrain_every_days: CountOrZero = 0
 
 
@@ -78,7 +78,7 @@ class DataConfig:
     # Launch date, ISO 8601 (UTC) or seconds since 1970: items first seen since then are new (3K rows and more), all
     # others old; N decides nothing then. Empty: by N and K alone.
     new_since: str = ""
-    old_items_as_new: bool = False  # Validation: a fifth of the old items plays new, real new items are left out.
+    old_items_as_new: bool = False  # Validation: a fifth of the old items is played as new, new ones are left out.
     old_items_as_new_seed: Seed = 0  # Which fifth.
     # Parquet file with vectors of the items: a field per column of lists of numbers, beside their IDs (`item_id`). Of
     # any encoder, or of `mwuf vectors`; empty: none.
@@ -95,11 +95,11 @@ class EmbeddingConfig:
 
     dim: Width = 16  # Width d of every embedding.
     init_std: Positive = 0.01  # Every table starts as draws from N(0, init_std^2).
-    # adam: dense; rowwise_adagrad: fused; auto: by rows.
+    # adam: dense; rowwise_adagrad: fused, for large tables; auto: by `fused_above_rows`.
     optimizer: Literal["auto", "adam", "rowwise_adagrad"] = "auto"
     fused_above_rows: Rows = 5_000_000  # `auto` takes rowwise_adagrad above this many rows.
     rowwise_adagrad_lr: Positive = 0.02  # Its learning rate (adam uses the stage's).
-    # On several ranks. replicated: every rank holds all rows, for small tables; auto: by rows, else row-wise.
+    # On several ranks. replicated: every rank holds all rows; auto: replicated for small tables, else row_wise.
     sharding: Literal["auto", "replicated", "row_wise", "table_wise", "column_wise"] = "auto"
     # Item fields: a value that fewer old items have is treated as unknown, so that it cannot stand for one of them.
     min_old_items: CountOrZero = 0
@@ -111,8 +111,8 @@ class BackboneConfig:
     """The deep model f_theta: the keys that every backbone has; the chosen one's class has its own."""
 
     name: str = "wide_deep"  # A file of `mwuf_dist/backbones/`, or a module of your own as "package.module:Class".
-    # Of its products, by autocast; weights, embeddings, optimizer, logits and loss stay float32. Slow on a CPU without
-    # bfloat16 units.
+    # Of its matrix products, by autocast. Weights, embeddings, optimizer, logits and loss stay float32. bfloat16 is
+    # slow on a CPU without units for it.
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -143,10 +143,10 @@ class PretrainConfig:
 
     epochs: Count = 1  # Passes over the rows.
     batch_size: Count = 2048  # Rows of a global batch.
-    learning_rate: Positive = 1e-3  # Adam.
-    learning_rate_ids: NonNegative = 0.0  # Adam on phi_old; 0: as everything else.
-    schedule: Literal["constant", "cosine"] = "constant"  # Of the rates; cosine: from 1 at the start to 0 at the end.
-    weight_decay: NonNegative = 0.0  # AdamW's decay, on the dense weights.
+    learning_rate: Positive = 1e-3  # Learning rate of Adam.
+    learning_rate_ids: NonNegative = 0.0  # Learning rate of Adam on phi_old; 0: that of everything else.
+    schedule: Literal["constant", "cosine"] = "constant"  # Of the learning rates; cosine: falls to 0 at the end.
+    weight_decay: NonNegative = 0.0  # Weight decay of AdamW, on the dense weights.
     item_weight: Literal["rows", "equal"] = "rows"  # equal: every old item weighs the same, however many rows it has.
     # users: a batch holds parts of users' rows; for a backbone that reads whole histories (encoder).
     # blocks: shuffled within parts of row groups that are drawn at random, which reads large data faster.
@@ -160,8 +160,8 @@ class MetaTrainConfig:
     epochs: CountOrZero | Literal["auto"] = 1  # Passes; auto: until the loss of held-out old items stops falling.
     max_epochs: Count = 10  # Bound of `epochs = "auto"`.
     batch_size: Count = 2048  # Rows of a global batch.
-    learning_rate_cold: Positive = 1e-3  # Adam on phi_new.
-    learning_rate_warm: Positive = 1e-3  # Adam on h and g.
+    learning_rate_cold: Positive = 1e-3  # Learning rate of Adam on phi_new.
+    learning_rate_warm: Positive = 1e-3  # Learning rate of Adam on h and g.
     order: Literal["shuffled", "blocks", "time", "users"] = "shuffled"  # Order of the rows, as in pretrain.
     users_per_item: CountOrZero = 0  # U(v) of an old item: this many of its users; 0 takes all.
 
@@ -172,7 +172,7 @@ class WarmUpConfig:
 
     epochs: CountOrZero = 1  # Passes over a phase's rows.
     batch_size: Count = 256  # Rows of a global batch.
-    learning_rate: Positive = 1e-3  # Adam, fresh in every phase.
+    learning_rate: Positive = 1e-3  # Learning rate of Adam, which starts anew in every phase.
     carry_over: bool = False  # Train a phase on the rows of the phases before it too.
 
 
@@ -181,9 +181,9 @@ class RuntimeConfig:
     """Where and how it runs. Nothing here changes what is computed beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one.
-    threads: Threads = 0  # CPU threads of a rank; 0: the host's usable cores by its ranks, at most OMP_NUM_THREADS.
+    threads: Threads = 0  # CPU threads of a rank; 0: usable cores / ranks of the host, at most OMP_NUM_THREADS.
     deterministic: bool = True  # Only deterministic algorithms.
-    timeout_s: Seconds = 600  # A collective that takes longer is a failed rank.
+    timeout_s: Seconds = 600  # A rank fails if another one lets it wait longer, in seconds.
     progress: Literal["auto", "on", "off"] = "auto"  # Progress bar on rank 0; auto: on a terminal.
     profile: bool = False  # Trace a few steps of each stage on rank 0, for Perfetto: OUTPUT/profile/STAGE.json.
 
@@ -194,7 +194,7 @@ class CheckpointConfig:
 
     every_s: NonNegative = 120.0  # Seconds between saves within a stage; 0: only at stage ends.
     keep_last: Count = 2  # Checkpoints kept.
-    # From so many MB per rank on, tensors are copied and the copies written beside training, which goes on meanwhile.
+    # From this many MB per rank on, tensors are copied, and the copies are written while training goes on.
     background_from_mb: NonNegative = 500.0
 
 

@@ -14,7 +14,7 @@ class AlignConfig(MethodConfig):
     """Keys of `align`."""
 
     align_hidden: Width = 64  # Width of the hidden layer of the map from content to rows.
-    align_weight: NonNegative = 0.1  # Of the distance to an old item's own row, beside the loss of its clicks.
+    align_weight: NonNegative = 0.1  # Weight of the distance to an old item's own row, beside the loss.
 
 
 class Align(Method):

@@ -16,8 +16,8 @@ from mwuf_dist.methods.interface import Episodes, Method
 class ContentDeltaConfig(MethodConfig):
     """Keys of `content_delta`."""
 
-    delta_bound: Positive = 1.0  # Length of a delta, at most, as a multiple of the content row's.
-    delta_learning_rate: Positive = 0.1  # Of the step to the delta within an episode.
+    delta_bound: Positive = 1.0  # Largest length of a delta, as a multiple of the content row's.
+    delta_learning_rate: Positive = 0.1  # Learning rate of the step to the delta within an episode.
     delta_cold_weight: Annotated[float, Ge(0), Le(1)] = 0.5  # Weight of the loss of the content row alone.
 
 

@@ -18,13 +18,13 @@ from mwuf_dist.methods.interface import Episodes, Method, PretrainedItems
 class CsdmConfig(MethodConfig):
     """Keys of `csdm`."""
 
-    diffusion_steps: Annotated[int, Ge(2), Le(1000)] = 50  # T.
-    diffusion_jumps: Annotated[int, Ge(1), Le(1000)] = 5  # Steps of the reverse way, of these T, evenly.
-    diffusion_beta: Annotated[float, Ge(1e-6), Le(0.5)] = 0.02  # Of the last step; they grow from a 200th of it.
-    diffusion_hidden: Width = 64  # Width of the layers that tell the noise.
-    diffusion_weight: NonNegative = 1.0  # rho: of the noise's error, beside the loss of the clicks.
-    diffusion_noise: Positive = 0.1  # Deviation of the noise, as a multiple of the rows': of 1, rows drown in it.
-    regenerate_by_diffusion: bool = False  # Pass rows through the reverse way after each warm phase.
+    diffusion_steps: Annotated[int, Ge(2), Le(1000)] = 50  # Number of steps T of the diffusion.
+    diffusion_jumps: Annotated[int, Ge(1), Le(1000)] = 5  # Steps of the reverse process, spread evenly over T.
+    diffusion_beta: Annotated[float, Ge(1e-6), Le(0.5)] = 0.02  # Of the last step; the rates grow from a 200th of it.
+    diffusion_hidden: Width = 64  # Width of the layers that predict the noise.
+    diffusion_weight: NonNegative = 1.0  # rho: weight of the noise's error, beside the loss of the clicks.
+    diffusion_noise: Positive = 0.1  # Deviation of the noise, as a multiple of that of the rows.
+    regenerate_by_diffusion: bool = False  # Pass rows through the reverse process after each warm phase.
 
 
 class Csdm(Method):

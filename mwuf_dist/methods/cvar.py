@@ -17,8 +17,8 @@ class CvarConfig(MethodConfig):
 
     latent_dim: Width = 16  # Width of the latent variable.
     latent_noise: NonNegative = 1e-4  # Factor of the noise of the latent variable in training.
-    reconstruction_weight: NonNegative = 1.0  # Of the reconstruction error of old items' ID embeddings.
-    divergence_weight: NonNegative = 0.2  # Of the distance between encoder and prior.
+    reconstruction_weight: NonNegative = 1.0  # Weight of the reconstruction error of old items' ID embeddings.
+    divergence_weight: NonNegative = 0.2  # Weight of the distance between encoder and prior.
     regenerate: bool = False  # Pass new items' rows through the autoencoder after each warm phase.
 
 

@@ -22,11 +22,11 @@ _SMALLEST_SLOPE = 1e-8
 class MapConfig(DropoutNetConfig):
     """Keys of `map`."""
 
-    prior_precision: Positive = 1.5  # Of the prior on an item's row; larger keeps it closer to its first row.
+    prior_precision: Positive = 1.5  # Precision of the prior; a larger one keeps a row closer to its first row.
     # content: mean and covariance of the prior given the item's fields, by empirical Bayes from old items.
     prior: Literal["zero", "content"] = "zero"
-    prior_strength: Positive = 1.0  # Of `prior = "content"`: the precision found is multiplied by this.
-    prior_rows: Count = 60  # Of `prior = "content"`: rows of an old item that are looked at, at most.
+    prior_strength: Positive = 1.0  # With `prior = "content"`: factor on the precision that is found.
+    prior_rows: Count = 60  # With `prior = "content"`: rows of each old item that are used, at most.
 
 
 class Map(DropoutNet):

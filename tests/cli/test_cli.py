@@ -31,7 +31,10 @@ def test_help_of_a_command_shows_examples_and_every_key(
     for key in keys() - {"data.logs.fields"}:  # a list of tables, which only a file can hold
         assert f"--{key.replace('_', '-')}" in done.said, key
     # Every key has its comment as help, every section its docstring.
-    assert "adam: dense; rowwise_adagrad: fused; auto: by rows. (default: auto)" in done.said
+    assert (
+        "adam: dense; rowwise_adagrad: fused, for large tables; auto: by `fused_above_rows`. (default: auto)"
+        in done.said
+    )
     assert "Which data, and the rule that splits it into old and new items." in done.said
     backbone = SHORT["backbone"]["name"] if with_config else "wide_deep"
     assert f"(default: {backbone})" in done.said
