@@ -52,7 +52,7 @@ class ContentShift(Method):
 
         Args:
             item_context: the items' field embeddings [U, Fi*D], frozen.
-            user_mean: mean embedding [U, D] of the users who met each item in finished phases, frozen.
+            user_mean: mean embedding [U, D] of the users who interacted with each item in finished phases, frozen.
         """
         shift = self.config.max_shift * torch.tanh(self.shift(torch.cat([item_context, user_mean], dim=1)))
         return torch.ones_like(shift), shift
