@@ -283,6 +283,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "command_help": command_help,
     "study_keys": study_keys,
     "prepare_table": docs_tables.prepare_table,
+    "init_table": docs_tables.init_table,
     "prepare_growth_table": docs_tables.prepare_growth_table,
     "plan_table": docs_tables.plan_table,
     "growth_table": docs_tables.growth_table,

@@ -26,6 +26,16 @@ def prepare_table(names: str) -> str:
     return rows_table(("", "rows", "rows kept", *measures), rows)
 
 
+def init_table(name: str) -> str:
+    """A record of `benchmarks.init_logs`: time and memory of the whole command."""
+    rows = []
+    for row in _record(name)["rows"]:
+        one, load = row["more"]["init"], row["more"]["load_average"]
+        cells = (f"{one['cpu_s']:.1f}", f"{one['wall_s']:.0f}", f"{one['peak_bytes'] / 1e6:,.0f}", f"{load:.1f}")
+        rows.append((row["name"], f"{row['config']['rows']:,}", *cells))
+    return rows_table(("", "rows", "CPU s", "wall s", "peak MB", "programs that ran beside it"), rows)
+
+
 def prepare_growth_table(name: str) -> str:
     """A record of `benchmarks.prepare --workers`: processor time per million rows, and memory, by size."""
     rows = []

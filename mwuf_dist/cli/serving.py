@@ -43,6 +43,7 @@ examples:
   mwuf warm runs/ml-1 --interactions logs/ --items new_items.csv --output runs/ml-1-tuesday --format npy
   mwuf warm runs/ml-1 --interactions today.parquet --old-items --output runs/ml-1-tuesday
   mwuf warm runs/ml-1 --interactions today.parquet --users --output runs/ml-1-tuesday
+  mwuf warm runs/ml-1 --interactions today.parquet --users --user-fields new_users.csv --output runs/ml-1-tuesday
   mwuf warm runs/ml-1 --follow clicks/ --output runs/ml-1-live
   mwuf warm runs/ml-1 --follow kafka://broker-1:9092,broker-2:9092/clicks --output runs/ml-1-live
   mwuf warm runs/ml-1 --interactions today.parquet --retire-after-days 30 --output runs/ml-1-tuesday
@@ -133,6 +134,7 @@ class WarmOptions(_HowWritten):
     old_items: tyro.conf.FlagCreatePairsOff[bool] = False
     # Give users who were never seen a row of their own, by the same rule; else they are the mean user.
     users: tyro.conf.FlagCreatePairsOff[bool] = False
+    user_fields: Path | None = None  # With --users: table with the fields of users that the run has never seen.
     user: str = ""  # Column of the user; empty: that of the run's logs.
     item: str = ""  # Column of the item.
     time: str = ""  # Column of the time.
@@ -238,7 +240,10 @@ def _warm(arguments: list[str]) -> int:
     options = _parse("warm", arguments, WarmOptions)
     if options.follow is not None:
         return _follow(options)
-    if not (options.interactions or options.items or options.retire or options.retire_after_days is not None):
+    if options.user_fields and not options.users:
+        raise UserError("--user-fields is for users who get rows of their own: add --users")
+    some = options.interactions or options.items or options.retire or options.user_fields
+    if not some and options.retire_after_days is None:
         raise UserError("name what comes with --interactions FILE or --items FILE, or what leaves with --retire FILE")
     from mwuf_dist.runtime import start
     from mwuf_dist.serving.run_files import read_run
@@ -262,6 +267,7 @@ def _warm(arguments: list[str]) -> int:
             options.old_items,
             Retiring(options.retire, options.retire_after_days),
             options.users,
+            options.user_fields,
         )
         if runtime.is_main:
             print(printable(report.text()))
@@ -271,7 +277,7 @@ def _warm(arguments: list[str]) -> int:
 
 def _follow(options: WarmOptions) -> int:
     others = options.interactions, options.items, options.retire, options.retire_after_days
-    others += options.old_items or None, options.users or None
+    others += options.old_items or None, options.users or None, options.user_fields
     if any(option is not None for option in others):
         raise UserError("--follow takes the files of its folder alone: leave other input, --old-items and --users out")
     from mwuf_dist.runtime import start

@@ -273,8 +273,8 @@ def load(run: Path) -> WarmState | None:
 class Grown(Prepared):
     """A run's prepared data with the items and interactions that have come since, and a user whom nobody knows.
 
-    Items of the state follow those of the run, and so do users who have a row by now: of these nothing but the ID is
-    known. The last row of the users has index 0 in every field. The log stands beside the splits under the name
+    Items of the state follow those of the run, and so do users who have a row by now, with the fields that were given
+    of them. The last row of the users has index 0 in every field. The log stands beside the splits under the name
     `SERVED`; a user whom the run has never seen is -1 there, which U(v) takes for the mean user.
     """
 
@@ -315,8 +315,10 @@ class Grown(Prepared):
         return EntityTable(table.num_rows + len(raw_ids), np.concatenate([table.raw_ids, raw_ids]), columns)
 
     def _with_new_users(self, column: FieldColumn) -> FieldColumn:
-        """Adds to a column of users index 0 (of IDs their own) for each who came later, and for nobody."""
-        more = self._num_new_users
+        """Adds to a column of users what is known of each who came later (of IDs their own), and index 0 for nobody."""
+        more, users = self._num_new_users, self.state.users
+        if users is not None and users.fields is not None and column.field.name in users.fields.column_names:
+            return self._with_one_more(_appended(column, users.fields))
         values = np.zeros(more + 1, dtype=np.int32)
         if column.offsets is not None:
             offsets = np.concatenate([column.offsets, column.offsets[-1] + 1 + np.arange(more + 1)])
@@ -324,6 +326,12 @@ class Grown(Prepared):
         if column.field.name == USER_ID:
             values[:more] = 1 + super().num_users + np.arange(more)
         return FieldColumn(column.field, None, np.concatenate([column.values, values]))
+
+    @staticmethod
+    def _with_one_more(column: FieldColumn) -> FieldColumn:
+        values = np.append(column.values, np.int32(0))
+        offsets = None if column.offsets is None else np.append(column.offsets, column.offsets[-1] + 1)
+        return FieldColumn(column.field, offsets, values)
 
     def num_rows(self, split: str) -> int:
         """See `Prepared`."""
@@ -350,12 +358,25 @@ def _appended(column: FieldColumn, extra: pa.Table) -> FieldColumn:
     return FieldColumn(column.field, offsets, np.concatenate([column.values, values]))
 
 
-def unknown_fields(prepared: Prepared, num: int) -> pa.Table:
-    """Returns the fields of `num` items of which nothing is known: index 0, and for a vector zeros, everywhere."""
+def users_of_fields(fields: pa.Table, prepared: Prepared) -> EntityTable:
+    """Returns users with these fields [n] and no ID of their own."""
+    none = np.zeros(len(fields), np.int32)
+    columns = {}
+    for name, column in prepared.entity("user").columns.items():
+        if name == USER_ID:
+            columns[name] = FieldColumn(column.field, None, none)
+        else:
+            offsets = None if column.offsets is None else column.offsets[:1]
+            columns[name] = _appended(FieldColumn(column.field, offsets, column.values[:0]), fields)
+    return EntityTable(len(fields), none, columns)
+
+
+def unknown_fields(prepared: Prepared, num: int, side: Side = "item") -> pa.Table:
+    """Returns the fields of `num` items (or users) of which nothing is known: index 0, and for a vector zeros."""
     columns = {
         field.name: as_column(field, np.zeros(num, dtype=np.int32), np.ones(num, dtype=np.int64))
         for field in prepared.fields
-        if field.side == "item"
+        if field.side == side and field.name != USER_ID
     }
     return pa.table(columns)
 

@@ -22,6 +22,7 @@ from mwuf_dist.serving.deltas.apply import apply
 from mwuf_dist.serving.deltas.reader import UserTable, read_delta
 from mwuf_dist.serving.export.export import export
 from mwuf_dist.serving.finished_run import FinishedRun, load_run
+from mwuf_dist.serving.warm.catch_up import catch_up
 from mwuf_dist.serving.warm.job import WarmReport, warm
 from mwuf_dist.serving.warm.retire import Retiring
 from mwuf_dist.training.item_rule.frozen_users import FEWEST_CLICKS
@@ -186,6 +187,64 @@ def test_a_user_is_found_by_name_and_scored_with_its_row_by_the_run_and_by_a_ser
     assert of_job["user_id"].to_pylist() == run.user_ids[opened.prepared.num_users :].to_pylist()
 
 
+@pytest.fixture(scope="module")
+def fields(opened: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fields of the five users as those of the run's first ones, of one without a click, and of one of the run."""
+    own = pq.read_table(opened.prepared.path / "users.parquet").drop_columns(["user_id"])
+    ids = [*range(FIRST_NEW_USER, FIRST_NEW_USER + 5), FIRST_NEW_USER + 9, opened.user_ids[0].as_py()]
+    table = own.slice(0, len(ids)).drop_columns(["raw_id"]).append_column("user_id", pa.array(ids))
+    path = tmp_path_factory.mktemp("fields") / "users.parquet"
+    pq.write_table(table, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def with_fields(
+    run_folder: Path, logs: pa.Table, fields: Path, runtime: Runtime, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    output = tmp_path_factory.mktemp("with-fields") / "run2"
+    report = job(run_folder, logs, output, runtime, user_fields=fields, context=True)
+    assert "6 have got fields" in report.text()
+    return output
+
+
+def test_fields_of_new_users_count_in_their_rows_and_scores_whenever_they_come(
+    warmed: Path,
+    with_fields: Path,
+    logs: pa.Table,
+    fields: Path,
+    opened: FinishedRun,
+    run_folder: Path,
+    runtime: Runtime,
+    tmp_path: Path,
+) -> None:
+    run, without = load_run(with_fields, runtime), load_run(warmed, runtime)
+    items, dim = torch.arange(50), opened.model.dim
+    place = opened.model.users.names.index("user_id") * dim
+    for number in (0, 4):  # with few clicks, with many
+        new, like = run.index_of(FIRST_NEW_USER + number, "user"), number
+        one, other = run.user_context([new])[0], opened.user_context([like])[0]
+        assert torch.equal(one[:place], other[:place]) and torch.equal(one[place + dim :], other[place + dim :])
+        scores = run.scores(torch.full_like(items, new), items)
+        assert not torch.equal(scores, without.scores(torch.full_like(items, new), items))
+    rows = [
+        one.model.user_tables.rows_of("user_id", torch.tensor([one.index_of(FIRST_NEW_USER + 4, "user") + 1]))
+        for one in (run, without)
+    ]
+    assert not torch.equal(*rows), "the rule reads the fields"
+    quiet = run.index_of(FIRST_NEW_USER + 9, "user")
+    assert torch.equal(run.model.user_tables.rows_of("user_id", torch.tensor([quiet + 1]))[0], opened.mean_user)
+    # After the clicks, before them and by deltas: the same state.
+    warm(warmed, None, tmp_path / "after", runtime, users=True, user_fields=fields)
+    warm(run_folder, None, tmp_path / "first", runtime, users=True, user_fields=fields)
+    job(tmp_path / "first", logs, tmp_path / "then", runtime)
+    apply(run_folder, [warmed / "deltas", tmp_path / "after" / "deltas"], tmp_path / "copy")
+    for folder in ("after", "then", "copy"):
+        assert state_of(tmp_path / folder) == state_of(with_fields), folder
+    with pytest.raises(UserError, match="add --users"):
+        run_command("warm", [str(run_folder), "--user-fields", str(fields), "--output", str(tmp_path / "none")])
+
+
 @pytest.mark.parametrize("kind", ["parquet", "npy", "safetensors"])
 def test_deltas_bring_users_into_exports_and_into_copies_of_the_run(
     kind: Any, warmed: Path, logs: pa.Table, opened: FinishedRun, run_folder: Path, runtime: Runtime, tmp_path: Path
@@ -255,17 +314,25 @@ def test_a_row_begins_to_move_at_the_tenth_click(
     assert torch.equal(below, opened.mean_user) and not torch.equal(reached, opened.mean_user)
 
 
+def test_a_catch_up_leaves_users_as_they_are(warmed: Path, runtime: Runtime, tmp_path: Path) -> None:
+    assert catch_up(warmed, tmp_path / "all", runtime).change.num_new > 0
+    assert state_of(tmp_path / "all", OF_USERS) == state_of(warmed, OF_USERS)
+
+
 def test_users_do_not_go_with_following() -> None:
     with pytest.raises(UserError, match="--users out"):
         run_command("warm", ["run", "--follow", "clicks", "--users", "--output", "out"])
 
 
 @pytest.mark.dist
-def test_two_ranks_make_the_users_of_one(run_folder: Path, logs: pa.Table, warmed: Path, tmp_path: Path) -> None:
+def test_two_ranks_make_the_users_of_one(
+    run_folder: Path, logs: pa.Table, fields: Path, with_fields: Path, tmp_path: Path
+) -> None:
     pq.write_table(logs, tmp_path / "new.parquet")
     command = ["warm", str(run_folder), "--interactions", str(tmp_path / "new.parquet"), "--users", "--context"]
+    command += ["--user-fields", str(fields)]
     with forked(cli.main, ([*command, "--output", str(tmp_path / "two")],), tmp_path / "log", 2) as launch:
         assert launch.wait() == [0, 0], launch.said()
-    assert state_of(tmp_path / "two") == state_of(warmed)
+    assert state_of(tmp_path / "two") == state_of(with_fields)
     users = "export/users.parquet"
-    assert (tmp_path / "two" / users).read_bytes() == (warmed / users).read_bytes()
+    assert (tmp_path / "two" / users).read_bytes() == (with_fields / users).read_bytes()

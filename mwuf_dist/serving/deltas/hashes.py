@@ -21,7 +21,7 @@ from mwuf_dist.serving.served_users import array
 
 _LANES = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 # What a number stands for, so that an item, a row and an interaction of the same numbers differ.
-_ITEM, _FIELD, _ROW, _EVENT, _RETIRED, _USER, _USER_EVENT = (np.uint64(code) for code in range(1, 8))
+_ITEM, _FIELD, _ROW, _EVENT, _RETIRED, _USER, _USER_EVENT, _USER_FIELD = (np.uint64(code) for code in range(1, 9))
 
 EMPTY = np.zeros(2, dtype=np.uint64)
 
@@ -45,12 +45,22 @@ def hash_of(state: WarmState, run_ids: pa.Array) -> np.ndarray:
         items = id_keys(run_ids.take(pa.array(log["user"])))
         parts.append(_sum(_USER, users, state.users.rows.view(np.uint32).astype(np.uint64)))
         parts.append(_sum(_USER_EVENT, users[log["item"]], _event_words(log | {"user_key": items})))
-    for number, name in enumerate(state.fields.column_names):
-        lengths, values = _lists(state.fields[name])
+        if state.users.fields is not None:  # of those of whom nothing was given nothing counts
+            given = np.flatnonzero(state.users.listed)
+            parts += _of_fields(_USER_FIELD, users[given], state.users.fields.take(pa.array(given)))
+    parts += _of_fields(_FIELD, own, state.fields)
+    return np.stack(parts).sum(axis=0, dtype=np.uint64)
+
+
+def _of_fields(kind: np.uint64, keys: np.ndarray, fields: pa.Table) -> list[np.ndarray]:
+    """Returns the two sums of each column of fields, of things with keys [n]."""
+    parts = []
+    for number, name in enumerate(fields.column_names):
+        lengths, values = _lists(fields[name])
         place = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         words = np.stack([np.full(len(values), number), place, values], axis=1).astype(np.uint64)
-        parts.append(_sum(_FIELD, np.repeat(own, lengths), words))
-    return np.stack(parts).sum(axis=0, dtype=np.uint64)
+        parts.append(_sum(kind, np.repeat(keys, lengths), words))
+    return parts
 
 
 def with_hash(state: WarmState, run_ids: pa.Array) -> WarmState:

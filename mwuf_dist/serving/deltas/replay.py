@@ -6,7 +6,8 @@ Everything stands by raw ID, because indices of items that the run has never see
     rows      of phi_new: item_id, row, row_at_boundary, boundary
     log       new interactions: item_id, user, user_key, time, label
     retired   item_id, time (see `served_state.Retired`)
-    users     others than the run's who have a new click: user_id, row; only where there are any
+    users     others than the run's who have a new click or new fields: user_id, row, and where fields were ever given
+              these, and whether they were; only where there are any
     user_log  their new clicks: user_id, item_id, time, label
 """
 
@@ -25,7 +26,7 @@ from mwuf_dist.data.vectors import column_of, matrix
 from mwuf_dist.serving.served_log import Log, distinct, find, in_order, ranges, taken, together
 from mwuf_dist.serving.served_rows import Rows
 from mwuf_dist.serving.served_state import Retired, WarmState
-from mwuf_dist.serving.served_users import ServedUsers, nobody, with_clicks
+from mwuf_dist.serving.served_users import ServedUsers, fields_of, nobody, with_clicks, with_fields
 from mwuf_dist.serving.served_users import array as _array
 
 Parts = dict[str, pa.Table]
@@ -83,7 +84,7 @@ def user_parts_of(users: ServedUsers, touched: np.ndarray, new_log: Log, run_ids
     """
     log = {name: values for name, values in new_log.items() if name not in ("item", "user", "user_key")}
     ids = {USER: users.ids.take(pa.array(new_log["item"])), ID: run_ids.take(pa.array(new_log["user"]))}
-    rows = {USER: users.ids.take(pa.array(touched)), "row": column_of(users.rows[touched])}
+    rows = {USER: users.ids.take(pa.array(touched)), "row": column_of(users.rows[touched])} | users.given(touched)
     return {"users": pa.table(rows), "user_log": pa.table(ids | log)}
 
 
@@ -176,6 +177,10 @@ def _users_after(state: WarmState, deltas: Sequence[Parts], run_ids: pa.Array) -
         log = {"item": find(_array(clicks[USER]), ids), "user": item, "user_key": item.astype(np.uint64)}
         more = {name: clicks[name].to_numpy() for name in columns if name not in log}
         users, _ = with_clicks(users, ids, {name: (log | more)[name] for name in columns})
+        fields, listed = fields_of(parts["users"])
+        if fields is not None:
+            given = pa.array(np.flatnonzero(listed))
+            users, _ = with_fields(users, ids.take(given), fields.take(given))
         users.rows[find(ids, users.ids)] = matrix(_array(parts["users"]["row"]))
     return users
 

@@ -61,7 +61,7 @@ def form_of_run(prepared: Prepared, is_logs: bool) -> DataForm | None:
 
 
 def read_interactions(
-    path: Path, options: LogsConfig, prepared: Prepared, is_logs: bool, beside: Path | None = None
+    path: Path, options: LogsConfig, prepared: Prepared, is_logs: bool, beside: tuple[Path | None, ...] = ()
 ) -> NewRows:
     """Reads the interactions of a file or folder, by the form of the run's own data.
 
@@ -70,13 +70,13 @@ def read_interactions(
         options: of `log_options`.
         prepared: of the run.
         is_logs: whether the run is of own logs, so that times are read as there; else they are whole numbers.
-        beside: a table of items that may lie in the folder, as those of the config may.
+        beside: tables of items and users that may lie in the folder, as those of the config may.
 
     Raises:
         UserError: a column is absent, a value cannot be read (with its place), or a row is not complete.
     """
     there = log_files.find(str(path), "--interactions")
-    named = [str(beside)] if beside is not None and beside.is_file() else []
+    named = [str(one) for one in beside if one is not None and one.is_file()]
     files = log_files.without_tables(there.files, options.users, options.items, *named)
     return read_files(files, tuple(there.notes()), options, prepared, is_logs)
 

@@ -1,4 +1,4 @@
-"""Fields of items that a run has never seen, as indices of the run's own tables.
+"""Fields of items (or users) that a run has never seen, as indices of the run's own tables.
 
 For own logs the vocabularies of the prepared data say which words and edges the indices stand for. Data prepared before
 these were kept have the indices alone, and the words are learned again from the run's own files, which must be there: a
@@ -26,7 +26,7 @@ from mwuf_dist.data.readers import ids as raw_ids
 from mwuf_dist.data.readers.arrow_types import text_of
 from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.readers.times import read_times
-from mwuf_dist.data.schema import RAW_ID, Field
+from mwuf_dist.data.schema import RAW_ID, USER_ID, Field, Side
 from mwuf_dist.data.shards import ENTITY_FILES, Prepared
 from mwuf_dist.data.vectors import column_of, matrix, scaled
 from mwuf_dist.serving.served_state import as_column, unknown_fields
@@ -47,40 +47,47 @@ class _Words:
     lengths: np.ndarray
 
 
-def read_fields(path: Path, options: LogsConfig, prepared: Prepared, is_logs: bool) -> tuple[pa.Array, pa.Table]:
-    """Returns raw IDs, ascending [A], and the run's item fields of the items of a file [A].
+def read_fields(
+    path: Path, options: LogsConfig, prepared: Prepared, is_logs: bool, side: Side = "item"
+) -> tuple[pa.Array, pa.Table]:
+    """Returns raw IDs, ascending [A], and the run's fields of the items (or users) of a file [A].
 
     Args:
         path: Parquet or CSV, a row per item (of several the first counts).
         options: how it is read, and the fields of own logs.
         prepared: of the run.
         is_logs: whether the run is of own logs, so that the file has words and not indices.
+        side: whose fields they are.
 
     Raises:
         UserError: a column is absent, or a value is wrong.
     """
-    of_vectors = [field for field in prepared.fields if field.kind == "vector"]
-    fields = [field for field in prepared.fields if field.side == "item" and field.kind != "vector"]
+    of_side = [field for field in prepared.fields if field.side == side and field.name != USER_ID]
+    of_vectors = [field for field in of_side if field.kind == "vector"]
+    fields = [field for field in of_side if field.kind != "vector"]
     named = {field.name: field for field in options.fields}
     if is_logs:  # without the field that stands for none, which no file has
         fields = [field for field in fields if field.name in named]
+    if side == "user" and not fields:
+        raise UserError(f"{path}: the run has no field of users but their IDs: leave --user-fields out")
     columns = {field.name: (named[field.name].column or field.name) if is_logs else field.name for field in fields}
-    options = options.of_table("item")
-    files = log_files.without_tables(log_files.find_files(str(path), "--items"), options.users, options.items)
+    options, id_column = options.of_table(side), getattr(options, side)
+    option = {"item": "--items", "user": "--user-fields"}[side]
+    files = log_files.without_tables(log_files.find_files(str(path), option), options.users, options.items)
     there = set(log_tables.column_names(files[0], options))
     # Vectors of a file of their own (data.item_vectors) may come beside the fields, or not at all.
     vector_of = {field.name: named[field.name].column or field.name for field in of_vectors if field.name in named}
     vector_of |= {field.name: field.name for field in of_vectors if field.name not in named and field.name in there}
-    wanted = list({options.item: 0} | dict.fromkeys([*columns.values(), *vector_of.values()]))
-    table = log_tables.read(files, wanted, options, "items", vectors=[*vector_of.values()])
-    entity, ids, _ = raw_ids.encode_ids(table.columns[options.item])
+    wanted = list({id_column: 0} | dict.fromkeys([*columns.values(), *vector_of.values()]))
+    table = log_tables.read(files, wanted, options, f"{side}s", vectors=[*vector_of.values()])
+    entity, ids, _ = raw_ids.encode_ids(table.columns[id_column])
     known, words_of = None, vocabulary.read(prepared) if is_logs else None
     if is_logs and words_of is None:
-        known = pq.read_table(prepared.path / ENTITY_FILES["item"], memory_map=True).combine_chunks()
-    unknown = unknown_fields(prepared, len(ids))
+        known = pq.read_table(prepared.path / ENTITY_FILES[side], memory_map=True).combine_chunks()
+    unknown = unknown_fields(prepared, len(ids), side)
     out = {name: unknown[name] for name in unknown.column_names}
     for field in fields:
-        own = named[field.name] if is_logs else LogsField(name=field.name, side="item", kind=field.kind)
+        own = named[field.name] if is_logs else LogsField(name=field.name, side=side, kind=field.kind)
         column, rows, _ = encode.values_of_table(own, table.columns[columns[field.name]], entity, len(ids))
         if words_of is not None:
             out[field.name] = _by_words(field, own, column, rows, words_of[field.name])
@@ -175,16 +182,18 @@ def _own_column(
 ) -> tuple[pa.ChunkedArray, np.ndarray]:
     """Returns a field's column in the run's own files, and the row of each of the run's items there, -1 for none."""
     name = field.column or field.name
-    files = log_files.find_files(options.items, "data.logs.items") if options.items else ()
-    if files and name in log_tables.column_names(files[0], options.of_table("item")):
-        table = log_tables.read(files, [options.item, name], options.of_table("item"), "items")
+    side: Side = "user" if field.side == "user" else "item"
+    id_column, of_side = getattr(options, side), getattr(options, f"{side}s")
+    files = log_files.find_files(of_side, f"data.logs.{side}s") if of_side else ()
+    if files and name in log_tables.column_names(files[0], options.of_table(side)):
+        table = log_tables.read(files, [id_column, name], options.of_table(side), f"{side}s")
         order = np.arange(table.num_rows)
     else:
         files = log_files.find_files(options.interactions, "data.logs.interactions")
-        table = log_tables.read(files, [options.item, name, options.time], options, "interactions", [options.time])
+        table = log_tables.read(files, [id_column, name, options.time], options, "interactions", [options.time])
         order = np.argsort(read_times(table, options).values, kind="stable")
     column = table.columns[name]
-    entity = raw_ids.find_rows(table.columns[options.item], known[RAW_ID].chunk(0))
+    entity = raw_ids.find_rows(table.columns[id_column], known[RAW_ID].chunk(0))
     return column, encode.first_rows(entity, column.is_valid().to_numpy(), order, known.num_rows)
 
 

@@ -129,6 +129,7 @@ def warm(
     old_items: bool = False,
     retiring: Retiring = Retiring(),  # noqa: B008 (it cannot be changed)
     users: bool = False,
+    user_fields: Path | None = None,
 ) -> WarmReport:
     """Runs the job. Every rank calls it with the same arguments.
 
@@ -145,6 +146,7 @@ def warm(
         old_items: rows of old items move too, by the same rule, from where the run left them.
         retiring: which items leave, after the interactions have come.
         users: users whom the run has never seen get rows of their own, see `users.py`.
+        user_fields: with `users`: table with the fields of such users; those without interactions are added too.
 
     Raises:
         UserError: the input is wrong, or `output` holds something else.
@@ -157,7 +159,8 @@ def warm(
     every_id = data.raw_ids("item")
     before = load_state(folder, every_id) or served_state.new_state(data, every_id.type, config.embedding.dim)
     before = hashes.with_hash(before, every_id)
-    came = _what_comes(before, config, data, interactions, items, columns or Columns(), old_items, retiring, users)
+    tables = items, user_fields
+    came = _what_comes(before, config, data, interactions, tables, columns or Columns(), old_items, retiring, users)
     made_from = _made_from(folder, checkpoint.name, came)
     change = replace(came.change, state=replace(came.change.state, made_from=made_from))
     output = Path(os.path.realpath(output))
@@ -232,19 +235,21 @@ def _what_comes(
     config: Config,
     data: Prepared,
     interactions: Path | None,
-    items: Path | None,
+    tables: tuple[Path | None, Path | None],
     columns: Columns,
     old_items: bool,
     retiring: Retiring,
     with_users: bool,
 ) -> _Comes:
-    """Reads the input, and adds it to the state of before; arguments as for `warm`."""
+    """Reads the input, and adds it to the state of before; arguments as for `warm`, `tables` of items and of users."""
+    items, users_table = tables
     every_id, is_logs, options = data.raw_ids("item"), config.data.name == "logs", log_options(config, columns)
     run_ids = before.run_ids(every_id)
     rows, run_log, num_drawn = _read_rows(
-        interactions, options, data, run_ids, data.raw_ids("user"), is_logs, old_items, items
+        interactions, options, data, run_ids, data.raw_ids("user"), is_logs, old_items, tables
     )
-    users = users_by(before, rows, every_id, data) if with_users else None
+    persons = None if users_table is None else read_fields(users_table, options, data, is_logs, "user")
+    users = users_by(before, rows, every_id, data, persons) if with_users else None
     nothing = rows.item_ids[:0], unknown_fields(data, 0)
     listed = nothing if items is None else read_fields(items, options, data, is_logs)
     rows, listed, num_late = without_the_retired(rows, listed, before)
@@ -289,7 +294,7 @@ def _read_rows(
     user_ids: pa.Array,
     is_logs: bool,
     old_items: bool,
-    beside: Path | None,
+    beside: tuple[Path | None, ...],
 ) -> tuple[NewRows, Log, int]:
     """Gives (The new rows, with drawn negatives for positives only.
 
@@ -342,6 +347,8 @@ def _made_from(folder: Path, checkpoint: str, came: _Comes) -> dict[str, str]:
         known.update(repr(users.ids.to_pylist()).encode())
         for values in users.log.values():
             known.update(np.ascontiguousarray(values).data)
+        if users.fields is not None:
+            known.update(repr((users.fields.to_pydict(), users.listed.tolist())).encode())
     run, before = f"{chain_of(folder)} {checkpoint}", served_state.digest_of(folder)
     return {"run": run, "state": before, "known": known.hexdigest()[:12]}
 

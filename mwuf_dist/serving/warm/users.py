@@ -28,12 +28,13 @@ from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.id_keys import id_keys, mixed
 from mwuf_dist.data.schema import WEIGHT
 from mwuf_dist.data.shards import Prepared
+from mwuf_dist.embeddings.features import FeatureStore
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.finished_run import FinishedRun
 from mwuf_dist.serving.served_log import Log, NewRows, empty_log, find, in_order, own_values, taken, together
-from mwuf_dist.serving.served_state import WarmState
-from mwuf_dist.serving.served_users import ServedUsers, nobody, with_clicks
+from mwuf_dist.serving.served_state import WarmState, users_of_fields
+from mwuf_dist.serving.served_users import ServedUsers, nobody, with_clicks, with_fields
 from mwuf_dist.serving.warm.negatives import picked
 from mwuf_dist.training.item_rule.frozen_items import FrozenModel
 from mwuf_dist.training.item_rule.frozen_users import FEWEST_CLICKS, ClickedItems, LogitOfUser, user_rows
@@ -52,33 +53,44 @@ class UserChange:
 
     Attributes:
         users: all of them, with the clicks.
-        touched: who has a new click, ascending.
+        touched: who has a new click or new fields, ascending.
         new_log: the clicks that were new, in order.
         num_left_out: clicks on items that the run does not have.
+        num_listed: users whose fields came.
     """
 
     users: ServedUsers
     touched: np.ndarray
     new_log: Log
     num_left_out: int
+    num_listed: int = 0
 
     def text(self) -> str:
         """Returns for a terminal."""
+        fields = f", {self.num_listed:,} have got fields" if self.num_listed else ""
+        num = len(np.unique(self.new_log["item"]))
         return (
-            f"{len(self.touched):,} users never seen have {len(self.new_log['item']):,} new interactions with items of "
-            f"the run, which make their rows ({self.num_left_out:,} are with other items); {len(self.users.ids):,} "
-            "users have come since the run"
+            f"{num:,} users never seen have {len(self.new_log['item']):,} new interactions with items of "
+            f"the run, which make their rows ({self.num_left_out:,} are with other items){fields}; "
+            f"{len(self.users.ids):,} users have come since the run"
         )
 
 
-def users_by(state: WarmState, rows: NewRows, every_id: pa.Array, prepared: Prepared) -> UserChange:
-    """Adds the clicks of users whom the run has never seen to those of before.
+def users_by(
+    state: WarmState,
+    rows: NewRows,
+    every_id: pa.Array,
+    prepared: Prepared,
+    listed: tuple[pa.Array, pa.Table] | None = None,
+) -> UserChange:
+    """Adds the clicks and the fields of users whom the run has never seen to those of before.
 
     Args:
         state: of before.
         rows: the interactions, those of retired items too.
         every_id: raw IDs of the run's items, those of retired ones too.
         prepared: of the run.
+        listed: raw IDs and fields of users, of the run's own too, which stay as they are.
     """
     kind, dim = prepared.raw_ids("user").type, state.rows.served.shape[1]
     before = state.users or nobody(kind, empty_log(prepared.row_columns), dim)
@@ -89,7 +101,22 @@ def users_by(state: WarmState, rows: NewRows, every_id: pa.Array, prepared: Prep
     has_item = (item >= 0) & (rows.log["time"] <= tomb[rows.log["item"]])
     log = rows.log | {"item": user, "user": item, "user_key": item.astype(np.int64).view(np.uint64)}
     users, new = with_clicks(before, ids, taken(log, is_theirs & has_item))
-    return UserChange(users, np.unique(new["item"]), new, int((is_theirs & ~has_item).sum()))
+    num_left_out, got = int((is_theirs & ~has_item).sum()), np.empty(0, np.int64)
+    if listed is not None:
+        clicked = users.ids
+        users, got = with_fields(users, *_of_strangers(listed, prepared.raw_ids("user")))
+        new = new | {"item": find(clicked, users.ids)[new["item"]]}
+    return UserChange(users, np.union1d(new["item"], got), new, num_left_out, len(got))
+
+
+def _of_strangers(listed: tuple[pa.Array, pa.Table], known: pa.Array) -> tuple[pa.Array, pa.Table]:
+    """Leaves users of the run out of IDs and fields, and IDs that they could not have."""
+    ids, fields = listed
+    kept = find(ids, known) < 0
+    if ids.type != known.type and pa.types.is_integer(known.type):
+        is_number = pc.match_substring_regex(ids.cast(pa.string()), _WHOLE_NUMBER)
+        kept &= is_number.to_numpy(zero_copy_only=False)
+    return ids.filter(pa.array(kept)).cast(known.type), fields.filter(pa.array(kept))
 
 
 @dataclass
@@ -139,12 +166,12 @@ class UserJob:
             log = with_drawn_items(log, id_keys(users.ids), self.prepared, *drawn)
         counts = np.diff(np.searchsorted(log["item"], np.append(chosen, np.iinfo(np.int32).max)))
         ends = np.cumsum(counts)
-        logit, unknown = LogitOfUser(self.frozen.backbone, model.shape), self.frozen.unknown_user()
+        logit = LogitOfUser(self.frozen.backbone, model.shape)
         out = [(np.empty(0, np.int64), np.empty((0, model.dim), np.float32))]
         for group in item_groups(counts, _GROUP_ROWS):
             rows = taken(log, np.arange(int(ends[group[0]] - counts[group[0]]), int(ends[group[-1]])))
             ours = np.arange(runtime.rank, len(group), runtime.world_size)
-            clicks, place = self._clicks(rows, unknown), _of_users(counts[group], ours)
+            clicks, place = self._clicks(rows, users), _of_users(counts[group], ours)
             weights = rows[WEIGHT][place] if WEIGHT in rows else None
             targets = counts[group[ours]], rows["label"][place], weights
             found = user_rows(rule, self.frozen.method, logit, start, clicks.taken(place), *targets)
@@ -154,7 +181,7 @@ class UserJob:
         place, rows = (ours if whole is None else whole for ours, whole in zip(columns, gathered, strict=True))
         return place, rows
 
-    def _clicks(self, rows: Log, unknown: torch.Tensor) -> ClickedItems:
+    def _clicks(self, rows: Log, users: ServedUsers) -> ClickedItems:
         """Looks up what is frozen of clicks. A collective."""
         distinct, inverse = np.unique(rows["user"].astype(np.int64), return_inverse=True)
         # In whole tiles, so that bits of an item do not depend on which others there are.
@@ -165,7 +192,20 @@ class UserJob:
             own = self.frozen.own_fields(own_values(rows), np.arange(len(inverse)), len(inverse))
         item_of = torch.from_numpy(inverse).to(items.device)
         embeddings = embeddings_of_run(self.run, self._users_of_items, items).double()
-        return ClickedItems(embeddings, self.frozen.item_fields(items), item_of, own, unknown)
+        who, person = np.unique(rows["item"].astype(np.int64), return_inverse=True)
+        persons, person_of = self._persons(users, who), torch.from_numpy(person).to(items.device)
+        return ClickedItems(embeddings, self.frozen.item_fields(items), item_of, own, persons, person_of)
+
+    @torch.no_grad()
+    def _persons(self, users: ServedUsers, who: np.ndarray) -> torch.Tensor:
+        """Looks up field embeddings [k, Fu*D], float64, of users [k]. A collective."""
+        if users.fields is None:
+            return self.frozen.unknown_user().expand(len(who), -1)
+        fields = users.fields.take(pa.array(np.append(who, np.repeat(who[:1], -len(who) % _TILE_ROWS))))
+        device = self.runtime.device
+        store = FeatureStore(users_of_fields(fields, self.prepared), device, self.config.embedding.smooth_ordinal)
+        every = torch.arange(store.num_rows, device=device)
+        return self.run.model.user_tables(store.features(every)).double()[: len(who)]
 
 
 @torch.no_grad()

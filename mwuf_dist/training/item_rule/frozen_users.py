@@ -74,27 +74,30 @@ class ClickedItems:
         fields: their fields' embeddings [m, Fi*D].
         item_of: which of them each click's is [n].
         own: field embeddings of each click itself [n, Fr*D]; None where clicks have no fields.
-        unknown: fields of a user of whom nothing is known [Fu*D].
+        persons: fields of distinct users [k, Fu*D]; what stands for an ID there is not read.
+        person_of: whose each click is [n].
     """
 
     embeddings: torch.Tensor
     fields: torch.Tensor
     item_of: torch.Tensor
     own: torch.Tensor | None
-    unknown: torch.Tensor
+    persons: torch.Tensor
+    person_of: torch.Tensor
 
     def taken(self, places: np.ndarray) -> ClickedItems:
         """Takes some of the clicks."""
         index = torch.from_numpy(places).to(self.item_of.device)
-        return replace(self, item_of=self.item_of[index], own=None if self.own is None else self.own[index])
+        own = None if self.own is None else self.own[index]
+        return replace(self, item_of=self.item_of[index], own=own, person_of=self.person_of[index])
 
     def parts(self, places: np.ndarray) -> torch.Tensor:
         """Returns parts [m, (1 + F)*D] of some clicks, as `LogitOfUser` reads them."""
         index = torch.from_numpy(places).to(self.item_of.device)
         item = self.item_of[index]
         own = [] if self.own is None else [self.own[index]]
-        user = self.unknown.expand(len(index), -1)
-        return torch.cat([self.embeddings[item], self.fields[item], *own, user], dim=1)
+        person = self.persons[self.person_of[index]]
+        return torch.cat([self.embeddings[item], self.fields[item], *own, person], dim=1)
 
 
 def user_rows(
