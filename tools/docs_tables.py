@@ -172,6 +172,36 @@ def loader_table(name: str) -> str:
     return rows_table(("", "million rows/CPU s", "bare scan", "of it"), rows)
 
 
+def gpu_kernels_table(name: str) -> str:
+    """A record of `benchmarks.kernels` on a GPU: larger sizes of each op, beside the best alternative and a copy."""
+    rows = []
+    for row in _record(name)["rows"]:
+        sizes = row["config"]
+        if row["ours"] is None or max(sizes.get("batch", 0), sizes.get("items", 0)) < 65_536:
+            continue
+        ours, other = row["ours"]["p50"], row["alternative"]["p50"]
+        shown = ", ".join(f"{key} {sizes[key]:,}" for key in ("batch", "items", "dim") if key in sizes)
+        shown += ", bfloat16" if sizes["dtype"] == "bfloat16" else ""
+        share = f"{row['more']['share_of_copy']:.0%}"
+        name = row["name"].removesuffix(", cuda")
+        rows.append((f"{name}: {shown}", f"{ours:,.0f}", f"{other:,.0f}", f"{other / ours:.2f}", share))
+    return rows_table(("", "us", "eager or compiled us", "ratio", "of copy"), rows)
+
+
+def criteo_table(name: str) -> str:
+    """A record of `benchmarks.criteo`: rates, what a sample costs, and the part of the roofline that is reached."""
+    rows = []
+    for row in _record(name)["rows"]:
+        more, ours, other, roof = row["more"], *(row[key]["p50"] for key in ("ours", "alternative", "limit"))
+        cost = (f"{more['flops_per_sample'] / 1e6:.1f}", f"{more['bytes_per_sample'] / 1e3:.0f}")
+        machine = (f"{more['gflops_per_s']:.0f}", f"{more['copy_gb_per_s']:.1f}")
+        rates = (f"{other:,.0f}", f"{ours:,.0f}", f"{ours / other:.2f}", f"{other / roof:.0%}", f"{ours / roof:.0%}")
+        rows.append((f"{row['config']['ranks']}", *rates, *cost, *machine))
+    heads = ("ranks", "TorchRec samples/s", "mwuf-dist", "ratio", "TorchRec of roofline", "mwuf-dist of it")
+    costs = ("million operations a sample", "thousand bytes", "billion operations/s a core", "GB/s copied a core")
+    return rows_table((*heads, *costs), rows)
+
+
 def export_table(name: str) -> str:
     """A record of `benchmarks.export`: items a second by the clock and by processor time, and memory."""
     rows = []

@@ -138,7 +138,7 @@ def _forward_triton(
     tensors = [tensor.contiguous() for tensor in (item_inputs, *h, user_means, *g)]
     _bulk_warm_kernel[(cdiv(table.shape[0], sizes["BLOCK_U"]),)](
         table.contiguous(), out, *tensors, table.shape[0], *network_sizes(h, g),
-        RESIDUAL=residual, **sizes, num_warps=4,
+        RESIDUAL=residual, **sizes,
     )  # fmt: skip
     return out
 

@@ -1,0 +1,93 @@
+"""The machine's own roofline: how fast it copies and multiplies now, and what a sample costs at least.
+
+A step can be no faster than its bytes at the bandwidth of a plain copy, nor than its floating-point operations at the
+rate of a large matrix product: `Roof.samples_per_s`. Both are measured beside what is compared with them, in the same
+process, because a machine that others use too is not as fast as its data sheet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+_COPIED = 1 << 24  # numbers: 64 MB, more than the caches hold
+_SIDE = 1024  # of the matrices that are multiplied
+_ADAM_PASSES = 7  # over each weight: gradient, weight and two moments read, weight and moments written
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one sample needs at least.
+
+    Attributes:
+        flops: floating-point operations of all matrix products, a multiplication and an addition being two.
+        num_bytes: read and written to memory, if everything that can stay in a cache does.
+    """
+
+    flops: float
+    num_bytes: float
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What the machine can do.
+
+    Attributes:
+        flops_per_s: of a product of float32 matrices.
+        bytes_per_s: of a copy, read and written bytes both.
+    """
+
+    flops_per_s: float
+    bytes_per_s: float
+
+    def samples_per_s(self, cost: Cost) -> float:
+        """The rate that nothing can beat: by operations or by bytes, whichever takes longer."""
+        return 1 / max(cost.flops / self.flops_per_s, cost.num_bytes / self.bytes_per_s)
+
+
+def measure(clock: Callable[[], float] = time.process_time, rounds: int = 9) -> Roof:
+    """Measures both on the threads that torch has now."""
+    source = torch.zeros(_COPIED)
+    target = torch.empty_like(source)
+    left, right = torch.randn(2, _SIDE, _SIDE)
+    product = torch.empty(_SIDE, _SIDE)
+    copy_s = _seconds(lambda: target.copy_(source), clock, rounds)
+    product_s = _seconds(lambda: torch.mm(left, right, out=product), clock, rounds)
+    return Roof(2 * _SIDE**3 / product_s, 2 * source.nbytes / copy_s)
+
+
+def flops_of(step: Callable[[], object]) -> int:
+    """Counts the floating-point operations of the matrix products of a step, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def training_bytes(num_weights: int, batch_size: int, rows: float, row_bytes: int, state_bytes: int = 0) -> float:
+    """Bytes that a sample of a training step moves at least.
+
+    Args:
+        num_weights: dense weights, float32, trained by Adam: read forward and backward, their gradient written, one
+            pass of Adam; shared by the samples of a batch.
+        batch_size: samples of a step.
+        rows: rows of tables that a sample uses: read forward, read and written by their optimizer.
+        row_bytes: of such a row.
+        state_bytes: of its optimizer's state, read and written.
+    """
+    dense = (3 + _ADAM_PASSES) * 4 * num_weights / batch_size
+    return dense + rows * (3 * row_bytes + 2 * state_bytes)
+
+
+def _seconds(call: Callable[[], object], clock: Callable[[], float], rounds: int) -> float:
+    call()
+    found = []
+    for _ in range(rounds):
+        begin = clock()
+        call()
+        found.append(clock() - begin)
+    return median(found)
