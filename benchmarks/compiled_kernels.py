@@ -98,7 +98,7 @@ def call_ops(dim: int, dtype: torch.dtype) -> None:
     mk.warm_embedding(rows, inverse, scale, shift)
     d_cold, d_warm = torch.randn(2, _BATCH, dim, generator=random).to(dtype)
     mk.segment_sums((d_cold, d_warm), *mk.segments(inverse, _NUM_ROWS))
-    networks = [
+    networks: list[Any] = [
         tuple(
             torch.randn(shape, generator=random).to(dtype).requires_grad_()
             for shape in ((64, c), (64,), (dim, 64), (dim,))

@@ -28,6 +28,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +83,10 @@ def make_data(folder: Path, part: int) -> Prepared:
         "label": random.integers(2, size=_ROWS, dtype=np.int8),
         "time": np.arange(_ROWS),
     }
-    sides = {"item": {"raw_id": np.arange(num_items)}, "user": {"raw_id": np.arange(num_users)}}
+    sides: dict[str, dict[str, np.ndarray]] = {
+        "item": {"raw_id": np.arange(num_items)},
+        "user": {"raw_id": np.arange(num_users)},
+    }
     sides["user"]["user_id"] = np.arange(1, num_users + 1, dtype=np.int32)
     fields = [Field("user_id", "categorical", "user", num_users + 1)]
     for place, size in enumerate(others):
@@ -160,7 +164,7 @@ class Plain:
 def _same_weights(model: Model, plain: Plain) -> None:
     """Gives our model what the plain one starts with; the numbers' map is widened by zeros."""
     weights = dict(plain.model.module.named_parameters())
-    backbone = model.backbone
+    backbone: Any = model.backbone
     bottom = [weight for name, weight in weights.items() if "dense_arch" in name]
     top = [weight for name, weight in weights.items() if "over_arch" in name]
     (numbers,) = model.vector_fields.maps
@@ -185,12 +189,11 @@ def _same_weights(model: Model, plain: Plain) -> None:
                     part.copy_(row.expand_as(part))
 
 
-def _parts(weight: torch.Tensor) -> list[torch.Tensor]:
-    local = getattr(weight, "local_shards", None)
-    if callable(local):
-        return [shard.tensor for shard in local()]
-    local = getattr(weight, "to_local", None)
-    return [local() if callable(local) else weight]
+def _parts(weight: Any) -> list[torch.Tensor]:
+    """What this rank holds of a table, however TorchRec shards it."""
+    if hasattr(weight, "local_shards"):
+        return [shard.tensor for shard in weight.local_shards()]
+    return [weight.to_local() if hasattr(weight, "to_local") else weight]
 
 
 def measure(folder: Path, batch_size: int, num_steps: int, rounds: int) -> list[Row]:
