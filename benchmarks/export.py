@@ -39,6 +39,7 @@ from mwuf_dist.runtime import start
 from mwuf_dist.serving.export.chunks import num_threads
 from mwuf_dist.serving.export.export import write_items
 from mwuf_dist.serving.finished_run import FinishedRun
+from mwuf_dist.serving.writers import writer_of
 from mwuf_dist.training.model import Model
 
 FORMATS = ("parquet", "safetensors", "npy")
@@ -93,7 +94,7 @@ def time_export(data: Path, kind: Any, output: Path) -> dict[str, Any]:
         state_s = time.perf_counter() - clock
         _forget_peak()
         before = _memory_bytes("VmRSS")
-        num_items = write_items(run, kind, output, old_items=False)
+        num_items = write_items(run, run.served_items(old_items=False), writer_of(kind), output)
         seconds, cpu_s = time.perf_counter() - clock, time.process_time() - processor
     return {
         "format": kind,

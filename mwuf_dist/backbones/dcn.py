@@ -12,7 +12,7 @@ from mwuf_dist.config import Depth, MlpConfig, section
 
 @section
 class DcnConfig(MlpConfig):
-    """Keys of `dcn`."""
+    """Keys of `dcn` and `dcn_v2`."""
 
     cross_layers: Depth = 3  # Number of cross layers.
 
@@ -30,19 +30,25 @@ class Dcn(Backbone):
     def __init__(self, config: DcnConfig, shape: Shape) -> None:
         super().__init__(config, shape)
         width = shape.num_fields * shape.dim
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(width) / width**0.5) for _ in range(config.cross_layers)
-        )
-        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width)) for _ in range(config.cross_layers))
+        self.make_crosses(width, config.cross_layers)
         self.out = nn.Linear(width, 1, bias=False)  # the MLP's output has the bias
         self.mlp = MLP(width, config.hidden, config.batch_norm, config.dropout)
+
+    def make_crosses(self, width: int, num: int) -> None:
+        """Makes the parameters of so many cross layers over x_0, F*D wide."""
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(width) / width**0.5) for _ in range(num))
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width)) for _ in range(num))
+
+    def crossed(self, first: torch.Tensor) -> torch.Tensor:
+        """Returns what the cross layers make of x_0 [B, F*D]."""
+        x = first
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            x = first * (x @ weight)[:, None] + bias + x
+        return x
 
     def forward(
         self, item: torch.Tensor, context: torch.Tensor, row_weight: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See `Backbone.forward`."""
         first = torch.cat([item, context], dim=1)  # x_0 [B, F*D]
-        x = first
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            x = first * (x @ weight)[:, None] + bias + x
-        return self.out(x).squeeze(-1) + self.mlp(first, row_weight)
+        return self.out(self.crossed(first)).squeeze(-1) + self.mlp(first, row_weight)

@@ -50,7 +50,7 @@ from mwuf_dist.training.stages.meta_train import MetaTrain, initialise_new_ids, 
 from mwuf_dist.training.stages.pretrain import Pretrain, pretrained_tensors
 from mwuf_dist.training.stages.prior_fit import fit_prior
 from mwuf_dist.training.stages.stream import stream
-from mwuf_dist.training.stages.warm_up import WarmUp, warm_up_tensors
+from mwuf_dist.training.stages.warm_up import WarmUp
 
 
 def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None = None) -> dict[str, Any]:
@@ -255,7 +255,7 @@ class Run:
             return
         if self.cursor.phase == 0:
             if self.method.episode_trained:
-                self._train_on_episodes(self._frozen)
+                self._go_on_with(EpisodeTrain(self.config, self._frozen, self.method))
             if self.method.fits_prior:
                 clock = time.perf_counter()
                 num_rows = fit_prior(self.config, self._frozen, self.method, self.prepared)
@@ -268,13 +268,10 @@ class Run:
         events = self.config.data.events
         users = ItemUsers(self.prepared, ["pretrain"], settings.users_per_item, self.config.seed, events)
         self._frozen.set_users(users, range(self.model.num_old))
-        stage = MetaTrain(self.config, self.model, self._frozen, self.method)
-        if self._checkpoint is not None and (self.cursor.epoch or self.cursor.step):
-            load_tensors(self._checkpoint, stage.tensors())
-        stage.run(self.session, self.prepared, self.cursor, lambda: pretrained_tensors(self.model) | stage.tensors())
+        self._go_on_with(MetaTrain(self.config, self.model, self._frozen, self.method))
 
-    def _train_on_episodes(self, frozen: Frozen) -> None:
-        stage = EpisodeTrain(self.config, frozen, self.method)
+    def _go_on_with(self, stage: EpisodeTrain | MetaTrain) -> None:
+        """Trains a part of `meta_train`, from its beginning or where the checkpoint stands."""
         if self._checkpoint is not None and (self.cursor.epoch or self.cursor.step):
             load_tensors(self._checkpoint, stage.tensors())
         stage.run(self.session, self.prepared, self.cursor, lambda: pretrained_tensors(self.model) | stage.tensors())
@@ -294,15 +291,11 @@ class Run:
             stage.finish_phase(self.prepared, phase)
             session.count("warm_up", 0, _since(clock))
             self.evaluate(stage, phase)
-            session.save(
-                Cursor("warm_up", phase + 1),
-                pretrained_tensors(model) | meta_trained_tensors(model.new_ids, self.method) | warm_up_tensors(model),
-            )
+            session.save(Cursor("warm_up", phase + 1), self._trained_tensors())
 
     def stream(self) -> dict[str, Any]:
         """Returns the days of the stream protocol, in the place of the phases; see `stages/stream.py`."""
-        made = pretrained_tensors(self.model) | meta_trained_tensors(self.model.new_ids, self.method)
-        self.session.save(Cursor("warm_up"), made | warm_up_tensors(self.model))
+        self.session.save(Cursor("warm_up"), self._trained_tensors())
         return stream(self)
 
     def evaluate(self, stage: WarmUp, phase: int) -> None:
@@ -328,6 +321,10 @@ class Run:
     def scores(self, stage: WarmUp, phase: int) -> dict[str, np.ndarray | None]:
         """Returns logits of the sets that a phase is scored on, by their names; see `WarmUp.score`."""
         return {split: stage.score(self.prepared, split) for split in dict.fromkeys((NEXT_SETS[phase], "test"))}
+
+    def _trained_tensors(self) -> dict[str, Any]:
+        """Lists all that the stages have made: what is saved behind `meta_train`."""
+        return pretrained_tensors(self.model) | meta_trained_tensors(self.model.new_ids, self.method)
 
     def _found(self) -> Path:
         assert self._checkpoint is not None

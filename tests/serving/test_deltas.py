@@ -68,7 +68,7 @@ def of_days(chain: list[Path]) -> list[Path]:
 
 
 def by_id(folder: Path, kind: str) -> dict[Any, dict[str, Any]]:
-    ids, columns = writer_of(kind).read_items(folder)
+    ids, columns = writer_of(kind).read(folder, "item")
     assert len(set(ids)) == len(ids)
     return {one: {name: values[place] for name, values in columns.items()} for place, one in enumerate(ids)}
 

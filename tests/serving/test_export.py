@@ -24,7 +24,7 @@ from mwuf_dist.methods import meta_warm_up
 from mwuf_dist.methods.mwuf import Mwuf
 from mwuf_dist.serving.export import chunks as chunks_module
 from mwuf_dist.serving.export.chunks import Chunk, Columns
-from mwuf_dist.serving.export.dense_model import export_backbone
+from mwuf_dist.serving.export.dense_model import exported
 from mwuf_dist.serving.export.export import export
 from mwuf_dist.serving.finished_run import FinishedRun, open_run
 from mwuf_dist.serving.writers import interface, writer_of
@@ -211,7 +211,7 @@ def test_the_exported_model_of_every_backbone_has_the_bits_of_its_forward_at_any
     for buffer in (one for key, one in backbone.named_buffers() if "running" in key):
         torch.nn.init.uniform_(buffer, 0.5, 1.5)
     backbone.eval()
-    export_backbone(backbone, shape, torch.device("cpu"), name, tmp_path / "model.pt2")
+    torch.export.save(exported(backbone, shape, torch.device("cpu"), name), tmp_path / "model.pt2")
     model = torch.export.load(tmp_path / "model.pt2").module()
     for num in (1, 7, 300):
         item, context = torch.randn(num, 8), torch.randn(num, 5 * 8 + backbone.history_width)

@@ -119,7 +119,7 @@ def test_batches_make_the_state_of_one_job_and_deltas_lead_an_export_there(
         folder = export(load_run(run_folder, runtime), "parquet", tmp_path / "export", context=True)
         apply(folder, [tmp_path / "live"])
         expected = export(load_run(at_once, runtime), "parquet", tmp_path / "expected", context=True)
-    (ids, found), (other_ids, other) = (writer_of("parquet").read_items(path) for path in (folder, expected))
+    (ids, found), (other_ids, other) = (writer_of("parquet").read(path, "item") for path in (folder, expected))
     place = {one: number for number, one in enumerate(ids)}
     order = [place[one] for one in other_ids]
     assert len(ids) == len(other_ids)

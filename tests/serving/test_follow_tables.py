@@ -89,7 +89,7 @@ def test_fields_and_retired_items_come_as_by_jobs_and_late_clicks_on_the_retired
         served = export(run, "parquet", tmp_path / "export", context=True)
         apply(served, [live])
         expected = export(load_run(jobs[3], runtime), "parquet", tmp_path / "expected", context=True)
-    ours, theirs = (sorted(writer_of("parquet").read_items(path)[0]) for path in (served, expected))
+    ours, theirs = (sorted(writer_of("parquet").read(path, "item")[0]) for path in (served, expected))
     assert ours == theirs and gone[0] not in ours and gone[1] in ours
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -94,11 +93,10 @@ def _to_export(folder: Path, paths: list[Path], output: Path, to: str) -> ApplyR
         found = read_chain(paths, *version, names=("changed", "retired", "changed_users"))
         writer = writer_of(about["format"], to or about.get("to", ""))
         writer.check()
-        ids, columns = writer.read_items(folder)
-        table = ItemTable(ids, columns, *version, old_items=about["old_items"])
+        table = ItemTable(*writer.read(folder, "item"), *version, old_items=about["old_items"])
         users = None
         if "num_users" in about and any("changed_users" in delta.parts for delta in found):
-            users = UserTable(*writer.read_users(folder), *version)
+            users = UserTable(*writer.read(folder, "user"), *version)
         try:
             for delta in found:
                 table.apply(delta)
@@ -107,11 +105,11 @@ def _to_export(folder: Path, paths: list[Path], output: Path, to: str) -> ApplyR
         except DeltaError as error:
             raise UserError(f"{folder}: {error}: export it again, or without what it has more") from None
         with appearing(output, "name another --output") as beside:
-            changed = writer.item_files(folder) | (writer.user_files(folder) if users is not None else set())
+            changed = writer.files(folder, "item") | (writer.files(folder, "user") if users is not None else set())
             _link_tree(folder, beside, but=changed | {MANIFEST})  # the model stays
-            num_items = _write_items(table, writer, beside)
+            num_items = _write(table, "item", writer, beside)
             if users is not None:
-                about |= {"num_users": _write_users(users, writer, beside)}
+                about |= {"num_users": _write(users, "user", writer, beside)}
             state = {"chain": table.chain, "number": table.number, "hash": table.state}
             about |= {"num_items": num_items, "state": state}
             write_json(beside / MANIFEST, about | writer.finish(beside, about, found))
@@ -129,20 +127,12 @@ def _link_tree(folder: Path, target: Path, but: set[str]) -> None:
             served_state.link(path, target / path.name)
 
 
-def _write_items(table: ItemTable, writer: Writer, folder: Path) -> int:
-    """Writes the items in the format that the export had."""
-    ids, columns = table.items()
-    code = {name: number for number, name in enumerate(PHASE_NAMES)}
-    columns["phase"] = np.array([code[name] for name in columns["phase"].tolist()], dtype=np.uint8)
-    return _write(ids, columns, "item", writer, folder)
-
-
-def _write_users(table: UserTable, writer: Writer, folder: Path) -> int:
-    """Writes the users in the format that the export had."""
-    return _write(*table.items(), "user", writer, folder)
-
-
-def _write(ids: list[Any], columns: dict[str, np.ndarray], entity: str, writer: Writer, folder: Path) -> int:
+def _write(entities: ItemTable, entity: str, writer: Writer, folder: Path) -> int:
+    """Writes the items, or the users, in the format that the export had; returns how many."""
+    ids, columns = entities.items()
+    if "phase" in columns:
+        code = {name: number for number, name in enumerate(PHASE_NAMES)}
+        columns["phase"] = np.array([code[name] for name in columns["phase"].tolist()], dtype=np.uint8)
     raw_ids = pa.array(ids, pa.string() if ids and isinstance(ids[0], str) else pa.int64())
     shapes = {name: (str(values.dtype), values.shape[1] if values.ndim == 2 else 0) for name, values in columns.items()}
     table = writer.table(folder, entity, raw_ids, shapes)

@@ -41,21 +41,20 @@ def export_model(run: FinishedRun, path: Path) -> None:
     Raises:
         UserError: torch cannot export it.
     """
-    _save(program_of(run), path)
+    # Into memory first: torch's own writer of files ends the process where the disk is full.
+    buffer = io.BytesIO()
+    torch.export.save(program_of(run), buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def program_of(run: FinishedRun) -> ExportedProgram:
     """Returns the backbone as `torch.export` takes it; see `export_model`."""
     model = run.model
-    return _exported(model.backbone, model.shape, model.runtime.device, run.config.backbone.name)
+    return exported(model.backbone, model.shape, model.runtime.device, run.config.backbone.name)
 
 
-def export_backbone(backbone: nn.Module, shape: Shape, device: torch.device, name: str, path: Path) -> None:
-    """Writes any backbone in eval mode by `torch.export`; `name` is for the message."""
-    _save(_exported(backbone, shape, device, name), path)
-
-
-def _exported(backbone: nn.Module, shape: Shape, device: torch.device, name: str) -> ExportedProgram:
+def exported(backbone: nn.Module, shape: Shape, device: torch.device, name: str) -> ExportedProgram:
+    """Exports any backbone in eval mode; `name` is for the message."""
     width = (shape.num_fields - 1) * shape.dim + getattr(backbone, "history_width", 0)
     example = (torch.zeros(2, shape.dim, device=device), torch.zeros(2, width, device=device))
     batch = {0: torch.export.Dim("batch", min=1)}
@@ -68,10 +67,3 @@ def _exported(backbone: nn.Module, shape: Shape, device: torch.device, name: str
             f"backbone {name!r}: torch.export cannot take its forward ({str(error)[:300]}); "
             "write it without branches on tensor values"
         ) from error
-
-
-def _save(program: ExportedProgram, path: Path) -> None:
-    # Into memory first: torch's own writer of files ends the process where the disk is full.
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    path.write_bytes(buffer.getbuffer())

@@ -63,7 +63,7 @@ def export(
         if output.exists() and not (output / MANIFEST).exists() and not (output.is_dir() and not any(output.iterdir())):
             raise UserError(f"{output}: exists and is no export of ours; name another --output")
         users = _write_users(run, writer, folder) | _write_fields(run, writer, folder) if context else {}
-        num_items = _write_some(run, run.served_items(old_items), writer, folder, context, uncertainty, progress)
+        num_items = write_items(run, run.served_items(old_items), writer, folder, context, uncertainty, progress)
         writer.model(run, folder)
         manifest = _manifest(run, kind, num_items, old_items) | users
         manifest |= writer.finish(folder, manifest)
@@ -100,7 +100,7 @@ def write_export(
             _ = run.unknown_user_context(), list(user_chunks(run, users))
         return
     folder.mkdir()
-    num_items = _write_some(run, items, writer_of(kind), folder, context, uncertainty)
+    num_items = write_items(run, items, writer_of(kind), folder, context, uncertainty)
     manifest = _manifest(run, kind, num_items, False) | {"model": None, "changed_only": True}
     if users is not None:
         manifest |= _write_users(run, writer_of(kind), folder, users)
@@ -108,23 +108,15 @@ def write_export(
 
 
 def write_items(
-    run: FinishedRun, kind: TableFormat, folder: Path, old_items: bool, progress: bool = False, context: bool = False
-) -> int:
-    """Writes the items into an existing folder, some ten thousand at a time; returns how many."""
-    items = run.served_items(old_items)
-    return _write_some(run, items, writer_of(kind), folder, context, False, progress)
-
-
-def _write_some(
     run: FinishedRun,
     items: np.ndarray | range,
     writer: Writer,
     folder: Path,
-    context: bool,
-    uncertainty: bool,
+    context: bool = False,
+    uncertainty: bool = False,
     progress: bool = False,
 ) -> int:
-    """Writes the items with these indices."""
+    """Writes the items with these indices into an existing folder, some ten thousand at a time; returns how many."""
     ids = run.ids_of(items)
     table = writer.table(folder, "item", ids, item_columns(run, context, uncertainty))
     _write(table, item_chunks(run, items, context, uncertainty), len(ids), progress)

@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 
 from mwuf_dist.serving.export.chunks import Chunk
 from mwuf_dist.serving.finished_run import PHASE_NAMES
-from mwuf_dist.serving.writers.interface import Items
+from mwuf_dist.serving.writers.interface import Entities
 
 
-def items_of(columns: dict[str, np.ndarray], name_of_id: str = "item_id") -> Items:
-    """Makes of the columns in the files what `Writer.read_items` gives, or `Writer.read_users`."""
-    ids = columns.pop(name_of_id)
+def entities_of(columns: dict[str, np.ndarray], entity: str) -> Entities:
+    """Makes of the columns in the files what `Writer.read` gives."""
+    ids = columns.pop(f"{entity}_id")
     if ids.ndim == 2:  # text as bytes
         ids = np.array([bytes(row).rstrip(b"\0").decode() for row in ids], dtype=object)
     if "phase" in columns:

@@ -31,9 +31,9 @@ class FaissWriter(ParquetWriter):
         """See `Writer.check`."""
         _library()
 
-    def item_files(self, folder: Path) -> set[str]:
-        """See `Writer.item_files`."""
-        return super().item_files(folder) | {INDEX}
+    def files(self, folder: Path, entity: str) -> set[str]:
+        """See `Writer.files`."""
+        return super().files(folder, entity) | ({INDEX} if entity == "item" else set())
 
     def finish(self, folder: Path, about: dict[str, Any], deltas: Sequence[Delta] = ()) -> dict[str, Any]:
         """See `Writer.finish`."""

@@ -16,7 +16,7 @@ from mwuf_dist.serving.export.dense_model import MODEL_FILE, export_model
 from mwuf_dist.serving.finished_run import FinishedRun
 
 # Raw IDs [n], and the columns [n] or [n, width], phases as text.
-Items = tuple[list[Any], dict[str, np.ndarray]]
+Entities = tuple[list[Any], dict[str, np.ndarray]]
 
 
 class Table(Protocol):
@@ -34,9 +34,9 @@ class Table(Protocol):
 class Writer:
     """Writes an export in one format into a folder that nobody else sees yet, and reads its items back.
 
-    Called in this order: `check`, `table` for users, fields and items, `model`, `finish`. `mwuf apply` calls
-    `read_items`, then `table` and `finish` in a new folder, into which it has put all but the `item_files`; the same
-    of users, where deltas have some.
+    Called in this order: `check`, `table` for users, fields and items, `model`, `finish`. `mwuf apply` calls `read`,
+    then `table` and `finish` in a new folder, into which it has put all but the `files` of the items; the same of
+    users, where deltas have some.
 
     Args:
         to: a server that the format fills, where it fills one.
@@ -66,20 +66,12 @@ class Writer:
         """
         raise NotImplementedError
 
-    def read_items(self, folder: Path) -> Items:
-        """Reads the items of an export in this format."""
+    def read(self, folder: Path, entity: str) -> Entities:
+        """Reads the items of an export in this format, or the users of one that has contexts."""
         raise NotImplementedError
 
-    def read_users(self, folder: Path) -> Items:
-        """Reads the users of an export in this format that has contexts."""
-        raise NotImplementedError
-
-    def user_files(self, folder: Path) -> set[str]:
-        """Returns names, in the folder of an export, of what is made of the users alone."""
-        raise NotImplementedError
-
-    def item_files(self, folder: Path) -> set[str]:
-        """Returns names, in the folder of an export, of what is made of the items alone."""
+    def files(self, folder: Path, entity: str) -> set[str]:
+        """Returns names, in the folder of an export, of what is made of the items alone, or of the users alone."""
         raise NotImplementedError
 
     def model(self, run: FinishedRun, folder: Path) -> None:

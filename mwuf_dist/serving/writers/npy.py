@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from mwuf_dist.serving.export.chunks import Columns
-from mwuf_dist.serving.writers.arrays import ArrayTable, Column, is_text, items_of, longest, shape_of
-from mwuf_dist.serving.writers.interface import Items, Table, Writer
+from mwuf_dist.serving.writers.arrays import ArrayTable, Column, entities_of, is_text, longest, shape_of
+from mwuf_dist.serving.writers.interface import Entities, Table, Writer
 
 _NOT_OF_ITEMS = {"user_id", "user_context", "field_id", "field_embedding"}
 
@@ -21,20 +21,14 @@ class NpyWriter(Writer):
         """See `Writer.table`."""
         return NpyTable(folder, entity, ids, columns)
 
-    def read_items(self, folder: Path) -> Items:
-        """See `Writer.read_items`."""
-        return items_of({Path(name).stem: np.load(folder / name) for name in self.item_files(folder)})
+    def read(self, folder: Path, entity: str) -> Entities:
+        """See `Writer.read`."""
+        return entities_of({Path(name).stem: np.load(folder / name) for name in self.files(folder, entity)}, entity)
 
-    def read_users(self, folder: Path) -> Items:
-        """See `Writer.read_users`."""
-        return items_of({Path(name).stem: np.load(folder / name) for name in self.user_files(folder)}, "user_id")
-
-    def user_files(self, folder: Path) -> set[str]:
-        """See `Writer.user_files`."""
-        return {"user_id.npy", "user_context.npy"}
-
-    def item_files(self, folder: Path) -> set[str]:
-        """See `Writer.item_files`."""
+    def files(self, folder: Path, entity: str) -> set[str]:
+        """See `Writer.files`."""
+        if entity == "user":
+            return {"user_id.npy", "user_context.npy"}
         return {path.name for path in folder.glob("*.npy") if path.stem not in _NOT_OF_ITEMS}
 
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from mwuf_dist.serving.deltas.reader import values_of
 from mwuf_dist.serving.export.chunks import Chunk, Columns
 from mwuf_dist.serving.finished_run import PHASE_NAMES
-from mwuf_dist.serving.writers.interface import Items, Table, Writer
+from mwuf_dist.serving.writers.interface import Entities, Table, Writer
 
-ITEMS, USERS = "items.parquet", "users.parquet"
+ITEMS = "items.parquet"
 
 
 class ParquetWriter(Writer):
@@ -24,21 +24,15 @@ class ParquetWriter(Writer):
         """See `Writer.table`."""
         return ParquetTable(folder, entity, ids, columns)
 
-    def read_items(self, folder: Path) -> Items:
-        """See `Writer.read_items`."""
-        return _read(folder / ITEMS, "item_id")
+    def read(self, folder: Path, entity: str) -> Entities:
+        """See `Writer.read`."""
+        table, name_of_id = pq.read_table(folder / f"{entity}s.parquet"), f"{entity}_id"
+        columns = {name: values_of(table[name]) for name in table.column_names if name != name_of_id}
+        return table[name_of_id].to_pylist(), columns
 
-    def read_users(self, folder: Path) -> Items:
-        """See `Writer.read_users`."""
-        return _read(folder / USERS, "user_id")
-
-    def user_files(self, folder: Path) -> set[str]:
-        """See `Writer.user_files`."""
-        return {USERS}
-
-    def item_files(self, folder: Path) -> set[str]:
-        """See `Writer.item_files`."""
-        return {ITEMS}
+    def files(self, folder: Path, entity: str) -> set[str]:
+        """See `Writer.files`."""
+        return {f"{entity}s.parquet"}
 
 
 class ParquetTable:
@@ -80,12 +74,6 @@ class ParquetTable:
         if pa.types.is_fixed_size_list(kind):
             return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
         return pa.array(values)
-
-
-def _read(path: Path, name_of_id: str) -> Items:
-    table = pq.read_table(path)
-    columns = {name: values_of(table[name]) for name in table.column_names if name != name_of_id}
-    return table[name_of_id].to_pylist(), columns
 
 
 def _parquet_type(name: str, dtype: str, width: int) -> pa.DataType:

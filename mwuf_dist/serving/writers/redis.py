@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from mwuf_dist.config import UserError
 from mwuf_dist.serving.deltas.reader import Delta, changed_items, values_of
 from mwuf_dist.serving.finished_run import PHASE_NAMES
-from mwuf_dist.serving.writers.parquet import ITEMS, USERS, ParquetWriter
+from mwuf_dist.serving.writers.parquet import ITEMS, ParquetWriter
 
 PREFIX = "mwuf"
 _ROWS = 10_000
@@ -101,8 +101,8 @@ class _Server:
         """Puts an export into the place of what is there."""
         beside = f"{self.prefix}:unfinished:{secrets.token_hex(8)}"
         loaded = {}
-        for name, path in (("items", folder / ITEMS), ("users", folder / USERS)):
-            if path.exists():
+        for name in ("items", "users"):
+            if (path := folder / f"{name}.parquet").exists():
                 loaded[name] = f"{beside}:{name}"
                 self._told(self._fill, loaded[name], path, about if name == "items" else None)
 

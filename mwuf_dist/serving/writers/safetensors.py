@@ -15,10 +15,9 @@ import pyarrow as pa
 
 from mwuf_dist.serving.export.chunks import Columns
 from mwuf_dist.serving.finished_run import PHASE_NAMES
-from mwuf_dist.serving.writers.arrays import ArrayTable, Column, is_text, items_of, longest, shape_of
-from mwuf_dist.serving.writers.interface import Items, Table, Writer
+from mwuf_dist.serving.writers.arrays import ArrayTable, Column, entities_of, is_text, longest, shape_of
+from mwuf_dist.serving.writers.interface import Entities, Table, Writer
 
-ITEMS, USERS = "items.safetensors", "users.safetensors"
 _TYPES = {"float32": "F32", "int64": "I64", "uint8": "U8"}
 
 
@@ -29,21 +28,13 @@ class SafetensorsWriter(Writer):
         """See `Writer.table`."""
         return SafetensorsTable(folder, entity, ids, columns)
 
-    def read_items(self, folder: Path) -> Items:
-        """See `Writer.read_items`."""
-        return items_of(_read(folder / ITEMS))
+    def read(self, folder: Path, entity: str) -> Entities:
+        """See `Writer.read`."""
+        return entities_of(_read(folder / f"{entity}s.safetensors"), entity)
 
-    def read_users(self, folder: Path) -> Items:
-        """See `Writer.read_users`."""
-        return items_of(_read(folder / USERS), "user_id")
-
-    def user_files(self, folder: Path) -> set[str]:
-        """See `Writer.user_files`."""
-        return {USERS}
-
-    def item_files(self, folder: Path) -> set[str]:
-        """See `Writer.item_files`."""
-        return {ITEMS}
+    def files(self, folder: Path, entity: str) -> set[str]:
+        """See `Writer.files`."""
+        return {f"{entity}s.safetensors"}
 
 
 class SafetensorsTable(ArrayTable):

@@ -23,9 +23,9 @@ INIT_TABLE = "init_table"
 class TorchEasyRecWriter(ParquetWriter):
     """Writes what Parquet has, and `init_table/part-0.parquet`: `item_id` and `embedding`, as text."""
 
-    def item_files(self, folder: Path) -> set[str]:
-        """See `Writer.item_files`."""
-        return super().item_files(folder) | {INIT_TABLE}
+    def files(self, folder: Path, entity: str) -> set[str]:
+        """See `Writer.files`."""
+        return super().files(folder, entity) | ({INIT_TABLE} if entity == "item" else set())
 
     def finish(self, folder: Path, about: dict[str, Any], deltas: Sequence[Delta] = ()) -> dict[str, Any]:
         """See `Writer.finish`."""

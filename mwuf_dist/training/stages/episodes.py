@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -44,17 +45,14 @@ class EpisodeTrain:
         settings, seed = self.config.meta_train, self.config.seed
         histories = self.frozen.model.histories(prepared, 0)
         self._half = prepared.rows_of(self.config.data.warm_rows)
-        loaders: list[EpisodeLoader] = []
+        parts: tuple[np.ndarray | None, ...] = (None,)  # all items
         if settings.epochs == "auto":
             held_out = held_out_items(seed, prepared.num_old_items).numpy()
-            loaders = [
-                EpisodeLoader(prepared, self._half, settings.batch_size, seed, session.runtime, items, histories)
-                for items in (~held_out, held_out)
-            ]
-        else:
-            loaders = [
-                EpisodeLoader(prepared, self._half, settings.batch_size, seed, session.runtime, histories=histories)
-            ]
+            parts = (~held_out, held_out)
+        loaders = [
+            EpisodeLoader(prepared, self._half, settings.batch_size, seed, session.runtime, items, histories)
+            for items in parts
+        ]
 
         def step(batch: Batch) -> torch.Tensor:
             loss = self.loss(batch)

@@ -16,7 +16,6 @@ from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.methods import Method
 from mwuf_dist.training.checkpoint.files import Cursor
-from mwuf_dist.training.checkpoint.save import table_state
 from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.loop import Session, train
 from mwuf_dist.training.model import Model
@@ -160,8 +159,3 @@ class WarmUp:
             logits = self.frozen.served_logit(users, items, history, values)
             scores.append(logits[: len(user)].double().cpu().numpy())
         return runtime.gather_rows(np.concatenate([np.empty(0), *scores]))
-
-
-def warm_up_tensors(model: Model) -> dict[str, object]:
-    """Lists what the stage has made so far: phi_new."""
-    return table_state(model.new_ids)
