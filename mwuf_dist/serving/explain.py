@@ -25,7 +25,8 @@ from mwuf_dist.evaluation.item_plot import ItemView
 from mwuf_dist.serving.finished_run import PHASE_NAMES, FinishedRun
 from mwuf_dist.serving.item_moves import Applied, Moving, applied, mean_score, moving, nearest
 from mwuf_dist.serving.served_log import taken
-from mwuf_dist.serving.served_state import SERVED, new_state
+from mwuf_dist.serving.served_rows import Rows
+from mwuf_dist.serving.served_state import SERVED
 from mwuf_dist.serving.warm.change import Change
 from mwuf_dist.serving.warm.job import seen_by_run
 from mwuf_dist.serving.warm.rows import WarmJob, rows_of_run
@@ -299,7 +300,7 @@ def _served_scores(run: FinishedRun, index: int, users: torch.Tensor) -> list[Po
     run_log = seen_by_run(run.prepared, np.array([index]), user_ids)
     run_rows = rows_of_run(rule_of(run.config, run.prepared), run.prepared, old_items=False)
     # No row of before: the item goes on from the run's row, or its first one.
-    none = new_state(run.prepared, state.ids.type, run.model.dim).rows
+    none = Rows.none(run.model.dim)
     nothing = np.empty(0, dtype=np.int64)
     out = []
     num = len(own["item"])

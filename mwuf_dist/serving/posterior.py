@@ -8,9 +8,9 @@ import torch
 from mwuf_dist.config import WARM_SETS, UserError
 from mwuf_dist.data.schema import WEIGHT
 from mwuf_dist.serving.finished_run import FinishedRun
-from mwuf_dist.serving.served_log import Log, own_values, ranges, taken
+from mwuf_dist.serving.served_log import Log, in_groups, own_values, ranges, taken
 from mwuf_dist.training.item_rule.frozen_items import FrozenModel
-from mwuf_dist.training.item_rule.rule import WarmRule, item_groups, rule_of
+from mwuf_dist.training.item_rule.rule import WarmRule, rule_of
 
 # Interactions whose frozen parts are in memory at once.
 _GROUP_ROWS = 1 << 15
@@ -69,9 +69,8 @@ def variances_of(
         counts: number of interactions of each.
         log: these, item after item.
     """
-    ends, found = np.cumsum(counts), np.empty_like(rows)
-    for group in item_groups(counts, _GROUP_ROWS):
-        clicks = taken(log, np.arange(int(ends[group[0]] - counts[group[0]]), int(ends[group[-1]])))
+    found = np.empty_like(rows)
+    for group, clicks in in_groups(log, counts, _GROUP_ROWS):
         nothing = np.zeros(len(group), dtype=np.int64)
         of_group = frozen.of(rule, items[group], counts[group], nothing, clicks["user"], own_values(clicks))
         found[group] = frozen.variances(of_group, rows[group], counts[group], clicks.get(WEIGHT))

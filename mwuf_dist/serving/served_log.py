@@ -12,7 +12,7 @@ prepared data (`Prepared.row_columns`); of rows that agree in all else the one w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
 from mwuf_dist.data.schema import WEIGHT
+from mwuf_dist.training.item_rule.rule import item_groups
 
 LOG_COLUMNS = {"item": np.int32, "user": np.int32, "user_key": np.uint64, "time": np.int64, "label": np.int8}
 
@@ -119,6 +120,26 @@ def own_values(log: Log) -> np.ndarray | None:
 def ranges(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Returns all of first[i] ... first[i] + counts[i] - 1, one after another."""
     return np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(int(counts.sum()))
+
+
+def of_items(log: Log, items: np.ndarray) -> tuple[Log, np.ndarray]:
+    """Returns the rows of some items [n], ascending, item after item in their order, and how many each has [n]."""
+    log = taken(log, np.isin(log["item"], items))
+    log = taken(log, np.argsort(log["item"], kind="stable"))
+    return log, np.diff(np.searchsorted(log["item"], np.append(items, np.iinfo(np.int32).max)))
+
+
+def in_groups(log: Log, counts: np.ndarray, num_rows: int) -> Iterator[tuple[np.ndarray, Log]]:
+    """Yields items cut into groups as by `item_groups`, by position, with the rows of each group.
+
+    Args:
+        log: rows of n items, item after item.
+        counts: how many each has [n].
+        num_rows: of a group, about.
+    """
+    ends = np.cumsum(counts)
+    for group in item_groups(counts, num_rows):
+        yield group, taken(log, np.arange(int(ends[group[0]] - counts[group[0]]), int(ends[group[-1]])))
 
 
 def taken(log: Log, rows: np.ndarray) -> Log:

@@ -20,13 +20,12 @@ import pyarrow.parquet as pq
 import torch
 
 from mwuf_dist.config import UserError
-from mwuf_dist.files import DamagedError, read_json
 from mwuf_dist.serving.check import server
 from mwuf_dist.serving.check.rehearsal import made_up_deltas
 from mwuf_dist.serving.deltas import reader
 from mwuf_dist.serving.deltas.files import delta_files, read_chain
-from mwuf_dist.serving.deltas.reader import Delta, DeltaError, changed_items, values_of, version_of
-from mwuf_dist.serving.export.export import MANIFEST
+from mwuf_dist.serving.deltas.reader import Delta, changed_items, values_of
+from mwuf_dist.serving.export.export import read_manifest
 from mwuf_dist.serving.finished_run import FinishedRun
 
 # Largest difference of a logit, per unit of the largest logit (at least 1).
@@ -107,11 +106,10 @@ def serve_check(
     Raises:
         UserError: the export cannot be checked: it lacks contexts, is of another run or state, or in arrays.
     """
-    about = _about(folder, run)
+    about, version = _about(folder, run)
     with tempfile.TemporaryDirectory(prefix="mwuf-serve-check-") as name:
         work = Path(name)
         paths = delta_files(named) if named else made_up_deltas(folder, about, work / "deltas")
-        version = version_of(about, folder)
         deltas = read_chain(paths, *version, names=("changed", "retired", "changed_users"))
         truth = _Truth(run, about, deltas)
         requests = _requests(run, truth, num_requests * num_rows)
@@ -122,16 +120,8 @@ def serve_check(
     return _compared(folder, not named, answers, truth.logits(requests), version[1], num_rows)
 
 
-def _about(folder: Path, run: FinishedRun) -> dict[str, Any]:
-    try:
-        about = read_json(folder / MANIFEST)
-        version_of(about, folder)
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder}: no export is here ({MANIFEST}); make one with `mwuf export RUN --context`"
-        ) from None
-    except (DamagedError, DeltaError) as error:
-        raise UserError(f"{folder}: {error}") from None
+def _about(folder: Path, run: FinishedRun) -> tuple[dict[str, Any], tuple[str, int, str]]:
+    about, version = read_manifest(folder)
     if about.get("model") is None:
         raise UserError(f"{folder}: holds changed items alone and no model: name the export that they go into")
     if run.prepared.row_fields:
@@ -148,7 +138,7 @@ def _about(folder: Path, run: FinishedRun) -> dict[str, Any]:
             f"{folder}: is of the state {about['state']['hash']} (delta {about['state']['number']}), and {run.folder} "
             f"of {run.version['hash']} (delta {run.version['number']}): name the run that it was made of with --run"
         )
-    return about
+    return about, version
 
 
 class _Truth:

@@ -11,15 +11,15 @@ import pyarrow as pa
 
 from mwuf_dist.config import UserError
 from mwuf_dist.data.remote import shown
-from mwuf_dist.files import DamagedError, appearing, read_json, write_json
+from mwuf_dist.files import appearing, write_json
 from mwuf_dist.locks import locked
 from mwuf_dist.serving import served_state
 from mwuf_dist.serving.deltas import hashes
 from mwuf_dist.serving.deltas.files import delta_files, read_chain
-from mwuf_dist.serving.deltas.pending import load_state, with_deltas
-from mwuf_dist.serving.deltas.reader import Delta, DeltaError, ItemTable, UserTable, version_of
+from mwuf_dist.serving.deltas.pending import state_of, with_deltas
+from mwuf_dist.serving.deltas.reader import Delta, DeltaError, ItemTable, UserTable
 from mwuf_dist.serving.export.chunks import Chunk
-from mwuf_dist.serving.export.export import MANIFEST
+from mwuf_dist.serving.export.export import MANIFEST, read_manifest
 from mwuf_dist.serving.finished_run import PHASE_NAMES
 from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
 from mwuf_dist.serving.writers import writer_of
@@ -85,11 +85,7 @@ def apply(
 
 def _to_export(folder: Path, paths: list[Path], output: Path, to: str) -> ApplyReport:
     with locked(output, "apply"):
-        try:
-            about = read_json(folder / MANIFEST)
-            version = version_of(about, folder)
-        except (DamagedError, DeltaError) as error:
-            raise UserError(f"{folder}: {error}" if isinstance(error, DamagedError) else str(error)) from None
+        about, version = read_manifest(folder)
         found = read_chain(paths, *version, names=("changed", "retired", "changed_users"))
         writer = writer_of(about["format"], to or about.get("to", ""))
         writer.check()
@@ -147,8 +143,7 @@ def _to_run(folder: Path, paths: list[Path], output: Path, prepared: Path | None
     config, results, checkpoint = read_run(folder)
     data = open_prepared(folder, config, results, prepared)
     run_ids = data.raw_ids("item")
-    state = load_state(folder, run_ids) or served_state.new_state(data, run_ids.type, config.embedding.dim)
-    before = hashes.with_hash(state, run_ids)
+    before = state_of(folder, data, config.embedding.dim)
     found = read_chain(paths, chain_of(folder), before.number, before.hash)
     after = with_deltas(before, found, run_ids)
     made = hashes.text_of(hashes.hash_of(after, run_ids))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mwuf_dist.data.shards import Prepared
 from mwuf_dist.serving import served_state
 from mwuf_dist.serving.deltas import hashes
 from mwuf_dist.serving.deltas.files import FOLDER, SUFFIX, name_of, read_chain
@@ -36,6 +37,22 @@ def load_state(folder: Path, run_ids: pa.Array) -> WarmState | None:
         return state
     state = hashes.with_hash(state, run_ids)
     return with_deltas(state, read_chain(paths, chain_of(folder), state.number, state.hash), run_ids)
+
+
+def state_of(folder: Path, prepared: Prepared, dim: int) -> WarmState:
+    """Returns the state of a run's folder with its hash; where no job has ever run, that of a run that has just ended.
+
+    Args:
+        folder: of the run.
+        prepared: its data, without what has come since.
+        dim: width of its rows.
+
+    Raises:
+        UserError: see `load_state`.
+    """
+    run_ids = prepared.raw_ids("item")
+    state = load_state(folder, run_ids) or served_state.new_state(prepared, run_ids.type, dim)
+    return hashes.with_hash(state, run_ids)
 
 
 def with_deltas(state: WarmState, found: Sequence[Delta], run_ids: pa.Array) -> WarmState:

@@ -12,9 +12,10 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from mwuf_dist.config import UserError
-from mwuf_dist.files import appearing, write_json
+from mwuf_dist.files import DamagedError, appearing, read_json, write_json
 from mwuf_dist.locks import locked
 from mwuf_dist.runtime import Runtime
+from mwuf_dist.serving.deltas.reader import DeltaError, version_of
 from mwuf_dist.serving.export.chunks import Chunk, item_chunks, item_columns, user_chunks, user_columns
 from mwuf_dist.serving.export.dense_model import MODEL_FILE
 from mwuf_dist.serving.export.field_tables import field_tables
@@ -105,6 +106,25 @@ def write_export(
     if users is not None:
         manifest |= _write_users(run, writer_of(kind), folder, users)
     write_json(folder / MANIFEST, manifest)
+
+
+def read_manifest(folder: Path) -> tuple[dict[str, Any], tuple[str, int, str]]:
+    """Reads the content of `export.json`, and which state the export is of, see `version_of`.
+
+    Raises:
+        UserError: no export is here, or it does not say.
+    """
+    try:
+        about = read_json(folder / MANIFEST)
+        return about, version_of(about, folder)
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: no export is here ({MANIFEST}); make one with `mwuf export RUN --context`"
+        ) from None
+    except DamagedError as error:
+        raise UserError(f"{folder}: {error}") from None
+    except DeltaError as error:
+        raise UserError(str(error)) from None
 
 
 def write_items(

@@ -34,13 +34,13 @@ from mwuf_dist.runtime.shutdown import asked_to_stop, held_back, sigterm_asks
 from mwuf_dist.serving import served_state
 from mwuf_dist.serving.deltas import files as deltas
 from mwuf_dist.serving.deltas import hashes
-from mwuf_dist.serving.deltas.pending import load_state, moved_on
+from mwuf_dist.serving.deltas.pending import moved_on, state_of
 from mwuf_dist.serving.deltas.replay import Parts, parts_of, replayed, restricted
 from mwuf_dist.serving.export.chunks import Chunk, as_table, item_columns
 from mwuf_dist.serving.finished_run import PHASE_NAMES, load_run
 from mwuf_dist.serving.posterior import variances_of
 from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
-from mwuf_dist.serving.served_log import NewRows, empty_log, find, taken, together
+from mwuf_dist.serving.served_log import NewRows, empty_log, find, of_items, taken, together
 from mwuf_dist.serving.served_state import Retired, WarmState, phases_of, unknown_fields
 from mwuf_dist.serving.warm.change import as_type, change_by
 from mwuf_dist.serving.warm.interactions import Columns, log_options, read_files
@@ -120,9 +120,7 @@ class Follower:
         self._output, self._config, self._runtime = output, config, runtime
         self._data = open_prepared(output, config, results, prepared)
         self._run_ids, self._user_ids = self._data.raw_ids("item"), self._data.raw_ids("user")
-        state = load_state(output, self._run_ids)
-        assert state is not None
-        self.state = hashes.with_hash(state, self._run_ids)
+        self.state = state_of(output, self._data, config.embedding.dim)
         self._pending: list[Parts] = []
         self._written = served_state.read_about(output).get("number", 0)  # by the last snapshot
         self._since_snapshot = 0
@@ -302,9 +300,7 @@ class Follower:
             "item_context": fields.cpu().numpy(),
         }
         if uncertainty:
-            log = taken(log, np.isin(log["item"], touched))  # of others only known rows have come
-            log = taken(log, np.argsort(log["item"], kind="stable"))
-            num = np.bincount(log["item"], minlength=state.num_items)[touched]
+            log, num = of_items(log, touched)  # of others only known rows have come
             rule = rule_of(self._config, self._data)
             found["variance"] = variances_of(job.frozen, rule, touched, rows.cpu().numpy(), num, log)
         assert max(found["phase"]) < len(PHASE_NAMES)
@@ -326,10 +322,9 @@ def begin(folder: Path, output: Path, prepared: Path | None) -> None:
         remove_left_overs(output, output / deltas.FOLDER)
         return
     data = open_prepared(folder, config, results, prepared)
-    ids = data.raw_ids("item")
-    state = load_state(folder, ids) or served_state.new_state(data, ids.type, config.embedding.dim)
+    state = state_of(folder, data, config.embedding.dim)
     with appearing(output, "name another --output") as beside:
-        served_state.write_run(hashes.with_hash(state, ids), folder, checkpoint, beside)
+        served_state.write_run(state, folder, checkpoint, beside)
         make_folder(beside / deltas.FOLDER)
 
 

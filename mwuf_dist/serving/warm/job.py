@@ -28,7 +28,7 @@ from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving import served_state
 from mwuf_dist.serving.deltas import files as deltas
 from mwuf_dist.serving.deltas import hashes
-from mwuf_dist.serving.deltas.pending import load_state
+from mwuf_dist.serving.deltas.pending import state_of
 from mwuf_dist.serving.deltas.replay import Parts, parts_of, user_parts_of
 from mwuf_dist.serving.export.chunks import has_user_contexts, served_table, served_users_table
 from mwuf_dist.serving.export.export import write_export
@@ -157,8 +157,7 @@ def warm(
         raise UserError(f"{output}: is the run itself, which stays as it is: name another --output")
     data = open_prepared(folder, config, results, prepared)
     every_id = data.raw_ids("item")
-    before = load_state(folder, every_id) or served_state.new_state(data, every_id.type, config.embedding.dim)
-    before = hashes.with_hash(before, every_id)
+    before = state_of(folder, data, config.embedding.dim)
     tables = items, user_fields
     came = _what_comes(before, config, data, interactions, tables, columns or Columns(), old_items, retiring, users)
     made_from = _made_from(folder, checkpoint.name, came)

@@ -15,13 +15,13 @@ from mwuf_dist.data.schema import SIDES, WEIGHT
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.finished_run import FinishedRun
-from mwuf_dist.serving.served_log import Log, own_values, taken, together
+from mwuf_dist.serving.served_log import Log, in_groups, of_items, own_values, together
 from mwuf_dist.serving.served_rows import Rows
 from mwuf_dist.serving.served_state import Grown
 from mwuf_dist.serving.warm.change import Change
 from mwuf_dist.training.item_rule.first_rows import first_rows
 from mwuf_dist.training.item_rule.frozen_items import FrozenModel
-from mwuf_dist.training.item_rule.rule import WarmRule, item_groups, rule_of
+from mwuf_dist.training.item_rule.rule import WarmRule, rule_of
 from mwuf_dist.training.model import feature_store
 
 # Interactions whose frozen parts are in memory at once.
@@ -94,14 +94,11 @@ class WarmJob:
         """Returns the rows of the items by the rule, in any order, gathered on the main rank."""
         rule, runtime = rule_of(self.config, self.prepared), self.runtime
         # The run's rows of an item, then those that came since: both are sorted by item.
-        log = together([self.run_log, self.change.state.log])
-        log = taken(log, np.isin(log["item"], touched))
-        log = taken(log, np.argsort(log["item"], kind="stable"))
-        counts = np.diff(np.searchsorted(log["item"], np.append(touched, np.iinfo(np.int32).max)))
-        ends, missing = np.cumsum(counts), self._missing(touched)
+        log, counts = of_items(together([self.run_log, self.change.state.log]), touched)
+        missing = self._missing(touched)
         out = [Rows.none(run.model.dim)]
-        for group in item_groups(counts, _GROUP_ROWS if run.histories is None else _GROUP_ROWS_WITH_HISTORIES):
-            rows = taken(log, np.arange(int(ends[group[0]] - counts[group[0]]), int(ends[group[-1]])))
+        most = _GROUP_ROWS if run.histories is None else _GROUP_ROWS_WITH_HISTORIES
+        for group, rows in in_groups(log, counts, most):
             unread = boundary[group] - missing[group]
             frozen = self.frozen.of(rule, touched[group], counts[group], unread, rows["user"], own_values(rows))
             ours = np.arange(runtime.rank, len(group), runtime.world_size)

@@ -32,13 +32,24 @@ from mwuf_dist.embeddings.features import FeatureStore
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.finished_run import FinishedRun
-from mwuf_dist.serving.served_log import Log, NewRows, empty_log, find, in_order, own_values, taken, together
+from mwuf_dist.serving.served_log import (
+    Log,
+    NewRows,
+    empty_log,
+    find,
+    in_groups,
+    in_order,
+    of_items,
+    own_values,
+    taken,
+    together,
+)
 from mwuf_dist.serving.served_state import WarmState, users_of_fields
 from mwuf_dist.serving.served_users import ServedUsers, nobody, with_clicks, with_fields
 from mwuf_dist.serving.warm.negatives import picked
 from mwuf_dist.training.item_rule.frozen_items import FrozenModel
 from mwuf_dist.training.item_rule.frozen_users import FEWEST_CLICKS, ClickedItems, LogitOfUser, user_rows
-from mwuf_dist.training.item_rule.rule import item_groups, rule_of
+from mwuf_dist.training.item_rule.rule import places_of, rule_of
 
 # Clicks whose frozen parts are in memory at once.
 _GROUP_ROWS = 1 << 15
@@ -164,14 +175,12 @@ class UserJob:
         if self.options.negatives_per_positive:
             drawn = self.options.negatives_per_positive, self.options.negatives_seed
             log = with_drawn_items(log, id_keys(users.ids), self.prepared, *drawn)
-        counts = np.diff(np.searchsorted(log["item"], np.append(chosen, np.iinfo(np.int32).max)))
-        ends = np.cumsum(counts)
+        log, counts = of_items(log, chosen)
         logit = LogitOfUser(self.frozen.backbone, model.shape)
         out = [(np.empty(0, np.int64), np.empty((0, model.dim), np.float32))]
-        for group in item_groups(counts, _GROUP_ROWS):
-            rows = taken(log, np.arange(int(ends[group[0]] - counts[group[0]]), int(ends[group[-1]])))
+        for group, rows in in_groups(log, counts, _GROUP_ROWS):
             ours = np.arange(runtime.rank, len(group), runtime.world_size)
-            clicks, place = self._clicks(rows, users), _of_users(counts[group], ours)
+            clicks, place = self._clicks(rows, users), places_of(counts[group], ours)
             weights = rows[WEIGHT][place] if WEIGHT in rows else None
             targets = counts[group[ours]], rows["label"][place], weights
             found = user_rows(rule, self.frozen.method, logit, start, clicks.taken(place), *targets)
@@ -282,10 +291,3 @@ def _places(keys: np.ndarray, ids: pa.Array) -> np.ndarray:
     order = np.argsort(known)
     place = order[np.minimum(np.searchsorted(known[order], keys), len(order) - 1)]
     return np.where(known[place] == keys, place, -1).astype(np.int32)
-
-
-def _of_users(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Returns places of the clicks of some users, whose `counts` stand one after another."""
-    mask = np.zeros(len(counts), dtype=bool)
-    mask[chosen] = True
-    return np.flatnonzero(np.repeat(mask, counts))

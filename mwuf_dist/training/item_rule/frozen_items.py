@@ -20,6 +20,7 @@ from mwuf_dist.training.item_rule.rule import (
     fitted_variances,
     frozen_double,
     module_slope,
+    places_of,
     warm_rows,
 )
 
@@ -77,7 +78,7 @@ class FrozenModel:
             labels: of all its interactions [n].
             weights: what they count in the loss [n]; None: 1.
         """
-        place, device = _of_items(counts, ours), self._run.model.runtime.device
+        place, device = places_of(counts, ours), self._run.model.runtime.device
         rows = torch.from_numpy(start[ours]).to(device)
         counted = None if weights is None else weights[place]
 
@@ -224,10 +225,3 @@ class FrozenItems:
         encoded = [] if self.encoded is None else [self.encoded[index]]
         own = [] if self.own is None else [self.own[index]]
         return torch.cat([of_item, *own, of_user, *encoded], dim=1)
-
-
-def _of_items(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Returns places of the interactions of some items, whose `counts` stand one after another."""
-    mask = np.zeros(len(counts), dtype=bool)
-    mask[chosen] = True
-    return np.flatnonzero(np.repeat(mask, counts))

@@ -300,6 +300,13 @@ def item_groups(counts: np.ndarray, num_rows: int) -> list[np.ndarray]:
     return [part for part in np.split(np.arange(len(counts)), cuts) if len(part)]
 
 
+def places_of(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Returns places of the interactions of some items, whose `counts` stand one after another."""
+    mask = np.zeros(len(counts), dtype=bool)
+    mask[chosen] = True
+    return np.flatnonzero(np.repeat(mask, counts))
+
+
 def _step_by_step(begins: np.ndarray, ends: np.ndarray, active: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Gives (positions, whether they are there), both [m, size].
 
