@@ -203,14 +203,14 @@ def _put_in(state: WarmState, items: pa.Table, rows: pa.Table, log: pa.Table, ru
 
     columns = {name: log[name].to_numpy() for name in state.log if name != "item"}
     both = together([old_log, {"item": index(log[ID]).astype(np.int32)} | columns])
-    of_rows = [matrix(_array(rows[name])) for name in ("row", "row_at_boundary")]
+    served, at_boundary = (matrix(_array(rows[name])) for name in ("row", "row_at_boundary"))
     return dataclasses.replace(
         state,
         ids=ids,
         fields=fields.take(pa.array(source)).combine_chunks(),
         listed=listed[source],
         log=taken(both, in_order(both)),
-        rows=old_rows.with_made(Rows(index(rows[ID]), *of_rows, rows["boundary"].to_numpy())),
+        rows=old_rows.with_made(Rows(index(rows[ID]), served, at_boundary, rows["boundary"].to_numpy())),
     )
 
 
