@@ -20,6 +20,7 @@ from mwuf_dist.studies.records import Records, factor_out, merged, read_records,
 from tests.evaluation.results import make_result
 from tests.tiny import tiny
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 _VALUES = st.recursive(
     st.integers(0, 2) | st.text("ab", max_size=1) | st.lists(st.integers(0, 1), max_size=2),
     lambda inner: st.dictionaries(st.sampled_from("xyz"), inner, max_size=3),
@@ -34,6 +35,11 @@ def cells(seeds: Any = range(3), **sections: Any) -> list[dict[str, Any]]:
             config = to_dict(tiny(method={"name": method}, **sections))
             found.append(make_result("deepfm", method, seed, [0.61, 0.62 + seed / 997, 0.63, 0.64], config=config))
     return found
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*-records.json")), ids=lambda path: path.name)
+def test_records_that_are_kept_can_be_read(path: Path) -> None:
+    assert read_records(path).cells
 
 
 @given(st.lists(_DICTS, max_size=4))
