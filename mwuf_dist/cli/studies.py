@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mwuf_dist.cli import explain
-from mwuf_dist.config import Config, DataConfig, RuntimeConfig, UserError, read_toml, to_dict, without_studies
+from mwuf_dist.config import Config, DataConfig, RuntimeConfig, UserError, merge, read_toml, to_dict, without_studies
 from mwuf_dist.data.both_classes import data_notes
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.shards import Prepared
@@ -231,7 +231,7 @@ def reasons(failures: dict[str, Failure], folder: Path) -> dict[str, str]:
 def tune_command(where: str, config: Config, overridden: dict[str, Any], folder: Path, executor: Executor) -> int:
     """`mwuf tune`; as `compare_command`, and `config` is the file's with what the command line sets."""
     executor.check()
-    plan = tune.read_tune(read_toml(Path(where)), where)
+    plan = tune.read_tune(merge(read_toml(Path(where)), overridden), where)
     show = executor.is_main and os.isatty(2)
     played = prepare(replace(config.data, old_items_as_new=True), show).num_new_items
     tries = tune.tries(to_dict(config), plan, played / prepare(config.data, show).num_new_items, where)

@@ -63,10 +63,11 @@ class Tune:
         found = []
         for run in self.runs or ({},):
             keys = {key: value for key, value in run.items() if key != "settings"}
-            found.append((keys, [{}, *self.settings, *run.get("settings", ()), *self._combinations(keys)]))
+            found.append((keys, [{}, *self.settings, *run.get("settings", ()), *self.combinations(keys)]))
         return found
 
-    def _combinations(self, keys: dict[str, Any]) -> list[dict[str, Any]]:
+    def combinations(self, keys: dict[str, Any]) -> list[dict[str, Any]]:
+        """Returns the settings of the grid that a run with these keys can have."""
         grid = STANDARD_GRID if self.grid == "standard" else self.grid
         fits_rows = find_class("method", method_config(**keys.get("method", {})).name).fits_items
         grid = {key: values[:1] if fits_rows and key.startswith("warm_up.") else values for key, values in grid.items()}
@@ -124,7 +125,16 @@ def read_tune(values: dict[str, Any], where: str) -> Tune:
         study = values.get("study")
         rows = tuple(study.get("runs", ())) if isinstance(study, dict) else ()
         tune = dataclasses.replace(tune, runs=rows)
+    # What of a grid is possible depends on the method, and a run may leave that to the file.
+    method = values.get("method", {})
+    if tune.runs:
+        tune = dataclasses.replace(tune, runs=tuple(_with_method(run, method) for run in tune.runs))
+    else:
+        settings = (*tune.settings, *tune.combinations({"method": method}))
+        tune = dataclasses.replace(tune, settings=settings, grid={})
     nums = [len(settings) for _, settings in tune.settings_of_runs()]
+    if max(nums) == 1 and values.get("tune", {}).get("grid"):
+        raise UserError(f"{where}: of `tune.grid` no first rows are any that the method can have")
     if max(nums) == 1:
         raise UserError(f"{where}: no [[tune.settings]] to try, nor a `tune.grid`: see configs/movielens-1m-tune.toml")
     own = [len(run.get("settings", ())) for run in tune.runs]
@@ -134,6 +144,11 @@ def read_tune(values: dict[str, Any], where: str) -> Tune:
             "with more has the better chances"
         )
     return tune
+
+
+def _with_method(run: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
+    own = run.get("method", {})
+    return run if "name" in own else run | {"method": method | own}
 
 
 def tries(values: dict[str, Any], tune: Tune, share_of_new: float, where: str) -> list[Try]:

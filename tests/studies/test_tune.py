@@ -125,6 +125,20 @@ def test_a_set_of_one_class_is_left_out_of_every_score() -> None:
     assert "–" in tune.table(tune.summarise(tried, cells, plan))
 
 
+def test_a_run_that_leaves_the_method_to_the_file_tries_what_that_method_can_have() -> None:
+    values = {"method": {"name": "align"}, "tune": {"grid": "standard", "runs": [{"backbone": {"name": "fm"}}, {}]}}
+    alone = {"method": values["method"], "tune": {"grid": "standard"}}
+    for one, num_runs in ((values, 2), (alone, 1)):
+        plan = tune.read_tune(one, "search.toml")
+        assert [len(settings) for _, settings in plan.settings_of_runs()] == [11] * num_runs
+        found = tune.tries(merge(TINY, {"method": values["method"]}), plan, 0.3, "search.toml")
+        assert {(try_.config.method.name, try_.config.method.initialisation) for try_ in found} == {
+            ("align", "default")
+        }
+    fitted = tune.read_tune(alone | {"method": {"name": "map"}}, "search.toml")
+    assert len(fitted.settings_of_runs()[0][1]) == 1 + 3, "first rows; no steps"
+
+
 def test_the_standard_grid_tries_first_rows_of_every_method_and_each_can_be_built() -> None:
     methods = [{"name": name} for name in METHODS] + [{"name": "map", "prior": "content", "variant": "content"}]
     plan = plan_of({"grid": "standard", "runs": [{"method": method} for method in methods]})

@@ -126,11 +126,11 @@ def _add(
 ) -> None:
     """Adds a column as a field; `several`: where an ID has several rows, they have several values."""
     kind, separator, min_count, reason = kind_of(name, column)
-    if several and (kind == "categorical" or (_are_whole(column) and not names.is_amount(name))):
+    if several and kind == "numeric" and (names.is_amount(name) or not _are_whole(column)):
+        said += f", where {side}s have several rows; the first counts"
+    elif several:
         kind = "multi_valued"
         said += f", where {side}s have several rows; the values of all of them"
-    elif several and kind == "numeric":
-        said += f", where {side}s have several rows; the first counts"
     if reason:
         found.left_out[name] = reason
         return

@@ -75,6 +75,11 @@ def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
             form, found.notes["time_format"] = _day_and_month(found.options, log)
             found.options = dataclasses.replace(found.options, time_format=form)
         return
+    _no_time(found, log, parts, tried)
+
+
+def _no_time(found: Proposal, log: LogTable, parts: list[str], tried: list[str]) -> None:
+    """Proposes that the order of the rows counts, if no column looks like a time that is not understood."""
     if parts:
         raise UserError(
             f"{log.files[0]}: the time is written in parts ({', '.join(parts)}, ...): make one column of them, name "
@@ -92,7 +97,7 @@ def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
     found.notes["time"] += f"; {'; '.join(tried)}" if tried else ""
     if len(log.files) > 1:
         found.notes["time"] += f", and of the files: {log.files[0].name}, {log.files[1].name}, ..."
-    found.options = dataclasses.replace(options, time="")
+    found.options = dataclasses.replace(found.options, time="")
 
 
 def _day_and_month(options: LogsConfig, log: LogTable) -> tuple[str, str]:
