@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "escape": set(),
     "files": {"config"},
     "locks": {"config", "files"},
-    "runtime": {"config", "mwuf_kernels"},
+    "runtime": {"config", "escape", "mwuf_kernels"},
     "evaluation": {"config", "escape", "files"},  # knows arrays, not models
     "data": GROUND,
     "embeddings": {"data", "mwuf_kernels"} | GROUND,  # U(v) sums are a segment mean

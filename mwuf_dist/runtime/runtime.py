@@ -29,6 +29,7 @@ from mwuf_dist.runtime.heartbeat import COME_S, Peers
 from mwuf_dist.runtime.one_host import PeerLostError
 from mwuf_dist.runtime.shutdown import RankLostError
 from mwuf_dist.runtime.threads import default_threads
+from mwuf_dist.runtime.uncaught import same_excepthook, tell_user_errors
 from mwuf_dist.runtime.waits import NoAnswerError, within
 
 # Seconds beyond `runtime.timeout_s` for calls that keep to that themselves, unless the store hangs behind them.
@@ -225,7 +226,9 @@ def start(config: Config) -> Iterator[Runtime]:
     store, peers = _store(rank, world_size, settings.timeout_s)
     with _naming_the_lost_rank(rank, peers):
         if peers is None:
-            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+            with same_excepthook():
+                dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+            tell_user_errors()
         else:
             peers.meet()
             join = functools.partial(

@@ -21,6 +21,7 @@ from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.user_means import ItemUsers, is_range, mean_users
 from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, start
+from mwuf_dist.runtime.uncaught import tell_user_errors
 from mwuf_dist.serving import served_state
 from mwuf_dist.serving.deltas import hashes
 from mwuf_dist.serving.deltas.pending import load_state
@@ -47,7 +48,7 @@ class FinishedRun:
     the index of a raw ID. Nothing here changes the run's folder.
 
     Wherever items or users are asked for, any integers do: a tensor, an array or a list of one dimension. An index
-    that does not exist is an IndexError, what is no integer a TypeError, another shape a ValueError.
+    that does not exist is an IndexError, what is no integer a TypeError; both are UserErrors, as another shape is.
 
     Attributes:
         folder: of the run.
@@ -187,11 +188,11 @@ class FinishedRun:
         """Returns warm embeddings [n, D] of new items [n]: what the run scored them with in its last phase.
 
         Raises:
-            ValueError: an item is old.
+            UserError: an item is old.
         """
         items = self._items(items)
         if len(items) and int(items.min()) < self.num_old_items:
-            raise ValueError(f"item {int(items.min())} is old and has no warm embedding: see `embeddings`")
+            raise UserError(f"item {int(items.min())} is old and has no warm embedding: see `embeddings`")
         table = self.model.new_ids.whole("new")
         if table is None:
             rows = self.model.new_ids.rows(items)
@@ -321,7 +322,7 @@ class FinishedRun:
     def _pairs(self, users: Indices, items: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         users, items = self._of_side(users, "user"), self._items(items)
         if len(users) != len(items):
-            raise ValueError(f"{len(users)} users and {len(items)} items are no pairs: give as many of both")
+            raise UserError(f"{len(users)} users and {len(items)} items are no pairs: give as many of both")
         return users, items
 
     def _of_side(self, indices: Indices, side: Side) -> torch.Tensor:
@@ -356,6 +357,7 @@ def open_run(
     Raises:
         UserError: as `load_run`.
     """
+    tell_user_errors()
     config = read_run(Path(folder))[0]
     with start(dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))) as runtime:
         yield load_run(folder, runtime, prepared=prepared)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mwuf_dist.config import Config
+from mwuf_dist.config import Config, UserError
 from mwuf_dist.data.readers import row_values
 from mwuf_dist.data.shards import Prepared
 
@@ -19,26 +19,39 @@ Indices = torch.Tensor | np.ndarray | Sequence[int]
 RowValues = Mapping[str, Sequence[Any]]
 
 
+class IndexRangeError(UserError, IndexError):
+    """An index does not exist."""
+
+
+class IndexKindError(UserError, TypeError):
+    """Something else than integers is given for indices."""
+
+
 def checked_indices(indices: Indices, num: int, what: str, device: torch.device) -> torch.Tensor:
     """Returns indices [n] from 0 to `num` - 1 as int64 on a device.
 
     Raises:
-        TypeError: they are no integers.
-        ValueError: they have not one dimension.
-        IndexError: one does not exist.
+        IndexKindError: they are no integers.
+        IndexRangeError: one does not exist.
+        UserError: they have not one dimension.
     """
-    found = indices if isinstance(indices, torch.Tensor) else torch.as_tensor(np.array(indices, order="C"))
+    try:
+        found = indices if isinstance(indices, torch.Tensor) else torch.as_tensor(np.array(indices, order="C"))
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise IndexKindError(f"indices of {what}s are {type(indices).__name__}: integers are needed") from None
     if not found.numel() and not isinstance(indices, (torch.Tensor, np.ndarray)):
         found = found.long()  # an empty list has no type of its own
     if found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool:
-        raise TypeError(f"indices of {what}s are {found.dtype}: integers are needed")
+        raise IndexKindError(f"indices of {what}s are {found.dtype}: integers are needed")
     if found.dim() != 1:
-        raise ValueError(f"indices of {what}s have the shape {tuple(found.shape)}: one dimension is needed")
+        raise UserError(f"indices of {what}s have the shape {tuple(found.shape)}: one dimension is needed")
     found = found.detach().to(device, torch.int64)
     if len(found):
         for one in (int(found.min()), int(found.max())):
             if not 0 <= one < num:
-                raise IndexError(f"{what} {one} is out of range: there are {num}; `index_of` finds those of raw IDs")
+                raise IndexRangeError(
+                    f"{what} {one} is out of range: there are {num}; `index_of` finds those of raw IDs"
+                )
     return found
 
 
@@ -58,12 +71,11 @@ def row_indices(rows: RowValues | None, num: int, config: Config, prepared: Prep
     """Finds the indices [n, Fr] of the raw values of the interactions' own fields; None where none is given.
 
     Raises:
-        UserError: the run has no such field.
-        ValueError: there are not `num` values.
+        UserError: the run has no such field, or there are not `num` values.
     """
     if not rows:
         return None
     found = row_values.indices(rows, config.data.logs, prepared)
     if len(found) != num:
-        raise ValueError(f"{len(found)} values and {num} pairs: give as many of both")
+        raise UserError(f"{len(found)} values and {num} pairs: give as many of both")
     return found

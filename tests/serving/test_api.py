@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +74,7 @@ def test_ten_thousand_calls_with_anything_answer_or_name_the_fault(run: Finished
         call = number % len(calls)
         try:
             found = calls[call]()
-        except (UserError, IndexError, TypeError, ValueError) as error:
+        except UserError as error:
             ended[call, "refused" if str(error) else "refused without a word"] += 1
             continue
         ended[call, "answered"] += 1
@@ -119,3 +122,28 @@ def test_users_are_found_by_their_raw_ids_and_unknown_ones_are_named(run: Finish
     for absent in (10**9, "nobody", None, True, 1.5, 10**40):
         with pytest.raises(UserError, match=r"no user .* are the mean user to it .*; IDs look like"):
             run.index_of(absent, "user")
+
+
+def ends(script: str, folder: Path) -> tuple[int, str, str]:
+    """Exit code, standard output and error of a script that a user may write around a run."""
+    path = folder / "script.py"
+    path.write_text(script)
+    found = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, cwd=folder, check=False)
+    return found.returncode, found.stdout, found.stderr
+
+
+def test_a_script_that_catches_nothing_ends_with_its_line_the_message_and_exit_code_2(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    script = f"""
+from mwuf_dist.serving.finished_run import open_run
+with open_run({str(run_folder)!r}) as run:
+    print(len(run.scores([0], [1])))
+    run.scores([10**6], [1])
+"""
+    code, out, error = ends(script, tmp_path)
+    assert (code, out) == (2, "1\n")
+    assert error == (
+        f"mwuf: {tmp_path / 'script.py'}:5: user 1000000 is out of range: there are 300; `index_of` finds those of raw "
+        "IDs\n"
+    )

@@ -114,8 +114,7 @@ def indices(rows: Mapping[str, Sequence[Any]], options: LogsConfig, prepared: Pr
         prepared: of the data set.
 
     Raises:
-        UserError: the data set has no such field.
-        ValueError: fields have different numbers of values.
+        UserError: the data set has no such field, or fields have different numbers of values.
     """
     named, words = {field.name: field for field in fields_of_rows(options)}, vocabulary.read(prepared) or {}
     for name in rows:
@@ -123,7 +122,7 @@ def indices(rows: Mapping[str, Sequence[Any]], options: LogsConfig, prepared: Pr
             there = f"there are {', '.join(named)}" if named else "the run's rows have none"
             raise UserError(f"no field {name!r} of the interactions: {there}")
     if len({len(values) for values in rows.values()}) > 1:
-        raise ValueError("fields of rows have different numbers of values")
+        raise UserError("fields of rows have different numbers of values")
     num = len(next(iter(rows.values())))
     made = np.zeros((num, len(prepared.row_fields)), dtype=np.int64)
     for place, field in enumerate(prepared.row_fields):
