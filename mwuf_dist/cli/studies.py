@@ -21,13 +21,13 @@ from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.escape import printable
 from mwuf_dist.evaluation import report, stream_report
-from mwuf_dist.evaluation.comparison import build_comparison, row_label
+from mwuf_dist.evaluation.comparison import build_comparison
 from mwuf_dist.files import remove_left_overs, write_atomically, write_json
 from mwuf_dist.locks import locked
 from mwuf_dist.studies import compare, tune
 from mwuf_dist.studies.audit import HiddenLabels, audit
 from mwuf_dist.studies.audit_stream import audit_stream
-from mwuf_dist.studies.intervals import add_intervals
+from mwuf_dist.studies.intervals import add_intervals, add_stream_intervals
 from mwuf_dist.studies.probes import without_training
 from mwuf_dist.studies.records import read_records, write_records
 from mwuf_dist.studies.schedule import Failure, Here, Runner
@@ -202,12 +202,7 @@ def _write_stream_report(
 ) -> None:
     records = outcome.records
     comparison = stream_report.build_stream_comparison(records.cells, records.audits, about, failures)
-    scores: dict[str, dict[int, Path]] = {}
-    for cell, run in outcome.finished:
-        label = row_label(cell["backbone"], cell["method"], cell.get("variant", ""))
-        scores.setdefault(label, {})[cell["seed"]] = run / "scores" / "stream-test.npy"
-    columns = prepared.columns("test", ("label", "item"))
-    stream_report.add_intervals(comparison, scores, columns["label"], columns["item"])
+    add_stream_intervals(comparison, outcome.finished, prepared)
     stream_report.write_stream_comparison(comparison, folder)
     stream_report.print_stream_comparison(comparison)
     write_records(records, folder / "records.json")

@@ -13,24 +13,29 @@ from mwuf_dist.evaluation.metrics import auc, calibration, log_loss
 TOP = 10
 METRICS = ("auc", "gauc", "logloss", "calibration")
 RANKING = (f"ndcg_at_{TOP}", f"recall_at_{TOP}")
+FEW_CLICKS = 10  # Rows of items with fewer clicks before them are measured by themselves.
 _CLICK_EDGES = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def stream_metrics(
     logits: np.ndarray, labels: np.ndarray, users: np.ndarray, age_days: np.ndarray, clicks: np.ndarray, max_age: int
 ) -> dict[str, Any]:
-    """Returns `rows`, `positives` and `METRICS` of all rows, and lists of the same `by_age` and `by_clicks`.
+    """Returns `rows`, `positives`, `METRICS`, and the same for `first_clicks` and in buckets `by_age` and `by_clicks`.
+
+    `first_clicks` are the rows of items that had fewer than FEW_CLICKS clicks by then.
 
     Args:
         logits: of the rows [n].
         labels: 0 or 1 [n].
         users: of the rows [n].
         age_days: whole days since the first row of its item [n].
-        clicks: rows of its item that had been learned from [n].
+        clicks: of its item that had been learned from [n].
         max_age: no row is older.
     """
     ages = [0, *(1 << power for power in range(max_age.bit_length()) if 1 << power < max_age)]
+    few = clicks < FEW_CLICKS
     return _metrics(logits, labels, users) | {
+        "first_clicks": _metrics(logits[few], labels[few], users[few]),
         "by_age": _buckets(logits, labels, users, age_days, ages, max_age),
         "by_clicks": _buckets(logits, labels, users, clicks, _CLICK_EDGES, None),
     }

@@ -24,7 +24,7 @@ from mwuf_dist.evaluation.significance import (
     placements,
     summarize,
 )
-from mwuf_dist.evaluation.stream_metrics import METRICS, RANKING
+from mwuf_dist.evaluation.stream_metrics import FEW_CLICKS, METRICS, RANKING
 from mwuf_dist.evaluation.tables import Column, Table, number
 from mwuf_dist.files import make_folder, write_atomically, write_json
 
@@ -36,11 +36,15 @@ NAMES = {
     "ndcg_at_10": "NDCG@10",
     "recall_at_10": "Recall@10",
 }
+FIRST = f"first {FEW_CLICKS} clicks"  # of an item
 NOTE = (
+    f"{FIRST.capitalize()}: rows of items that had fewer by then. "
     "Each day's rows of new items are scored before anything is learned from them. GAUC: AUC within users, by rows. "
     "Calibration: mean prediction over the fraction of positives. NDCG and Recall: what a user liked that day, ranked "
     "among all items that have had a row by then; ties count against it."
 )
+_VERSUS = ("versus", "versus_first_clicks")
+_UNKNOWN = {"rows": 0, "positives": 0} | dict.fromkeys(METRICS)  # of a run that did not measure it
 _WHERE = {"by_age": "age in days", "by_clicks": "clicks learned from"}
 
 
@@ -60,7 +64,8 @@ def build_stream_comparison(
 
     Returns:
         `rows`, one per (backbone, method, variant): `seeds`, `stream` (mean, standard deviation and number of seeds of
-        each metric), `by_age` and `by_clicks` (the same in buckets), `seconds` of the stages.
+        each metric), `first_clicks` (the same of the rows of items with few clicks), `by_age` and `by_clicks` (the same
+        in buckets), `seconds` of the stages, `versus` and `versus_first_clicks` (see `add_intervals`).
     """
     runs: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for one in results:
@@ -93,44 +98,59 @@ def _row(key: tuple[str, str, str], runs: Sequence[dict[str, Any]]) -> dict[str,
         **dict(zip(("backbone", "method", "variant"), key, strict=True)),
         "seeds": [run["seed"] for run in runs],
         "stream": {name: summarize([one[name] for one in found]) for name in (*METRICS, *RANKING)},
+        "first_clicks": _bucket_of_seeds([one.get("first_clicks") or _UNKNOWN for one in found]),
         **{name: found[0][name] for name in ("rows", "positives", "num_days", "num_lists")},
         **{name: _buckets([one[name] for one in found]) for name in _WHERE},
         "seconds": seconds,
-        "versus": None,
+        **dict.fromkeys(_VERSUS),
     }
 
 
 def _buckets(curves: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Summarises the same buckets of several seeds: of one data set and split they have the same rows."""
+    ends = ("from", "to")
     return [
-        {name: of_seeds[0][name] for name in ("from", "to", "rows", "positives")}
-        | {name: summarize([one[name] for one in of_seeds]) for name in METRICS}
+        {name: of_seeds[0][name] for name in ends} | _bucket_of_seeds(of_seeds)
         for of_seeds in zip(*curves, strict=True)
     ]
 
 
+def _bucket_of_seeds(of_seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    sizes = {name: of_seeds[0][name] for name in ("rows", "positives")}
+    return sizes | {name: summarize([one[name] for one in of_seeds]) for name in METRICS}
+
+
 def add_intervals(
-    comparison: dict[str, Any], scores: Mapping[str, Mapping[int, Path]], labels: np.ndarray, items: np.ndarray
+    comparison: dict[str, Any],
+    scores: Mapping[str, Mapping[int, Path]],
+    labels: np.ndarray,
+    items: np.ndarray,
+    clicks: np.ndarray,
 ) -> None:
     """Tests each row's AUC against the best base by a bootstrap over items and seeds, where both rows' scores are here.
+
+    Once over all rows (`versus`), once over those of items with few clicks (`versus_first_clicks`).
 
     Args:
         comparison: of `build_stream_comparison`.
         scores: files of logits by row and seed.
         labels: of the rows of the stream [n].
         items: of the rows [n].
+        clicks: of its item before each row [n].
     """
     other = _reference(comparison) or ""
     for row in comparison["rows"]:
         common = sorted(scores.get(row["label"], {}).keys() & scores.get(other, {}).keys())
-        if row["label"] == other or not common or len(np.unique(labels)) < 2:
+        if row["label"] == other or not common:
             continue
-        ours, theirs = (
-            [placements(np.load(scores[name][seed]), labels) for seed in common] for name in (row["label"], other)
-        )
-        found = bootstrap_difference(ours, theirs, labels, items)
-        row["versus"] = {"row": other, "num_seeds": len(common), **found}
-    tests = [row["versus"] for row in comparison["rows"] if row["versus"]]
+        ours, theirs = ([np.load(scores[name][seed]) for seed in common] for name in (row["label"], other))
+        for name, rows in zip(_VERSUS, (np.arange(len(labels)), np.flatnonzero(clicks < FEW_CLICKS)), strict=True):
+            if len(np.unique(labels[rows])) < 2:
+                continue
+            placed = ([placements(one[rows], labels[rows]) for one in of_row] for of_row in (ours, theirs))
+            found = bootstrap_difference(*placed, labels[rows], items[rows])
+            row[name] = {"row": other, "num_seeds": len(common), **found}
+    tests = [row[name] for name in _VERSUS for row in comparison["rows"] if row[name]]
     for versus, corrected in zip(tests, holm([one["p_value"] for one in tests]), strict=True):
         versus["p_holm"] = corrected
     conclude(comparison)
@@ -151,15 +171,13 @@ def conclude(comparison: dict[str, Any]) -> None:
     """Puts what the table comes to in words: gains over the best base, the distance to the upper mark, the costs."""
     sentences = []
     for row in comparison["rows"]:
-        versus = row["versus"]
-        if not versus:
-            continue
-        sure = versus["p_holm"] < LEVEL and versus["num_seeds"] >= FEWEST_SEEDS
-        what = "AUC" if sure else "no sure difference in AUC:"
-        sentences.append(
-            f"{row['label']} against {versus['row']}: {what} {versus['difference']:+.4f} "
-            f"[{versus['low']:+.4f}, {versus['high']:+.4f}]."
-        )
+        told = [
+            f"{_gain(row[name])} {where}"
+            for name, where in zip(_VERSUS, ("over all rows", f"over an item's {FIRST}"), strict=True)
+            if row[name]
+        ]
+        if told:
+            sentences.append(f"{row['label']} against {_reference(comparison)}: {', '.join(told)}.")
     costs = [f"{row['label']} {sum(filter(None, row['seconds'].values())):.1f} s" for row in comparison["rows"]]
     few = min(len(row["seeds"]) for row in comparison["rows"])
     if few < FEWEST_SEEDS:
@@ -168,6 +186,12 @@ def conclude(comparison: dict[str, Any]) -> None:
     comparison["warnings"] = [
         f"{row['label']}: AUC below .5" for row in comparison["rows"] if (row["stream"]["auc"]["mean"] or 1) < 0.5
     ] + (["fewer than 50 positives to score"] if comparison["rows"][0]["positives"] < 50 else [])
+
+
+def _gain(versus: dict[str, Any]) -> str:
+    sure = versus["p_holm"] < LEVEL and versus["num_seeds"] >= FEWEST_SEEDS
+    what = "AUC" if sure else "no sure difference in AUC:"
+    return f"{what} {versus['difference']:+.4f} [{versus['low']:+.4f}, {versus['high']:+.4f}]"
 
 
 def sentences(comparison: dict[str, Any]) -> list[str]:
@@ -192,12 +216,13 @@ def sentences(comparison: dict[str, Any]) -> list[str]:
 
 def tables(comparison: dict[str, Any]) -> list[Table]:
     """Returns the headline, and AUC and GAUC by age and by clicks."""
-    columns = (*(Column(NAMES[name]) for name in (*METRICS, *RANKING)), Column("seconds"))
+    columns = (*(Column(NAMES[name]) for name in (*METRICS, *RANKING)), Column(f"AUC, {FIRST}"), Column("seconds"))
     rows = tuple(
         (
             row["label"],
             (
                 *(number(row["stream"][name]["mean"]) for name in (*METRICS, *RANKING)),
+                number(row["first_clicks"]["auc"]["mean"]),
                 number(sum(filter(None, row["seconds"].values())), ".1f"),
             ),
         )

@@ -11,10 +11,12 @@ import numpy as np
 
 from mwuf_dist.config import PHASES
 from mwuf_dist.data.shards import Prepared
+from mwuf_dist.evaluation import stream_report
 from mwuf_dist.evaluation.comparison import SCORINGS, VERSUS, conclude, row_label
 from mwuf_dist.evaluation.significance import bootstrap_difference, difference_by_item, placements
 from mwuf_dist.studies.records import Cell
 from mwuf_dist.training.results import NEXT_SETS
+from mwuf_dist.training.stages.stream import ages_and_clicks
 
 
 def add_intervals(comparison: dict[str, Any], finished: Sequence[tuple[Cell, Path]], prepared: Prepared) -> None:
@@ -79,3 +81,14 @@ def fold_difference(ours: Path, theirs: Path, prepared: Prepared) -> tuple[float
             differences.append(difference)
             influences.append(influence)
     return float(np.mean(differences)), np.mean(influences, axis=0)
+
+
+def add_stream_intervals(comparison: dict[str, Any], finished: Sequence[tuple[Cell, Path]], prepared: Prepared) -> None:
+    """Does the same for a comparison of the stream protocol: `stream_report.add_intervals`."""
+    scores: dict[str, dict[int, Path]] = {}
+    for cell, folder in finished:
+        label = row_label(cell["backbone"], cell["method"], cell.get("variant", ""))
+        scores.setdefault(label, {})[cell["seed"]] = folder / "scores" / "stream-test.npy"
+    log = prepared.columns("test", ("item", "label", "time"))
+    _, clicks = ages_and_clicks(prepared, log)
+    stream_report.add_intervals(comparison, scores, log["label"], log["item"], clicks)

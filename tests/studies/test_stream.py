@@ -78,6 +78,9 @@ def test_metrics_equal_scikit_learns_over_all_rows_within_users_and_within_bucke
     assert bucket["rows"] == inside.sum()
     assert bucket["auc"] == pytest.approx(roc_auc_score(labels[inside], logits[inside]), abs=1e-12)
     assert sum(one["rows"] for one in found["by_age"]) == 400
+    few = clicks < 10
+    assert found["first_clicks"]["rows"] == few.sum()
+    assert found["first_clicks"]["auc"] == pytest.approx(roc_auc_score(labels[few], logits[few]), abs=1e-12)
 
 
 def test_ranks_equal_scikit_learns_and_ties_earn_nothing() -> None:
@@ -92,15 +95,20 @@ def test_ranks_equal_scikit_learns_and_ties_earn_nothing() -> None:
     assert ranking(np.zeros(60), np.array([0, 1])) == (0.0, 0.0)
 
 
-def test_ages_and_clicks_are_those_of_a_walk_through_the_log() -> None:
-    random = np.random.default_rng(2)
-    time, item = np.sort(random.integers(0, 500, 200)), random.integers(0, 12, 200)
-    days = time // 50
-    age, clicks = ages_and_clicks({"item": item, "time": time}, days, 50)
-    for row in range(200):
-        own = np.flatnonzero(item == item[row])
-        assert age[row] == (time[row] - time[own[0]]) // 50
-        assert clicks[row] == (days[own] < days[row]).sum()
+@pytest.mark.parametrize("negatives", [0, 2], ids=["labels", "positives"])
+def test_ages_and_clicks_are_those_of_a_walk_through_the_log(negatives: int, tmp_path: Path) -> None:
+    options = {"label": "", "negatives_per_positive": negatives} if negatives else {}
+    prepared = prepare(own_log(tmp_path, **options).data)
+    log = prepared.columns("test", ("item", "label", "time"))
+    length = prepared.manifest["day"]
+    day = (log["time"] - prepared.manifest["day_0"]) // length
+    age, clicks = ages_and_clicks(prepared, log)
+    assert clicks.max() >= 3
+    for row, item in enumerate(log["item"].tolist()):
+        own = np.flatnonzero(log["item"] == item)
+        assert age[row] == (log["time"][row] - log["time"][own[0]]) // length
+        earlier = own[day[own] < day[row]]
+        assert clicks[row] == (log["label"][earlier].sum() if negatives else len(earlier))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from mwuf_dist.training.results import write_scores
 from mwuf_dist.training.stages.stream_learners import Learner, Log, Retrained, Warmed
 
 if TYPE_CHECKING:
+    from mwuf_dist.data.shards import Prepared
     from mwuf_dist.training.run import Run
 
 _SCORED_ROWS = 1 << 15  # at once
@@ -55,10 +56,10 @@ def stream(job: Run) -> dict[str, Any]:
     log = prepared.columns("test", ("user", "item", "label", "time"))
     if not len(log["label"]):
         raise UserError("no new item has a row from day 0 on: change data.stream.pretrain_days or num_days")
-    days = _days(job, log)
+    days = days_of(prepared, log)
     learner = Retrained(job) if settings.retrain_every_days else Warmed(job, log)
     found = play(job, learner, log, days)
-    age, clicks = ages_and_clicks(log, days, job.prepared.manifest["day"])
+    age, clicks = ages_and_clicks(prepared, log)
     metrics = stream_metrics(found.logits, log["label"], log["user"], age, clicks, settings.max_age_days)
     means = found.ranks.mean(0).tolist() if len(found.ranks) else [None] * len(RANKING)
     ranks = dict(zip(RANKING, means, strict=True)) | {"num_lists": len(found.ranks)}
@@ -84,23 +85,33 @@ def play(job: Run, learner: Learner, log: Log, days: np.ndarray) -> StreamScores
     return StreamScores(logits, np.array(ranks).reshape(-1, len(RANKING)))
 
 
-def ages_and_clicks(log: Log, days: np.ndarray, day: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (whole days since its item's first row, rows of its item on earlier days) of each row [n]."""
-    _, first, inverse = np.unique(log["item"], return_index=True, return_inverse=True)
-    age = (log["time"] - log["time"][first][inverse]) // day
-    # Rows are in order of time, so that of an item those of earlier days come first.
+def ages_and_clicks(prepared: Prepared, log: Log) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (whole days since its item's first row, clicks of its item on earlier days) of each row [n].
+
+    A click is a row of the log, liked or not; where the log holds positives only, the drawn rows are none.
+
+    Args:
+        prepared: of the stream protocol.
+        log: `item`, `label` and `time` of the rows of `test`, in stored order [n].
+    """
+    item, days = log["item"], days_of(prepared, log)
+    _, first, inverse = np.unique(item, return_index=True, return_inverse=True)
+    age = (log["time"] - log["time"][first][inverse]) // prepared.manifest["day"]
+    is_click = log["label"] == 1 if prepared.negatives_per_positive else np.ones(len(item), dtype=bool)
     order = np.lexsort((days, inverse))
-    starts = np.cumsum(np.bincount(inverse)) - np.bincount(inverse)
-    is_first = np.ones(len(days), dtype=bool)
+    before = np.cumsum(is_click[order]) - is_click[order]  # of earlier items too, and of the same day
+    starts = (np.cumsum(np.bincount(inverse)) - np.bincount(inverse))[inverse[order]]
+    is_first = np.ones(len(item), dtype=bool)  # of an item and day
     is_first[1:] = (inverse[order][1:] != inverse[order][:-1]) | (days[order][1:] != days[order][:-1])
-    begun = np.maximum.accumulate(np.where(is_first, np.arange(len(days)), 0))
-    clicks = np.empty(len(days), dtype=np.int64)
-    clicks[order] = begun - starts[inverse[order]]
+    begun = np.maximum.accumulate(np.where(is_first, np.arange(len(item)), 0))
+    clicks = np.empty(len(item), dtype=np.int64)
+    clicks[order] = before[begun] - before[starts]
     return age, clicks
 
 
-def _days(job: Run, log: Log) -> np.ndarray:
-    return (log["time"] - job.prepared.manifest["day_0"]) // job.prepared.manifest["day"]
+def days_of(prepared: Prepared, log: Log) -> np.ndarray:
+    """Returns the day of each row [n], counted from day 0."""
+    return (log["time"] - prepared.manifest["day_0"]) // prepared.manifest["day"]
 
 
 def _count(job: Run, stage: str, samples: int, clock: float) -> float:
