@@ -15,7 +15,7 @@ def claims(comparison: dict[str, Any]) -> dict[str, Any]:
     All by the fixed test. A gain is one after Holm's correction; its bracket is the 95 % interval where the scores were
     there to make one. What to deploy is the cheapest row whose mean AUC over the phases is within the best row's margin
     of error; the best base where nothing has gained on it; what needs no training where that is as good. With fewer
-    than three seeds nothing is sure, and the best mean is named.
+    than three seeds nothing is sure, and the best mean is named. Where there is one row only, it is not named.
     """
     rows = [row for row in comparison["rows"] if _mean(row) is not None]
     if not rows:
@@ -24,10 +24,11 @@ def claims(comparison: dict[str, Any]) -> dict[str, Any]:
     reference = next((v["row"] for row in rows if (v := row["phases"]["cold"].get("versus_reference_test"))), None)
     sentences = [_against(row) for row in rows if row["phases"]["cold"].get("versus_reference_test")]
     deploy, why = _choice(comparison, rows, seconds)
+    advice = [f"Deploy {deploy}: {why}."] if len(rows) > 1 or deploy not in seconds else []
     costs = ", ".join(f"{label} {cost:.1f} s" for label, cost in seconds.items())
     return {
         "reference": reference,
-        "sentences": [*sentences, f"Seconds of a run: {costs}.", f"Deploy {deploy}: {why}."],
+        "sentences": [*sentences, f"Seconds of a run: {costs}.", *advice],
         "deploy": deploy,
         "seconds": seconds,
     }

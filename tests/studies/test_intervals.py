@@ -110,6 +110,8 @@ def test_claims_say_what_is_gained_over_the_best_base_what_it_costs_and_what_to_
         make_result("fm", method, seed, (0.6 + seed / 100,) * 4) for seed in range(4) for method in ("base", "mwuf")
     ]
     assert build_comparison(same)["claims"]["deploy"] == "fm / base"
+    alone = build_comparison([one for one in same if one["method"] == "base"])["claims"]["sentences"]
+    assert alone == ["Seconds of a run: fm / base 0.0 s."]  # no advice where nothing was compared
 
 
 def test_rows_that_lose_to_what_needs_no_training_are_marked_and_named() -> None:
