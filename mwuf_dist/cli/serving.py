@@ -86,10 +86,13 @@ class _HowWritten:
     quote: str | None = None  # Character around values that contain the delimiter; none: there is none.
     encoding: str = ""  # Encoding of text files; empty: that of the run's logs.
     time_format: str = ""  # Format of dates, as in strptime.
+    # Leave rows out that lack a user, an item, a time or a label, and count them; else they are an error.
+    drop_incomplete: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def written(self) -> Written:
         """Says how the text files are written."""
-        return Written(self.header, self.delimiter, self.quote, self.encoding, self.time_format)
+        text = self.header, self.delimiter, self.quote, self.encoding, self.time_format
+        return Written(*text, drop_incomplete=self.drop_incomplete)
 
 
 @dataclass
@@ -179,7 +182,10 @@ class AdoptOptions(_HowWritten):
     user: str = "user_id"  # Column of the user.
     item: str = "item_id"  # Column of the item; without --item-ids, the number of its row.
     time: str = "timestamp"  # Column of the time.
-    label: str = "label"  # Column of the label, 0 or 1.
+    label: str = "label"  # Column of the label: 0 or 1, or what the next two options say.
+    label_is: tuple[str, ...] = ()  # Values of the label's column that are positive.
+    # Numbers of the label's column that are at least this are positive.
+    label_at_least: Annotated[float | None, Ge(-1e300), Le(1e300)] = None
     item_ids: Path | None = None  # Table with the ID of each row of the item table, in their order.
     epochs: Annotated[int, Ge(1), Le(10_000)] = 1  # Passes over the known items' rows.
     warm_rows: Annotated[int, Ge(1), Le(1_000_000)] = 20  # K of the serving rule.
@@ -357,6 +363,8 @@ def _adopt(arguments: list[str]) -> int:
         options.item_ids,
         settings,
         options.written(),
+        options.label_is,
+        options.label_at_least,
     )
     if options.check:
         fit = check_fit(given)
@@ -364,7 +372,8 @@ def _adopt(arguments: list[str]) -> int:
         return 2 if fit.faults else 0
     if options.output is None:
         raise UserError("name the folder to write with --output DIR (or --check, to see whether all fits)")
-    found = adopt_files(given, options.output)
+    found, told = adopt_files(given, options.output)
+    print(printable("\n".join(told)))
     print(f"{len(found.item_ids):,} new items, {int(found.interactions.sum()):,} interactions: {options.output}")
     return 0
 

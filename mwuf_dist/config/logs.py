@@ -35,6 +35,7 @@ class Written:
         quote: around values that hold the delimiter; `none`: nothing is.
         encoding: of letters.
         time_format: of dates, as strptime has it.
+        drop_incomplete: rows that lack something are left out.
     """
 
     header: str = ""
@@ -42,6 +43,7 @@ class Written:
     quote: str | None = None
     encoding: str = ""
     time_format: str = ""
+    drop_incomplete: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -55,6 +57,7 @@ class Written:
         said = {name: value for name, value in said.items() if value}
         if self.quote is not None:
             said["quote"] = "" if self.quote == "none" else self.quote
+        said |= {"drop_incomplete": True} if self.drop_incomplete else {}
         return dataclasses.replace(options, **said)
 
 

@@ -58,6 +58,14 @@ def index_of_numbers(table: pa.Table, numbers: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(numbers), np.minimum(index, len(edges)), 0).astype(np.int32)
 
 
+def note_of_unknown(name: str, of: str, num: int, total: int, example: str, is_number: bool) -> list[str]:
+    """Says how many later rows (or items) have a value that the data set gives no meaning, and like what."""
+    if not num:
+        return []
+    what = "no number" if is_number else "none that the run knows"
+    return [f"{name}: {num:,} of {total:,} {of} have a value that is {what} (like {example!r}): it counts as unknown"]
+
+
 def described(prepared: Prepared, items: Sequence[int]) -> list[str]:
     """Says what the fields of items hold, in words: "color green, price up to 3"; empty where no vocabulary is kept."""
     tables, columns = read(prepared) or {}, prepared.entity("item").columns

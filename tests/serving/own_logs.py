@@ -40,7 +40,7 @@ def config_for(folder: Path, **logs: Any) -> Config:
         {"name": "color", "side": "item"},
         {"name": "price", "side": "item", "kind": "numeric", "buckets": 4},
     ]
-    data = {"name": "logs", "old_above": 50, "warm_rows": 4, "logs": own | {"fields": fields}}
+    data = {"name": "logs", "old_above": 50, "warm_rows": 4, "logs": {"fields": fields} | own}
     return build(TINY | {"data": data, "pretrain": TINY["pretrain"] | {"epochs": 1}})
 
 

@@ -104,10 +104,23 @@ def test_a_checkpoint_of_torcheasyrec_is_adopted_as_the_state_dict_is(folder: Pa
     found = []
     for path in (tmp_path, tmp_path / f"model.ckpt-{adopt_torcheasyrec.STEP}"):
         named = path, "item_id_emb", "examples.adopt_torcheasyrec:make_model", folder / "logs.parquet"
-        found.append(adopt_files(AdoptInput(*named), tmp_path / f"warm{len(found)}"))
+        found.append(adopt_files(AdoptInput(*named), tmp_path / f"warm{len(found)}")[0])
     named = folder / "dlrm.pt", "item_id", "examples.adopt_torchrec:make_model", folder / "logs.parquet"
-    expected = adopt_files(AdoptInput(*named), tmp_path / "expected")
+    expected, told = adopt_files(AdoptInput(*named), tmp_path / "expected")
     assert all(torch.equal(one.embeddings, expected.embeddings) for one in found) and len(expected.item_ids) == 40
+    # Ratings by a rule for labels, some rows twice: the same model comes out, and what was not used is said.
+    logs = pq.read_table(folder / "logs.parquet")
+    rating = pa.array([5 if one else 2 for one in logs["label"].to_pylist()])
+    rated = logs.set_column(logs.column_names.index("label"), "label", rating)
+    pq.write_table(pa.concat_tables([rated, rated.slice(0, 7)]), tmp_path / "rated.parquet")
+    given = AdoptInput(*named[:3], tmp_path / "rated.parquet", label_at_least=4)
+    again, told_again = adopt_files(given, tmp_path / "again")
+    assert torch.equal(again.embeddings, expected.embeddings)
+    num = logs.num_rows
+    repeats = f"7 of {num + 7:,} rows repeat an earlier one (user, item, time and label) and do not count"
+    assert [one for one in told_again if one not in told] == [f"logs: {num + 7:,} rows read", repeats]
+    with pytest.raises(UserError, match="label is 2, neither 0 nor 1.*`mwuf adopt` have --label-at-least"):
+        adopt_files(AdoptInput(*named[:3], tmp_path / "rated.parquet"), tmp_path / "never")
 
 
 def test_a_table_whose_rows_are_given_out_as_ids_come_needs_the_ids(folder: Path, tmp_path: Path) -> None:

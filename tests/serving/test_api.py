@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import subprocess
 import sys
 import warnings
 from collections import Counter
@@ -124,26 +123,22 @@ def test_users_are_found_by_their_raw_ids_and_unknown_ones_are_named(run: Finish
             run.index_of(absent, "user")
 
 
-def ends(script: str, folder: Path) -> tuple[int, str, str]:
-    """Exit code, standard output and error of a script that a user may write around a run."""
-    path = folder / "script.py"
-    path.write_text(script)
-    found = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, cwd=folder, check=False)
-    return found.returncode, found.stdout, found.stderr
-
-
 def test_a_script_that_catches_nothing_ends_with_its_line_the_message_and_exit_code_2(
-    run_folder: Path, tmp_path: Path
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     script = f"""
 from mwuf_dist.serving.finished_run import open_run
 with open_run({str(run_folder)!r}) as run:
     print(len(run.scores([0], [1])))
     run.scores([10**6], [1])
 """
-    code, out, error = ends(script, tmp_path)
-    assert (code, out) == (2, "1\n")
-    assert error == (
-        f"mwuf: {tmp_path / 'script.py'}:5: user 1000000 is out of range: there are 300; `index_of` finds those of raw "
-        "IDs\n"
+    with pytest.raises(UserError) as error:
+        exec(compile(script, "script.py", "exec"), {})
+    with pytest.raises(SystemExit) as end:  # as Python does with what a script does not catch
+        sys.excepthook(error.type, error.value, error.tb)
+    told = capsys.readouterr()
+    assert (end.value.code, told.out) == (2, "1\n")
+    assert told.err == (
+        "mwuf: script.py:5: user 1000000 is out of range: there are 300; `index_of` finds those of raw IDs\n"
     )

@@ -69,7 +69,7 @@ def test_items_with_the_words_of_a_known_one_get_its_indices(logs: tuple[Config,
     makers = pa.array([f"maker {one % 7}" for one in range(NUM_ITEMS)])
     path = folder / "new.csv"
     pa_csv.write_csv(table.append_column("maker", makers), path)
-    ids, found = read_fields(path, log_options(config, Columns()), prepared, is_logs=True)
+    ids, found, _ = read_fields(path, log_options(config, Columns()), prepared, is_logs=True)
     known = prepared.entity("item")
     place = {raw: index for index, raw in enumerate(known.raw_ids.tolist())}
     rows = np.array([place[one] for one in ids.to_pylist()])
@@ -87,14 +87,14 @@ def test_items_with_the_words_of_a_known_one_get_its_indices(logs: tuple[Config,
         {**row, "tags": tag} for row in pa_csv.read_csv(path).to_pylist() for tag in (row["tags"] or "").split(",")
     ]
     pa_csv.write_csv(pa.Table.from_pylist(lines), path)
-    again, by_lines = read_fields(path, log_options(config, Columns()), prepared, is_logs=True)
+    again, by_lines, _ = read_fields(path, log_options(config, Columns()), prepared, is_logs=True)
     assert again == ids and by_lines == found
 
 
 def test_words_that_no_item_of_the_run_has_are_unknown(logs: tuple[Config, Prepared, Path]) -> None:
     config, prepared, folder = logs
     (folder / "odd.csv").write_text('what,price,tags,shop,maker\nz9,1e9,once,moon,\nz8,,"red,never",north,maker 1\n')
-    ids, found = read_fields(folder / "odd.csv", log_options(config, Columns()), prepared, is_logs=True)
+    ids, found, _ = read_fields(folder / "odd.csv", log_options(config, Columns()), prepared, is_logs=True)
     assert ids.to_pylist() == ["z8", "z9"]
     assert found["tags"].to_pylist()[1] == [0] and len(found["tags"].to_pylist()[0]) == 1
     assert found["tags"].to_pylist()[0] != [0]

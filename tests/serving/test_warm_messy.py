@@ -13,7 +13,8 @@ from mwuf_dist.config import UserError
 from mwuf_dist.launch import local
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving.run_files import read_run
-from mwuf_dist.serving.warm.job import WarmReport, alarms, warm
+from mwuf_dist.serving.warm.alarms import alarms
+from mwuf_dist.serving.warm.job import WarmReport, warm
 from tests.serving.own_logs import a_day, config_for, make_logs, write
 
 

@@ -174,6 +174,16 @@ class TextRow:
     lines: list[str]
 
 
+def unreadable(path: Path, error: Exception, with_delimiter: bool = False) -> UserError:
+    """Makes the error of a file that cannot be read as CSV; `with_delimiter`: another one might mend it."""
+    if isinstance(error, EOFError) or "truncated" in str(error).lower():
+        return UserError(f"{path}: the compressed file is cut short ({str(error)[:300]}): copy or write it again")
+    keys, names = "data.logs.encoding and .quote", "--encoding and --quote"
+    if with_delimiter:
+        keys, names = "data.logs.delimiter, .encoding and .quote", "--delimiter, --encoding and --quote"
+    return UserError(f"{path}: cannot be read as CSV ({str(error)[:300]}); see {keys} (on the command line {names})")
+
+
 def rows_of(path: Path, options: LogsConfig) -> Iterator[TextRow]:
     """Yields the rows of a CSV that are not blank, the names' line included; slow.
 
@@ -199,10 +209,7 @@ def rows_of(path: Path, options: LogsConfig) -> Iterator[TextRow]:
             line = rows.line_num + 1 + source.num_above
             taken.clear()
     except (OSError, EOFError, UnicodeError, LookupError, text_csv.Error) as error:
-        raise UserError(
-            f"{path}: cannot be read as CSV ({error}); see data.logs.encoding and .quote (on the command line "
-            "--encoding and --quote)"
-        ) from None
+        raise unreadable(path, error) from None
 
 
 def first_swallowed(path: Path, options: LogsConfig) -> tuple[int, int] | None:

@@ -18,6 +18,8 @@ r"""The one gate for logs: `init`, `run`, `warm` and `adopt` all get users, item
 
 from __future__ import annotations
 
+import datetime
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +31,15 @@ import pyarrow as pa
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.readers import ids, labels, log_tables
+from mwuf_dist.data.readers.arrow_types import text_of
 from mwuf_dist.data.readers.ids import IdForm
 from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.readers.times import TimeForm, Times, read_times, why_bad
+
+_MOST_LABELS = 1_000  # Values of a label's column that are kept with a data set.
+_LABELS_NAMED = 5
+_LEAVE_OUT = "leave such rows out (data.logs.drop_incomplete = true; for warm and adopt --drop-incomplete)"
+_DAY_S = 86_400.0  # Clocks and time zones differ by less.
 
 
 @dataclass(frozen=True)
@@ -41,21 +49,25 @@ class DataForm:
     Attributes:
         user, item: form of the IDs.
         time: unit of the times.
+        labels: the values of the label's column, where some of them are positive (`label_is`); empty for other rules,
+            and for data prepared before they were kept.
     """
 
     user: IdForm
     item: IdForm
     time: TimeForm
+    labels: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Gives it as JSON has it."""
-        return {"user": self.user.to_dict(), "item": self.item.to_dict(), "time": self.time.to_dict()}
+        made: dict[str, Any] = {"user": self.user.to_dict(), "item": self.item.to_dict(), "time": self.time.to_dict()}
+        return made | ({"labels": list(self.labels)} if self.labels else {})
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> DataForm:
         """Returns the reverse of `to_dict`."""
         user, item = IdForm.from_dict(values["user"]), IdForm.from_dict(values["item"])
-        return DataForm(user, item, TimeForm.from_dict(values["time"]))
+        return DataForm(user, item, TimeForm.from_dict(values["time"]), tuple(values.get("labels", ())))
 
 
 @dataclass(frozen=True)
@@ -149,11 +161,49 @@ def rows_of(table: LogTable, options: LogsConfig, form: DataForm | None = None, 
         raise UserError(f"{table.files[0]}: no row has all of {', '.join(filter(None, has))}")
     user, user_ids, user_form, of_users = _ids(table, options.user, form.user if form else None, kept)
     item, item_ids, item_form, of_items = _ids(table, options.item, form.item if form else None, kept)
-    made = DataForm(user_form, item_form, times.form)
+    labels_of = form.labels if form else _words_of_labels(table, options)
+    made = DataForm(user_form, item_form, times.form, labels_of)
     left_out = {why: num for why, num in left_out.items() if num}
-    return Rows(
-        table, user, item, user_ids, item_ids, label, times.values, kept, made, left_out, (*of_users, *of_items)
-    )
+    remarks = (*of_users, *of_items, *_new_labels(table, options, labels_of, kept), *_future(times, options, kept))
+    return Rows(table, user, item, user_ids, item_ids, label, times.values, kept, made, left_out, remarks)
+
+
+def _words_of_labels(table: LogTable, options: LogsConfig) -> tuple[str, ...]:
+    """Returns the values among which `label_is` chooses, ascending; none where they are no small vocabulary."""
+    if not options.label_is:
+        return ()
+    words = text_of(ids.codes(table.columns[options.label_from])[1]).to_pylist()
+    return tuple(sorted(words)) if len(words) <= _MOST_LABELS else ()
+
+
+def _new_labels(table: LogTable, options: LogsConfig, known: tuple[str, ...], kept: np.ndarray) -> list[str]:
+    """Says how many rows have a value in the label's column that the data set does not have: none is positive."""
+    if not known or not options.label_is:
+        return []
+    index, values = ids.codes(table.columns[options.label_from])
+    num = np.bincount(index[kept], minlength=len(values))
+    fresh = {word: int(n) for word, n in zip(text_of(values).to_pylist(), num, strict=True) if n and word not in known}
+    if not fresh:
+        return []
+    named = ", ".join(map(repr, list(fresh)[:_LABELS_NAMED])) + (", ..." if len(fresh) > _LABELS_NAMED else "")
+    return [
+        f"{sum(fresh.values()):,} of {len(kept):,} rows have a value of {options.label_from} that the run's logs have "
+        f"not ({named}): their label is 0, as positive is {', '.join(map(repr, options.label_is))} alone"
+    ]
+
+
+def _future(times: Times, options: LogsConfig, kept: np.ndarray) -> list[str]:
+    """Says how many rows are later than now, which clocks that are wrong make."""
+    if times.form.kind != "date" and not times.form.is_recent:
+        return []
+    late = times.values[kept] > int((time.time() + _DAY_S) * 1e6)
+    if not late.any():
+        return []
+    latest = datetime.datetime.fromtimestamp(int(times.values[kept].max()) // 1_000_000, datetime.UTC)
+    return [
+        f"{int(late.sum()):,} of {len(kept):,} rows have a {options.time} in the future, up to {latest:%Y-%m-%d}: if "
+        "a clock was wrong, correct them"
+    ]
 
 
 def _repeated_names(table: LogTable, options: LogsConfig) -> np.ndarray:
@@ -173,15 +223,14 @@ def _repeated_names(table: LogTable, options: LogsConfig) -> np.ndarray:
 def _incomplete(table: LogTable, name: str, missing: np.ndarray) -> UserError:
     return UserError(
         f"{table.place(int(np.argmax(missing)))}: {name} is missing ({int(missing.sum())} of {len(missing)} rows); "
-        "fill "
-        "it in, or set data.logs.drop_incomplete = true to leave such rows out"
+        f"fill it in, or {_LEAVE_OUT}"
     )
 
 
 def _bad_time(table: LogTable, options: LogsConfig, times: Times, bad: np.ndarray) -> UserError:
     row = int(np.argmax(bad))
     why = why_bad(table, options, times, row)
-    leave = "" if int(bad.sum()) > len(bad) // 2 else "; data.logs.drop_incomplete = true leaves such rows out"
+    leave = "" if int(bad.sum()) > len(bad) // 2 else f", or {_LEAVE_OUT}"
     return UserError(f"{table.place(row)}: {options.time} is {why}{leave}")
 
 

@@ -74,8 +74,8 @@ def why_wrong(name: str, value: object, options: LogsConfig) -> str:
         return (
             f"{name} is {value!r}, neither 0 nor 1; to make labels of such a column set data.logs.label_from = "
             f"{name!r} "
-            "with data.logs.label_at_least or data.logs.label_is, and no label (`mwuf init` has --label-at-least and "
-            "--label-is)"
+            "with data.logs.label_at_least or data.logs.label_is, and no label (`mwuf init` and `mwuf adopt` have "
+            "--label-at-least and --label-is)"
         )
     return (
         f"{name} is {value!r}, no number that could be at least {options.label_at_least}; correct it, or set "

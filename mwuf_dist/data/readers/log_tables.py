@@ -158,7 +158,8 @@ def read(
             used.append(path)
     starts = np.cumsum([0] + [part[0] for part in parts])
     if not starts[-1]:
-        raise UserError(f"{files[0]}{' and the files beside it' if len(files) > 1 else ''}: no rows of {what}")
+        where = f"{files[0]}{' and the files beside it' if len(files) > 1 else ''}"
+        raise UserError(f"{where}: no rows of {what}, only names of columns; if there are none, leave the file out")
     columns = {}
     for name in names:
         if unread and name in unread:
@@ -300,10 +301,7 @@ def _read_csv(
         )
     except (OSError, pa.ArrowException, LookupError, UnicodeError, EOFError, ValueError) as error:
         _refuse_uneven_lines(path, options, footers_too=True)
-        raise UserError(
-            f"{path}: cannot be read as CSV ({str(error)[:300]}); see data.logs.delimiter, .encoding and .quote "
-            "(on the command line --delimiter, --encoding and --quote)"
-        ) from None
+        raise csv_text.unreadable(path, error, with_delimiter=True) from None
     if uneven:
         if not all(csv_text.is_footer(row.text) for row in uneven):
             _refuse_uneven_lines(path, options)

@@ -79,8 +79,8 @@ def encode(
 
 def by_words(
     log: Rows, kept: np.ndarray, options: LogsConfig, vocabularies: Mapping[str, pa.Table]
-) -> dict[str, np.ndarray]:
-    """Returns the columns of later rows, by the vocabularies of the data set; an unknown value is index 0.
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns the columns of later rows, by the vocabularies of the data set, and notes; an unknown value is index 0.
 
     Args:
         log: as for `encode`.
@@ -92,17 +92,29 @@ def by_words(
         UserError: see `encode`.
     """
     made: dict[str, np.ndarray] = {}
+    notes: list[str] = []
     for own in fields_of_rows(options):
-        index, values = codes(log.table.columns[own.column or own.name])
+        column = log.table.columns[own.column or own.name]
+        if pa.types.is_nested(column.type):
+            raise UserError(
+                f"{log.table.files[0]}: {own.column or own.name} is a list, and field {own.name!r} of the run's rows "
+                "takes one value: write it as the run's own logs have it"
+            )
+        index, values = codes(column)
         text, words = text_of(values), vocabularies[own.name]
         if own.kind == "numeric":
             found = vocabulary.index_of_numbers(words, encoder.to_float(text))
         else:
             found = vocabulary.index_of_words(words, text)
-        made[row_column(own.name)] = np.append(found, np.int32(0))[index[kept]].astype(np.int32)
+        of_row = np.append(found, np.int32(0))[index[kept]].astype(np.int32)
+        strange = np.flatnonzero((of_row == 0) & (index[kept] >= 0))
+        example = text[int(index[kept[strange[0]]])].as_py() if len(strange) else ""
+        is_number = own.kind == "numeric"
+        notes += vocabulary.note_of_unknown(own.name, "rows", len(strange), len(kept), example, is_number)
+        made[row_column(own.name)] = of_row
     if options.weight:
         made[WEIGHT] = weights(log, kept, options)
-    return made
+    return made, notes
 
 
 def indices(rows: Mapping[str, Sequence[Any]], options: LogsConfig, prepared: Prepared) -> np.ndarray:

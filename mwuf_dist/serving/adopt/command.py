@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, Written
 from mwuf_dist.data.readers import gate, ids, log_files, log_tables
 from mwuf_dist.data.readers.gate import Rows
+from mwuf_dist.data.sources.logs import repeated
 from mwuf_dist.serving.adopt.adopt import Adopted, AdoptSettings, adopt, is_known
 from mwuf_dist.serving.adopt.files import find_table, has_remapped_ids, import_factory, load_weights
 
@@ -36,6 +37,8 @@ class AdoptInput:
         item_ids: table of the IDs of the item table's rows; None: an ID is a row.
         settings: columns and numbers.
         written: how text files are written.
+        label_is: values of the label's column that are positive.
+        label_at_least: numbers of it from which on they are; with neither it holds 0 and 1.
     """
 
     weights: Path
@@ -45,6 +48,24 @@ class AdoptInput:
     item_ids: Path | None = None
     settings: AdoptSettings = field(default_factory=AdoptSettings)
     written: Written = field(default_factory=Written)
+    label_is: tuple[str, ...] = ()
+    label_at_least: float | None = None
+
+    def options(self) -> LogsConfig:
+        """Says how the logs are read.
+
+        Raises:
+            UserError: there are two rules for labels.
+        """
+        settings = self.settings
+        found = LogsConfig(user=settings.user, item=settings.item, label=settings.label, time=settings.time)
+        if self.label_is and self.label_at_least is not None:
+            raise UserError("--label-is and --label-at-least: name one of them")
+        if self.label_is or self.label_at_least is not None:
+            least = LogsConfig.label_at_least if self.label_at_least is None else self.label_at_least
+            rule = {"label_from": settings.label, "label": "", "label_is": self.label_is, "label_at_least": least}
+            found = replace(found, **rule)
+        return self.written.on(found)
 
 
 @dataclass
@@ -76,8 +97,8 @@ class _Read:
     listed: pa.ChunkedArray | None
 
 
-def adopt_files(given: AdoptInput, output: Path) -> Adopted:
-    """Reads, adopts, writes `output`.
+def adopt_files(given: AdoptInput, output: Path) -> tuple[Adopted, list[str]]:
+    """Reads, adopts, writes `output`; returns what was found of the input, too, a sentence each.
 
     Raises:
         UserError: something of the input is wrong.
@@ -89,6 +110,7 @@ def adopt_files(given: AdoptInput, output: Path) -> Adopted:
     _try_model(fit, read)
     if fit.faults:
         raise UserError(f"--model {given.model!r}: {fit.faults[0]}")
+    _count_items(fit, read, given.settings)
     adopted = adopt(read.model, read.table, read.logs, given.settings, read.listed)
     about: dict[str, object] = {
         "weights": str(given.weights),
@@ -96,8 +118,9 @@ def adopt_files(given: AdoptInput, output: Path) -> Adopted:
         "model": given.model,
         "item_ids": str(given.item_ids or ""),
     }
+    about |= {"label_is": list(given.label_is), "label_at_least": given.label_at_least}
     adopted.save(output, about | asdict(given.settings))
-    return adopted
+    return adopted, fit.told
 
 
 def check_fit(given: AdoptInput) -> Fit:
@@ -135,12 +158,15 @@ def _read(given: AdoptInput, fit: Fit) -> _Read:
             f"--model {given.model!r}: what it makes has no {', '.join(missing)}: see adopt in docs/serving.md"
         )
     there = log_files.find(str(given.logs), "--logs")
-    options = given.written.on(
-        LogsConfig(user=settings.user, item=settings.item, label=settings.label, time=settings.time)
-    )
+    options = given.options()
     # All columns, of which the model knows what to make; user, item, time and label by the gate of all commands.
     rows = gate.read_rows(there.files, options, "logs", more=log_tables.column_names(there.files[0], options))
-    fit.told += [*there.notes(), *rows.notes()]
+    again = repeated(rows, "drop")
+    fit.told += [f"logs: {rows.table.num_rows:,} rows read", *there.notes(), *rows.notes()]
+    if again.any():
+        alike = "repeat an earlier one (user, item, time and label) and do not count"
+        fit.told.append(f"{int(again.sum()):,} of {len(again):,} rows {alike}")
+    rows = replace(rows, kept=rows.kept[~again])
     listed = None
     if given.item_ids is not None:
         found_files = log_files.find_files(str(given.item_ids), "--item-ids")
@@ -172,7 +198,9 @@ def _count_items(fit: Fit, read: _Read, settings: AdoptSettings) -> None:
         fit.told.append(said + (f", {label[mask].mean():.1%} of them positive" if num else ""))
         if not num:
             fit.faults.append(f"{said}: both kinds are needed, the known ones to learn how items warm up")
-    num_known = int(known.sum())
+    num_known, is_number = int(known.sum()), pa.types.is_integer(item_ids.type)
+    if is_number and read.listed is None and (num_below := int((item_ids.to_numpy() < 0).sum())):
+        fit.told.append(f"{num_below:,} IDs are below 0, which is no row, and count as new items (--item-ids)")
     if read.listed is None and num_known and num_known < 0.5 * len(known) and num_known < 0.5 * len(read.table):
         fit.told.append(
             f"only {num_known:,} of {len(known):,} IDs are rows of the item table: if IDs are no rows, say which ID "

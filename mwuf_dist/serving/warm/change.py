@@ -17,6 +17,8 @@ from mwuf_dist.serving.served_log import Log, NewRows, distinct, find, in_order,
 from mwuf_dist.serving.served_rows import Rows
 from mwuf_dist.serving.served_state import WarmState, unknown_fields
 
+POSITIVE = "positive"  # Kind of rows, where the input has labels.
+
 
 @dataclass(frozen=True)
 class Change:
@@ -97,7 +99,8 @@ def change_by(
             "of old items": num_of_old_items / max(1, num_counted),
             "of items that the run has not been trained on": num_of_new_items_rows / max(1, num_counted),
             "of users never seen": num_of_unseen_users / max(1, num_counted),
-        },
+        }
+        | ({} if rows.has_drawn or not num_counted else {POSITIVE: float((rows.log["label"] > 0).mean())}),
     )
 
 

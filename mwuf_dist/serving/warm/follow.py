@@ -42,6 +42,7 @@ from mwuf_dist.serving.posterior import variances_of
 from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
 from mwuf_dist.serving.served_log import NewRows, empty_log, find, of_items, taken, together
 from mwuf_dist.serving.served_state import Retired, WarmState, phases_of, unknown_fields
+from mwuf_dist.serving.warm.alarms import usual_fractions
 from mwuf_dist.serving.warm.change import as_type, change_by
 from mwuf_dist.serving.warm.interactions import Columns, log_options, read_files
 from mwuf_dist.serving.warm.item_fields import read_fields
@@ -129,7 +130,7 @@ class Follower:
         new_items = np.arange(self._data.num_old_items, self._data.num_items)
         self._run_log = seen_by_run(self._data, new_items, self._user_ids)
         self._rows_of_run = rows_of_run(rule_of(config, self._data), self._data, old_items=False)
-        self._chain = chain_of(output)
+        self._chain, self._usual = chain_of(output), usual_fractions(self._data)
 
     def changed_tables(self) -> Position:
         """Returns what the position is to say of tables beside the source that have changed."""
@@ -141,8 +142,9 @@ class Follower:
         if tables:
             self._fold()
         rows = self._read(taken_files, refused) if taken_files.files else self._no_rows()
-        parts, made = self._parts(rows, self._listed(tables, refused), self._leaving(tables, refused))
-        window, days, notes = watched(self.state.position, made.fractions, made.num_rows, self.state.days)
+        listed, of_items = self._listed(tables, refused)
+        parts, made = self._parts(rows, listed, self._leaving(tables, refused))
+        window, days, notes = watched(self.state.position, made.fractions, made.num_rows, self.state.days, self._usual)
         hash_after, parts = parts.pop("hash"), parts
         number, position = self.state.number + 1, taken_files.position | tables | window
         header = {"chain": self._chain, "number": number, "before": self.state.hash, "after": hash_after}
@@ -157,7 +159,7 @@ class Follower:
             self._fold()  # so that their IDs are no items of the run any more
         self._since_snapshot += parts["log"].num_rows
         num_changed, seconds = parts["changed"].num_rows, time.perf_counter() - clock
-        said = (*made.notes, *notes)
+        said = (*(f"note: {one}" for one in (*rows.notes, *of_items)), *made.notes, *notes)
         return Batch(number, len(taken_files.files), made.num_new, num_changed, seconds, refused, said)
 
     def _fold(self) -> None:
@@ -185,15 +187,15 @@ class Follower:
     def _no_rows(self) -> NewRows:
         return NewRows(self._run_ids[:0], empty_log(self._data.row_columns), 0)
 
-    def _listed(self, tables: Position, refused: dict[str, str]) -> tuple[pa.Array, pa.Table]:
-        """Returns raw IDs and fields of items, where their table has changed."""
+    def _listed(self, tables: Position, refused: dict[str, str]) -> tuple[tuple[pa.Array, pa.Table], list[str]]:
+        """Returns raw IDs and fields of items, where their table has changed, and notes."""
         if ITEMS in tables and self._beside.items is not None:
             try:
-                ids, fields = read_fields(self._beside.items, self._options, self._data, self._is_logs)
-                return as_type(ids, self._run_ids.type), fields
+                ids, fields, notes = read_fields(self._beside.items, self._options, self._data, self._is_logs)
+                return (as_type(ids, self._run_ids.type), fields), notes
             except UserError as error:
                 refused["--items"] = str(error)
-        return self._run_ids[:0], unknown_fields(self._data, 0)
+        return (self._run_ids[:0], unknown_fields(self._data, 0)), []
 
     def _leaving(self, tables: Position, refused: dict[str, str]) -> pa.Array | None:
         """Returns raw IDs of items that leave, where their table has changed: those of items that are there."""

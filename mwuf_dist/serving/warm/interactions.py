@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
@@ -16,12 +17,11 @@ from mwuf_dist.config.logs import LogsConfig, Written
 from mwuf_dist.data import vocabulary
 from mwuf_dist.data.id_keys import id_keys
 from mwuf_dist.data.readers import gate, ids, log_files, row_values, times
-from mwuf_dist.data.readers.gate import DataForm
-from mwuf_dist.data.schema import Side
+from mwuf_dist.data.readers.gate import DataForm, Rows
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.serving.served_log import LOG_COLUMNS, NewRows
 
-_INTEGER = r"^-?[0-9]{1,19}$"
+_INTEGER = r"^-?[0-9]{1,18}$"
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def read_files(
     else:
         rows = gate.read_rows(files, options, more=more, form=form, whole=False)
     kept = rows.kept
+    _refuse_words(rows, options, item_ids)
     known = ids.find(rows.user_ids, user_ids, form.user)
     user, item = rows.user[kept], rows.item[kept]
     log = {
@@ -106,8 +107,9 @@ def read_files(
         "label": rows.label[kept],
     }
     columns = {name: log[name].astype(kind, copy=False) for name, kind in LOG_COLUMNS.items()}
+    of_fields: list[str] = []
     if prepared.row_columns:
-        found = row_values.by_words(rows, kept, options, vocabulary.read(prepared) or {})
+        found, of_fields = row_values.by_words(rows, kept, options, vocabulary.read(prepared) or {})
         columns |= {name: found[name] for name in prepared.row_columns}
     return NewRows(
         item_ids=rows.item_ids,
@@ -118,14 +120,29 @@ def read_files(
         notes=(
             *notes,
             *rows.notes(),
-            *_unlike(rows.user_ids, user_ids, "user"),
-            *_unlike(rows.item_ids, item_ids, "item"),
+            *of_fields,
+            *_unlike(rows.user_ids, user_ids),
         ),
     )
 
 
-def _unlike(found: pa.Array, known: pa.Array, side: Side) -> list[str]:
-    """Says how many IDs are written as none of the run's can be."""
+def _refuse_words(rows: Rows, options: LogsConfig, known: pa.Array) -> None:
+    """Refuses item IDs that no item of the run could have: what is kept of new items has the type of the run's."""
+    if not pa.types.is_integer(known.type) or pa.types.is_integer(rows.item_ids.type):
+        return
+    is_word = pc.invert(pc.match_substring_regex(rows.item_ids, _INTEGER)).to_numpy(zero_copy_only=False)
+    if is_word.any():
+        wrong = is_word[rows.item[rows.kept]]
+        row = int(rows.kept[np.argmax(wrong)])
+        raise UserError(
+            f"{rows.table.place(row)}: {options.item} is {rows.item_ids[int(rows.item[row])].as_py()!r}, and all items "
+            f"of the run have whole numbers, as {known[0].as_py()} ({int(wrong.sum()):,} of {len(wrong):,} rows are "
+            "so); correct or remove them"
+        )
+
+
+def _unlike(found: pa.Array, known: pa.Array) -> list[str]:
+    """Says how many IDs of users are written as none of the run's can be."""
     if found.type == known.type or not len(known):
         return []
     text = found.cast(pa.string())
@@ -133,6 +150,6 @@ def _unlike(found: pa.Array, known: pa.Array, side: Side) -> list[str]:
     if not len(odd):
         return []
     return [
-        f"{len(odd):,} of {len(found):,} {side} IDs are written as none of the run's is (like {odd[0].as_py()!r}, "
-        f"where the run has {known[0].as_py()!r})"
+        f"{len(odd):,} of {len(found):,} user IDs are written as none of the run's is (like {odd[0].as_py()!r}, "
+        f"where the run has {known[0].as_py()!r}): they are the mean user, and get no row (--users)"
     ]

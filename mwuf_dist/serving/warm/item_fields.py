@@ -30,6 +30,7 @@ from mwuf_dist.data.schema import RAW_ID, USER_ID, Field, Side
 from mwuf_dist.data.shards import ENTITY_FILES, Prepared
 from mwuf_dist.data.vectors import column_of, matrix, scaled
 from mwuf_dist.serving.served_state import as_column, unknown_fields
+from mwuf_dist.serving.warm.interactions import form_of_run
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class _Words:
 
 def read_fields(
     path: Path, options: LogsConfig, prepared: Prepared, is_logs: bool, side: Side = "item"
-) -> tuple[pa.Array, pa.Table]:
-    """Returns raw IDs, ascending [A], and the run's fields of the items (or users) of a file [A].
+) -> tuple[pa.Array, pa.Table, list[str]]:
+    """Returns raw IDs, ascending [A], the run's fields of the items (or users) of a file [A], and notes on these.
 
     Args:
         path: Parquet or CSV, a row per item (of several the first counts).
@@ -80,17 +81,24 @@ def read_fields(
     vector_of |= {field.name: field.name for field in of_vectors if field.name not in named and field.name in there}
     wanted = list({id_column: 0} | dict.fromkeys([*columns.values(), *vector_of.values()]))
     table = log_tables.read(files, wanted, options, f"{side}s", vectors=[*vector_of.values()])
-    entity, ids, _ = raw_ids.encode_ids(table.columns[id_column])
+    form = form_of_run(prepared, is_logs)
+    id_form = raw_ids.form_of(prepared.raw_ids(side)) if form is None else getattr(form, side)
+    entity, ids, _ = raw_ids.encode_ids(table.columns[id_column], id_form)
     known, words_of = None, vocabulary.read(prepared) if is_logs else None
     if is_logs and words_of is None:
         known = pq.read_table(prepared.path / ENTITY_FILES[side], memory_map=True).combine_chunks()
     unknown = unknown_fields(prepared, len(ids), side)
     out = {name: unknown[name] for name in unknown.column_names}
+    notes = [*table.notes, *_notes_on_ids(ids, entity, prepared.raw_ids(side), table, id_column, option)]
     for field in fields:
         own = named[field.name] if is_logs else LogsField(name=field.name, side=side, kind=field.kind)
-        column, rows, _ = encode.values_of_table(own, table.columns[columns[field.name]], entity, len(ids))
+        column, rows, differ = encode.values_of_table(own, table.columns[columns[field.name]], entity, len(ids))
+        _refuse_lists(own, column, files[0])
+        if differ:
+            notes.append(f"{field.name}: {differ:,} {side}s have several rows with other values; the first counts")
         if words_of is not None:
-            out[field.name] = _by_words(field, own, column, rows, words_of[field.name])
+            out[field.name], strange = _by_words(field, own, column, rows, words_of[field.name])
+            notes += vocabulary.note_of_unknown(field.name, f"{side}s", *strange, own.kind == "numeric")
         elif known is None:
             out[field.name] = as_column(field, *_indices(field, _words(column, rows, "|"), path))
         else:
@@ -99,7 +107,37 @@ def read_fields(
         column = table.columns[column_name]
         rows = encode.first_rows(entity, column.is_valid().to_numpy(), np.arange(table.num_rows), len(ids))
         out[name] = _standardised(name, column, rows, prepared, table)
-    return ids, pa.table(out)
+    return ids, pa.table(out), notes
+
+
+def _notes_on_ids(
+    ids: pa.Array, entity: np.ndarray, known: pa.Array, table: LogTable, column: str, option: str
+) -> list[str]:
+    """Says how many rows have no ID, and how many IDs are the run's own, whose fields stay as they are.
+
+    Raises:
+        UserError: an ID is a word, where all of the run are whole numbers.
+    """
+    if pa.types.is_integer(known.type) and not pa.types.is_integer(ids.type):
+        is_word = pc.invert(pc.match_substring_regex(ids, r"^-?[0-9]{1,18}$")).to_numpy(zero_copy_only=False)
+        row = int(np.argmax(np.append(is_word, False)[entity]))
+        raise UserError(
+            f"{table.place(row)}: {column} is {ids[int(entity[row])].as_py()!r}, and all {table.what} of the run have "
+            f"whole numbers, as {known[0].as_py()}; correct or remove it"
+        )
+    lacking, num_known = int((entity < 0).sum()), int((raw_ids.find(ids, known) >= 0).sum())
+    said = [f"{option}: {lacking:,} of {len(entity):,} rows are left out: no {column}"] if lacking else []
+    if num_known:
+        said.append(f"{option}: {num_known:,} of {len(ids):,} {table.what} are the run's own, whose fields stay")
+    return said
+
+
+def _refuse_lists(own: LogsField, column: pa.ChunkedArray, path: Path) -> None:
+    if own.kind != "multi_valued" and pa.types.is_nested(column.type):
+        raise UserError(
+            f"{path}: column {own.column or own.name!r} is a list, and field {own.name!r} of the run takes one value: "
+            "write it as the run's own tables have it"
+        )
 
 
 def _standardised(
@@ -116,19 +154,30 @@ def _standardised(
     return column_of(scaled(matrix(found), has, scale))
 
 
-def _by_words(field: Field, own: LogsField, column: pa.ChunkedArray, rows: np.ndarray, words_of: pa.Table) -> pa.Array:
-    """Returns a field of the new items by the vocabulary of the run."""
+def _by_words(
+    field: Field, own: LogsField, column: pa.ChunkedArray, rows: np.ndarray, words_of: pa.Table
+) -> tuple[pa.Array, tuple[int, int, str]]:
+    """Returns a field of the new items by the vocabulary of the run.
+
+    Second: how many of them have a value that the run does not know, of how many there are, and such a value.
+    """
     if own.kind == "categorical":  # its words have the blanks and quotes that stand there
         values = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
         text = text_of(pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type))
-        index = vocabulary.index_of_words(words_of, text.take(pa.array(rows, mask=rows < 0)))
-        return as_column(field, index, np.ones(len(index), dtype=np.int64))
+        text = text.take(pa.array(rows, mask=rows < 0))
+        index = vocabulary.index_of_words(words_of, text)
+        strange = np.flatnonzero((rows >= 0) & (index == 0))
+        made = as_column(field, index, np.ones(len(index), dtype=np.int64))
+        return made, (len(strange), len(rows), text[int(strange[0])].as_py() if len(strange) else "")
     words = _words(column, rows, own.separator if own.kind == "multi_valued" else "")
     if own.kind == "numeric":
         index = vocabulary.index_of_numbers(words_of, encode.to_float(words.text))
     else:
         index = vocabulary.index_of_words(words_of, words.text)
-    return as_column(field, *_filled(words, index, field))
+    strange = np.flatnonzero(index == 0)
+    example = words.text[int(strange[0])].as_py() if len(strange) else ""
+    made = as_column(field, *_filled(words, index, field))
+    return made, (len(np.unique(words.entity[strange])), len(rows), example)
 
 
 def _indices(field: Field, words: _Words, path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from mwuf_dist.serving.finished_run import FinishedRun, load_run
 from mwuf_dist.serving.run_files import chain_of, open_prepared, read_run
 from mwuf_dist.serving.served_log import LOG_COLUMNS, Log, NewRows, empty_log, find, taken, together
 from mwuf_dist.serving.served_state import Retired, WarmState, unknown_fields
+from mwuf_dist.serving.warm.alarms import alarms, usual_fractions
 from mwuf_dist.serving.warm.change import Change, change_by
 from mwuf_dist.serving.warm.interactions import Columns, log_options, read_interactions
 from mwuf_dist.serving.warm.item_fields import read_fields
@@ -48,8 +48,6 @@ from mwuf_dist.training.item_rule.rule import check_rule_fits, rule_of
 
 # Jobs whose rows are compared with those of the next.
 DAYS = 14
-# A fraction of the rows that differs by more from the days before is no chance.
-_ALARM = 0.3
 # Pairs of a user and an old item that are scored before and after.
 _NUM_PROOFS = 1 << 14
 
@@ -247,14 +245,19 @@ def _what_comes(
     rows, run_log, num_drawn = _read_rows(
         interactions, options, data, run_ids, data.raw_ids("user"), is_logs, old_items, tables
     )
-    persons = None if users_table is None else read_fields(users_table, options, data, is_logs, "user")
-    users = users_by(before, rows, every_id, data, persons) if with_users else None
+    persons, of_persons = None, []
+    if users_table is not None:
+        *persons, of_persons = read_fields(users_table, options, data, is_logs, "user")
+    users = users_by(before, rows, every_id, data, None if persons is None else tuple(persons)) if with_users else None
     nothing = rows.item_ids[:0], unknown_fields(data, 0)
-    listed = nothing if items is None else read_fields(items, options, data, is_logs)
-    rows, listed, num_late = without_the_retired(rows, listed, before)
+    listed, of_items = nothing, []
+    if items is not None:
+        *listed, of_items = read_fields(items, options, data, is_logs)
+    rows, listed, num_late = without_the_retired(rows, tuple(listed), before)
     run_rows = rows_of_run(rule_of(config, data), data, old_items)
     change = change_by(before, rows, listed, run_ids, data, run_log, run_rows, old_items)
-    notes = [*rows.notes, *alarms(change.fractions, before.days)]
+    usual = usual_fractions(data)
+    notes = [*rows.notes, *of_items, *of_persons, *alarms(change.fractions, before.days, usual, rows.num_rows)]
     if num_late:
         notes.append(f"{num_late:,} interactions are of items that had been retired by then, and are left out")
     gone = Retired.none(run_ids.type)
@@ -264,19 +267,6 @@ def _what_comes(
         notes += said
     change = replace(change, state=replace(change.state, days=days, number=before.number + 1))
     return _Comes(rows, run_log, num_drawn, run_rows, change, gone, notes, users)
-
-
-def alarms(fractions: dict[str, float], days: Sequence[dict[str, float]]) -> list[str]:
-    """Says which kinds of rows are much more, or much fewer, than on the days before (or, at first, than is likely)."""
-    found = []
-    for kind, now in fractions.items():
-        before = [day[kind] for day in days if kind in day]
-        usual = float(np.mean(before)) if before else 0.0
-        if before and abs(now - usual) > _ALARM:
-            found.append(f"ALARM: {now:.0%} of the rows are {kind}, {usual:.0%} on the days before")
-        elif not before and kind == "of users never seen" and now > 0.5:
-            found.append(f"ALARM: {now:.0%} of the rows are {kind}: are IDs written as in the run's own logs?")
-    return found
 
 
 def _write_delta(parts: Parts, before: WarmState, state: WarmState, folder: Path, beside: Path) -> None:

@@ -10,6 +10,8 @@ so that the same file again does not bring it back; and so is a mere line of `--
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,5 +150,11 @@ def _as_time(days: float, newest: int, is_logs: bool) -> int:
     if seconds < EARLIEST_S:
         raise UserError(
             "--retire-after-days: the times of this run's data are no dates; name the items with --retire FILE"
+        )
+    if seconds > time.time() + _DAY_S:
+        latest = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+        raise UserError(
+            f"--retire-after-days counts from the newest interaction, which is of {latest:%Y-%m-%d}, in the future: "
+            "correct its time, or name the items with --retire FILE"
         )
     return int(days * _DAY_S * (1e6 if is_logs else 1))

@@ -5,11 +5,11 @@ The position has what was read of a table (size and time of change), under names
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mwuf_dist.serving.warm.job import alarms
+from mwuf_dist.serving.warm.alarms import alarms
 from mwuf_dist.serving.warm.sources.interface import Position
 
 ITEMS, RETIRE, WINDOW = "option/items", "option/retire", "option/window"
@@ -40,7 +40,11 @@ class SideTables:
 
 
 def watched(
-    position: Position, fractions: dict[str, float], num_rows: int, days: Sequence[dict[str, float]]
+    position: Position,
+    fractions: dict[str, float],
+    num_rows: int,
+    days: Sequence[dict[str, float]],
+    of_run: Mapping[str, float],
 ) -> tuple[Position, list[dict[str, float]], list[str]]:
     """Adds a batch to the window of rows that is being counted.
 
@@ -49,14 +53,18 @@ def watched(
         fractions: of the batch's rows, by kind.
         num_rows: of the batch.
         days: of windows (or jobs) before, each the fraction of its rows by kind.
+        of_run: see `alarms`.
 
     Returns:
         The window for the next position; the windows that were completed, one or none; alarms about it.
     """
     before = position.get(WINDOW) or {"rows": 0, "of": {}}
     total = before["rows"] + num_rows
-    sums = {kind: before["of"].get(kind, 0.0) + value * num_rows for kind, value in fractions.items()}
+    # A kind that the window has not counted from its first row on is not counted.
+    of = before["of"]
+    kinds = of if before["rows"] else fractions
+    sums = {kind: of.get(kind, 0.0) + fractions.get(kind, 0.0) * num_rows for kind in kinds}
     if total < _WINDOW_ROWS:
         return {WINDOW: {"rows": total, "of": sums}}, [], []
     day = {kind: value / total for kind, value in sums.items()}
-    return {WINDOW: None}, [day], alarms(day, days)
+    return {WINDOW: None}, [day], alarms(day, days, of_run, total)

@@ -1,0 +1,53 @@
+"""Kinds of rows whose fraction should change slowly from day to day, and what is said where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from mwuf_dist.config import WARM_SETS
+from mwuf_dist.data.shards import Prepared
+from mwuf_dist.serving.warm.change import POSITIVE
+
+# A fraction of the rows that differs by more from the days before is no chance.
+_ALARM = 0.3
+_MANY_LIKELY = 20.0  # Rows of a kind: where so many were likely, that there is none is no chance.
+
+
+def usual_fractions(prepared: Prepared) -> dict[str, float]:
+    """Returns the fraction of positive rows in the run's own warm sets; empty where none is known."""
+    splits = [prepared.manifest["splits"][name] for name in WARM_SETS]
+    num_rows = sum(one["rows"] for one in splits)
+    if not num_rows or any("positives" not in one for one in splits):
+        return {}
+    return {POSITIVE: sum(one["positives"] for one in splits) / num_rows}
+
+
+def alarms(
+    fractions: dict[str, float],
+    days: Sequence[dict[str, float]],
+    of_run: Mapping[str, float] = MappingProxyType({}),
+    num_rows: int = 0,
+) -> list[str]:
+    """Says which kinds of rows are much more, or much fewer, than on the days before.
+
+    Args:
+        fractions: of the rows, by kind.
+        days: of the days before.
+        of_run: of the run's own rows, for kinds of which no day has any.
+        num_rows: how many rows there are: that none of a kind is there says something where many were likely.
+    """
+    found = []
+    for kind, now in fractions.items():
+        before = [day[kind] for day in days if kind in day]
+        when = "on the days before" if before else "in the run's own sets"
+        before = before or [usual for name, usual in of_run.items() if name == kind]
+        usual = float(np.mean(before)) if before else 0.0
+        none_left = num_rows * ((now == 0) * usual + (now == 1) * (1 - usual)) >= _MANY_LIKELY
+        if before and (abs(now - usual) > _ALARM or none_left):
+            found.append(f"ALARM: {now:.0%} of the rows are {kind}, {usual:.0%} {when}")
+        elif not before and kind == "of users never seen" and now > 0.5:
+            found.append(f"ALARM: {now:.0%} of the rows are {kind}: are IDs written as in the run's own logs?")
+    return found
