@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         _say(error)
         sys.exit(2)
     except StoppedError as stop:
-        _say(stop)
+        _say(stop if "the same command" in str(stop) else f"{stop}; {_what_next(arguments[0])}")
         sys.exit(STOPPED_EXIT_CODE)
     except RankLostError as error:
         _say(error)

@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from mwuf_dist.config import RuntimeConfig, UserError
 from mwuf_dist.data.watched_tasks import Running, WatchedTasks
 from mwuf_dist.launch.cluster import cluster
+from mwuf_dist.runtime.shutdown import sigterm_asks
 from mwuf_dist.studies.schedule import Failure, Task, attempt
 
 # A task whose process or node is lost is begun again this often; it goes on from its last checkpoint.
@@ -77,9 +78,11 @@ def side_by_side(num_slots: int, runtime: RuntimeConfig, address: str = "") -> I
 
     Raises:
         UserError: there is no cluster at the address, or no room in it for a single task.
+        StoppedError: this process was sent SIGTERM; what has ended stays, and what runs has its last checkpoint.
     """
     threads = max(1, runtime.threads)
-    with cluster(num_slots * threads, address, runtime.timeout_s, quiet=True):
+    # In this order: Ray sets a handler of its own, which prints its stack.
+    with cluster(num_slots * threads, address, runtime.timeout_s, quiet=True), sigterm_asks():
         total = ray.cluster_resources()
         cpus, gpus = total.get("CPU", 0), int(total.get("GPU", 0))
         resources: dict[str, float] = {"num_cpus": threads}

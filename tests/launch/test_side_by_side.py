@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 
 from mwuf_dist.config import RuntimeConfig, UserError
 from mwuf_dist.launch import local
+from mwuf_dist.runtime.shutdown import StoppedError
 from mwuf_dist.studies import compare
 from mwuf_dist.studies.schedule import Failure, Here, Task, do_tasks
 from tests.cli.command import FEW_STEPS
@@ -72,6 +75,21 @@ def test_a_run_that_fits_nowhere_is_refused(runner: Any) -> None:
 
     with pytest.raises(UserError, match="not one run fits"), side_by_side(0, RuntimeConfig(threads=999)):
         pass
+
+
+def test_sigterm_ends_a_study_as_a_request_and_not_with_the_stack_that_ray_prints(runner: Any) -> None:
+    from mwuf_dist.launch.side_by_side import side_by_side
+
+    def stopped() -> None:
+        with side_by_side(1, RuntimeConfig()) as found:
+            found.submit(Task("sleeps", functools.partial(time.sleep, 60)), ())
+            os.kill(os.getpid(), signal.SIGTERM)
+            found.wait()
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StoppedError):
+        stopped()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_cluster_of_this_machine_has_a_token_listens_on_the_loopback_alone_and_is_missed_when_it_stops() -> None:
