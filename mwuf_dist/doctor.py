@@ -136,6 +136,18 @@ def _memory() -> Check:
     return Check("memory", f"{total_gib:.1f} GiB")
 
 
+# Whether there is a library, and why not, as a warning says it.
+_LOOPS_PROBE = """
+import warnings
+from mwuf_kernels import native
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    print(native.library() is not None)
+for one in said:
+    print(one.message)
+"""
+
+
 def _probe(code: str) -> tuple[list[str], str]:
     """Runs code in a fresh interpreter: the lines it printed, and the last line of its error (empty: it succeeded)."""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
@@ -206,11 +218,14 @@ def _triton() -> Check:
 
 def _loops() -> Check:
     """Says whether the loops of `mwuf_kernels` are compiled for this machine; they are now, if they can be."""
-    printed, error = _probe("from mwuf_kernels import native; print(native.library() is not None)")
+    printed, error = _probe(_LOOPS_PROBE)
     if printed == ["True"]:
         return Check("loops", "compiled for this CPU")
+    why = error or " ".join(printed[1:])
+    if why:
+        return Check("loops", f"not compiled: {why}", "note", "training on a CPU takes about twice as long")
     remedy = "training on a CPU takes about twice as long: install g++ or clang++"
-    return Check("loops", f"not compiled: {error or 'no C++ compiler, or MWUF_NATIVE=0'}", "note", remedy)
+    return Check("loops", "not compiled: no C++ compiler, or MWUF_NATIVE=0", "note", remedy)
 
 
 def _ray() -> Check:

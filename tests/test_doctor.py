@@ -145,3 +145,6 @@ def test_loops_that_are_not_compiled_are_a_note_with_what_to_do(monkeypatch: pyt
     monkeypatch.setenv("MWUF_NATIVE", "0")
     found = doctor._loops()
     assert found.status == "note" and "MWUF_NATIVE=0" in found.value and "g++" in found.remedy
+    monkeypatch.setattr(doctor, "_probe", lambda code: (["False", "c++ took longer than 120 s"], ""))
+    found = doctor._loops()
+    assert found.status == "note" and found.value.endswith("c++ took longer than 120 s") and "g++" not in found.remedy

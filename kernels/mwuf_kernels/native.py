@@ -63,6 +63,13 @@ def library() -> ctypes.CDLL | None:
     try:
         loaded = ctypes.CDLL(str(_compiled(found)))
         loaded.mwuf_set_threads(ctypes.c_long(_num_threads))
+    except subprocess.TimeoutExpired as error:
+        warnings.warn(
+            f"{found} took longer than {error.timeout:g} s for mwuf_kernels and was ended, so training is slower: when "
+            "less runs on this machine, `mwuf doctor` compiles them once for all later runs",
+            stacklevel=2,
+        )
+        return None
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         warnings.warn(f"{found} cannot compile mwuf_kernels, so training is slower: {said}", stacklevel=2)

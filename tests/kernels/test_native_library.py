@@ -102,3 +102,18 @@ def test_a_process_that_stops_while_it_compiles_is_waited_for_but_not_for_ever(
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert native._compiled(compiler) == path
     assert path.read_bytes() == b"compiled"
+
+
+def test_a_compiler_that_takes_too_long_is_said_to_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "slow-c++"
+    slow.write_text('#!/bin/sh\ncase "$*" in *--version*) echo slow;; *) exec sleep 60;; esac\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("CXX", str(slow))
+    monkeypatch.delenv("MWUF_NATIVE", raising=False)
+    monkeypatch.setattr(native, "COMPILE_S", 0.2)
+    monkeypatch.setattr(native, "_folder", lambda: tmp_path)
+    with pytest.warns(UserWarning, match=r"took longer than 0\.2 s .*`mwuf doctor`") as said:
+        assert native.library.__wrapped__() is None
+    assert len(said) == 1 and "cannot compile" not in str(said[0].message)
