@@ -70,6 +70,12 @@ class SideEmbeddings(nn.Module):
         """Looks up all fields of the entities `index` `[B]`; returns `[B, num_fields * D]`."""
         return torch.cat([self._lookup(i, table, index) for i, table in enumerate(self.tables)], 1)
 
+    def num_values_of_a_row(self) -> float:
+        """Counts rows of tables that an entity looks up, on average over them."""
+        bags = [field for field, table in enumerate(self.tables) if not isinstance(table, nn.Embedding)]
+        lengths = [self.get_buffer(f"lengths_{i}").float().mean().item() for i in bags]
+        return len(self.tables) - len(bags) + sum(lengths)
+
     def _lookup(self, i: int, table: nn.Module, index: Tensor) -> Tensor:
         values = self.get_buffer(f"values_{i}")
         if isinstance(table, nn.Embedding):

@@ -68,6 +68,20 @@ def flops_of(step: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def fewest_bytes(trained: int, frozen: int, batch_size: int, numbers: float, has_gradient: bool) -> float:
+    """Bytes that a sample of a step moves at least where Adam goes over everything that is trained, tables too.
+
+    Args:
+        trained: weights and numbers of tables that the step trains: see `training_bytes`.
+        frozen: dense weights that it only reads.
+        batch_size: samples of a step.
+        numbers: of the rows of tables that a sample looks up.
+        has_gradient: whether some of these get one: it is added to what Adam reads.
+    """
+    weights = (3 + _ADAM_PASSES) * trained + frozen
+    return 4 * (weights / batch_size + numbers * (3 if has_gradient else 1))
+
+
 def training_bytes(num_weights: int, batch_size: int, rows: float, row_bytes: int, state_bytes: int = 0) -> float:
     """Bytes that a sample of a training step moves at least.
 

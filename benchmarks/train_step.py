@@ -10,7 +10,10 @@ plain program runs eagerly and with `torch.compile` around its whole forward, lo
 the better of the two, and `more` of its row in the record has both.
 Both programs do the same work on the same rows: equal model, weights, optimizer and batches, and their losses of the
 first steps are compared before anything is timed. The limit is the rate at which the backbone's matrix products alone
-would run, forward and backward as far as the stage needs them. Then both programs do a whole run, from prepared shards
+would run, forward and backward as far as the stage needs them. `more` also has what a sample costs at least, in
+floating-point operations and bytes as the plain program needs them, and which share both programs reach of the rate
+that this machine's products and copies allow (`benchmarks/roofline.py`): ours can be above it, where it does less.
+Then both programs do a whole run, from prepared shards
 to the last score, one epoch of each stage: its seconds, and the AUCs that it reached with these very settings.
 """
 
@@ -26,6 +29,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import roofline
 from benchmarks.contest import Contestants
 from benchmarks.record import Figure, Record, Row, command_line, interleaved, processor_clock, table
 from benchmarks.whole_run import compare_whole_runs
@@ -63,9 +67,49 @@ def measure(job: Run, num_steps: int, rounds: int) -> list[Row]:
             Figure.of(name, [contestants.batch_size / value for value in values]) for name, values in seconds.items()
         )
         better = max(eager, compiled, key=lambda figure: figure.p50)
-        both = {"eager_samples_per_s": eager.p50, "compiled_samples_per_s": compiled.p50}
-        rows.append(Row(stage, f"samples/{unit}", True, mine, better, limit, more=both))
+        more = {"eager_samples_per_s": eager.p50, "compiled_samples_per_s": compiled.p50}
+        more |= _of_roofline(_cost(contestants, stage, theirs), roofline.measure(clock), mine.p50, better.p50)
+        rows.append(Row(stage, f"samples/{unit}", True, mine, better, limit, more=more))
     return rows
+
+
+def _cost(contestants: Contestants, stage: str, theirs: Callable[[], object]) -> roofline.Cost:
+    """Counts what a sample of a stage needs at least: the plain program's products, and bytes of what it looks up.
+
+    Args:
+        contestants: both programs, in this stage.
+        stage: its name.
+        theirs: the plain program's step.
+    """
+    model, batch_size = contestants.plain.model, contestants.batch_size
+    head = sum(weight.numel() for weight in model.head.parameters())
+    trained = {
+        "pretrain": lambda: sum(weight.numel() for weight in model.parameters()),
+        "meta_train": lambda: sum(
+            weight.numel() for one in (contestants.plain.phi_new, contestants.plain.meta) for weight in one.parameters()
+        ),
+        "warm_up": lambda: contestants.plain.phi_new.weight.numel(),
+        "evaluate": lambda: 0,
+    }[stage]()
+    rows = 1 + sum(side.num_values_of_a_row() for side in (model.users, model.items))
+    rows += contestants.model.backbone.history_length if model.uses_history else 0
+    frozen = 0 if stage == "pretrain" else head
+    numbers = rows * model.dim
+    num_bytes = roofline.fewest_bytes(trained, frozen, batch_size, numbers, has_gradient=stage == "pretrain")
+    return roofline.Cost(roofline.flops_of(theirs) / batch_size, num_bytes)
+
+
+def _of_roofline(cost: roofline.Cost, roof: roofline.Roof, ours: float, alternative: float) -> dict[str, float]:
+    """Gives a sample's cost, what the machine can do, and which share of that the two programs reach."""
+    limit = roof.samples_per_s(cost)
+    return {
+        "flops_per_sample": round(cost.flops),
+        "bytes_per_sample": round(cost.num_bytes),
+        "gflops_per_s": round(roof.flops_per_s / 1e9, 1),
+        "copy_gb_per_s": round(roof.bytes_per_s / 1e9, 1),
+        "ours_of_roofline": round(ours / limit, 3),
+        "alternative_of_roofline": round(alternative / limit, 3),
+    }
 
 
 def benchmark_config(arguments: list[str], batch_size: int, on_cpu: bool = True) -> Config:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import train_step
 from benchmarks.contest import Contestants, products_alone
 from benchmarks.record import interleaved
+from benchmarks.roofline import Roof
 from mwuf_dist.runtime import start
 from mwuf_dist.training.run import Run, _prepare
 from tests.bounds import PART_OF_A_STEP, near
@@ -92,3 +94,19 @@ def test_every_contestant_is_timed_and_the_limit_has_a_figure_for_every_stage(co
     for step in limits.values():
         step()
     assert set(limits) == {"pretrain", "meta_train", "warm_up", "evaluate"}
+
+
+def test_a_sample_costs_its_products_thrice_in_pretrain_and_its_rows_and_adam_in_bytes(
+    contestants: Contestants,
+) -> None:
+    theirs, _ = contestants.pretrain()
+    cost = train_step._cost(contestants, "pretrain", theirs)
+    model = contestants.plain.model
+    matrices = sum(weight.numel() for weight in model.head.parameters() if weight.dim() == 2)
+    assert cost.flops == 3 * 2 * matrices  # forward, gradients of inputs and of weights
+    everything = sum(weight.numel() for weight in model.parameters())
+    fields = contestants.model.shape.num_fields  # the item's ID among them; a multi-valued one has a few rows
+    assert 0 < cost.num_bytes - 40 * everything / contestants.batch_size < 3 * 4 * model.dim * 4 * fields
+    more = train_step._of_roofline(cost, Roof(1e9, 1e12), 2e6, 1e6)
+    assert more["ours_of_roofline"] == pytest.approx(2e6 * cost.flops / 1e9, abs=1e-3)
+    assert more["alternative_of_roofline"] == pytest.approx(1e6 * cost.flops / 1e9, abs=1e-3)
