@@ -133,7 +133,7 @@ def measure(config: Config, batch_size: int, num_steps: int, rounds: int) -> lis
         rows = []
         for name in ("pretrain", "meta_train", "warm_up"):
             steps = {_ALTERNATIVE: getattr(theirs, name)(), "ours": getattr(ours, name)()}
-            seconds = _take_turns(steps, num_steps, rounds, runtime)
+            seconds = take_turns(steps, num_steps, rounds, runtime)
             plain, mine = (Figure.of(key, [batch_size / value for value in values]) for key, values in seconds.items())
             about = {"ranks": runtime.world_size, "batch_size": batch_size}
             rows.append(Row(name, "samples/s", True, mine, plain, config=about))
@@ -142,14 +142,27 @@ def measure(config: Config, batch_size: int, num_steps: int, rounds: int) -> lis
     return rows
 
 
-def _take_turns(
-    steps: dict[str, Callable[[], object]], num_steps: int, rounds: int, runtime: Runtime
+def take_turns(
+    steps: dict[str, Callable[[], object]],
+    num_steps: int,
+    rounds: int,
+    runtime: Runtime,
+    begins: Callable[[str], object] = lambda name: None,
 ) -> dict[str, list[float]]:
-    """Seconds by the clock of a step of each program, over the ranks' slowest, in every round but the first."""
+    """Seconds by the clock of a step of each program, over the ranks' slowest, in every round but the first.
+
+    Args:
+        steps: of each program, by its name.
+        num_steps: of a turn.
+        rounds: turns of each program that count.
+        runtime: the ranks.
+        begins: called before a turn, with its name.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(rounds + 1):
         for name, step in steps.items():
             num = num_steps if round_ else _WARM_STEPS
+            begins(name)
             runtime.barrier()
             begin = time.perf_counter()
             for _ in range(num):
@@ -158,6 +171,12 @@ def _take_turns(
             if round_:
                 seconds[name].append(found)
     return seconds
+
+
+def as_shipped(arguments: list[str], batch_size: int) -> Config:
+    """The config that benchmarks compare, but with BatchNorm and dropout as its file has them."""
+    shipped = parse("prepare", arguments, PrepareOptions).config
+    return replace(benchmark_config(arguments, batch_size), backbone=shipped.backbone)
 
 
 def main() -> None:
@@ -172,9 +191,7 @@ def main() -> None:
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)  # one of the ranks: where its rows go
     options, keys = parser.parse_known_args()
     warnings.filterwarnings("ignore")
-    # As it is shipped, BatchNorm and dropout too.
-    shipped = parse("prepare", [options.config, *keys], PrepareOptions).config
-    config = replace(benchmark_config([options.config, *keys], options.batch_sizes[0]), backbone=shipped.backbone)
+    config = as_shipped([options.config, *keys], options.batch_sizes[0])
     about = {"data": config.data.name, "backbone": config.backbone.name}
     question = f"Stages on several ranks by the clock, {config.data.name}, {config.backbone.name}"
     if options.rank:

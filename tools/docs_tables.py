@@ -163,6 +163,19 @@ def ranks_table(name: str) -> str:
     return rows_table(heads, rows)
 
 
+def network_table(name: str) -> str:
+    """A record of `benchmarks.network`: estimated and measured steps by stage and link, and those by gloo."""
+    rows = []
+    for row in _record(name)["rows"]:
+        link, more, estimated, measured = row["config"], row["more"], row["ours"]["p50"], row["alternative"]["p50"]
+        rate = link["gbit_per_s"] if link["gbit_per_s"] == "free" else f"{link['gbit_per_s']:g} Gbit/s"
+        sent = (f"{more['exchanges']}", f"{more['bytes_sent'] / 1e6:.2f}")
+        times = (f"{estimated:.1f}", f"{measured:.1f}", f"{measured / estimated:.2f}", f"{more['gloo_ms']:.1f}")
+        rows.append((row["name"], rate, f"{link['delay_ms']:g}", *sent, *times))
+    heads = ("", "link", "delay ms", "exchanges", "MB sent", "estimated ms", "measured ms", "ratio", "by gloo ms")
+    return rows_table(heads, rows)
+
+
 def loader_table(name: str) -> str:
     """A record of `benchmarks.loader`: rates, and their share of a bare scan's."""
     rows = []

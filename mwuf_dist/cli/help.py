@@ -75,7 +75,8 @@ Prints the sharding plan, memory per rank, bytes sent per step and an estimated 
 
 examples:
   mwuf plan configs/movielens-1m.toml --world-size 64 --device h200 --rows 1e9
-  mwuf plan configs/movielens-1m.toml --world-size 2 --embedding.dim 64""",
+  mwuf plan configs/movielens-1m.toml --world-size 2 --embedding.dim 64
+  mwuf plan configs/movielens-1m.toml --world-size 4 --ranks-per-host 2 --network-gbit-per-s 10""",
     "init": """\
 Looks at your own logs (Parquet or CSV, a file or a folder) and writes a commented config that `mwuf run` takes.
 

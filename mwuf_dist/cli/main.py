@@ -186,9 +186,12 @@ def _prepare(arguments: list[str]) -> int:
 def _plan(arguments: list[str]) -> int:
     options = parse("plan", arguments, PlanOptions)
     _check_environment()
+    from mwuf_dist.planning.devices import Network
     from mwuf_dist.planning.report import plan
 
-    print(plan(options.config, options.world_size, options.device, options.rows, options.users, options.items))
+    network = Network(options.network_gbit_per_s * 1e9 / 8, options.network_delay_ms / 1e3, options.ranks_per_host)
+    size = (options.rows, options.users, options.items)
+    print(plan(options.config, options.world_size, options.device, *size, network))
     return 0
 
 

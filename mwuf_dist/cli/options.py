@@ -89,6 +89,9 @@ class PlanOptions(ConfigOptions):
     rows: Annotated[float, Ge(0), Le(1e15)] = 0  # Rows of the split `pretrain`; 0: those of the data.
     users: Annotated[float, Ge(0), Le(1e15)] = 0  # Number of users; 0: in proportion to the rows.
     items: Annotated[float, Ge(0), Le(1e15)] = 0  # Number of items; 0: in proportion to the rows.
+    ranks_per_host: Annotated[int, Ge(0), Le(1_000_000)] = 0  # Ranks of a host; 0: one for each device, or core.
+    network_gbit_per_s: Annotated[float, Ge(0), Le(1e6)] = 0  # Between hosts, for a rank, one way; 0: the device's.
+    network_delay_ms: Annotated[float, Ge(0), Le(1e6)] = 0  # Between hosts, one way: half of a ping.
 
 
 def is_main() -> bool:

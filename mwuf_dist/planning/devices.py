@@ -7,20 +7,35 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from mwuf_dist.config import UserError
-from mwuf_dist.runtime.collectives import sum_over_ranks_, through_memory
+from mwuf_dist.runtime.collectives import directly, sum_over_ranks_
 
 # How often two ranks do what is timed; numbers of a long exchange.
 _TIMES = 100
 _LONG = 1 << 18
 _GIGA = 1e9
 _TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Network:
+    """What joins hosts, and how ranks are spread over them.
+
+    Attributes:
+        bytes_per_s: of a rank, one way; 0: what a device's hosts have by its data sheet, 1 GB/s for hosts like this.
+        delay_s: until the first bit arrives, one way.
+        ranks_per_host: 0: as many as the device's hosts have devices, or this one cores.
+    """
+
+    bytes_per_s: float = 0.0
+    delay_s: float = 0.0
+    ranks_per_host: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,7 @@ class Device:
         op_s: time of an operator that has nothing to do.
         latency_s: time of a collective that has nothing to send.
         crowding: how many times as long work takes when another rank of the host works too.
+        delay_s: of the network, one way.
         is_here: this machine, where a step is timed instead of put together from the figures above.
         source: of the figures; `op_s` and `latency_s` of accelerators are in no data sheet and are assumptions.
     """
@@ -53,7 +69,17 @@ class Device:
     latency_s: float
     source: str
     crowding: float = 1.0
+    delay_s: float = 0.0
     is_here: bool = False
+
+    def joined_by(self, network: Network) -> Device:
+        """Gives the same device in hosts that such a network joins."""
+        return replace(
+            self,
+            network_bytes_per_s=network.bytes_per_s or self.network_bytes_per_s,
+            delay_s=network.delay_s,
+            per_host=network.ranks_per_host or self.per_host,
+        )
 
 
 # NVLink figures of data sheets add both directions: half of them goes one way. Network: one adapter per GPU in a DGX.
@@ -74,11 +100,12 @@ DEVICES = {
 }
 
 
-def this_cpu(world_size: int) -> Device:
+def this_cpu(world_size: int, ranks_per_host: int = 0) -> Device:
     """Gives one thread of this machine, measured in about a second.
 
-    For several ranks, what passes between two processes.
+    For several ranks, what passes between two processes: through memory, or sockets where hosts have fewer ranks.
     """
+    per_host = ranks_per_host or os.cpu_count() or 1
     size = 1 << 22
     source, target = torch.ones(size), torch.empty(size)
     copy_s = _fastest(lambda: target.copy_(source))
@@ -88,23 +115,25 @@ def this_cpu(world_size: int) -> Device:
     op_s = _fastest(lambda: [one.add(1) for _ in range(1000)]) / 1000
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (os.cpu_count() or 1)
     flops_per_s, bytes_per_s = 2 * rows.numel() * 64 / product_s, 8 * size / copy_s
-    crowding, latency_s, link = _two_ranks() if world_size > 1 else (1.0, 0.0, bytes_per_s)
-    hosts = "" if world_size <= (os.cpu_count() or 1) else "; hosts like this one, the network between them assumed"
+    crowding, latency_s, link = (
+        _two_ranks(one_host=world_size <= per_host) if world_size > 1 else (1.0, 0.0, bytes_per_s)
+    )
+    hosts = "" if world_size <= per_host else "; hosts like this one, the network between them assumed"
     return Device(
-        *("cpu", memory, flops_per_s, bytes_per_s, link, 1 * _GIGA, os.cpu_count() or 1, op_s, latency_s),
+        *("cpu", memory, flops_per_s, bytes_per_s, link, 1 * _GIGA, per_host, op_s, latency_s),
         "measured here, one thread a rank; memory shared by the cores" + hosts,
-        crowding,
+        crowding if per_host > 1 else 1.0,
         is_here=True,
     )
 
 
-def _two_ranks() -> tuple[float, float, float]:
+def _two_ranks(one_host: bool) -> tuple[float, float, float]:
     """Measures of two processes (how much they slow each other down, seconds of an exchange, bytes/s of a rank)."""
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["torch.distributed"])
     with tempfile.TemporaryDirectory() as folder:
         results = forks.SimpleQueue()
-        ranks = [forks.Process(target=_rank, args=(rank, f"{folder}/store", results)) for rank in range(2)]
+        ranks = [forks.Process(target=_rank, args=(rank, f"{folder}/store", one_host, results)) for rank in range(2)]
         for rank in ranks:
             rank.start()
         for rank in ranks:
@@ -114,10 +143,12 @@ def _two_ranks() -> tuple[float, float, float]:
         return results.get()
 
 
-def _rank(rank: int, store: str, results: Any) -> None:
+def _rank(rank: int, store: str, one_host: bool, results: Any) -> None:
+    # As torchrun does: a scheduler that shares a busy machine out to sessions gives two ranks in one only half each.
+    os.setsid()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
-    with through_memory(rank, 2, _TIMEOUT_S) as group:  # as a run has it
+    with directly(rank, 2, _TIMEOUT_S, "127.0.0.1", one_host) as group:  # as a run has it
         rows, weight = torch.ones(2048, 64), torch.ones(64, 64)
 
         def work() -> None:

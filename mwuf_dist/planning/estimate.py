@@ -245,19 +245,27 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
     )
     wire = _wire({name: specs[name] for name in sharded}, plan, world, batch)
     wire["gradients that every rank has"] = 2 * (world - 1) / world * summed
-    wire_rate = device.link_bytes_per_s if world <= device.per_host else device.network_bytes_per_s
     collectives = len(sharded) * _COLLECTIVES_OF_A_LOOKUP + counts.num_batch_norms * _COLLECTIVES_OF_A_BATCH_NORM + 1
-    if world == 1:
-        collectives = 0
     # The tables that the timed steps moved, all on one rank; a rank of the plan may hold more, or fewer.
     timed_plan = {name: placements(tables, config.embedding, 1) for name, tables in counts.tables.items()}
     timed_tables = _tables(counts.tables, timed_plan, 1)[2]
     times = counts.shared_times if sharded and world > 1 else counts.times
-    seconds = _work(counts, times, device, rows, dense_tables - timed_tables, dense_tables) | {
-        "wire": sum(wire.values()) / wire_rate,
-        "collectives": collectives * device.latency_s,
-    }
+    seconds = _work(counts, times, device, rows, dense_tables - timed_tables, dense_tables)
+    seconds |= seconds_of_exchanges(sum(wire.values()), collectives, device, world)
     return Estimate(plan, specs, memory, wire, seconds)
+
+
+def seconds_of_exchanges(num_bytes: float, num_exchanges: float, device: Device, world_size: int) -> dict[str, float]:
+    """Returns what exchanges take by what takes it: bytes that a rank sends, and how many exchanges there are."""
+    if world_size == 1:
+        return {"wire": 0.0, "collectives": 0.0}
+    if world_size <= device.per_host:
+        return {"wire": num_bytes / device.link_bytes_per_s, "collectives": num_exchanges * device.latency_s}
+    return {
+        "wire": num_bytes / device.network_bytes_per_s,
+        "collectives": num_exchanges * device.latency_s,
+        "delay of the network": num_exchanges * device.delay_s,
+    }
 
 
 def _work(

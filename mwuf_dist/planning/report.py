@@ -9,15 +9,18 @@ from pathlib import Path
 
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.data.prepare.prepare import prepare
-from mwuf_dist.planning.devices import DEVICES, Device, this_cpu
+from mwuf_dist.planning.devices import DEVICES, Device, Network, this_cpu
 from mwuf_dist.planning.estimate import Counts, Estimate, Size, count, estimate, fits, sizes
 from mwuf_dist.runtime import start
 from mwuf_dist.training.run import Run
 
 _GB = 1e9
+_NETWORK = Network()  # what the device's hosts have
 
 
-def plan(config: Config, world_size: int, device: str, rows: float, users: float, items: float) -> str:
+def plan(
+    config: Config, world_size: int, device: str, rows: float, users: float, items: float, network: Network = _NETWORK
+) -> str:
     """Writes what `mwuf plan` prints.
 
     Args:
@@ -27,6 +30,7 @@ def plan(config: Config, world_size: int, device: str, rows: float, users: float
         rows: rows of `pretrain`; 0 takes the data's.
         users: number of users; 0 lets them grow in proportion to the rows.
         items: number of items, old and new; likewise.
+        network: what joins the hosts.
 
     Raises:
         UserError: the plan cannot be made.
@@ -34,7 +38,8 @@ def plan(config: Config, world_size: int, device: str, rows: float, users: float
     if world_size < 1 or min(rows, users, items) < 0:
         raise UserError("--world-size must be at least 1, and --rows, --users and --items not negative")
     counts, size = counted(config, world_size, rows, users, items)
-    found = this_cpu(world_size) if device == "cpu" else DEVICES[device]
+    measured = this_cpu(world_size, network.ranks_per_host) if device == "cpu" else DEVICES[device]
+    found = measured.joined_by(network)
     return "\n".join(_lines(config, counts, size, found, estimate(config, counts, size, found)))
 
 
@@ -84,7 +89,10 @@ def _table(values: dict[str, float], form: str) -> Iterator[str]:
 
 
 def _assumptions(counts: Counts, size: Size, device: Device) -> Iterator[str]:
-    network = "links of one host" if size.world_size <= device.per_host else f"network of hosts with {device.per_host}"
+    network = "links of one host"
+    if size.world_size > device.per_host:
+        speed = f"{device.network_bytes_per_s * 8 / _GB:.4g} Gbit/s a rank, {device.delay_s * 1e3:.3g} ms one way"
+        network = f"network of hosts with {device.per_host} ({speed})"
     yield "\nassumptions"
     yield f"  {device.name}: {device.source}"
     yield (

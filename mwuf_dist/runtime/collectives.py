@@ -1,4 +1,7 @@
-"""Sums and exchanges of rows between ranks: through memory where they share a CPU's host, else by torch's own group."""
+"""Sums and exchanges of rows between ranks: of CPUs by ways of our own, else by torch's own group.
+
+Ranks of one host go through memory that they share (`one_host`), those of several through sockets (`many_hosts`).
+"""
 
 from __future__ import annotations
 
@@ -11,28 +14,39 @@ import torch
 import torch.distributed as dist
 from torch._C import _distributed_c10d as c10d
 
-from mwuf_dist.runtime.one_host import OneHost, connect
+from mwuf_dist.runtime import many_hosts, one_host
+from mwuf_dist.runtime.many_hosts import ManyHosts
+from mwuf_dist.runtime.one_host import OneHost
 
-_BACKEND = "one_host"
+_BACKEND = "mwuf"
 _BY_GLOO = ("allgather", "allreduce", "alltoall", "barrier", "broadcast", "gather", "recv", "reduce", "scatter", "send")
 
 
-class _Memory:
-    """The memory that the ranks of the process group share: the group is the process's, so there is one."""
+class _Way:
+    """How the ranks of the process group talk: the group is the process's, so there is one."""
 
     def __init__(self) -> None:
-        self.shared: OneHost | None = None
+        self.direct: OneHost | ManyHosts | None = None
 
 
-_memory = _Memory()
+_way = _Way()
 
 
 @contextlib.contextmanager
-def through_memory(rank: int, world_size: int, timeout_s: float) -> Iterator[dist.ProcessGroup | None]:
-    """Lets `sum_over_ranks_` go through memory, if the ranks of the process group share a host. A collective.
+def directly(
+    rank: int, world_size: int, timeout_s: float, master: str, shares_memory: bool = True
+) -> Iterator[dist.ProcessGroup | None]:
+    """Lets `sum_over_ranks_` go through memory, or sockets between hosts, instead of gloo. A collective.
+
+    Args:
+        rank: ours.
+        world_size: number of ranks, at least 2.
+        timeout_s: how long a rank may keep the others waiting.
+        master: address of the main rank.
+        shares_memory: False: sockets also where one host has all ranks.
 
     Yields:
-        A group of the same ranks for sharded tables, which exchanges rows through memory; None on several hosts.
+        A group of the same ranks for sharded tables, which exchanges rows in the same way; None where gloo has to do.
     """
 
     def gather(value: Any) -> list[Any]:
@@ -40,18 +54,20 @@ def through_memory(rank: int, world_size: int, timeout_s: float) -> Iterator[dis
         dist.all_gather_object(values, value)
         return values
 
-    _memory.shared = connect(rank, world_size, timeout_s, gather)
+    _way.direct = one_host.connect(rank, world_size, timeout_s, gather) if shares_memory else None
+    if _way.direct is None:
+        _way.direct = many_hosts.connect(rank, timeout_s, gather, master)
     try:
-        if _memory.shared is None:
+        if _way.direct is None:
             yield None
             return
         group = dist.new_group(backend=_BACKEND, timeout=timedelta(seconds=timeout_s))
         assert isinstance(group, dist.ProcessGroup), "every rank is in it"
         yield group
     finally:
-        if _memory.shared is not None:
-            _memory.shared.close()
-        _memory.shared = None
+        if _way.direct is not None:
+            _way.direct.close()
+        _way.direct = None
 
 
 def sum_over_ranks_(tensor: torch.Tensor) -> torch.Tensor:
@@ -59,14 +75,14 @@ def sum_over_ranks_(tensor: torch.Tensor) -> torch.Tensor:
     if dist.get_world_size() == 1:
         return tensor
     assert tensor.is_contiguous()
-    if _memory.shared is not None and tensor.device.type == "cpu":
-        return _memory.shared.sum_(tensor)
+    if _way.direct is not None and tensor.device.type == "cpu":
+        return _way.direct.sum_(tensor)
     dist.all_reduce(tensor)
     return tensor
 
 
 class _Group(dist.ProcessGroup):
-    """Does what sharded tables ask of a group in their steps through the shared memory, and the rest as gloo does.
+    """Does what sharded tables ask of a group in their steps directly, and the rest as gloo does.
 
     torch calls a method of a group written in Python by the name that its own C++ has for it.
     """
@@ -86,7 +102,7 @@ class _Group(dist.ProcessGroup):
     ) -> dist.Work:
         """See `torch.distributed.all_to_all_single`; without sizes every rank gets equally many rows."""
         even = [len(out) // self._size] * self._size
-        _shared().exchange(list(out.split(out_sizes or even)), list(rows.split(row_sizes or even)))
+        _direct().exchange(list(out.split(out_sizes or even)), list(rows.split(row_sizes or even)))
         return _done(out)
 
     def _reduce_scatter_base(
@@ -94,7 +110,7 @@ class _Group(dist.ProcessGroup):
     ) -> dist.Work:
         """See `torch.distributed.reduce_scatter_tensor`."""
         assert options.reduceOp == dist.ReduceOp.SUM
-        _shared().sum_pieces(out, tensor, self._rank * out.numel())
+        _direct().sum_parts(out, tensor.view(-1).split(out.numel()))
         return _done(out)
 
     def reduce_scatter(
@@ -102,13 +118,12 @@ class _Group(dist.ProcessGroup):
     ) -> dist.Work:
         """See `torch.distributed.reduce_scatter`: a part for each rank, of any length."""
         assert options.reduceOp == dist.ReduceOp.SUM
-        start = sum(part.numel() for part in parts[0][: self._rank])
-        _shared().sum_pieces(out[0], torch.cat([part.reshape(-1) for part in parts[0]]), start)
+        _direct().sum_parts(out[0], parts[0])
         return _done(out[0])
 
     def _allgather_base(self, out: torch.Tensor, tensor: torch.Tensor, _: object = None) -> dist.Work:
         """See `torch.distributed.all_gather_into_tensor`."""
-        _shared().gather(out, tensor)
+        _direct().gather(out, tensor)
         return _done(out)
 
 
@@ -121,9 +136,9 @@ for _new, _old in (
     setattr(_Group, _new, _old)
 
 
-def _shared() -> OneHost:
-    assert _memory.shared is not None, "the group is used outside `through_memory`"
-    return _memory.shared
+def _direct() -> OneHost | ManyHosts:
+    assert _way.direct is not None, "the group is used outside `directly`"
+    return _way.direct
 
 
 def _done(value: torch.Tensor) -> dist.Work:

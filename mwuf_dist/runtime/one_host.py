@@ -17,7 +17,7 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from torch.autograd.profiler import record_function
 # Bytes of a slot in the beginning: it grows with what is written into it.
 _SLOT_BYTES = 1 << 20
 # Bytes from which more than two ranks sum a part each, and read the parts of the others.
-_LONG_BYTES = 1 << 16
-_TOKEN_BYTES = 32
+LONG_BYTES = 1 << 16
+TOKEN_BYTES = 32
 # What a rank says to another: where in its slot that one finds its bytes.
 _MESSAGE = struct.Struct("<q")
 
@@ -80,27 +80,28 @@ class OneHost:
             PeerLostError: another rank has gone or says nothing.
         """
         parts = self._written(tensor.view(-1))
-        if len(parts) == 2 or tensor.numel() * tensor.element_size() < _LONG_BYTES:
-            _sum_in_order(parts, tensor.view(-1))
+        if len(parts) == 2 or tensor.numel() * tensor.element_size() < LONG_BYTES:
+            sum_in_order(parts, tensor.view(-1))
             return tensor
         # Each sums one piece of all, in place of its own rows of it, which nobody else reads.
         pieces = [part.tensor_split(len(parts)) for part in parts]
         ours = [piece[self._rank] for piece in pieces]
-        ours[self._rank].copy_(_sum_in_order(ours, torch.empty_like(ours[0])))
+        ours[self._rank].copy_(sum_in_order(ours, torch.empty_like(ours[0])))
         self._meet()
         torch.cat([pieces[rank][rank] for rank in range(len(parts))], out=tensor.view(-1))
         return tensor
 
-    def sum_pieces(self, out: torch.Tensor, tensor: torch.Tensor, start: int) -> None:
-        """Sums contiguous tensors of the ranks; what lies from `start` on fills `out`. A collective."""
-        parts = self._written(tensor.view(-1))
-        _sum_in_order([part[start : start + out.numel()] for part in parts], out.view(-1))
+    def sum_parts(self, out: torch.Tensor, parts: Sequence[torch.Tensor]) -> None:
+        """Sums what the ranks have for us, each a tensor for every rank, into `out`. A collective."""
+        start = sum(part.numel() for part in parts[: self._rank])
+        written = self._written(torch.cat([part.reshape(-1) for part in parts]))
+        sum_in_order([part[start : start + out.numel()] for part in written], out.view(-1))
 
     def gather(self, out: torch.Tensor, tensor: torch.Tensor) -> None:
         """Lays the contiguous tensors of all ranks end to end, into `out`. A collective."""
         torch.cat(self._written(tensor.view(-1)), out=out.view(-1))
 
-    def exchange(self, out: list[torch.Tensor], parts: list[torch.Tensor]) -> None:
+    def exchange(self, out: Sequence[torch.Tensor], parts: Sequence[torch.Tensor]) -> None:
         """Gives every rank its one of `parts`, and fills `out` with what the others have for us. A collective.
 
         Args:
@@ -159,8 +160,8 @@ class OneHost:
         return found
 
 
-def _sum_in_order(parts: list[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
-    # In the order of the ranks, for the same bits everywhere.
+def sum_in_order(parts: list[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+    """Sums tensors of the ranks in their order, for the same bits everywhere, into `out`, which is none of them."""
     torch.add(parts[0], parts[1], out=out)
     for part in parts[2:]:
         out += part
@@ -180,14 +181,14 @@ def connect(rank: int, world_size: int, timeout_s: float, gather: Callable[[Any]
         gather: gives every rank everybody's value, in their order.
     """
     listening = _listen(world_size) if hasattr(os, "memfd_create") else None
-    secret = secrets.token_bytes(_TOKEN_BYTES)
+    secret = secrets.token_bytes(TOKEN_BYTES)
     everybody = gather((_host(), listening and listening.getsockname(), secret))
     if listening is None or any(host != _host() or not name for host, name, _ in everybody):
         return None
     memories = [os.memfd_create("mwuf-slot") for _ in range(2)]
     with listening:
         try:
-            found = _sockets(rank, everybody, listening, timeout_s)
+            found = sockets_to_others(rank, everybody, listening, timeout_s)
             for one in found.values():
                 socket.send_fds(one, [b"."], memories)
             others = {other: _descriptors(one) for other, one in found.items()}
@@ -218,25 +219,42 @@ def _listen(backlog: int) -> socket.socket | None:
     return listening
 
 
-def _sockets(rank: int, everybody: list[Any], listening: socket.socket, timeout_s: float) -> dict[int, socket.socket]:
-    """Returns a socket to every other rank: to lower ones we go, higher ones come to us."""
+def sockets_to_others(
+    rank: int, everybody: list[Any], listening: socket.socket, timeout_s: float
+) -> dict[int, socket.socket]:
+    """Connects to every other rank: to lower ones we go, higher ones come to us.
+
+    Each end proves that it is a rank by a secret of the other's.
+
+    Args:
+        rank: ours.
+        everybody: of every rank a tuple that ends with the address at which it listens and its secret.
+        listening: at ours.
+        timeout_s: how long another may keep us waiting.
+
+    Raises:
+        OSError: another does not answer.
+    """
     found: dict[int, socket.socket] = {}
-    secret = everybody[rank][2]
+    secret = everybody[rank][-1]
     for other in range(rank):
-        one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        *_, address, theirs = everybody[other]
+        one = found[other] = socket.socket(listening.family, socket.SOCK_STREAM)
         one.settimeout(timeout_s)
-        one.connect(everybody[other][1])
-        one.sendall(everybody[other][2] + secret)
-        found[other] = one
+        one.connect(address)
+        one.sendall(theirs + secret)
+        if not hmac.compare_digest(_read(one, TOKEN_BYTES), secret):
+            raise ConnectionError(f"what listens at the address of rank {other} is not it")
     listening.settimeout(timeout_s)
     while len(found) < len(everybody) - 1:
         one, _ = listening.accept()
         one.settimeout(timeout_s)
-        known, theirs = _read(one, _TOKEN_BYTES), _read(one, _TOKEN_BYTES)
-        others = [other for other, (_, _, value) in enumerate(everybody) if hmac.compare_digest(value, theirs)]
+        known, theirs = _read(one, TOKEN_BYTES), _read(one, TOKEN_BYTES)
+        others = [other for other, (*_, value) in enumerate(everybody) if hmac.compare_digest(value, theirs)]
         if not hmac.compare_digest(known, secret) or not others:
             one.close()  # not a rank
             continue
+        one.sendall(theirs)
         found[others[0]] = one
     return found
 

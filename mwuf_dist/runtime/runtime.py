@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from mwuf_dist.config import Config, RuntimeConfig, UserError
-from mwuf_dist.runtime.collectives import sum_over_ranks_, through_memory
+from mwuf_dist.runtime.collectives import directly, sum_over_ranks_
 from mwuf_dist.runtime.heartbeat import COME_S, Peers
 from mwuf_dist.runtime.one_host import PeerLostError
 from mwuf_dist.runtime.shutdown import RankLostError
@@ -238,17 +238,17 @@ def start(config: Config) -> Iterator[Runtime]:
         try:
             found = Runtime(rank, world_size, device, show, ranks_per_host, peers, coordinator, threads=threads)
             found = replace(found, is_compiled=is_compiled, timeout_s=settings.timeout_s)
-            with _memory_of(found) as group:
+            with _directly(found) as group:
                 yield replace(found, group_of_tables=group)
         finally:
             dist.destroy_process_group()
 
 
-def _memory_of(runtime: Runtime) -> contextlib.AbstractContextManager[dist.ProcessGroup | None]:
-    """Lets the ranks of one host talk through memory, unless they compute on GPUs or there is but one."""
+def _directly(runtime: Runtime) -> contextlib.AbstractContextManager[dist.ProcessGroup | None]:
+    """Lets ranks talk without gloo, unless they compute on GPUs or there is but one."""
     if runtime.world_size == 1 or runtime.device.type != "cpu":
         return contextlib.nullcontext()
-    return through_memory(runtime.rank, runtime.world_size, runtime.timeout_s)
+    return directly(runtime.rank, runtime.world_size, runtime.timeout_s, os.environ["MASTER_ADDR"])
 
 
 def _share_out(threads: int, device: torch.device) -> bool:

@@ -12,7 +12,8 @@ from mwuf_dist import cli
 from mwuf_dist.config import EmbeddingConfig, UserError, merge, to_toml
 from mwuf_dist.config import build as build_config
 from mwuf_dist.embeddings.sharding import TableSpec, placements
-from mwuf_dist.planning.estimate import count
+from mwuf_dist.planning.devices import DEVICES, Network
+from mwuf_dist.planning.estimate import count, seconds_of_exchanges
 from mwuf_dist.planning.report import plan
 from mwuf_dist.runtime import start
 from mwuf_dist.training.run import Run, _prepare
@@ -58,6 +59,16 @@ def test_a_plan_names_every_table_and_warns_where_it_does_not_fit() -> None:
     assert "do not fit on h200" in too_large
     with pytest.raises(UserError, match="--world-size"):
         plan(tiny(), 0, "cpu", 0, 0, 0)
+
+
+def test_ranks_of_other_hosts_pay_for_the_network_and_those_of_one_do_not() -> None:
+    network = Network(bytes_per_s=1e6, delay_s=1e-3, ranks_per_host=2)
+    device = DEVICES["h200"].joined_by(network)
+    assert seconds_of_exchanges(5e6, 3, device, 1) == {"wire": 0.0, "collectives": 0.0}
+    assert sum(seconds_of_exchanges(5e6, 3, device, 2).values()) < 1e-3
+    assert 5.003 < sum(seconds_of_exchanges(5e6, 3, device, 3).values()) < 5.01
+    assert DEVICES["h200"].joined_by(Network()) == DEVICES["h200"]
+    assert "8 Gbit/s a rank, 1 ms one way" in plan(tiny(), 4, "h200", 0, 0, 0, Network(1e9, 1e-3, 2))
 
 
 def test_the_command_needs_no_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

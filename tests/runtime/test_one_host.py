@@ -1,4 +1,4 @@
-"""Ranks of one host talk through memory: what they get, and what they are told when one is gone."""
+"""Ranks talk through memory on one host and sockets on several: what they get, and what they are told of one gone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from mwuf_dist.config import build, merge
-from mwuf_dist.runtime import one_host, start
+from mwuf_dist.runtime import many_hosts, one_host, start
 from mwuf_dist.runtime.collectives import sum_over_ranks_
 from mwuf_dist.runtime.shutdown import RankLostError
 from tests.faults.ranks import VALUES, forked
@@ -37,10 +37,19 @@ def _shared_memory() -> list[str]:
     return [name for name in names if "mwuf-slot" in name]
 
 
-def _check_everything() -> None:
+def _be_a_host() -> None:
+    """Lets this rank take itself for the only one of its host."""
+    own = secrets.token_hex()
+    one_host._host = lambda: (own, 0, 0)
+
+
+def _check_everything(num_hosts: int) -> None:
     """In a rank: random sizes and types, short and longer than a slot; every rank knows what each has."""
+    if num_hosts > 1:
+        _be_a_host()
     with start(CONFIG) as runtime:
-        assert _shared_memory()
+        assert bool(_shared_memory()) == (num_hosts == 1)
+        assert runtime.group_of_tables is not None
         rank, world_size, group = runtime.rank, runtime.world_size, runtime.group_of_tables
         random = torch.Generator()
         for number in range(60):
@@ -88,12 +97,17 @@ def _check_everything() -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_sums_and_exchanges_are_those_of_the_ranks_and_leave_nothing_behind(ranks: int, tmp_path: Path) -> None:
-    with forked(_check_everything, (), tmp_path / "log", ranks) as launch:
+@pytest.mark.parametrize("hosts", ["one", "many"])
+def test_sums_and_exchanges_are_those_of_the_ranks_and_leave_nothing_behind(
+    hosts: str, ranks: int, tmp_path: Path
+) -> None:
+    with forked(_check_everything, (1 if hosts == "one" else ranks,), tmp_path / "log", ranks) as launch:
         assert launch.wait() == [0] * ranks, launch.said()
 
 
-def _lose_rank_1(how: int) -> None:
+def _lose_rank_1(how: int, on_many: bool) -> None:
+    if on_many:
+        _be_a_host()
     try:
         with start(build(merge(VALUES, {"runtime": {"timeout_s": 2}}))) as runtime:
             runtime.sum(torch.ones(3))
@@ -106,25 +120,35 @@ def _lose_rank_1(how: int) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_that_dies_or_is_stopped_in_a_sum_is_named(how: signal.Signals, tmp_path: Path) -> None:
-    with forked(_lose_rank_1, (int(how),), tmp_path / "log", 3) as launch:
+@pytest.mark.parametrize("on_many", [False, True])
+def test_a_rank_that_dies_or_is_stopped_in_a_sum_is_named(on_many: bool, how: signal.Signals, tmp_path: Path) -> None:
+    with forked(_lose_rank_1, (int(how), on_many), tmp_path / "log", 3) as launch:
         for rank in (0, 2):
             launch.processes[rank].join(30)
             assert launch.processes[rank].exitcode == 1, launch.said()
             assert f"rank {rank} stops, because rank 1 does not answer" in launch.said(rank)
 
 
-def _sum_on_two_hosts() -> None:
-    own = secrets.token_hex()
-    one_host._host = lambda: (own, 0, 0)
+def _sum_by_gloo() -> None:
+    _be_a_host()
+    many_hosts._our_address = lambda master: "192.0.2.1"  # of nobody
     with start(CONFIG) as runtime:
         assert runtime.group_of_tables is None
         assert sum_over_ranks_(torch.full((5,), runtime.rank + 1.0)).tolist() == [3.0] * 5
 
 
-def test_ranks_of_several_hosts_sum_through_the_network(tmp_path: Path) -> None:
-    with forked(_sum_on_two_hosts, (), tmp_path / "log", 2) as launch:
+def test_ranks_that_cannot_connect_sum_by_gloo(tmp_path: Path) -> None:
+    with forked(_sum_by_gloo, (), tmp_path / "log", 2) as launch:
         assert launch.wait() == [0, 0], launch.said()
+
+
+def test_a_host_has_the_address_that_leads_to_the_main_rank_or_of_the_named_interface(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert many_hosts._our_address("localhost") in ("127.0.0.1", "::1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    assert many_hosts._our_address("192.0.2.1") == "127.0.0.1"
 
 
 def test_whoever_does_not_know_the_secret_is_no_rank() -> None:
@@ -137,7 +161,7 @@ def test_whoever_does_not_know_the_secret_is_no_rank() -> None:
         stranger.sendall(b"c" * 32 + b"b" * 32)
         rank_1.connect(listening.getsockname())
         rank_1.sendall(b"a" * 32 + b"b" * 32)
-        found = one_host._sockets(0, everybody, listening, 10)
+        found = one_host.sockets_to_others(0, everybody, listening, 10)
         with found[1]:
             rank_1.sendall(b"hello")
             assert list(found) == [1] and found[1].recv(5) == b"hello"
