@@ -68,7 +68,9 @@ def measure(job: Run, num_steps: int, rounds: int) -> list[Row]:
         )
         better = max(eager, compiled, key=lambda figure: figure.p50)
         more = {"eager_samples_per_s": eager.p50, "compiled_samples_per_s": compiled.p50}
-        more |= _of_roofline(_cost(contestants, stage, theirs), roofline.measure(clock), mine.p50, better.p50)
+        cost = _cost(contestants, stage, theirs)
+        ours()  # both have done as many steps
+        more |= _of_roofline(cost, roofline.measure(clock), mine.p50, better.p50)
         rows.append(Row(stage, f"samples/{unit}", True, mine, better, limit, more=more))
     return rows
 

@@ -25,7 +25,7 @@ _TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class Network:
-    """What joins hosts, and how ranks are spread over them.
+    """Describes what joins hosts, and how ranks are spread over them.
 
     Attributes:
         bytes_per_s: of a rank, one way; 0: what a device's hosts have by its data sheet, 1 GB/s for hosts like this.
