@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Annotated
 
 import torch
@@ -11,7 +11,7 @@ from annotated_types import MaxLen
 from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, Shape
-from mwuf_dist.backbones.layers import MLP
+from mwuf_dist.backbones.layers import MLP, PairProducts
 from mwuf_dist.config import MlpConfig, Width, section
 
 
@@ -36,36 +36,38 @@ class Dlrm(Backbone):
 
     Config = DlrmConfig
     config: DlrmConfig
-    pairs: torch.Tensor
-    numeric: torch.Tensor
-    others: torch.Tensor
 
     def __init__(self, config: DlrmConfig, shape: Shape) -> None:
         super().__init__(config, shape)
-        is_numeric = torch.zeros(shape.num_fields, dtype=torch.bool)
-        is_numeric[1 + torch.tensor(shape.numeric_fields, dtype=torch.int64)] = True
-        self.register_buffer("numeric", is_numeric.nonzero().view(-1), persistent=False)
-        self.register_buffer("others", (~is_numeric).nonzero().view(-1), persistent=False)
-        widths = [len(self.numeric) * shape.dim, *config.bottom, shape.dim] if len(self.numeric) else []
+        # The fields of the context in runs: whether they are numeric, and how many follow each other. Splitting into
+        # runs takes no copy, and its backward one; picking fields by index a copy, and a scatter into zeros.
+        kinds = [index in shape.numeric_fields for index in range(shape.num_fields - 1)]
+        self.runs = [(is_numeric, len(list(run))) for is_numeric, run in groupby(kinds)]
+        num_numeric = sum(kinds)
+        widths = [num_numeric * shape.dim, *config.bottom, shape.dim] if num_numeric else []
         self.bottom = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        num_rows = len(self.others) + bool(widths)
-        # Positions of the pairs i < j in a flattened [n, n] matrix.
-        first, second = torch.triu_indices(num_rows, num_rows, offset=1)
-        self.register_buffer("pairs", first * num_rows + second, persistent=False)
-        self.mlp = MLP(shape.dim * bool(widths) + len(self.pairs), config.hidden, config.batch_norm, config.dropout)
+        num_rows = shape.num_fields - num_numeric + bool(widths)
+        self.products = PairProducts(num_rows)
+        self.mlp = MLP(
+            shape.dim * bool(widths) + self.products.num_pairs, config.hidden, config.batch_norm, config.dropout
+        )
 
     def forward(
         self, item: torch.Tensor, context: torch.Tensor, row_weight: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See `Backbone.forward`."""
-        fields = torch.cat([item, context], dim=1).view(len(item), -1, self.shape.dim)  # [B, F, D]
+        parts = context.view(len(item), -1, self.shape.dim).split([length for _, length in self.runs], dim=1)
+        numeric, others = (
+            [part for (is_numeric, _), part in zip(self.runs, parts, strict=True) if is_numeric is kind]
+            for kind in (True, False)
+        )
+        others = [item[:, None], *others]  # [B, ., D] each
         signals: list[torch.Tensor] = []
-        if len(self.numeric):
-            dense = fields.index_select(1, self.numeric).flatten(1)
+        if numeric:
+            dense = torch.cat(numeric, dim=1).flatten(1)
             for linear in self.bottom:
                 dense = F.relu(linear(dense))  # [B, D] at the end
-            fields = torch.cat([dense[:, None], fields.index_select(1, self.others)], dim=1)
+            others.insert(0, dense[:, None])
             signals.append(dense)
-        products = torch.bmm(fields, fields.transpose(1, 2)).flatten(1)  # [B, n*n]
-        signals.append(products.index_select(1, self.pairs))
+        signals.append(self.products(torch.cat(others, dim=1)))
         return self.mlp(torch.cat(signals, dim=1), row_weight)

@@ -100,6 +100,66 @@ class GlobalBatchNorm(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
 
+class _Products(torch.autograd.Function):
+    """<f_i, f_j> of the pairs i < j of f [B, n, D].
+
+    Of autograd's own backward, two products of matrices and a scatter, one product and a gather remain, because the
+    matrix of products is symmetric: df_i = sum_j d_ij f_j. At n = 27, D = 128 that takes a third of the time.
+    """
+
+    @staticmethod
+    def forward(fields: torch.Tensor, pairs: torch.Tensor, pair_of: torch.Tensor) -> torch.Tensor:
+        return _products(fields, pairs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        fields, _, pair_of = inputs
+        ctx.save_for_backward(fields, pair_of)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        fields, pair_of = ctx.saved_tensors
+        num_fields = fields.shape[1]
+        padded = F.pad(gradients[0], (0, 1))  # a column of zeros, for the diagonal
+        of_matrix = padded.index_select(1, pair_of).view(-1, num_fields, num_fields)
+        return torch.bmm(of_matrix, fields), None, None
+
+
+def _products(fields: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    return torch.bmm(fields, fields.transpose(1, 2)).flatten(1).index_select(1, pairs)
+
+
+class PairProducts(nn.Module):
+    """Inner products of every pair i < j of fields [B, n, D], [B, n (n - 1) / 2] in the order of their rows.
+
+    Args:
+        num_fields: n.
+    """
+
+    pairs: torch.Tensor
+    pair_of: torch.Tensor
+
+    def __init__(self, num_fields: int) -> None:
+        super().__init__()
+        first, second = torch.triu_indices(num_fields, num_fields, offset=1)
+        self.num_pairs = len(first)
+        # Where the pairs are in a flattened [n, n] matrix, and which pair is where in it: on the diagonal, none.
+        of_matrix = torch.full((num_fields, num_fields), self.num_pairs)
+        of_matrix[first, second] = of_matrix[second, first] = torch.arange(self.num_pairs)
+        self.register_buffer("pairs", first * num_fields + second, persistent=False)
+        self.register_buffer("pair_of", of_matrix.flatten(), persistent=False)
+
+    def forward(self, fields: torch.Tensor) -> torch.Tensor:
+        """Returns the products, in the precision of autocast where that is on."""
+        kind = fields.device.type
+        if kind != "meta" and torch.is_autocast_enabled(kind):  # which a function's backward does not see
+            fields = fields.to(torch.get_autocast_dtype(kind))
+        if fields.requires_grad and torch.is_grad_enabled():
+            products: torch.Tensor = _Products.apply(fields, self.pairs, self.pair_of)  # pyright: ignore[reportAssignmentType]
+            return products
+        return _products(fields, self.pairs)
+
+
 class MLP(nn.Module):
     """Hidden layers of [Linear, BatchNorm, ReLU, Dropout] and a linear output of width 1.
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from mwuf_dist.backbones.base import Backbone, Shape
-from mwuf_dist.backbones.layers import MLP
+from mwuf_dist.backbones.layers import MLP, PairProducts
 from mwuf_dist.config import MlpConfig, section
 
 
@@ -34,17 +34,14 @@ class Pnn(Backbone):
 
     Config = PnnConfig
     config: PnnConfig
-    pairs: torch.Tensor
 
     def __init__(self, config: PnnConfig, shape: Shape) -> None:
         super().__init__(config, shape)
         self.has_inner = config.product in ("inner", "both")
         self.has_outer = config.product in ("outer", "both")
         fields, dim = shape.num_fields, shape.dim
-        # Positions of the pairs i < j in a flattened [F, F] matrix.
-        first, second = torch.triu_indices(fields, fields, offset=1)
-        self.register_buffer("pairs", first * fields + second, persistent=False)
-        width = fields * dim + self.has_inner * len(self.pairs) + self.has_outer * dim * dim
+        self.inner = PairProducts(fields)
+        width = fields * dim + self.has_inner * self.inner.num_pairs + self.has_outer * dim * dim
         self.mlp = MLP(width, config.hidden, config.batch_norm, config.dropout)
 
     def forward(
@@ -54,8 +51,7 @@ class Pnn(Backbone):
         signals = [item, context]
         fields = torch.cat(signals, dim=1).view(len(item), -1, self.shape.dim)  # [B, F, D]
         if self.has_inner:
-            products = torch.bmm(fields, fields.transpose(1, 2)).flatten(1)  # [B, F*F]
-            signals.append(products.index_select(1, self.pairs))
+            signals.append(self.inner(fields))
         if self.has_outer:
             total = fields.sum(1)  # [B, D]
             signals.append((total[:, :, None] * total[:, None, :]).flatten(1))

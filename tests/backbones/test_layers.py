@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mwuf_dist.backbones.layers import MLP, GlobalBatchNorm
+from mwuf_dist.backbones.layers import MLP, GlobalBatchNorm, PairProducts
 from mwuf_dist.config import Config
 from mwuf_dist.runtime import start
 
@@ -80,3 +80,28 @@ def test_frozen_layers_are_the_mlp_in_eval_mode(batch_norm: bool, hidden: tuple[
         out = F.relu(F.linear(out, weight, bias))
     torch.testing.assert_close(F.linear(out, *last).squeeze(-1), mlp(x))
     assert len(layers) == len(hidden)
+
+
+def test_products_of_pairs_and_their_gradients_of_both_orders_are_those_of_a_sum() -> None:
+    torch.manual_seed(0)
+    fields, weight = torch.randn(6, 5, 3, dtype=torch.float64), torch.randn(6, 10, dtype=torch.float64)
+    products = PairProducts(5)
+
+    def by_pairs(fields: torch.Tensor) -> torch.Tensor:
+        return torch.stack([(fields[:, i] * fields[:, j]).sum(1) for i in range(5) for j in range(i + 1, 5)], dim=1)
+
+    with torch.no_grad():
+        torch.testing.assert_close(products(fields), by_pairs(fields))
+    found = []
+    for function in (products, by_pairs):
+        x = fields.clone().requires_grad_()
+        out = function(x)
+        (first,) = torch.autograd.grad((out.square() * weight).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+        found.append((out.detach(), first.detach(), second))
+    torch.testing.assert_close(found[0], found[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        x = fields.float().requires_grad_()
+        out = products(x)
+        out.backward(weight.bfloat16())
+    assert out.dtype == torch.bfloat16 and x.grad is not None and x.grad.dtype == torch.float32
