@@ -301,6 +301,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "warm_table": docs_tables.warm_table,
     "threads_table": docs_tables.threads_table,
     "ranks_table": docs_tables.ranks_table,
+    "large_tables_table": docs_tables.large_tables_table,
     "network_table": docs_tables.network_table,
     "speed_table": docs_tables.speed_table,
     "backbone_speed_table": docs_tables.backbone_speed_table,

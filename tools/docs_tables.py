@@ -163,6 +163,17 @@ def ranks_table(name: str) -> str:
     return rows_table(heads, rows)
 
 
+def large_tables_table(name: str) -> str:
+    """A record of `benchmarks.large_tables`: rates of one rank with whole tables, and of several with parts of them."""
+    rows = []
+    for row in _record(name)["rows"]:
+        one, ours = row["alternative"]["p50"], row["ours"]["p50"]
+        cells = (f"{one / 1e3:,.0f}", f"{ours / 1e3:,.0f}", f"{ours / one:.2f}")
+        rows.append((row["name"], f"{row['config']['batch_size']:,}", str(row["config"]["ranks"]), *cells))
+    heads = ("", "global batch", "ranks", "one rank, thousand samples/s", "all ranks", "ratio")
+    return rows_table(heads, rows)
+
+
 def network_table(name: str) -> str:
     """A record of `benchmarks.network`: estimated and measured steps by stage and link, and those by gloo."""
     rows = []
