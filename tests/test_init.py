@@ -14,7 +14,7 @@ from mwuf_dist import cli
 from mwuf_dist.config import SyntheticConfig, UserError, build, load_config
 from mwuf_dist.data.init_config.fields import kind_of
 from mwuf_dist.data.init_config.propose import Asked, Proposal, propose
-from mwuf_dist.data.init_config.write_config import choose
+from mwuf_dist.data.init_config.write_config import choose, write_config
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.sources import synthetic
 
@@ -206,3 +206,35 @@ def test_new_items_that_came_long_ago_are_said_and_a_launch_date_is_proposed(tmp
     since = line.split('"')[1]
     prepared = prepare(load_config(path, {"data": {"new_since": since, "warm_rows": 15}}).data)
     assert sorted(prepared.raw_ids("item").to_pylist()[prepared.num_old_items :]) == list(range(45, 59))
+
+
+def test_an_hour_of_the_day_is_not_the_time_and_not_said_to_be_one(tmp_path: Path) -> None:
+    columns = base(600)
+    columns["hour"] = [index * 7 % 24 for index in range(600)]
+    found = proposal(tmp_path, **columns)
+    assert found.options.time and "hour" not in found.notes["time"]
+    del columns[found.options.time]
+    found = proposal(tmp_path, **columns)
+    assert found.options.time == "" and "hour holds hours of the day" in found.notes["time"]
+    # A column of the same name that holds moments is one.
+    columns["hour"] = [1_600_000_000 + 3600 * index for index in range(600)]
+    assert proposal(tmp_path, **columns).options.time == "hour"
+
+
+def test_columns_that_are_left_out_for_one_reason_are_listed_in_one_comment(tmp_path: Path) -> None:
+    columns = base(600)
+    columns["productId"] = [index % 4 if index % 3 else 4 + index // 3 % 20 for index in range(600)]
+    for number in range(5):
+        columns[f"odd {number}"] = [index * (index + number) % 53 for index in range(600)]
+    found = proposal(tmp_path, **columns)
+    assert len(found.left_out) == 5
+    text = write_config(found)
+    (tmp_path / "mine.toml").write_text(text)
+    assert load_config(tmp_path / "mine.toml").data.logs.user == "uid"
+    said = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    assert said.count("it changes from row to row") == said.count('side = "row"') == 1
+    assert "5 columns are left out" in said
+    for name, why in found.left_out.items():
+        users, items = (part.split("%")[0].split()[-1].lstrip("(") for part in why.split("of the")[:2])
+        full = f"'{name}' ({users}% of the users and {items}% of the items have one value)"
+        assert full in said if name == "odd 0" else f"'{name}' ({users}%, {items}%)" in said

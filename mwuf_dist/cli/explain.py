@@ -1,4 +1,4 @@
-"""`mwuf explain`: one item as text, picture and page; and the same as sections of the report of a comparison."""
+"""`mwuf explain`: one item (or user) as text, picture and page; and as sections of the report of a comparison."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from mwuf_dist.escape import printable
 
 EXAMPLES = """\
 Says why one item has the embedding it has: scale, shift, nearest old items, and how its score moved with its clicks.
+Or the same of one user: nearest users, and how the scores of items moved with the clicks of a user who came later.
 
 Beside the picture stands the same as a page that needs nothing else, with the neighbours of each phase and the deltas
-that brought the item's rows.
+that brought the rows.
 
 examples:
   mwuf explain runs/ml-1 --item 3578
   mwuf explain runs/ml-1 --item 3578 --all --output item.png
-  mwuf explain runs/wednesday --item 3578 --deltas runs/monday runs/tuesday"""
+  mwuf explain runs/wednesday --item 3578 --deltas runs/monday runs/tuesday
+  mwuf explain runs/wednesday --user 1000209"""
 
 
 @dataclass
@@ -30,8 +32,9 @@ class ExplainOptions:
     """Options of `mwuf explain`."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]  # Folder of a finished run.
-    item: str  # ID of the item in the raw data.
-    # Picture to write, and beside it the page (.html); by default `explain-ITEM.png` in RUN.
+    item: str = ""  # ID of the item in the raw data.
+    user: str = ""  # ID of a user instead: of the run, or one who came later (mwuf warm --users).
+    # Picture to write, and beside it the page (.html); by default `explain-ITEM.png` (`explain-user-USER.png`) in RUN.
     output: Path | None = None
     all: tyro.conf.FlagCreatePairsOff[bool] = False  # Print every score, not at most a dozen per phase.
     deltas: tuple[Path, ...] = ()  # Folders of earlier jobs, whose deltas are shown beside those in RUN.
@@ -41,6 +44,8 @@ class ExplainOptions:
 def command(arguments: list[str]) -> int:
     """Runs `mwuf explain`; returns the exit code."""
     options = parse_run_options("explain", arguments, ExplainOptions, EXAMPLES)
+    if bool(options.item) == bool(options.user):
+        raise UserError("name an item with --item ID, or a user with --user ID")
     from mwuf_dist.evaluation.item_page import item_page
     from mwuf_dist.evaluation.item_plot import plot_item
     from mwuf_dist.files import write_atomically
@@ -48,11 +53,13 @@ def command(arguments: list[str]) -> int:
     from mwuf_dist.serving.finished_run import open_run
 
     with open_run(options.run, prepared=options.prepared) as run:
-        found = explain(run, options.item, deltas=options.deltas)
+        side = "user" if options.user else "item"
+        found = explain(run, options.user or options.item, deltas=options.deltas, side=side)
     print(printable(found.text(options.all)))
     # An ID may hold anything, a slash too.
     name = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in str(found.item_id))
-    picture = options.output or options.run / f"explain-{name[:100]}.png"
+    kind = "user-" if options.user else ""
+    picture = options.output or options.run / f"explain-{kind}{name[:100]}.png"
     was_there = picture.exists()
     plot_item(found.view(), picture)
     page = picture.with_suffix(".html")

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 import pyarrow.parquet as pq
 
+from mwuf_dist.data.schema import Side
 from mwuf_dist.data.shards import VOCABULARY_FILE, Prepared
 
 
@@ -66,9 +67,9 @@ def note_of_unknown(name: str, of: str, num: int, total: int, example: str, is_n
     return [f"{name}: {num:,} of {total:,} {of} have a value that is {what} (like {example!r}): it counts as unknown"]
 
 
-def described(prepared: Prepared, items: Sequence[int]) -> list[str]:
-    """Says what the fields of items hold, in words: "color green, price up to 3"; empty where no vocabulary is kept."""
-    tables, columns = read(prepared) or {}, prepared.entity("item").columns
+def described(prepared: Prepared, items: Sequence[int], side: Side = "item") -> list[str]:
+    """Says what fields of items (users) hold, in words: "color green, price up to 3"; empty without a vocabulary."""
+    tables, columns = read(prepared) or {}, prepared.entity(side).columns
     found: list[list[str]] = [[] for _ in items]
     for name, table in tables.items():
         if name not in columns:

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from mwuf_dist.evaluation.html import image, page, table_section
-from mwuf_dist.evaluation.item_plot import ItemView
+from mwuf_dist.evaluation.item_plot import NEAR, OTHERS, ItemView
 from mwuf_dist.evaluation.tables import Cell, Column, Table
 
 _MOST_DELTAS = 200  # That a page lists: the first, and the last ones.
@@ -44,7 +44,8 @@ def _score_table(view: ItemView) -> Table | None:
         cells = (Cell(f"{points[-1][0]:,}"), Cell(f"{points[0][1]:.4f}"), Cell(f"{points[-1][1]:.4f}"))
         rows.append((phase, cells))
     columns = (Column("clicks"), Column("first score"), Column("last score"))
-    note = "Mean probability over the same random users. Clicks: rows of the item in the phase, every pass counted."
+    note = f"Mean probability over the same random {OTHERS[view.side]}. "
+    note += f"Clicks: rows of the {view.side} in the phase, every pass counted."
     return Table("Score against clicks", columns, tuple(rows), note) if rows else None
 
 
@@ -60,7 +61,10 @@ def _neighbour_table(view: ItemView) -> Table | None:
         rows.append((phase, (*cells, *[Cell("")] * (width - len(near)))))
     columns = tuple(Column(str(number + 1)) for number in range(width))
     return Table(
-        "Nearest old items at the end of each phase", columns, tuple(rows), "In brackets the cosine of the embeddings."
+        f"Nearest {NEAR[view.side]} at the end of each phase",
+        columns,
+        tuple(rows),
+        "In brackets the cosine of the embeddings.",
     )
 
 
@@ -75,6 +79,6 @@ def _delta_table(view: ItemView) -> Table | None:
         (f"delta {number}", (Cell(f"{clicks:,}"), Cell("retired" if score is None else f"{score:.4f}")))
         for number, clicks, score in shown
     ]
-    note = f"{len(view.deltas):,} deltas changed the item or retired one of its ID"
+    note = f"{len(view.deltas):,} deltas changed the {view.side}{' or retired one of its ID' * (view.side == 'item')}"
     note += f"; shown are the first and the last {_MOST_DELTAS - 1}." if len(shown) < len(view.deltas) else "."
     return Table("Deltas", (Column("interactions after it"), Column("score after it")), tuple(rows), note)

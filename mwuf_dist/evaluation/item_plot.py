@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 _MOST_NAMES = 8  # Neighbours that are drawn as lines.
 _IN_A_LINE = 3  # Panels side by side.
 
+# By the side that is looked at: over whom its score is a mean, and who is compared.
+OTHERS = {"item": "users", "user": "items"}
+NEAR = {"item": "old items", "user": "users of the run"}
+
 
 @dataclass(frozen=True)
 class ItemView:
-    """Holds what is shown of an item.
+    """Holds what is shown of an item, or a user.
 
     Attributes:
         title: names the item.
@@ -29,12 +33,13 @@ class ItemView:
             one that was scored.
         scale: [D] or None.
         shift: [D] or None.
-        nearest: (name, cosine) of old items, best first.
+        nearest: (name, cosine) of old items (users of the run), best first.
         moments: places in the history at which neighbours were looked for, ascending [M].
         neighbours: names [n] of the old items that were nearest at the first or the last of them.
         cosine: of these at each moment [M, n].
         nearest_then: at each moment (name, cosine) of the nearest, best first.
         deltas: (number, interactions after it, mean probability after it; None where it retired the item).
+        side: item or user.
     """
 
     title: str
@@ -48,6 +53,7 @@ class ItemView:
     cosine: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     nearest_then: Sequence[Sequence[tuple[str, float]]] = ()
     deltas: Sequence[tuple[int, int, float | None]] = ()
+    side: str = "item"
 
 
 @plain_text()
@@ -83,7 +89,7 @@ def _titled(axes: Axes, title: str, below: str = "") -> None:
 
 def _draw_scores(axes: Axes, view: ItemView) -> None:
     _clean(axes)
-    _titled(axes, "mean probability, same users", "steps that trained the item")
+    _titled(axes, f"mean probability, same {OTHERS[view.side]}", f"steps that trained the {view.side}")
     axes.plot([score for *_, score in view.history], color=_COLOURS[0], linewidth=1.6, marker="o", markersize=3)
     _mark_phases(axes, view)
 
@@ -99,7 +105,7 @@ def _mark_phases(axes: Axes, view: ItemView) -> None:
 
 def _draw_neighbours(axes: Axes, view: ItemView) -> None:
     _clean(axes)
-    _titled(axes, "cosine to old items", "steps that trained the item")
+    _titled(axes, f"cosine to {NEAR[view.side]}", f"steps that trained the {view.side}")
     for number in range(min(len(view.neighbours), _MOST_NAMES)):
         axes.plot(view.moments, view.cosine[:, number], color=_COLOURS[number], linewidth=1.5, marker="o", markersize=2)
     last = view.moments[-1]

@@ -101,3 +101,28 @@ def test_command_prints_and_draws(run_folder: Path, tmp_path: Path, capsys: Any)
         phase: [point.clicks for point in history if point.phase == phase] for phase in PHASES
     }
     assert max(map(len, every.values())) > 12
+
+
+def test_a_user_of_the_run_has_neighbours_and_no_history(run: FinishedRun) -> None:
+    found = explain(run, run.user_ids[3].as_py(), side="user")
+    seen = [run.prepared.columns(split, ("user", "label")) for split in ("pretrain", "warm_a", "warm_b", "warm_c")]
+    labels = [part["label"][part["user"] == 3] for part in seen]
+    assert found.interactions == sum(map(len, labels)) > 0 and found.phase == "of the run" and not found.history
+    assert list(found.positives.values()) == [float(one.mean()) for one in labels if len(one)]
+    assert len(found.nearest) == 10 and run.user_ids[3].as_py() not in [one for one, _ in found.nearest]
+
+
+def test_command_takes_an_item_or_a_user(run_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    with open_run(run_folder) as run:
+        user = run.user_ids[3].as_py()
+    picture = tmp_path / "user.png"
+    with pytest.raises(SystemExit) as end:
+        cli.main(["explain", str(run_folder), "--user", str(user), "--output", str(picture)])
+    assert end.value.code == 0 and picture.read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    assert f"user {user}: of the run" in out and "nearest users of the run" in out
+    for wrong in ([], ["--item", "1", "--user", "2"], ["--user", "nobody"]):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["explain", str(run_folder), *wrong])
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and ("no user 'nobody'" if "nobody" in wrong else "name an item with") in said

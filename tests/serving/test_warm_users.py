@@ -15,11 +15,14 @@ import torch
 from mwuf_dist import cli
 from mwuf_dist.cli.serving import run_command
 from mwuf_dist.config import UserError
+from mwuf_dist.evaluation.item_page import item_page
+from mwuf_dist.evaluation.item_plot import plot_item
 from mwuf_dist.runtime import Runtime
 from mwuf_dist.serving.check import check as check_module
 from mwuf_dist.serving.check.check import serve_check
 from mwuf_dist.serving.deltas.apply import apply
 from mwuf_dist.serving.deltas.reader import UserTable, read_delta
+from mwuf_dist.serving.explain import explain
 from mwuf_dist.serving.export.export import export
 from mwuf_dist.serving.finished_run import FinishedRun, load_run
 from mwuf_dist.serving.warm.catch_up import catch_up
@@ -27,7 +30,7 @@ from mwuf_dist.serving.warm.job import WarmReport, warm
 from mwuf_dist.serving.warm.retire import Retiring
 from mwuf_dist.training.item_rule.frozen_users import FEWEST_CLICKS
 from mwuf_dist.training.item_rule.rule import frozen_double
-from tests.bounds import assert_float32_close
+from tests.bounds import assert_float32_close, near
 from tests.faults.ranks import forked
 
 OF_ITEMS = ("items.parquet", "log.parquet", "rows.parquet")
@@ -336,3 +339,41 @@ def test_two_ranks_make_the_users_of_one(
     assert state_of(tmp_path / "two") == state_of(with_fields)
     users = "export/users.parquet"
     assert (tmp_path / "two" / users).read_bytes() == (with_fields / users).read_bytes()
+
+
+def test_a_later_user_is_explained_by_the_rows_that_jobs_would_have_served(
+    run_folder: Path, opened: FinishedRun, logs: pa.Table, runtime: Runtime, tmp_path: Path
+) -> None:
+    job(run_folder, logs.slice(0, 130), tmp_path / "monday", runtime)
+    job(tmp_path / "monday", logs, tmp_path / "tuesday", runtime)
+    run = load_run(tmp_path / "tuesday", runtime)
+    user = FIRST_NEW_USER + 4
+    clicks = clicks_of(logs, user, opened)
+    found = explain(run, user, side="user")
+    assert (found.side, found.interactions, found.phase) == (
+        "user",
+        len(clicks),
+        "since the run, with a row of its own",
+    )
+    assert found.positives == {"served": sum(one["label"] for one in clicks) / len(clicks)}
+    # The first rows are the mean user's, the last one is the one that is served.
+    index = run.index_of(user, "user")
+    served = run.model.user_tables.rows_of("user_id", torch.tensor([index + 1]))[0].detach().numpy()
+    few = [point for point in found.history if point.clicks < FEWEST_CLICKS]
+    assert few and all(np.array_equal(point.embedding, run.mean_user.numpy()) for point in few)
+    assert found.history[-1].clicks == len(clicks) and np.array_equal(found.history[-1].embedding, served)
+    items = torch.randint(run.num_items, (1024,), generator=torch.Generator().manual_seed(0))
+    expected = run.scores(torch.full_like(items, index), items).sigmoid().mean()
+    assert found.history[-1].score == near(float(expected), num_terms=100)
+    # The deltas of both jobs have what a server knew after them.
+    num_then = len(clicks_of(logs.slice(0, 130), user, opened))
+    told = explain(run, user, deltas=[tmp_path / "monday"], side="user").applied
+    assert [(one.number, one.interactions) for one in told] == [(1, num_then), (2, len(clicks))] and num_then > 0
+    assert told[-1].score == found.history[-1].score
+    assert f"user {user}: since the run" in found.text() and "same 1024 random items" in found.text()
+    plot_item(found.view(), tmp_path / "user.png")
+    assert "Nearest users of the run" in item_page(found.view(), tmp_path / "user.png")
+    rows = run.model.user_tables.rows_of("user_id", 1 + torch.arange(run.prepared.num_users)).detach().numpy()
+    cosine = rows[: len(run.prepared.raw_ids("user"))] @ served / np.linalg.norm(rows, axis=1)[:300]
+    best = np.argsort(-cosine, kind="stable")[:10]
+    assert [one for one, _ in found.nearest] == [run.user_ids[int(place)].as_py() for place in best]

@@ -110,7 +110,7 @@ def _add_of_rows(found: Proposal, fields: list[LogsField], name: str, column: pa
         fields.append(LogsField(name=name, side="row", kind=kind))
         return
     found.left_out[name] = reason or (
-        f"it changes from row to row ({said}; --constant-share takes less); if it is known before the label, it can be "
+        f"it changes from row to row ({said}); --constant-share takes less; if it is known before the label, it can be "
         'a field with side = "row"'
     )
 

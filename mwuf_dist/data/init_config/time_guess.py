@@ -15,6 +15,7 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.init_config import names
+from mwuf_dist.data.init_config.label_guess import numbers_of
 from mwuf_dist.data.readers import times
 from mwuf_dist.data.readers.arrow_types import text_of
 from mwuf_dist.data.readers.ids import codes
@@ -29,6 +30,7 @@ TIME_FORMATS += ("%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d-%m-%Y")
 TIME_FORMATS += ("%m-%d-%Y %H:%M:%S", "%m-%d-%Y %H:%M", "%m-%d-%Y", "%m/%d/%y %H:%M", "%d/%m/%y %H:%M")
 TIME_FORMATS += ("%d-%b-%Y %H:%M:%S", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p", "%a %b %d %H:%M:%S %z %Y")
 TIME_FORMATS += ("%d/%b/%Y:%H:%M:%S %z", "%b %d, %Y", "%a, %d %b %Y %H:%M:%S %Z")
+_OF_THE_DAY = "hours of the day"
 _MOST_GAPS = 0.2  # A column with more rows without a time is no finer one.
 
 
@@ -46,10 +48,11 @@ def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
     if asked.time and asked.time not in rest:
         raise UserError(f"{log.files[0]}: no column {asked.time!r}; --time takes one of {', '.join(rest)}")
     parts = [one for one in rest if names.is_part_of_a_date(one, rest)]
-    whole = [one for one in rest if one not in parts]
+    hours = [one for one in rest if one != asked.time and one not in parts and _is_hour_of_day(one, log.columns[one])]
+    whole = [one for one in rest if one not in (*parts, *hours)]
     scored = sorted((one for one in whole if names.time_score(one)), key=names.time_score, reverse=True)
     dates = [one for one in whole if one not in scored and _holds_dates(log.columns[one])]
-    tried: list[str] = []
+    tried = [f"{one} holds {_OF_THE_DAY}" for one in hours]
     accepted: dict[str, str] = {}
     for name in [asked.time] if asked.time else [*scored, *dates]:
         if not asked.time and (pa.types.is_nested(log.columns[name].type) or len(codes(log.columns[name])[1]) < 2):
@@ -85,7 +88,7 @@ def _no_time(found: Proposal, log: LogTable, parts: list[str], tried: list[str])
             f"{log.files[0]}: the time is written in parts ({', '.join(parts)}, ...): make one column of them, name "
             "another with --time COLUMN, or say --time none, so that the order of the rows counts"
         )
-    refused = [one for one in tried if not one.endswith("one value")]
+    refused = [one for one in tried if not one.endswith(("one value", _OF_THE_DAY))]
     if refused:
         raise UserError(
             f"{log.files[0]}: a column looks like the time, but is no number and no known form of date "
@@ -134,6 +137,14 @@ def _finest(found: Proposal, log: LogTable, accepted: dict[str, str]) -> str:
         moments[name] = len(codes(log.columns[name])[1]) if is_moment and is_full and names.time_score(name) else 0
     finest = max(accepted, key=lambda name: moments[name])
     return finest if moments[finest] >= 2 * max(1, moments[first]) else first
+
+
+def _is_hour_of_day(name: str, column: pa.ChunkedArray) -> bool:
+    """Says whether a column named after hours has none but those of a day, which begin again each day."""
+    if names.words(name)[-1:] != ["hour"] or pa.types.is_nested(column.type) or pa.types.is_timestamp(column.type):
+        return False
+    numbers = numbers_of(column)
+    return numbers is not None and bool(np.isin(numbers[~np.isnan(numbers)], np.arange(25)).all())
 
 
 def _holds_dates(column: pa.ChunkedArray) -> bool:

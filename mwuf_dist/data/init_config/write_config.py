@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
+import textwrap
 from dataclasses import fields
 
 import numpy as np
@@ -20,6 +22,7 @@ from mwuf_dist.data.sources import logs
 THRESHOLDS = (20, 30, 50, 100, 200, 500, 1000, 2000, 5000)
 PRETRAIN_SHARE = 0.6  # The model wants most rows; within that, a larger N gives more new items to test on.
 MIN_ITEMS = 10
+_WIDTH = 118  # Of comments that list columns.
 
 
 def write_config(found: Proposal) -> str:
@@ -63,7 +66,7 @@ def write_config(found: Proposal) -> str:
         "[data.logs]",
         "# Paths are relative to the folder where mwuf starts, or to $MWUF_DATA_DIR.",
         *options_of(found),
-        *[comment(f"Column {name!r} is left out: {why}.") for name, why in found.left_out.items()],
+        *_left_out(found.left_out),
     ]
     for one in found.options.fields:
         lines += ["", *_field(one, dataset, found.notes.get(f"field {one.name}", ""))]
@@ -175,6 +178,28 @@ def options_of(found: Proposal) -> list[str]:
         if key in _ALWAYS or value != getattr(usual, key):
             note = f"  {comment(found.notes[key])}" if found.notes.get(key) else ""
             lines.append(f"{key} = {_toml(value)}{note}")
+    return lines
+
+
+def _left_out(columns: dict[str, str]) -> list[str]:
+    """Writes why columns are no fields: of those with one reason once, with the numbers of each."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name, why in columns.items():
+        detail = re.search(r" \((.*?)\)", why)
+        reason = why if detail is None else why.replace(detail[0], "", 1)
+        groups.setdefault(reason, []).append((name, "" if detail is None else detail[1]))
+    lines = []
+    for reason, members in groups.items():
+        name, detail = members[0]
+        if len(members) == 1:
+            lines.append(comment(f"Column {name!r} is left out: {columns[name]}."))
+            continue
+        said = [f"{name!r} ({detail})" if detail else repr(name)]
+        for other, numbers in members[1:]:
+            short = ", ".join(re.findall(r"\d[\d,.]*%?", numbers))
+            said.append(f"{other!r} ({short})" if short else repr(other))
+        text = comment(f"{len(members)} columns are left out: {reason}. They are {', '.join(said)}.")
+        lines += textwrap.wrap(text, _WIDTH, subsequent_indent="#   ", break_long_words=False, break_on_hyphens=False)
     return lines
 
 
