@@ -25,7 +25,7 @@ from docs_tables import rows_table
 
 from mwuf_dist import cli
 from mwuf_dist.config import PHASES, Config, registry
-from mwuf_dist.evaluation import published
+from mwuf_dist.evaluation import published, stream_report
 from mwuf_dist.evaluation.comparison import conclude
 from mwuf_dist.evaluation.tables import Cell, Table, auc_table, published_table
 
@@ -207,11 +207,15 @@ def _short(text: str) -> str:
 
 
 def study(name: str) -> str:
-    """AUC tables of a recorded comparison and, where the paper has its rows, ours beside the paper's."""
+    """The tables of a recorded comparison, by phases or days; where the paper has its rows, ours beside the paper's."""
     comparison = json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
-    conclude(comparison)  # older records were made before tests were corrected for their number
-    tables = [auc_table(comparison, (scoring,)) for scoring in ("next", "test")]
-    against = published_table(comparison)
+    if comparison.get("protocol") == "stream":
+        stream_report.conclude(comparison)
+        tables, against = stream_report.tables(comparison)[:1], None
+    else:
+        conclude(comparison)  # older records were made before tests were corrected for their number
+        tables = [auc_table(comparison, (scoring,)) for scoring in ("next", "test")]
+        against = published_table(comparison)
     said = " ".join(comparison.get("claims", {}).get("sentences", ()))
     return "\n\n".join(
         [*(_table(table) for table in [*tables, *([against] if against else [])]), *([said] if said else [])]
@@ -223,11 +227,8 @@ def other_studies(shown: str) -> str:
     parts = []
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        if (
-            path.name in shown.split()
-            or not isinstance(record, dict)
-            or not {"rows", "published_source"} <= set(record)
-        ):
+        is_study = isinstance(record, dict) and ("published_source" in record or record.get("protocol") == "stream")
+        if path.name in shown.split() or not is_study:
             continue
         about = record.get("about", {})
         said = [about.get("note", ""), f"Made by: `{about['command']}`" if "command" in about else ""]
@@ -270,7 +271,7 @@ def _table(table: Table) -> str:
         for i in kept
     ]
     rows = [(label, *(_cell(cells[index]) for index in kept)) for label, cells in table.rows]
-    title = groups[0] if len(groups) == 1 else table.title
+    title = (groups[0] if len(groups) == 1 else "") or table.title
     return f"**{title}**\n\n{rows_table(('', *heads), rows)}\n\n{table.note}"
 
 
