@@ -127,3 +127,17 @@ def test_options_that_contradict_each_other(options: dict[str, Any], words: str)
     with pytest.raises(UserError, match="data.logs") as error:
         logs.check_options(build({"data": {"logs": {"interactions": "x", "label": "clicked"} | options}}).data.logs)
     assert words in str(error.value)
+
+
+def test_columns_of_a_type_that_their_use_cannot_have_are_refused(tmp_path: Path) -> None:
+    path, times = tmp_path / "log.parquet", pa.array([1, 2, 3], pa.timestamp("s"))
+    columns: dict[str, Any] = {"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": [1, 2, 3]}
+    pq.write_table(pa.table(columns | {"clicked": pa.nulls(3)}), path)
+    refused(path, "row 0 (counted from 0): clicked is missing (3 of 3 rows)")
+    pq.write_table(pa.table(columns | {"clicked": times}), path)
+    refused(path, "clicked is datetime.datetime", "no number", label="", label_from="clicked", label_at_least=1)
+    columns |= {"clicked": [0, 1, 1], "since": times, "worth": [[1], [2], [3]]}
+    pq.write_table(pa.table(columns), path)
+    number = item_field("since", kind="numeric")
+    refused(path, "since is a time, and field 'since' is numeric", fields=number)
+    refused(path, "column 'worth' is a list, which is no weight", weight="worth")

@@ -116,3 +116,8 @@ def test_what_cannot_be_a_weight_or_a_field_of_rows_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         prepare(config_of(tmp_path, **options).data)
+
+
+def test_a_value_that_has_a_weight_and_no_row_is_told(tmp_path: Path) -> None:
+    prepared = prepare(config_of(tmp_path, weight="event", weights=["cart=2", "Buy=5"]).data)
+    assert "data.logs.weights: no row has event = 'Buy'; did you mean 'buy'?" in prepared.notes

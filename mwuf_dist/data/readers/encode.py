@@ -163,6 +163,8 @@ def _numeric(
         if len(bad):
             what = f"{values[int(bad[0])].as_py()!r} is no number, and field {field.name!r} is numeric"
             raise refuse(int(bad[0]), f"{what}; correct it, add it to data.logs.missing, or make the field categorical")
+    elif pa.types.is_timestamp(values.type):
+        raise refuse(0, f"is a time, and field {field.name!r} is numeric; give numbers, or make the field categorical")
     else:
         number = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     number = np.append(number, np.nan)[code]

@@ -64,6 +64,8 @@ def label_of(values: pa.Array, options: LogsConfig, whole: LogTable | None = Non
         return _zero_or_one(values)
     if options.label_is:
         return _one_of(values, options, whole)
+    if pa.types.is_timestamp(values.type):
+        return np.full(len(values), WRONG, dtype=np.int8)
     number = to_float(values) if pa.types.is_string(values.type) else values.cast(pa.float64()).to_numpy(False)
     return np.where(np.isnan(number), WRONG, number >= options.label_at_least).astype(np.int8)
 
@@ -88,8 +90,9 @@ def _zero_or_one(values: pa.Array) -> np.ndarray:
     text = [one.strip().lower() for one in text_of(values).to_pylist()]
     number = to_float(pa.array(text, pa.string())) if text else np.empty(0)
     of_value = np.full(len(text), WRONG, dtype=np.int8)
-    of_value[[one in _ZERO for one in text] | (number == 0)] = 0
-    of_value[[one in _ONE for one in text] | (number == 1)] = 1
+    is_zero, is_one = (np.array([one in words for one in text], dtype=bool) for words in (_ZERO, _ONE))
+    of_value[is_zero | (number == 0)] = 0
+    of_value[is_one | (number == 1)] = 1
     if not (number == 0).any():
         of_value[number == -1] = 0
     return of_value

@@ -6,6 +6,7 @@ but over rows: its vocabulary, and the quantiles of its buckets, are those of th
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -153,7 +154,10 @@ def weights(log: Rows, kept: np.ndarray, options: LogsConfig) -> np.ndarray:
     Raises:
         UserError: a weight is missing, no number or below 0, or none is above it.
     """
-    index, values = codes(log.table.columns[options.weight])
+    column = log.table.columns[options.weight]
+    if pa.types.is_nested(column.type):
+        raise UserError(f"{log.table.files[0]}: column {options.weight!r} is a list, which is no weight; name another")
+    index, values = codes(column)
     of_value = _weights_of_values(options)
     if of_value:
         there = [of_value.get(one, 1.0) for one in text_of(values).to_pylist()]
@@ -170,6 +174,20 @@ def weights(log: Rows, kept: np.ndarray, options: LogsConfig) -> np.ndarray:
     if len(number) and not number.any():
         raise UserError(f"{log.table.files[0]}: every row weighs 0 by {options.weight}: nothing to learn")
     return number.astype(np.float32)
+
+
+def absent_values(log: Rows, options: LogsConfig) -> list[str]:
+    """Says which values that have a weight no row of a data set has: one that is misspelt weighs 1."""
+    if not options.weights:
+        return []
+    there = text_of(codes(log.table.columns[options.weight])[1]).drop_null().to_pylist()
+    said = []
+    for value in _weights_of_values(options):
+        if value not in there:
+            near = difflib.get_close_matches(value, there, n=1, cutoff=0.0)
+            like = f"; did you mean {near[0]!r}?" if near else ""
+            said.append(f"data.logs.weights: no row has {options.weight} = {value!r}{like}")
+    return said
 
 
 def _weights_of_values(options: LogsConfig) -> dict[str, float]:

@@ -122,6 +122,7 @@ def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDa
             )
         notes += _not_drawn(row_label, more[SET], num_drawn)
     of_rows, row_fields = row_values.encode(log, kept, options, words)
+    notes += row_values.absent_values(log, options)
     if of_rows and rule is not None and rule.stream is not None:
         raise UserError(
             "data.logs.weight and fields with side = 'row' do not go with study.protocol = 'stream': leave them out"
