@@ -81,6 +81,10 @@ class GlobalBatchNorm(nn.Module):
         Moments have the precision of the weights, whatever that of the product before it is.
         """
         x = x.to(self.weight.dtype)
+        if not self.training and x.requires_grad and not self.weight.requires_grad:
+            # Of a frozen model's training. torch's own has a backward that takes three times as long (32,768 x 32).
+            scale, offset = self.affine()
+            return torch.addcmul(offset, x, scale)
         if not self.training or (row_weight is None and dist.get_world_size() == 1):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps

@@ -105,3 +105,19 @@ def test_products_of_pairs_and_their_gradients_of_both_orders_are_those_of_a_sum
         out = products(x)
         out.backward(weight.bfloat16())
     assert out.dtype == torch.bfloat16 and x.grad is not None and x.grad.dtype == torch.float32
+
+
+def test_a_frozen_batch_norm_has_the_values_and_gradients_of_torchs() -> None:
+    torch.manual_seed(0)
+    norm, x, weight = GlobalBatchNorm(4).eval().double(), torch.randn(9, 4).double(), torch.randn(9, 4).double()
+    for value in (norm.weight.detach(), norm.bias.detach(), norm.running_mean, norm.running_var):
+        value.uniform_(0.5, 2.0)
+    found = []
+    for is_frozen in (True, False):
+        norm.requires_grad_(not is_frozen)
+        rows = x.clone().requires_grad_()
+        out = norm(rows)
+        out.backward(weight)
+        assert ("NativeBatchNorm" in type(out.grad_fn).__name__) != is_frozen
+        found.append((out.detach(), rows.grad))
+    torch.testing.assert_close(found[0], found[1])
