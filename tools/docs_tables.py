@@ -101,13 +101,18 @@ def backbone_speed_table(names: str) -> str:
         for row in record["rows"]:
             if not row["higher_is_better"] or row["alternative"] is None:
                 continue
-            ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
+            ours, plain, more = row["ours"]["p50"], row["alternative"]["p50"], row["more"]
+            cost = ("", "", "")
+            if "flops_per_sample" in more:
+                cost = (f"{more['flops_per_sample'] / 1e3:,.0f}", f"{more['bytes_per_sample'] / 1e3:.1f}",
+                        f"{more['ours_of_roofline']:.0%}")  # fmt: skip
             rows.append(
                 (record["config"]["backbone"], row["name"], f"{plain / 1e3:,.0f}", f"{ours / 1e3:,.0f}",
-                 f"{ours / plain:.2f}", f"{ours / row['limit']['p50']:.0%}",
+                 f"{ours / plain:.2f}", f"{ours / row['limit']['p50']:.0%}", *cost,
                  " / ".join(f"{row['aucs'][phase]:.4f}".lstrip("0") for phase in PHASES if row["aucs"]))
             )  # fmt: skip
-    heads = ("backbone", "thousand samples/CPU s", "plain PyTorch", "mwuf-dist", "ratio", "of the MLP alone")
+    heads = ("backbone", "thousand samples/CPU s", "better of eager and compiled", "mwuf-dist", "ratio")
+    heads += ("of the MLP alone", "kFLOP a sample", "kB a sample", "of the roofline")
     return rows_table((*heads, "AUC " + " / ".join(PHASES)), rows)
 
 
