@@ -219,7 +219,7 @@ def _triton() -> Check:
 def _loops() -> Check:
     """Says whether the loops of `mwuf_kernels` are compiled for this machine; they are now, if they can be."""
     printed, error = _probe(_LOOPS_PROBE)
-    if printed == ["True"]:
+    if printed[:1] == ["True"]:
         return Check("loops", "compiled for this CPU")
     why = error or " ".join(printed[1:])
     if why:

@@ -158,7 +158,8 @@ class PairProducts(nn.Module):
         kind = fields.device.type
         if kind != "meta" and torch.is_autocast_enabled(kind):  # which a function's backward does not see
             fields = fields.to(torch.get_autocast_dtype(kind))
-        if fields.requires_grad and torch.is_grad_enabled():
+        # An exported graph is of plain operations.
+        if fields.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             products: torch.Tensor = _Products.apply(fields, self.pairs, self.pair_of)  # pyright: ignore[reportAssignmentType]
             return products
         return _products(fields, self.pairs)

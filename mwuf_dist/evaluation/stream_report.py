@@ -89,6 +89,8 @@ def build_stream_comparison(
 
 def _row(key: tuple[str, str, str], runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found = [run["stream"] for run in runs]
+    # An older run counted drawn rows as clicks.
+    counted = [one for one in found if "first_clicks" in one]
     stages = dict.fromkeys(stage for run in runs for stage in run["stages"])
     seconds = {
         stage: summarize([run["stages"].get(stage, {}).get("seconds") for run in runs])["mean"] for stage in stages
@@ -98,9 +100,9 @@ def _row(key: tuple[str, str, str], runs: Sequence[dict[str, Any]]) -> dict[str,
         **dict(zip(("backbone", "method", "variant"), key, strict=True)),
         "seeds": [run["seed"] for run in runs],
         "stream": {name: summarize([one[name] for one in found]) for name in (*METRICS, *RANKING)},
-        "first_clicks": _bucket_of_seeds([one.get("first_clicks") or _UNKNOWN for one in found]),
+        "first_clicks": _bucket_of_seeds([one["first_clicks"] for one in counted] or [_UNKNOWN]),
         **{name: found[0][name] for name in ("rows", "positives", "num_days", "num_lists")},
-        **{name: _buckets([one[name] for one in found]) for name in _WHERE},
+        **{name: _buckets([one[name] for one in (counted or found)]) for name in _WHERE},
         "seconds": seconds,
         **dict.fromkeys(_VERSUS),
     }

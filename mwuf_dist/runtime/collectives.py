@@ -110,7 +110,7 @@ class _Group(dist.ProcessGroup):
     ) -> dist.Work:
         """See `torch.distributed.reduce_scatter_tensor`."""
         assert options.reduceOp == dist.ReduceOp.SUM
-        _direct().sum_parts(out, tensor.view(-1).split(out.numel()))
+        _direct().sum_parts(out, tensor.view(-1).tensor_split(self._size))
         return _done(out)
 
     def reduce_scatter(

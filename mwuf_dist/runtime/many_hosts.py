@@ -23,8 +23,10 @@ from torch.autograd.profiler import record_function
 
 from mwuf_dist.runtime.one_host import LONG_BYTES, TOKEN_BYTES, PeerLostError, sockets_to_others, sum_in_order
 
-# Seconds until the connections stand; where a firewall keeps them from it, gloo does the work.
-_CONNECT_S = 20.0
+# Seconds until the connections stand; where a firewall keeps them from it, gloo does the work. At most this part of the
+# timeout, because whoever gives up first waits for the others in gloo.
+_CONNECT_S, _PART = 20.0, 0.25
+_LONGEST_POLL_MS = 2**31 - 1
 _SIOCGIFADDR = 0x8915
 
 
@@ -67,7 +69,7 @@ class ManyHosts:
 
     def gather(self, out: torch.Tensor, tensor: torch.Tensor) -> None:
         """Lays the contiguous tensors of all ranks end to end, into `out`. A collective."""
-        parts = out.view(-1).split(tensor.numel())
+        parts = out.view(-1).tensor_split(len(self._sockets) + 1)
         self.exchange(parts, [tensor.view(-1)] * (len(self._sockets) + 1))
 
     def exchange(self, out: Sequence[torch.Tensor], parts: Sequence[torch.Tensor]) -> None:
@@ -90,9 +92,10 @@ class ManyHosts:
 
     def _summed(self, parts: dict[int, torch.Tensor], ours: torch.Tensor) -> torch.Tensor:
         """Sends each rank its part; sums ours and what they have for us, in the order of the ranks."""
-        theirs = {other: torch.empty_like(ours) for other in self._sockets}
+        like = torch.empty_like(ours, memory_format=torch.contiguous_format)
+        theirs = {other: torch.empty_like(like) for other in self._sockets}
         self._swap(parts, theirs)
-        return sum_in_order([theirs.get(rank, ours) for rank in range(len(theirs) + 1)], torch.empty_like(ours))
+        return sum_in_order([theirs.get(rank, ours) for rank in range(len(theirs) + 1)], like)
 
     @record_function("many_hosts:swap")  # what a profile shows of the time that we wait for the slowest
     def _swap(self, parts: dict[int, torch.Tensor], theirs: dict[int, torch.Tensor]) -> None:
@@ -108,7 +111,7 @@ class ManyHosts:
             if events := _events(other, sending, receiving):
                 waits.register(one, events)
         while sending or receiving:
-            ready = waits.poll(self._timeout_s * 1e3)
+            ready = waits.poll(min(self._timeout_s * 1e3, _LONGEST_POLL_MS))
             if not ready:
                 silent = min({*sending, *receiving})
                 raise PeerLostError(f"rank {silent} has said nothing for {self._timeout_s:g} s")
@@ -180,8 +183,9 @@ def connect(rank: int, timeout_s: float, gather: Callable[[Any], list[Any]], mas
     found: dict[int, socket.socket] = {}
     if listening is not None:
         with listening, contextlib.suppress(OSError):
-            if all(name for name, _ in everybody):
-                found = sockets_to_others(rank, everybody, listening, min(timeout_s, _CONNECT_S))
+            # An address of IPv4 has two parts, one of IPv6 four: they cannot reach each other.
+            if len({name and len(name) for name, _ in everybody}) == 1:
+                found = sockets_to_others(rank, everybody, listening, min(timeout_s * _PART, _CONNECT_S))
     # All or nobody: some could be behind a firewall that others are not.
     if all(gather(len(found) == len(everybody) - 1)):
         return ManyHosts(rank, found, timeout_s)

@@ -17,6 +17,7 @@ import os
 import secrets
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -230,25 +231,29 @@ def sockets_to_others(
         rank: ours.
         everybody: of every rank a tuple that ends with the address at which it listens and its secret.
         listening: at ours.
-        timeout_s: how long another may keep us waiting.
+        timeout_s: until all stand.
 
     Raises:
         OSError: another does not answer.
     """
     found: dict[int, socket.socket] = {}
-    secret = everybody[rank][-1]
+    secret, end = everybody[rank][-1], time.monotonic() + timeout_s
+
+    def rest() -> float:
+        return max(0.01, end - time.monotonic())
+
     for other in range(rank):
         *_, address, theirs = everybody[other]
         one = found[other] = socket.socket(listening.family, socket.SOCK_STREAM)
-        one.settimeout(timeout_s)
+        one.settimeout(rest())
         one.connect(address)
         one.sendall(theirs + secret)
         if not hmac.compare_digest(_read(one, TOKEN_BYTES), secret):
             raise ConnectionError(f"what listens at the address of rank {other} is not it")
-    listening.settimeout(timeout_s)
     while len(found) < len(everybody) - 1:
+        listening.settimeout(rest())
         one, _ = listening.accept()
-        one.settimeout(timeout_s)
+        one.settimeout(rest())
         known, theirs = _read(one, TOKEN_BYTES), _read(one, TOKEN_BYTES)
         others = [other for other, (*_, value) in enumerate(everybody) if hmac.compare_digest(value, theirs)]
         if not hmac.compare_digest(known, secret) or not others:

@@ -129,16 +129,21 @@ def test_a_rank_that_dies_or_is_stopped_in_a_sum_is_named(on_many: bool, how: si
             assert f"rank {rank} stops, because rank 1 does not answer" in launch.said(rank)
 
 
-def _sum_by_gloo() -> None:
+def _sum_by_gloo(addresses: tuple[str, str]) -> None:
     _be_a_host()
-    many_hosts._our_address = lambda master: "192.0.2.1"  # of nobody
+    many_hosts._our_address = lambda master: addresses[int(os.environ["RANK"])]
     with start(CONFIG) as runtime:
         assert runtime.group_of_tables is None
         assert sum_over_ranks_(torch.full((5,), runtime.rank + 1.0)).tolist() == [3.0] * 5
 
 
-def test_ranks_that_cannot_connect_sum_by_gloo(tmp_path: Path) -> None:
-    with forked(_sum_by_gloo, (), tmp_path / "log", 2) as launch:
+@pytest.mark.parametrize(
+    "addresses",
+    [("192.0.2.1", "192.0.2.1"), ("::1", "127.0.0.1"), ("127.0.0.1", "::1")],
+    ids=["of nobody", "IPv6 and 4", "IPv4 and 6"],
+)
+def test_ranks_that_cannot_connect_sum_by_gloo(addresses: tuple[str, str], tmp_path: Path) -> None:
+    with forked(_sum_by_gloo, (addresses,), tmp_path / "log", 2) as launch:
         assert launch.wait() == [0, 0], launch.said()
 
 

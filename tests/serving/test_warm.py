@@ -277,7 +277,10 @@ def test_an_item_may_come_with_its_fields_before_its_first_click_or_after(
             lambda t: t.rename_columns(["user_id", "item", "label", "timestamp"]),
             "no column 'item_id'; did you mean 'item'",
         ),
-        (lambda t: t.set_column(1, "item_id", pa.array(["A7"] * len(t))), "'A7' is no number"),
+        (
+            lambda t: t.set_column(1, "item_id", pa.array(["A7"] * len(t))),
+            "item_id is 'A7', and all items of the run have whole",
+        ),
         (lambda t: t.set_column(2, "label", pa.array([3] * len(t))), "neither 0 nor 1"),
         (lambda t: t.set_column(0, "user_id", pa.array([None] * len(t), pa.int64())), "user_id is missing"),
         (lambda t: t.set_column(3, "timestamp", pa.array(t["timestamp"].to_numpy() + 0.5)), "whole numbers"),

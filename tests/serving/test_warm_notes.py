@@ -128,7 +128,7 @@ def test_ids_that_the_run_could_not_have_are_refused_with_their_place_or_counted
     path = write(day_with("item_id", [str(items[0]), "x7", *map(str, items[2:])]), tmp_path / "day.csv")
     with pytest.raises(UserError, match=r"day.csv:3: item_id is 'x7', and all items of the run have whole numbers"):
         read(data, path)
-    (tmp_path / "items.csv").write_text("item_id,color,price\n950,red,3\nx951,red,3\n")
+    (tmp_path / "items.csv").write_text("item_id,color,price\n1234567890123456789,red,3\nx951,red,3\n")
     with pytest.raises(UserError, match=r"items.csv:3: item_id is 'x951', and all items of the run have whole"):
         fields_of(data, tmp_path / "items.csv")
     users = with_events(a_day())["user_id"].to_pylist()
@@ -192,3 +192,5 @@ def test_a_day_without_a_positive_sounds_an_alarm_and_a_short_one_does_not(data:
         "ALARM: 60% of the rows are positive, 20% in the run's own sets"
     ]
     assert alarms({"positive": 0.5}, [], {}, 100) == []  # a run that does not know
+    # One item's rows, or one user's, come together: that they do not come says little.
+    assert alarms({"of users never seen": 0.0}, [{"of users never seen": 0.03}], {}, 1000) == []

@@ -21,6 +21,7 @@ from mwuf_dist.data.schema import RAW_ID, Entities, Field, list_column
 from mwuf_dist.data.sources import logs
 from mwuf_dist.data.stream_rule import Seen, past_only
 from mwuf_dist.data.synthesize.synthesize import synthesize
+from mwuf_dist.evaluation import stream_report
 from mwuf_dist.evaluation.stream_metrics import ranking, stream_metrics
 from mwuf_dist.runtime import start
 from mwuf_dist.serving.run_files import read_run
@@ -209,6 +210,12 @@ def test_compare_writes_its_report_and_does_nothing_again(tmp_path: Path, capsys
     assert comparison["audits"] and all(audit["passed"] for audit in comparison["audits"])
     assert (output / "stream.png").stat().st_size and "NDCG@10" in (output / "report.html").read_text()
     assert "Leak audit" in capsys.readouterr().out
+    results = [json.loads(path.read_text()) for path in sorted(output.glob("runs/*mwuf*/results.json"))]
+    older = json.loads(json.dumps(results[0])) | {"seed": 1}
+    del older["stream"]["first_clicks"], older["stream"]["by_clicks"][-1]  # it counted drawn rows as clicks
+    (row,) = stream_report.build_stream_comparison([older, *results])["rows"]
+    assert row["seeds"] == [1, 0] and row["stream"]["auc"]["num_seeds"] == 2
+    assert row["first_clicks"]["rows"] > 0 and row["first_clicks"]["auc"]["num_seeds"] == 1
     before = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/results.json")}
     with pytest.raises(SystemExit, match="^0$"):
         main(command)

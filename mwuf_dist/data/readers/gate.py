@@ -180,9 +180,10 @@ def _new_labels(table: LogTable, options: LogsConfig, known: tuple[str, ...], ke
     """Says how many rows have a value in the label's column that the data set does not have: none is positive."""
     if not known or not options.label_is:
         return []
+    old = frozenset(known)
     index, values = ids.codes(table.columns[options.label_from])
     num = np.bincount(index[kept], minlength=len(values))
-    fresh = {word: int(n) for word, n in zip(text_of(values).to_pylist(), num, strict=True) if n and word not in known}
+    fresh = {word: int(n) for word, n in zip(text_of(values).to_pylist(), num, strict=True) if n and word not in old}
     if not fresh:
         return []
     named = ", ".join(map(repr, list(fresh)[:_LABELS_NAMED])) + (", ..." if len(fresh) > _LABELS_NAMED else "")

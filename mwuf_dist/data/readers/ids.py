@@ -219,6 +219,15 @@ def _without_point(text: pa.Array) -> pa.Array:
     return pc.replace_substring_regex(text, r"^(-?[0-9]+)\.0+$", r"\1") if _any(_is(text, _WHOLE_WITH_POINT)) else text
 
 
+def is_whole_number(text: pa.Array) -> pa.Array:
+    """Says of each ID, as `normal` has left it, whether it is a whole number that fits 64 bits [V]."""
+    digits = pc.replace_substring_regex(text, r"^-", "")
+    most = pc.if_else(pc.starts_with(text, "-"), str(2**63), str(2**63 - 1))
+    is_short = pc.less(pc.utf8_length(digits), 19)
+    fits = pc.or_(is_short, pc.and_(pc.equal(pc.utf8_length(digits), 19), pc.less_equal(digits, most)))
+    return pc.and_(_is(text, _INTEGER), fits)
+
+
 def _fits(text: pa.Array) -> pa.Array | None:
     try:
         return text.cast(pa.int64())

@@ -13,11 +13,15 @@ from mwuf_dist.serving.warm.change import POSITIVE
 
 # A fraction of the rows that differs by more from the days before is no chance.
 _ALARM = 0.3
-_MANY_LIKELY = 20.0  # Rows of a kind: where so many were likely, that there is none is no chance.
+# Rows: where so many positive ones were likely, that there is none is no chance. Rows of other kinds come together: all
+# those of a user, or of an item.
+_MANY_LIKELY = 20.0
 
 
 def usual_fractions(prepared: Prepared) -> dict[str, float]:
-    """Returns the fraction of positive rows in the run's own warm sets; empty where none is known."""
+    """Returns the fraction of positive rows in the run's warm sets; empty where none is known, or rows were drawn."""
+    if prepared.negatives_per_positive:
+        return {}
     splits = [prepared.manifest["splits"][name] for name in WARM_SETS]
     num_rows = sum(one["rows"] for one in splits)
     if not num_rows or any("positives" not in one for one in splits):
@@ -37,7 +41,7 @@ def alarms(
         fractions: of the rows, by kind.
         days: of the days before.
         of_run: of the run's own rows, for kinds of which no day has any.
-        num_rows: how many rows there are: that none of a kind is there says something where many were likely.
+        num_rows: how many rows there are: that none is positive says something where many were likely.
     """
     found = []
     for kind, now in fractions.items():
@@ -46,7 +50,7 @@ def alarms(
         before = before or [usual for name, usual in of_run.items() if name == kind]
         usual = float(np.mean(before)) if before else 0.0
         none_left = num_rows * ((now == 0) * usual + (now == 1) * (1 - usual)) >= _MANY_LIKELY
-        if before and (abs(now - usual) > _ALARM or none_left):
+        if before and (abs(now - usual) > _ALARM or (kind == POSITIVE and none_left)):
             found.append(f"ALARM: {now:.0%} of the rows are {kind}, {usual:.0%} {when}")
         elif not before and kind == "of users never seen" and now > 0.5:
             found.append(f"ALARM: {now:.0%} of the rows are {kind}: are IDs written as in the run's own logs?")

@@ -21,8 +21,6 @@ from mwuf_dist.data.readers.gate import DataForm, Rows
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.serving.served_log import LOG_COLUMNS, NewRows
 
-_INTEGER = r"^-?[0-9]{1,18}$"
-
 
 @dataclass(frozen=True)
 class Columns:
@@ -130,7 +128,7 @@ def _refuse_words(rows: Rows, options: LogsConfig, known: pa.Array) -> None:
     """Refuses item IDs that no item of the run could have: what is kept of new items has the type of the run's."""
     if not pa.types.is_integer(known.type) or pa.types.is_integer(rows.item_ids.type):
         return
-    is_word = pc.invert(pc.match_substring_regex(rows.item_ids, _INTEGER)).to_numpy(zero_copy_only=False)
+    is_word = pc.invert(ids.is_whole_number(rows.item_ids)).to_numpy(zero_copy_only=False)
     if is_word.any():
         wrong = is_word[rows.item[rows.kept]]
         row = int(rows.kept[np.argmax(wrong)])
@@ -146,7 +144,7 @@ def _unlike(found: pa.Array, known: pa.Array) -> list[str]:
     if found.type == known.type or not len(known):
         return []
     text = found.cast(pa.string())
-    odd = text.filter(pc.invert(pc.match_substring_regex(text, _INTEGER))) if pa.types.is_integer(known.type) else text
+    odd = text.filter(pc.invert(ids.is_whole_number(text))) if pa.types.is_integer(known.type) else text
     if not len(odd):
         return []
     return [

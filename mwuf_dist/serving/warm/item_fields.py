@@ -119,7 +119,7 @@ def _notes_on_ids(
         UserError: an ID is a word, where all of the run are whole numbers.
     """
     if pa.types.is_integer(known.type) and not pa.types.is_integer(ids.type):
-        is_word = pc.invert(pc.match_substring_regex(ids, r"^-?[0-9]{1,18}$")).to_numpy(zero_copy_only=False)
+        is_word = pc.invert(raw_ids.is_whole_number(ids)).to_numpy(zero_copy_only=False)
         row = int(np.argmax(np.append(is_word, False)[entity]))
         raise UserError(
             f"{table.place(row)}: {column} is {ids[int(entity[row])].as_py()!r}, and all {table.what} of the run have "
