@@ -149,8 +149,8 @@ def add_intervals(
         for name, rows in zip(_VERSUS, (np.arange(len(labels)), np.flatnonzero(clicks < FEW_CLICKS)), strict=True):
             if len(np.unique(labels[rows])) < 2:
                 continue
-            placed = ([placements(one[rows], labels[rows]) for one in of_row] for of_row in (ours, theirs))
-            found = bootstrap_difference(*placed, labels[rows], items[rows])
+            placed, against = ([placements(one[rows], labels[rows]) for one in of_row] for of_row in (ours, theirs))
+            found = bootstrap_difference(placed, against, labels[rows], items[rows])
             row[name] = {"row": other, "num_seeds": len(common), **found}
     tests = [row[name] for name in _VERSUS for row in comparison["rows"] if row[name]]
     for versus, corrected in zip(tests, holm([one["p_value"] for one in tests]), strict=True):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
 from mwuf_dist.config import UserError
+from mwuf_dist.data.readers import ids as raw_ids
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.serving.served_log import Log, NewRows, distinct, find, in_order, is_known, taken, together
 from mwuf_dist.serving.served_rows import Rows
@@ -165,7 +166,7 @@ def as_type(ids: pa.Array, kind: pa.DataType) -> pa.Array:
         return ids.cast(kind)
     except pa.ArrowInvalid:
         text = ids.cast(pa.string())
-        wrong = text.filter(pc.invert(pc.match_substring_regex(text, r"^-?[0-9]{1,18}$")))
+        wrong = text.filter(pc.invert(raw_ids.is_whole_number(text)))
         raise UserError(
             f"item ID {wrong[0].as_py()!r} is no number, and all items of the run have numbers; correct the ID"
         ) from None

@@ -20,12 +20,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 import torch
 
 from mwuf_dist.config import WARM_SETS, Config
 from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.id_keys import id_keys, mixed
+from mwuf_dist.data.readers import ids as raw_ids
 from mwuf_dist.data.schema import WEIGHT
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.features import FeatureStore
@@ -55,7 +55,6 @@ from mwuf_dist.training.item_rule.rule import places_of, rule_of
 _GROUP_ROWS = 1 << 15
 # A processor multiplies rows in tiles, and what is left over in another way, with other last bits.
 _TILE_ROWS = 64
-_WHOLE_NUMBER = r"^-?[0-9]{1,18}$"
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def _of_strangers(listed: tuple[pa.Array, pa.Table], known: pa.Array) -> tuple[p
     ids, fields = listed
     kept = find(ids, known) < 0
     if ids.type != known.type and pa.types.is_integer(known.type):
-        is_number = pc.match_substring_regex(ids.cast(pa.string()), _WHOLE_NUMBER)
+        is_number = raw_ids.is_whole_number(ids.cast(pa.string()))
         kept &= is_number.to_numpy(zero_copy_only=False)
     return ids.filter(pa.array(kept)).cast(known.type), fields.filter(pa.array(kept))
 
@@ -279,7 +278,7 @@ def _as_type(ids: pa.Array, kind: pa.DataType) -> pa.Array:
         return ids
     text = ids.cast(pa.string())
     if pa.types.is_integer(kind):
-        text = text.filter(pc.match_substring_regex(text, _WHOLE_NUMBER))
+        text = text.filter(raw_ids.is_whole_number(text))
     return text.cast(kind)
 
 
