@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -91,7 +92,8 @@ def test_work_of_a_process_that_is_stopped_at_it_or_before_is_begun_again(cluste
                 tasks.wait([one])
             assert worker not in [cluster.get(one.answer) for one in more]
         finally:
-            os.kill(worker, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # Ray may have ended it
+                os.kill(worker, signal.SIGKILL)
     finally:
         tasks.close()
 
