@@ -104,10 +104,7 @@ class ManyHosts:
         receiving = {other: _bytes(part) for other, part in theirs.items() if part.numel()}
         waits = select.poll()
         for other, one in self._sockets.items():
-            try:
-                self._send(other, sending)  # mostly all of it: there is room in the buffers
-            except OSError as error:
-                raise PeerLostError(f"rank {other} has gone ({error})") from error
+            self._move(other, sending, receiving)  # mostly all that is sent: there is room in the buffers
             if events := _events(other, sending, receiving):
                 waits.register(one, events)
         while sending or receiving:
@@ -118,16 +115,20 @@ class ManyHosts:
             for descriptor, _ in ready:
                 other = self._places[descriptor]
                 before = _events(other, sending, receiving)
-                try:
-                    self._send(other, sending)
-                    self._receive(other, receiving)
-                except OSError as error:
-                    raise PeerLostError(f"rank {other} has gone ({error})") from error
+                self._move(other, sending, receiving)
                 events = _events(other, sending, receiving)
                 if not events:
                     waits.unregister(descriptor)
                 elif events != before:
                     waits.modify(descriptor, events)
+
+    def _move(self, other: int, sending: dict[int, memoryview], receiving: dict[int, memoryview]) -> None:
+        """Sends and receives what is possible without waiting."""
+        try:
+            self._send(other, sending)
+            self._receive(other, receiving)
+        except OSError as error:
+            raise PeerLostError(f"rank {other} has gone ({error})") from error
 
     def _send(self, other: int, sending: dict[int, memoryview]) -> None:
         while other in sending:
