@@ -134,8 +134,8 @@ def _refuse_words(rows: Rows, options: LogsConfig, known: pa.Array) -> None:
         row = int(rows.kept[np.argmax(wrong)])
         raise UserError(
             f"{rows.table.place(row)}: {options.item} is {rows.item_ids[int(rows.item[row])].as_py()!r}, and all items "
-            f"of the run have whole numbers, as {known[0].as_py()} ({int(wrong.sum()):,} of {len(wrong):,} rows are "
-            "so); correct or remove them"
+            f"of the run have whole numbers of 64 bits, as {known[0].as_py()} ({int(wrong.sum()):,} of {len(wrong):,} "
+            "rows are so); correct or remove them"
         )
 
 

@@ -123,7 +123,7 @@ def _notes_on_ids(
         row = int(np.argmax(np.append(is_word, False)[entity]))
         raise UserError(
             f"{table.place(row)}: {column} is {ids[int(entity[row])].as_py()!r}, and all {table.what} of the run have "
-            f"whole numbers, as {known[0].as_py()}; correct or remove it"
+            f"whole numbers of 64 bits, as {known[0].as_py()}; correct or remove it"
         )
     lacking, num_known = int((entity < 0).sum()), int((raw_ids.find(ids, known) >= 0).sum())
     said = [f"{option}: {lacking:,} of {len(entity):,} rows are left out: no {column}"] if lacking else []
