@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
 
-from mwuf_dist.config import DataConfig, SyntheticConfig
+from mwuf_dist.config import DataConfig, SyntheticConfig, UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
 from mwuf_dist.data.prepare.prepare import prepare
-from mwuf_dist.data.schema import RawDataset
+from mwuf_dist.data.schema import RawDataset, row_column
 from mwuf_dist.data.sources import logs, movielens, synthetic
 from mwuf_dist.data.split import SPLITS
 from tests.data.log_files import CLICKS, item_field, of_field, read, rows, write
@@ -204,6 +204,35 @@ def test_repeated_rows_count_as_the_rule_says(rule: str, kept: list[int], tmp_pa
     path = write(tmp_path, "log.csv", "\n".join(["user_id,item_id,timestamp,clicked", *body, ""]))
     found = [f"{user},{item},{time},{label}" for user, item, time, label in rows(read(path, repeated_rows=rule))]
     assert found == [body[index] for index in kept]
+
+
+@pytest.mark.parametrize(("rule", "num"), [("drop", 2), ("keep", 0), ("first_of_pair", 0)])
+def test_a_moment_with_both_labels_is_told(rule: str, num: int, tmp_path: Path) -> None:
+    body = ["u,a,2,1", "u,a,1,0", "u,a,2,0", "u,a,2,0", "u,a,2,1", "v,a,2,1", "v,b,3,0", "v,b,3,1", "v,b,4,1"]
+    path = write(tmp_path, "log.csv", "\n".join(["user_id,item_id,timestamp,clicked", *body, ""]))
+    said = [note for note in read(path, repeated_rows=rule).notes if "label 0 and with label 1" in note]
+    assert [note[: note.index(":")] for note in said] == [
+        f"{num} times one user, item and time stands with label 0 and with label 1 (as user 'u' and item 'a')"
+    ] * bool(num)
+
+
+@pytest.mark.parametrize("side", ["item", "row"])
+def test_infinite_numbers_are_unknown_and_counted(side: Any, tmp_path: Path) -> None:
+    numbers = [1, "inf", 2, "-Infinity", "nan"]
+    lines = ["user_id,item_id,timestamp,clicked,price", *(f"u,i{k},1,{k % 2},{n}" for k, n in enumerate(numbers)), ""]
+    field = LogsField(name="price", side=side, kind="numeric")
+    dataset = read(write(tmp_path, "log.csv", "\n".join(lines)), fields=(field,))
+    of = {"item": dataset.items, "row": dataset.interactions}[side]
+    assert of["price" if side == "item" else row_column("price")].to_pylist() == [1, 0, 2, 0, 0]
+    assert [note for note in dataset.notes if "infinite" in note] == [
+        f"field 'price': 2 of 5 {side}s have an infinite number, which counts as unknown"
+    ]
+
+
+def test_an_infinite_rating_is_no_label(tmp_path: Path) -> None:
+    path = write(tmp_path, "log.csv", "user_id,item_id,timestamp,stars\nu,a,1,3\nu,b,2,5\nu,c,3,inf\n")
+    with pytest.raises(UserError, match=r"log\.csv:4: stars is 'inf', no number that could be at least 4"):
+        read(path, label_from="stars", label_at_least=4.0)
 
 
 def test_label_rules(tmp_path: Path) -> None:

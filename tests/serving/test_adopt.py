@@ -119,6 +119,18 @@ def test_a_checkpoint_of_torcheasyrec_is_adopted_as_the_state_dict_is(folder: Pa
     num = logs.num_rows
     repeats = f"7 of {num + 7:,} rows repeat an earlier one (user, item, time and label) and do not count"
     assert [one for one in told_again if one not in told] == [f"logs: {num + 7:,} rows read", repeats]
+    # Users in text, some with a point (a gap once stood among them), and items of 19 digits that a list names.
+    user, item = logs["user_id"].to_pylist(), logs["item_id"].to_numpy()
+    odd = {"user_id": [f"{one}.0" if k % 2 else str(one) for k, one in enumerate(user)]}
+    odd["item_id"] = [str(one) for one in item + 10**18]
+    for name, values in odd.items():
+        logs = logs.set_column(logs.column_names.index(name), name, pa.array(values))
+    pq.write_table(logs, tmp_path / "odd.parquet")
+    (tmp_path / "ids.csv").write_text("\n".join(["item_id", *map(str, range(10**18, 10**18 + 120)), ""]))
+    given = AdoptInput(*named[:3], tmp_path / "odd.parquet", item_ids=tmp_path / "ids.csv")
+    of_odd, told_of_odd = adopt_files(given, tmp_path / "odd")
+    assert torch.equal(of_odd.embeddings, expected.embeddings) and of_odd.item_ids[0].as_py() == 10**18 + 120
+    assert any(one.startswith("200 values of user_id are another way of writing") for one in told_of_odd), told_of_odd
     with pytest.raises(UserError, match="label is 2, neither 0 nor 1.*`mwuf adopt` have --label-at-least"):
         adopt_files(AdoptInput(*named[:3], tmp_path / "rated.parquet"), tmp_path / "never")
 

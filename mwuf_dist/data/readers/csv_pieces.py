@@ -288,9 +288,15 @@ def join(
         def refuse(row: int, why: str, name: str = name) -> UserError:
             return UserError(f"{table.place(row)}: {name} {why}")
 
-        one, columns[field.name], _ = encode.encode_field(field, table.columns[name], rows, refuse, seen)
-        made.append(one)
+        one = encode.encode_field(field, table.columns[name], rows, refuse, seen)
+        columns[field.name] = one.values
+        made.append(one.field)
     return pa.table(columns), made
+
+
+def _fits(text: str) -> bool:
+    """Says whether a text is a whole number of 64 bits."""
+    return re.fullmatch(r"-?[0-9]+", text) is not None and -(2**63) <= int(text) < 2**63
 
 
 def _find(table: LogTable, id_column: str, ids: np.ndarray) -> np.ndarray:
@@ -299,7 +305,7 @@ def _find(table: LogTable, id_column: str, ids: np.ndarray) -> np.ndarray:
     try:
         found = column.cast(pa.int64()).fill_null(-1 << 63).to_numpy()
     except pa.ArrowInvalid:
-        bad = [row for row, one in enumerate(column.to_pylist()) if one and not re.fullmatch(r"-?[0-9]{1,18}", one)]
+        bad = [row for row, one in enumerate(column.to_pylist()) if one and not _fits(one)]
         where, value = table.place(bad[0]), column[bad[0]].as_py()
         raise UserError(f"{where}: {id_column} is {value!r}, not an integer; correct or remove the line") from None
     place = np.minimum(np.searchsorted(ids, found), len(ids) - 1)

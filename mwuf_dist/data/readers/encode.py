@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -88,13 +89,39 @@ def lists_of(column: pa.ChunkedArray, rows: np.ndarray, separator: str) -> pa.Ar
     return taken if nested else split(taken.cast(pa.string()), separator)
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Holds the values of one field for all entities of its side.
+
+    Attributes:
+        field: with its size.
+        values: column of the entity table [E].
+        vocabulary: what indices from 1 on stand for, words or upper edges of buckets; None for a vector.
+        num_infinite: entities whose number is infinite, which counts as unknown.
+    """
+
+    field: Field
+    values: pa.Array
+    vocabulary: pa.Array | None
+    num_infinite: int = 0
+
+    def notes(self, what: str, total: int) -> list[str]:
+        """Says what was taken in a way that may surprise; `what` names the entities."""
+        if not self.num_infinite:
+            return []
+        return [
+            f"field {self.field.name!r}: {self.num_infinite:,} of {total:,} {what} have an infinite number, which "
+            "counts as unknown"
+        ]
+
+
 def encode_field(
     field: LogsField,
     column: pa.ChunkedArray,
     rows: np.ndarray,
     refuse: Callable[[int, str], UserError],
     seen: np.ndarray | None = None,
-) -> tuple[Field, pa.Array, pa.Array | None]:
+) -> Encoded:
     """Values of one field for all entities of its side.
 
     Args:
@@ -104,39 +131,36 @@ def encode_field(
         refuse: makes the error of a row of the column, from what is wrong with it.
         seen: whose values make the vocabulary or the buckets [E]; None: everyone's.
 
-    Returns:
-        The field with its size; its column of the entity table; what its indices from 1 on stand for, words or upper
-        edges of buckets, None for a vector.
-
     Raises:
         UserError: a numeric field has a value that is no number, or a list stands in a field that takes one value.
     """
     if field.kind == "vector":
         made = encode_vectors(field.name, column, rows, refuse)
-        return Field(field.name, "vector", field.side, made.type.list_size), made, None
+        return Encoded(Field(field.name, "vector", field.side, made.type.list_size), made, None)
     nested = pa.types.is_list(column.type)
     if nested and field.kind != "multi_valued":
         raise refuse(0, f"is a list, and field {field.name!r} is {field.kind}; set its kind to multi_valued")
     if field.kind == "multi_valued":
         words, values = _multi_valued(field, column, rows, seen)
-        return Field(field.name, "multi_valued", field.side, len(words) + 1), values, words
+        return Encoded(Field(field.name, "multi_valued", field.side, len(words) + 1), values, words)
     index, values = codes(column)
     of_entity = np.where(rows >= 0, index[rows], -1) if len(index) else np.full(len(rows), -1)
     encode = _numeric if field.kind == "numeric" else _categorical
     seen = np.ones(len(rows), dtype=bool) if seen is None else seen
-    words, encoded = encode(
+    words, encoded, num_infinite = encode(
         field, values, of_entity, seen, lambda code, why: refuse(int(np.argmax(index == code)), why)
     )
-    return Field(field.name, "categorical", field.side, len(words) + 1), pa.array(encoded), words
+    made = Field(field.name, "categorical", field.side, len(words) + 1)
+    return Encoded(made, pa.array(encoded), words, num_infinite)
 
 
 def _categorical(
     field: LogsField, values: pa.Array, code: np.ndarray, seen: np.ndarray, _: object
-) -> tuple[pa.Array, np.ndarray]:
+) -> tuple[pa.Array, np.ndarray, int]:
     """Returns an index per distinct value that at least `min_count` entities have."""
     counts = np.bincount(code[seen & (code >= 0)], minlength=len(values))
     index, words = _vocabulary(text_of(values), counts, field.min_count)
-    return words, index[code]
+    return words, index[code], 0
 
 
 def _vocabulary(values: pa.Array, counts: np.ndarray, min_count: int) -> tuple[np.ndarray, pa.Array]:
@@ -150,7 +174,7 @@ def _vocabulary(values: pa.Array, counts: np.ndarray, min_count: int) -> tuple[n
 
 def _numeric(
     field: LogsField, values: pa.Array, code: np.ndarray, seen: np.ndarray, refuse: Callable[[int, str], UserError]
-) -> tuple[pa.Array, np.ndarray]:
+) -> tuple[pa.Array, np.ndarray, int]:
     """Returns an index per quantile bucket: bucket j has the values in (edge j - 1, edge j].
 
     The edges are the j/B quantiles (the lower of two neighbours) of the entities' values; equal edges count once, so
@@ -176,7 +200,7 @@ def _numeric(
         edges = np.unique(np.append(np.quantile(number[known & seen], shares, method="lower"), distinct[-1]))
     index = np.zeros(len(number), dtype=np.int32)
     index[known] = np.minimum(1 + np.searchsorted(edges, number[known], side="left"), len(edges))
-    return pa.array(edges, pa.float64()), index
+    return pa.array(edges, pa.float64()), index, int(np.isinf(number).sum())
 
 
 def to_float(values: pa.Array) -> np.ndarray:

@@ -67,7 +67,7 @@ def label_of(values: pa.Array, options: LogsConfig, whole: LogTable | None = Non
     if pa.types.is_timestamp(values.type):
         return np.full(len(values), WRONG, dtype=np.int8)
     number = to_float(values) if pa.types.is_string(values.type) else values.cast(pa.float64()).to_numpy(False)
-    return np.where(np.isnan(number), WRONG, number >= options.label_at_least).astype(np.int8)
+    return np.where(np.isfinite(number), number >= options.label_at_least, WRONG).astype(np.int8)
 
 
 def why_wrong(name: str, value: object, options: LogsConfig) -> str:
@@ -80,8 +80,8 @@ def why_wrong(name: str, value: object, options: LogsConfig) -> str:
             "--label-at-least and --label-is)"
         )
     return (
-        f"{name} is {value!r}, no number that could be at least {options.label_at_least}; correct it, or set "
-        "data.logs.label_is to the values that are positive"
+        f"{name} is {value!r}, no number that could be at least {options.label_at_least}; correct it, add it to "
+        "data.logs.missing, or set data.logs.label_is to the values that are positive"
     )
 
 

@@ -48,8 +48,8 @@ def fields_of_rows(options: LogsConfig) -> list[LogsField]:
 
 def encode(
     log: Rows, kept: np.ndarray, options: LogsConfig, words: dict[str, pa.Array]
-) -> tuple[dict[str, np.ndarray], list[Field]]:
-    """Returns columns of a data set's rows by their name in the interactions, and the fields.
+) -> tuple[dict[str, np.ndarray], list[Field], list[str]]:
+    """Returns columns of a data set's rows by their name in the interactions, the fields, and notes.
 
     Args:
         log: the rows, with the columns of `columns`.
@@ -61,7 +61,8 @@ def encode(
         UserError: a value is no number where one is wanted, or a weight is missing or below 0; it names the place.
     """
     made: dict[str, np.ndarray] = {}
-    fields = []
+    fields: list[Field] = []
+    notes: list[str] = []
     for own in fields_of_rows(options):
         name = own.column or own.name
         column = log.table.columns[name]
@@ -69,13 +70,14 @@ def encode(
         def refuse(row: int, why: str, name: str = name) -> UserError:
             return UserError(f"{log.table.place(row)}: {name} {why}")
 
-        field, values, words_of = encoder.encode_field(own, column, kept, refuse)
-        assert words_of is not None
-        words[own.name], made[row_column(own.name)] = words_of, values.to_numpy()
-        fields.append(field)
+        found = encoder.encode_field(own, column, kept, refuse)
+        assert found.vocabulary is not None
+        words[own.name], made[row_column(own.name)] = found.vocabulary, found.values.to_numpy()
+        fields.append(found.field)
+        notes += found.notes("rows", len(kept))
     if options.weight:
         made[WEIGHT] = weights(log, kept, options)
-    return made, fields
+    return made, fields, notes
 
 
 def by_words(

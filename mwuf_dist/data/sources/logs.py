@@ -16,7 +16,6 @@ The rules, in this order:
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,12 @@ import pyarrow as pa
 
 from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField, TableForm
-from mwuf_dist.data.id_keys import mixed
 from mwuf_dist.data.readers import encode, gate, ids, log_files, log_tables, row_values
 from mwuf_dist.data.readers.arrow_types import numbers_in
 from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.readers.negatives import add_negatives
+from mwuf_dist.data.readers.repeated import repeated
 from mwuf_dist.data.schema import RAW_ID, SET, SIDES, USER_ID, WEIGHT, Field, RawDataset, RawPieces, Side
 from mwuf_dist.data.sources.content import content_of
 from mwuf_dist.data.split import NO_SPLIT, SplitRule
@@ -40,6 +39,7 @@ ANY_ITEM = "any_item"  # Of items without fields; index 0, like what an item nev
 NAME = "logs"
 VERSION = 4  # Raise it when the same files would give other tables.
 _FORMS = ("users_form", "items_form")
+_KEEP = '; data.logs.repeated_rows = "keep" counts them'
 NEGATIVES_VERSION = 2  # Raise it when other rows of label 0 would be drawn.
 
 
@@ -103,8 +103,8 @@ def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDa
 
     Negatives are drawn by sets, which `rule` makes; None draws none.
     """
-    again = repeated(log, options.repeated_rows)
-    kept, notes = log.kept[~again], [*log.notes(), *_repeated_notes(again, options.repeated_rows)]
+    alike = repeated(log, options.repeated_rows)
+    kept, notes = log.kept[~alike.again], [*log.notes(), *alike.notes(log, _KEEP)]
     seen = _seen(log, kept, rule)
     words: dict[str, pa.Array] = {}
     sides = {side: _entity_table(side, log, kept, options, notes, seen, words) for side in SIDES}
@@ -121,8 +121,8 @@ def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDa
                 "needs users who do not take everything; more of them, or a column of labels (data.logs.label)"
             )
         notes += _not_drawn(row_label, more[SET], num_drawn)
-    of_rows, row_fields = row_values.encode(log, kept, options, words)
-    notes += row_values.absent_values(log, options)
+    of_rows, row_fields, of_values = row_values.encode(log, kept, options, words)
+    notes += [*of_values, *row_values.absent_values(log, options)]
     if of_rows and rule is not None and rule.stream is not None:
         raise UserError(
             "data.logs.weight and fields with side = 'row' do not go with study.protocol = 'stream': leave them out"
@@ -137,16 +137,6 @@ def join(log: Rows, options: LogsConfig, rule: SplitRule | None = None) -> RawDa
     return RawDataset(
         pa.table(columns), users, items, fields, num_drawn if SET in more else 0, form, tuple(notes), vocabularies=words
     )
-
-
-def _repeated_notes(again: np.ndarray, rule: str) -> list[str]:
-    if not again.any():
-        return []
-    alike = "user and item" if rule == "first_of_pair" else "user, item, time and label"
-    return [
-        f"{int(again.sum()):,} of {len(again):,} rows repeat an earlier one ({alike}) and do not count; "
-        'data.logs.repeated_rows = "keep" counts them'
-    ]
 
 
 def _not_drawn(label: np.ndarray, sets: np.ndarray, num_drawn: int) -> list[str]:
@@ -233,33 +223,6 @@ def _column(field: LogsField) -> str:
     return field.column or field.name
 
 
-def repeated(log: Rows, rule: str) -> np.ndarray:
-    """Mask of the rows that count [R'] but say what a row before them has said, by `data.logs.repeated_rows`."""
-    rows = log.kept
-    if rule == "keep":
-        return np.zeros(len(rows), dtype=bool)
-    pair = log.user[rows].astype(np.int64) * len(log.item_ids) + log.item[rows]
-    keys = [log.time[rows], pair] if rule == "first_of_pair" else [log.label[rows], log.time[rows], pair]
-    told_apart = keys if rule == "drop" else keys[1:]
-    # Most rows are the only ones with their hash: the others are few to sort by all keys.
-    maybe = _with_equals(functools.reduce(lambda value, key: mixed(value) ^ key.astype(np.uint64), told_apart,
-                                          np.zeros(len(rows), np.uint64)))  # fmt: skip
-    order = maybe[np.lexsort([key[maybe] for key in keys])]  # Stable: of equal rows the first in the files comes first.
-    same = np.ones(max(len(maybe) - 1, 0), dtype=bool)
-    for key in told_apart:
-        same &= key[order][1:] == key[order][:-1]
-    out = np.zeros(len(rows), dtype=bool)
-    out[order[1:][same]] = True
-    return out
-
-
-def _with_equals(hashes: np.ndarray) -> np.ndarray:
-    """Places of hashes [R] that are there several times, ascending."""
-    ascending = np.sort(hashes)
-    again = ascending[1:][ascending[1:] == ascending[:-1]]
-    return np.flatnonzero(np.isin(hashes, again)) if len(again) else np.empty(0, np.int64)
-
-
 def _seen(log: Rows, kept: np.ndarray, rule: SplitRule | None) -> Seen | None:
     """Says who has a row before day 0 of the stream protocol; None under the other."""
     if rule is None or rule.stream is None or not len(kept):
@@ -314,9 +277,11 @@ def _entity_table(
             rows = encode.first_rows(entity, column.is_valid().to_numpy(), earliest, len(own_ids))
         refuse = _Refuse(table, name)
         of_side = None if seen is None else (seen.users if side == "user" else seen.items)
-        made, columns[field.name], vocabulary = encode.encode_field(field, column, rows, refuse, of_side)
-        words |= {} if vocabulary is None else {field.name: vocabulary}
-        fields.append(made)
+        made = encode.encode_field(field, column, rows, refuse, of_side)
+        notes += made.notes(f"{side}s", len(rows))
+        columns[field.name] = made.values
+        words |= {} if made.vocabulary is None else {field.name: made.vocabulary}
+        fields.append(made.field)
     if all(field.kind == "vector" for field in fields):
         columns[ANY_ITEM] = np.zeros(len(own_ids), dtype=np.int32)
         fields.insert(0, Field(ANY_ITEM, "categorical", "item", 1))

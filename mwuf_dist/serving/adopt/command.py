@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, Written
 from mwuf_dist.data.readers import gate, ids, log_files, log_tables
 from mwuf_dist.data.readers.gate import Rows
-from mwuf_dist.data.sources.logs import repeated
+from mwuf_dist.data.readers.repeated import repeated
 from mwuf_dist.serving.adopt.adopt import Adopted, AdoptSettings, adopt, is_known
 from mwuf_dist.serving.adopt.files import find_table, has_remapped_ids, import_factory, load_weights
 
@@ -161,12 +162,9 @@ def _read(given: AdoptInput, fit: Fit) -> _Read:
     options = given.options()
     # All columns, of which the model knows what to make; user, item, time and label by the gate of all commands.
     rows = gate.read_rows(there.files, options, "logs", more=log_tables.column_names(there.files[0], options))
-    again = repeated(rows, "drop")
-    fit.told += [f"logs: {rows.table.num_rows:,} rows read", *there.notes(), *rows.notes()]
-    if again.any():
-        alike = "repeat an earlier one (user, item, time and label) and do not count"
-        fit.told.append(f"{int(again.sum()):,} of {len(again):,} rows {alike}")
-    rows = replace(rows, kept=rows.kept[~again])
+    alike = repeated(rows, "drop")
+    fit.told += [f"logs: {rows.table.num_rows:,} rows read", *there.notes(), *rows.notes(), *alike.notes(rows)]
+    rows = replace(rows, kept=rows.kept[~alike.again])
     listed = None
     if given.item_ids is not None:
         found_files = log_files.find_files(str(given.item_ids), "--item-ids")
@@ -259,11 +257,16 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def _in_normal_form(rows: Rows, settings: AdoptSettings) -> pa.Table:
-    """Returns the rows that count, with labels 0 and 1, and times in microseconds."""
+    """Returns the rows that count, with IDs in one form, labels 0 and 1, and times in microseconds."""
     columns = rows.table.columns.take(pa.array(rows.kept))
-    made = {settings.label: rows.label[rows.kept], settings.time: rows.time[rows.kept]}
+    made = {
+        settings.user: rows.user_ids.take(pa.array(rows.user[rows.kept])),
+        settings.item: rows.item_ids.take(pa.array(rows.item[rows.kept])),
+        settings.label: pa.array(rows.label[rows.kept]),
+        settings.time: pa.array(rows.time[rows.kept]),
+    }
     for name, values in made.items():
-        columns = columns.set_column(columns.schema.get_field_index(name), name, pa.array(values))
+        columns = columns.set_column(columns.schema.get_field_index(name), name, values)
     return _plain(columns)
 
 
@@ -274,7 +277,8 @@ def _plain(columns: pa.Table) -> pa.Table:
         column = columns[name]
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        if pa.types.is_string(column.type) and pc.all(pc.match_substring_regex(column, "^-?[0-9]{1,18}$")).as_py():
-            column = column.cast(pa.int64())
+        if pa.types.is_string(column.type) and pc.all(pc.match_substring_regex(column, "^-?[0-9]+$")).as_py():
+            with contextlib.suppress(pa.ArrowInvalid):  # beyond 64 bits
+                column = column.cast(pa.int64())
         out[name] = column
     return pa.table(out)
