@@ -289,7 +289,7 @@ class Tables:
         Args:
             table: its name.
             compute: from row numbers [n] to their values [n, width]; called equally often and with equally many rows
-                on every rank (row 0 stands in where a rank has fewer).
+                on every rank (the first of `rows` stands in where a rank has fewer).
             rows: which rows; all by default.
         """
         chosen = rows if rows is not None else range(self.specs[table].rows)
@@ -305,10 +305,10 @@ class Tables:
         ]
         for index in range(self._runtime.max(len(pieces))):
             if index >= len(pieces):
-                compute(self._runtime.pad(torch.empty(0, dtype=torch.int64, device=device)))
+                compute(self._runtime.pad(torch.empty(0, dtype=torch.int64, device=device), chosen.start))
                 continue
             shard, begin, end = pieces[index]
-            values = compute(self._runtime.pad(torch.arange(begin, end, device=device)))[: end - begin]
+            values = compute(self._runtime.pad(torch.arange(begin, end, device=device), chosen.start))[: end - begin]
             columns = slice(shard.column, shard.column + shard.weight.shape[1])
             shard.weight[begin - shard.row : end - shard.row] = values[:, columns]
 
@@ -322,7 +322,7 @@ class Tables:
             each = -(-(end - begin) // runtime.world_size)
             first = min(begin + runtime.rank * each, end)
             last = min(first + each, end)
-            ids = torch.zeros(each, dtype=torch.int64, device=runtime.device)
+            ids = torch.full((each,), rows.start, device=runtime.device)
             torch.arange(first, last, out=ids[: last - first])
             block = torch.zeros_like(weight[begin:end])
             block[first - begin : last - begin] = compute(ids)[: last - first]

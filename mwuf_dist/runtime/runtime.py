@@ -86,12 +86,12 @@ class Runtime:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def pad(self, ids: torch.Tensor) -> torch.Tensor:
-        """Gives `ids` [n] with zeros behind, as long as the longest of the ranks'.
+    def pad(self, ids: torch.Tensor, stand_in: int = 0) -> torch.Tensor:
+        """Gives `ids` [n] with stand-ins behind, as long as the longest of the ranks'.
 
         A lookup takes equally many on each.
         """
-        return torch.nn.functional.pad(ids, (0, self.max(len(ids)) - len(ids)))
+        return torch.nn.functional.pad(ids, (0, self.max(len(ids)) - len(ids)), value=stand_in)
 
     def distinct(
         self, ids: torch.Tensor, num_ids: int | None = None, pads: bool = False

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from mwuf_kernels import FrozenRows, PartRows, warm_embedding, warm_embedding_backward
 
 from mwuf_dist.backbones import FoldedHead
@@ -23,6 +22,7 @@ from mwuf_dist.data.batches.histories import History
 from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.embeddings.tables import Tables
+from mwuf_dist.embeddings.tiles import in_whole_tiles
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
 from mwuf_dist.methods.meta_warm_up import algorithm_1_losses
 from mwuf_dist.runtime import Runtime
@@ -31,18 +31,6 @@ from mwuf_dist.training.model import Model, loss_sum
 # From item indices [n] to the embeddings [n, D] that these are scored with.
 Embeddings = Callable[[torch.Tensor], torch.Tensor]
 ScaleAndShift = tuple[torch.Tensor, torch.Tensor]
-
-# A processor multiplies rows in tiles, and what is left over in another way, with other last bits.
-_TILE_ROWS = 64
-
-
-def _in_whole_tiles(compute: Embeddings) -> Embeddings:
-    """Computes rows in whole tiles, so that the bits of one do not depend on how many entities there are."""
-
-    def padded(rows: torch.Tensor) -> torch.Tensor:
-        return compute(F.pad(rows, (0, -len(rows) % _TILE_ROWS)))[: len(rows)]
-
-    return padded
 
 
 class Frozen:
@@ -105,15 +93,15 @@ class Frozen:
         if head is None:
             self._parts.fill("parts", model.user_fields)
             return
-        self._parts.fill(
-            "parts", _in_whole_tiles(lambda u: head.user_part(model.user_fields(u))), range(self._num_users)
-        )
+
+        def user_part(user: torch.Tensor) -> torch.Tensor:
+            return head.user_part(model.user_fields(user))
 
         def item_part(row: torch.Tensor) -> torch.Tensor:
-            # Row 0, a user's, stands in on a rank that holds fewer items than another.
-            return head.item_part(model.item_fields((row - self._num_users).clamp(min=0)))
+            return head.item_part(model.item_fields(row - self._num_users))
 
-        self._parts.fill("parts", _in_whole_tiles(item_part), items)
+        self._parts.fill("parts", in_whole_tiles(user_part), range(self._num_users))
+        self._parts.fill("parts", in_whole_tiles(item_part), items)
 
     @torch.no_grad()
     def set_users(self, item_users: ItemUsers, items: range) -> None:
@@ -272,11 +260,11 @@ class CompiledFrozen(Frozen):
         first_item, shift = self._num_users, self._first_served - model.num_old
 
         def served(row: torch.Tensor) -> torch.Tensor:
-            # Row 0, a user's, stands in on a rank that holds fewer items than another.
-            item = (row - shift).clamp(min=model.num_old)
+            item = row - shift
             return head.served_part(embeddings(item), self._parts.rows(item + first_item))
 
-        self._parts.fill("parts", served, range(self._first_served, self._parts.specs["parts"].rows))
+        rows = range(self._first_served, self._parts.specs["parts"].rows)
+        self._parts.fill("parts", in_whole_tiles(served), rows)
 
     @torch.no_grad()
     def served_logit(

@@ -204,6 +204,16 @@ def test_three_ranks_give_what_one_gives_where_there_are_fewer_rows_than_lanes(t
     check(tmp_path / "three", expected, above=0, num_tables=3)
 
 
+def test_two_ranks_fit_rows_of_fewer_new_items_than_old_ones_that_they_cannot_share_evenly(tmp_path: Path) -> None:
+    """A stand-in for the item that the second rank lacks was looked for before the first new one."""
+    values = merge(
+        own_log(tmp_path, num_old=20, num_new=5, num_users=30), {"method": {"name": "map"}, "backbone": {"name": "fm"}}
+    )
+    expected = run(tmp_path / "one", values, 1)
+    run(tmp_path / "two", values, 2)
+    check(tmp_path / "two", expected, above=0, num_tables=3)
+
+
 @pytest.mark.parametrize(("num_old", "num_users", "named"), [(1, 40, "one old item"), (20, 1, "one user")])
 def test_with_batch_norm_a_column_that_is_the_same_in_all_rows_is_refused_on_several_ranks(
     num_old: int, num_users: int, named: str, tmp_path: Path

@@ -13,6 +13,7 @@ from mwuf_dist.config import Config, MetaTrainConfig
 from mwuf_dist.data.batches.loader import Batch, Batches
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.tables import Tables
+from mwuf_dist.embeddings.tiles import in_whole_tiles
 from mwuf_dist.methods import Method
 from mwuf_dist.training.checkpoint.files import Cursor
 from mwuf_dist.training.checkpoint.save import module_state, table_state
@@ -148,4 +149,4 @@ def initialise_new_ids(config: Config, model: Model, method: Method, from_row: i
             return method.initial_rows(rows, model.item_fields(rows))
         return common.expand(len(rows), -1)
 
-    model.new_ids.fill("new", first_rows, range(from_row, model.num_items))
+    model.new_ids.fill("new", in_whole_tiles(first_rows), range(from_row, model.num_items))

@@ -13,6 +13,7 @@ from mwuf_dist.data.batches.histories import Histories
 from mwuf_dist.data.batches.loader import Batch, Loader
 from mwuf_dist.data.schema import row_column
 from mwuf_dist.data.shards import Prepared
+from mwuf_dist.embeddings.tiles import in_whole_tiles
 from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.methods import Method
 from mwuf_dist.training.checkpoint.files import Cursor
@@ -65,7 +66,8 @@ class WarmUp:
 
         train(session, Cursor("warm_up", phase), loader, settings.epochs, step, tensors=None)
         if self.method.regenerates:
-            self.model.new_ids.fill("new", self._regenerated, range(self.model.num_old, self.model.num_items))
+            new_items = range(self.model.num_old, self.model.num_items)
+            self.model.new_ids.fill("new", in_whole_tiles(self._regenerated), new_items)
 
     @torch.no_grad()
     def _regenerated(self, items: torch.Tensor) -> torch.Tensor:
