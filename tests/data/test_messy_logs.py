@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import datetime
+import re
 import tomllib
 from decimal import Decimal
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from mwuf_dist.config import UserError
 from mwuf_dist.data.init_config.label_guess import halving, positive_action
 from mwuf_dist.data.init_config.propose import Asked, Proposal, propose
-from mwuf_dist.data.init_config.write_config import comment
+from mwuf_dist.data.init_config.write_config import comment, options_of
 from mwuf_dist.data.readers import ids
 from tests.data.log_files import CLICKS, read, rows, write
 
@@ -91,6 +92,11 @@ def test_actions_count_as_whole_words() -> None:
     assert positive_action(["no_click", "dislike"]) is None
 
 
+def test_a_threshold_is_written_with_its_reason_where_it_is_the_usual_one_too(tmp_path: Path) -> None:
+    found = proposed(tmp_path, csv_of(log(label=[index % 3 for index in range(NUM)])))
+    assert "label_at_least = 1.0  # counts from 0 to 2: 66.7% are 1 or more" in options_of(found)
+
+
 def test_a_threshold_is_found_among_all_values() -> None:
     import numpy as np
 
@@ -152,12 +158,20 @@ def test_one_absurd_time_is_one_bad_row(absurd: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ["%Y-%m-%d %H:%M:%S UTC", "%Y-%m-%dT%H:%M:%S.1234567Z", "%Y-%m-%d %H:%M:%S.123456789Z"]
+    "form",
+    [
+        "%Y-%m-%d %H:%M:%S UTC",
+        "%Y-%m-%dT%H:%M:%S.1234567Z",
+        "%Y-%m-%d %H:%M:%S.123456789Z",
+        "%Y-%m-%d %I:%M:%S %p",
+        "%Y/%m/%d %H:%M:%S",
+    ],
 )
 def test_dates_of_every_writer_are_read(form: str, tmp_path: Path) -> None:
-    when = [datetime.datetime.fromtimestamp(1_600_000_000 + k, datetime.UTC).strftime(form) for k in range(NUM)]
+    first = 1_599_222_400  # of 2020-09-04, whose day could be a month
+    when = [datetime.datetime.fromtimestamp(first + k, datetime.UTC).strftime(form) for k in range(NUM)]
     found = proposed(tmp_path, csv_of(log(timestamp=when)))
-    assert found.rows is not None and found.rows.time[0] // 10**6 == 1_600_000_000
+    assert found.rows is not None and found.rows.time[0] // 10**6 == first
 
 
 def test_lists_of_every_arrow_kind_are_joined(tmp_path: Path) -> None:
@@ -237,6 +251,14 @@ def test_a_file_without_names_is_refused_and_the_option_named(tmp_path: Path) ->
     assert found.rows is not None and len(found.rows.kept) == NUM
 
 
+def test_a_file_without_names_beside_one_that_has_them_is_told_so(tmp_path: Path) -> None:
+    names, body = csv_of(log()).split("\n", 1)
+    write(tmp_path, "logs/1.csv", f"{names}\n{body}")
+    write(tmp_path, "logs/2.csv", body)
+    with pytest.raises(UserError, match=r"2\.csv.*first line looks like data: write a line of names.*as 1\.csv"):
+        propose(str(tmp_path / "logs"))
+
+
 @pytest.mark.parametrize("hostile", ["a\nb = 1", 'x"y', "\x7f", "\x1b[31m", "\u2028[method]"])
 def test_text_of_data_stays_within_a_comment(hostile: str) -> None:
     assert tomllib.loads(f"x = 1  {comment(hostile)}\n") == {"x": 1}
@@ -310,6 +332,35 @@ def test_words_for_nobody_among_numbers_are_told_and_may_be_said(tmp_path: Path)
     assert found.rows is not None and any("'-', 'undefined' of user_id" in one for one in found.rows.notes())
     said = proposed(tmp_path, csv_of(log(user_id=users)), missing=("undefined", "-"))
     assert said.rows is not None and len(said.rows.kept) == NUM - 7 and said.rows.user_ids.type == pa.int64()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (["u1", "u2", "u3", "Undefined"], "'Undefined' of user_id, beside 3 other IDs, may stand for nobody"),
+        ([*range(12), -1], "'-1' of user_id, beside 12 other IDs, may stand for nobody"),
+        (["U1", "u1", "u2", "u3"], "1 of 4 values of user_id differ from another .* as 'U1' and 'u1' do"),
+        (["+5", "5", "6", "7"], "1 of 4 values of user_id differ from another .* as '\\+5' and '5' do"),
+        (["caf\u00e9", "cafe\u0301", "a"], "1 of 3 values of user_id differ from another"),
+        (["u1", "u2", "u3"], ""),
+        ([*range(12), -1, -2], ""),
+    ],
+)
+def test_ids_that_may_be_nobody_or_another_are_told(values: list[Any], told: str, tmp_path: Path) -> None:
+    found = proposed(tmp_path, csv_of(log(user_id=[values[index % len(values)] for index in range(NUM)])))
+    assert found.rows is not None and len(found.rows.user_ids) == len(values)
+    said = [one for one in found.rows.notes() if "user_id" in one]
+    assert len(said) == bool(told) and re.search(told, "".join(said))
+
+
+def test_one_value_that_is_no_time_is_none_and_several_are_refused(tmp_path: Path) -> None:
+    times = [0 if index % 6 == 0 else 1_600_000_000 + index for index in range(NUM)]
+    found = proposed(tmp_path, csv_of(log(timestamp=times)))
+    assert found.rows is not None and len(found.rows.kept) == NUM - 10 and found.rows.form.time.is_recent
+    assert found.notes["drop_incomplete"] == "missing: 10 x timestamp that is no time like the others"
+    times[6] = 77
+    with pytest.raises(UserError, match=r"timestamp is a time in most rows, and none in 10, like '0'"):
+        proposed(tmp_path, csv_of(log(timestamp=times)))
 
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.float32(), pa.decimal128(9, 2), pa.string()])

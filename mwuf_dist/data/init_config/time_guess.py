@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from typing import TYPE_CHECKING
@@ -28,8 +29,8 @@ TIME_FORMATS = ("%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y %H:
 TIME_FORMATS += ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y")
 TIME_FORMATS += ("%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d-%m-%Y")
 TIME_FORMATS += ("%m-%d-%Y %H:%M:%S", "%m-%d-%Y %H:%M", "%m-%d-%Y", "%m/%d/%y %H:%M", "%d/%m/%y %H:%M")
-TIME_FORMATS += ("%d-%b-%Y %H:%M:%S", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p", "%a %b %d %H:%M:%S %z %Y")
-TIME_FORMATS += ("%d/%b/%Y:%H:%M:%S %z", "%b %d, %Y", "%a, %d %b %Y %H:%M:%S %Z")
+TIME_FORMATS += ("%Y-%m-%d %I:%M:%S %p", "%d-%b-%Y %H:%M:%S", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p")
+TIME_FORMATS += ("%a %b %d %H:%M:%S %z %Y", "%d/%b/%Y:%H:%M:%S %z", "%b %d, %Y", "%a, %d %b %Y %H:%M:%S %Z")
 _OF_THE_DAY = "hours of the day"
 _MOST_GAPS = 0.2  # A column with more rows without a time is no finer one.
 
@@ -60,7 +61,7 @@ def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
             continue
         form = _time_format(found, log, name, asked.time_format)
         if form is None:
-            tried.append(f"{name} is like {_examples(log.columns[name])}")
+            tried.append(_why_no_time(found, log, name))
             continue
         accepted[name] = form
     if not asked.time:
@@ -91,7 +92,7 @@ def _no_time(found: Proposal, log: LogTable, parts: list[str], tried: list[str])
     refused = [one for one in tried if not one.endswith(("one value", _OF_THE_DAY))]
     if refused:
         raise UserError(
-            f"{log.files[0]}: a column looks like the time, but is no number and no known form of date "
+            f"{log.files[0]}: a column looks like the time, but not all of it is a number or a known form of date "
             f"({'; '.join(refused)}): name another with --time COLUMN, say how dates are written with --time-format "
             "(as strptime has it) or what stands for none with --missing, or say --time none, so that the order of the "
             "rows counts"
@@ -111,7 +112,7 @@ def _day_and_month(options: LogsConfig, log: LogTable) -> tuple[str, str]:
     """
     form = options.time_format
     swapped = form.replace("%d", "%_").replace("%m", "%d").replace("%_", "%m")
-    if not re.search(r"%d[/-]%m|%m[/-]%d", form):
+    if form.startswith("%Y") or not re.search(r"%d[/-]%m|%m[/-]%d", form):
         return form, ""
     column = log.columns[options.time]
     ours, theirs = (times.read_times(log, dataclasses.replace(options, time_format=one)) for one in (form, swapped))
@@ -159,6 +160,16 @@ def _holds_dates(column: pa.ChunkedArray) -> bool:
     )  # fmt: skip
 
 
+def _why_no_time(found: Proposal, log: LogTable, name: str) -> str:
+    """Says what is no time in a column, where most of it is, or else what its values are like."""
+    with contextlib.suppress(UserError):
+        bad = times.read_times(log, dataclasses.replace(found.options, time=name)).bad
+        if bad.mean() < 0.5:
+            example = log.columns[name][int(np.argmax(bad))].as_py()
+            return f"{name} is a time in most rows, and none in {int(bad.sum()):,}, like {str(example)!r}"
+    return f"{name} is like {_examples(log.columns[name])}"
+
+
 def _examples(column: pa.ChunkedArray) -> str:
     """Names a value of a column, and one of another kind (a word among numbers) where there is one."""
     values = codes(column)[1].cast(pa.string())
@@ -181,6 +192,11 @@ def _packed_format(column: pa.ChunkedArray) -> str:
     return ""
 
 
+def _is_one_value(column: pa.ChunkedArray, bad: np.ndarray) -> bool:
+    """Says whether one value alone is no time (0, which means none), in at most so many rows as may have gaps."""
+    return bool(bad.mean() <= _MOST_GAPS) and len(np.unique(codes(column)[0][bad])) == 1
+
+
 def _time_format(found: Proposal, log: LogTable, name: str, asked: str) -> str | None:
     """Says how the column's times are written (empty: numbers or ISO 8601), None where they are no times."""
     packed = "" if asked else _packed_format(log.columns[name])
@@ -192,6 +208,6 @@ def _time_format(found: Proposal, log: LogTable, name: str, asked: str) -> str |
             if asked or "one unit" in str(error):
                 raise
             continue
-        if read.bad.sum() <= 0.01 * len(read.bad) or (form == "" and read.bad.sum() <= 1):
+        if read.bad.sum() <= 0.01 * len(read.bad) or (form == "" and _is_one_value(log.columns[name], read.bad)):
             return form
     return None

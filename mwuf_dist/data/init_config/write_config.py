@@ -157,7 +157,7 @@ def _launch_comment(
     day = datetime.datetime.fromtimestamp(int(np.quantile(time, 0.7)) / 1e6, datetime.UTC).date()
     since = int(datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC).timestamp() * 1e6)
     recent = (first >= since) & (counts >= 3 * warm_rows)
-    if 2 * early <= new.sum() or recent.sum() < MIN_ITEMS:
+    if 2 * early <= new.sum() or min(recent.sum(), (first < since).sum()) < MIN_ITEMS:
         return []
     return [
         f"# {early:,} of these {int(new.sum()):,} new items were first seen in the first tenth of the log's time: "
@@ -175,8 +175,9 @@ def options_of(found: Proposal) -> list[str]:
     lines = []
     for key in (one.name for one in fields(LogsConfig) if one.name != "fields"):
         value = getattr(found.options, key)
-        if key in _ALWAYS or value != getattr(usual, key):
-            note = f"  {comment(found.notes[key])}" if found.notes.get(key) else ""
+        said = found.notes.get(key)  # of a value that is the usual one, too
+        if key in _ALWAYS or said or value != getattr(usual, key):
+            note = f"  {comment(said)}" if said else ""
             lines.append(f"{key} = {_toml(value)}{note}")
     return lines
 

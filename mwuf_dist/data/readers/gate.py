@@ -254,10 +254,16 @@ def _ids(
     present = values.take(pa.array(np.flatnonzero(np.bincount(index[kept], minlength=len(values)))))
     if (twice := len(present) - len(found)) > 0:
         remarks.append(f"{twice:,} values of {name} are another way of writing an ID that is there too (12.0 and 12)")
-    if words := ids.few_words(found):
+    num_alike, pair = ids.alike(found)
+    if num_alike:
         remarks.append(
-            f"{', '.join(map(repr, words))} of {name} are no numbers, where the {len(found) - len(words):,} other IDs "
-            "are: if they stand for nobody, add them to data.logs.missing (--missing)"
+            f"{num_alike:,} of {len(found):,} values of {name} differ from another in letter case, a plus sign or how "
+            f"a letter is coded alone, as {pair[0]!r} and {pair[1]!r} do: they are different IDs here"
+        )
+    if words := ids.nobody(found):
+        remarks.append(
+            f"{', '.join(map(repr, words))} of {name}, beside {len(found) - len(words):,} other IDs, may stand for "
+            "nobody: then add it to data.logs.missing (--missing)"
         )
     if spoilt := ids.num_from_spreadsheets(present):
         remarks.append(

@@ -31,6 +31,8 @@ _WHOLE_WITH_POINT = r"^-?[0-9]+\.0+$"
 _DIGITS = r"^[0-9]+$"
 _EXCEL = r"^[0-9]\.[0-9]+[eE]\+[0-9]+$"
 _FEW_WORDS, _FEW_OF = 5, 10  # At most so many, each among so many times as many IDs.
+_NOBODY = ("-", "--", ".", "?", "(none)", "(not set)", "(null)", "[null]", "anon", "anonymous", "empty", "guest")
+_NOBODY += ("missing", "n/a", "na", "nan", "nil", "none", "not set", "null", "undefined", "unknown")
 
 
 class InexactIdsError(Exception):
@@ -188,12 +190,37 @@ def find_rows(column: pa.ChunkedArray, known: pa.Array, form: IdForm | None = No
     return np.append(find(values, known, form), np.int32(-1))[index]
 
 
-def few_words(found: pa.Array) -> list[str]:
-    """Returns the few IDs that are no numbers, where all others are: `undefined`, `-`, and so on."""
-    if not pa.types.is_string(found.type):
-        return []
+def nobody(found: pa.Array) -> list[str]:
+    """Returns the IDs that may stand for nobody.
+
+    They are usual words for it (`undefined`, `-`), few words where all others are numbers, and one number below 0.
+    """
+    if pa.types.is_integer(found.type):
+        below = found.filter(pc.less(found, 0))
+        return [str(below[0])] if len(below) == 1 and len(found) > _FEW_OF else []
+    usual = found.filter(pc.is_in(pc.utf8_lower(found), value_set=pa.array(_NOBODY)))
     words = found.filter(pc.invert(_is(found, _INTEGER)))
-    return words.to_pylist() if 0 < len(words) <= _FEW_WORDS and len(found) >= _FEW_OF * len(words) else []
+    few = words if len(words) <= _FEW_WORDS and len(found) >= _FEW_OF * len(words) else words[:0]
+    return pc.unique(pa.concat_arrays([usual, few])).to_pylist()
+
+
+def alike(found: pa.Array) -> tuple[int, list[str]]:
+    """Counts IDs that differ from another one in letter case, in how a letter is coded, or by a plus sign alone.
+
+    Second: two such IDs, empty where there are none.
+    """
+    if not pa.types.is_string(found.type):
+        return 0, []
+    folded = pc.utf8_lower(pc.replace_substring_regex(found, r"^\+", ""))
+    if not pc.all(pc.string_is_ascii(found)).as_py():
+        folded = pc.utf8_normalize(folded, form="NFKC")
+    code = folded.dictionary_encode().indices.to_numpy()
+    counts = np.bincount(code)
+    again = np.flatnonzero(counts[code] > 1)
+    if not len(again):
+        return 0, []
+    both = np.flatnonzero(code == code[again[0]])[:2]
+    return len(again) - int((counts > 1).sum()), found.take(pa.array(both)).to_pylist()
 
 
 def num_from_spreadsheets(values: pa.Array) -> int:

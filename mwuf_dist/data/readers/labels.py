@@ -81,7 +81,7 @@ def why_wrong(name: str, value: object, options: LogsConfig) -> str:
         )
     return (
         f"{name} is {value!r}, no number that could be at least {options.label_at_least}; correct it, add it to "
-        "data.logs.missing, or set data.logs.label_is to the values that are positive"
+        "data.logs.missing (--missing), or set data.logs.label_is to the values that are positive"
     )
 
 

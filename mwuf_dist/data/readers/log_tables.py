@@ -179,10 +179,19 @@ def _refuse_absent(there: Sequence[str], names: Sequence[str], path: Path, other
             unlike = (
                 f"; it is unlike {other.name} beside it: if it is no part of the log, move it away" if other else ""
             )
+            if looks_like_data(there):
+                unlike = "; its first line looks like data: write a line of names above it" + (
+                    f", as {other.name} beside it has" if other else " (or give names: data.logs.header, --header)"
+                )
             raise UserError(
                 f"{path}: no column {name!r}; did you mean {near!r}? Its columns: {', '.join(there)[:300]}{unlike}"
                 + _of_other_delimiter(there)
             )
+
+
+def looks_like_data(names: Sequence[str]) -> bool:
+    """Says whether a line that should be names has two numbers or more."""
+    return sum(one.replace(".", "", 1).lstrip("-").isdecimal() for one in names) >= 2
 
 
 def _of_other_delimiter(there: Sequence[str]) -> str:
