@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bz2
 import datetime
+import gzip
 import re
+import tarfile
 import tomllib
 from decimal import Decimal
 from pathlib import Path
@@ -205,9 +207,39 @@ def test_files_are_read_by_their_content_and_the_others_are_listed(tmp_path: Pat
     (tmp_path / "logs/more").symlink_to(tmp_path / "elsewhere")
     write(tmp_path, "logs/README.txt", "These are the logs.")
     write(tmp_path, "logs/6.jsonl", "{}")
+    # Links to what is there already, to a file and to folders, one of them above.
+    (tmp_path / "logs/0.csv").symlink_to(tmp_path / "logs/1.csv")
+    (tmp_path / "logs/again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "logs/up").symlink_to(tmp_path)
+    with tarfile.open(tmp_path / "logs/7.csv.gz", "w:gz") as tar:
+        tar.add(tmp_path / "logs/1.csv", "1.csv")
+    (tmp_path / "logs/8.parquet.gz").write_bytes(gzip.compress((tmp_path / "logs/4.parquet.gzip").read_bytes()))
+    (tmp_path / "logs/9.csv.gz").write_bytes(gzip.compress(b""))
     found = propose(str(tmp_path / "logs"))
     assert found.rows is not None and found.rows.table.num_rows == 5 * NUM
-    assert [one for one in found.remarks if "README.txt" in one] and [one for one in found.remarks if "6.jsonl" in one]
+    assert not [note for note in found.rows.notes() if "repeat" in note]
+    said = {one.partition(" is not read: ")[0].rpartition("/")[2]: one.partition(": ")[2] for one in found.remarks}
+    assert said == {
+        "0.csv": "the same file as 1.csv",
+        "6.jsonl": "JSON lines, which is not read: write it as CSV or Parquet",
+        "7.csv.gz": "a tar archive: unpack it",
+        "8.parquet.gz": "Parquet within gzip: unpack it",
+        "9.csv.gz": "empty",
+        "README.txt": "a document",
+    }
+
+
+def test_bytes_are_text_or_digits_by_each_value_alone(tmp_path: Path) -> None:
+    """So a file whose few IDs could be text and one whose IDs could not agree."""
+    of_ten = [b"AAA ", b"BBB ", b"CCC\0", *(bytes([0, 0, 0, one]) for one in range(3, 10))]
+    users = [of_ten[index % 10] for index in range(NUM)]
+    for start, stop in ((0, 3), (3, NUM)):
+        part = {name: values[start:stop] for name, values in log(user_id=users).items()}
+        made = pa.table(part).set_column(0, "user_id", pa.array(part["user_id"], pa.binary(4)))
+        pq.write_table(made, tmp_path / f"{start}.parquet")
+    found = propose(str(tmp_path))
+    assert found.rows is not None
+    assert found.rows.user_ids.to_pylist() == [*(f"{k:08x}" for k in range(3, 10)), "AAA", "BBB", "CCC"]
 
 
 def test_numbers_in_names_of_files_are_in_their_order(tmp_path: Path) -> None:

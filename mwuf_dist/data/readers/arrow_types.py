@@ -9,6 +9,7 @@ and uint64 are exact, binary that is text is text, and a list is a list however 
 from __future__ import annotations
 
 import contextlib
+import re
 import uuid
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 
 _BLANKS = " \t\r\n\x0b\x0c\xa0\ufeff\u200b\u3000"
 _EXACT = 2.0**53
+_CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"  # No text has such a character.
 
 
 class UnreadTypeError(Exception):
@@ -157,12 +159,21 @@ def _integers(values: pa.Array) -> pa.Array:
 
 
 def _binary(values: pa.Array) -> pa.Array:
-    """Text that a writer has marked as bytes, else hexadecimal digits."""
+    """Text that a writer has marked as bytes, else hexadecimal digits: by each value alone, so that files agree."""
     plain = values.cast(pa.binary())
-    try:
-        return plain.cast(pa.string())
-    except pa.ArrowInvalid:
-        return pa.array([None if one is None else one.hex() for one in plain.to_pylist()], pa.string())
+    with contextlib.suppress(pa.ArrowInvalid):
+        text = plain.cast(pa.string())
+        if not pc.any(pc.match_substring_regex(text, _CONTROL)).as_py():
+            return text
+    return pa.array([None if one is None else _text_or_digits(one) for one in plain.to_pylist()], pa.string())
+
+
+def _text_or_digits(value: bytes) -> str:
+    with contextlib.suppress(UnicodeDecodeError):
+        text = value.rstrip(b"\0").decode()  # what fills a field of a fixed width
+        if text and not re.search(_CONTROL, text):
+            return text
+    return value.hex()
 
 
 def _recoded(indices: pa.Array, values: pa.Array) -> pa.DictionaryArray:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
+import pyarrow as pa
+
 from mwuf_dist.config import UserError
 from mwuf_dist.data.locations import data_dir
 from mwuf_dist.data.remote import local_path
@@ -28,6 +30,8 @@ _OTHER_MAGIC = {
     b"PK\x03\x04": "a ZIP archive or an Excel file: unpack it, or save it as CSV",
     b"\xd0\xcf\x11\xe0": "an old Excel file: save it as CSV",
     b"ARROW1": "an Arrow (Feather) file: write it as Parquet",
+    b"\xff\xff\xff\xff": "an Arrow stream: write it as Parquet",
+    b"\x93NUMPY": "a NumPy file: write it as Parquet",
     b"FEA1": "a Feather file: write it as Parquet",
     b"ORC": "an ORC file: write it as Parquet",
     b"Obj\x01": "an Avro file: write it as Parquet",
@@ -50,6 +54,7 @@ _NOT_TEXT_TABLES = {
     ".ipynb": "a notebook", ".toml": "a config", ".yaml": "a config", ".yml": "a config", ".ini": "a config",
 }  # fmt: skip
 
+_HEAD_BYTES = 512
 _FILES_NAMED = 20  # of those that are not read
 
 
@@ -107,8 +112,13 @@ def find(named: str, key: str) -> Found:
             raise UserError(f"{key} = {named!r}: {form.why_not}; what is read is {KINDS_READ}")
         return Found((path,))
     files, passed_over = [], []
-    for one in _below(path):
-        if (why := _why_not(one)) is None:
+    there = [*_below(path)]
+    own = {os.path.realpath(one): one for one in reversed(there)}  # of links to one file the first counts,
+    own |= {os.path.realpath(one): one for one in there if not one.is_symlink()}  # and before them the file itself
+    for one in there:
+        if (same := own[os.path.realpath(one)]) != one:
+            passed_over.append((one, f"the same file as {same.relative_to(path)}"))
+        elif (why := _why_not(one)) is None:
             files.append(one)
         else:
             passed_over.append((one, why))
@@ -183,13 +193,32 @@ def partitions(path: Path, root: Path | None = None) -> dict[str, str | None]:
 @functools.lru_cache(maxsize=65_536)
 def _sniffed(path: Path, size: int, mtime_ns: int) -> Format:
     with path.open("rb") as file:
-        head = file.read(64)
+        head = file.read(_HEAD_BYTES)
+    form = _form_of(head)
+    if not form.compression:
+        return form
+    try:
+        with pa.CompressedInputStream(pa.OSFile(str(path)), form.compression) as file:
+            inside = _form_of(file.read(_HEAD_BYTES))
+    except (OSError, pa.ArrowException):
+        return form  # which the reader tells better
+    if inside.compression:
+        return Format("other", why_not="compressed twice: unpack it")
+    if inside.kind == "parquet":
+        return Format("other", why_not=f"Parquet within {form.compression}: unpack it")
+    return form if inside.kind == "text" else inside
+
+
+def _form_of(head: bytes) -> Format:
+    """Says how what begins so is written."""
     if not head:
         return Format("empty")
     if head.startswith(b"PAR1"):
         return Format("parquet")
     if head.startswith(b"PARE"):
         return Format("other", why_not="an encrypted Parquet file: decrypt it")
+    if head[257:262] == b"ustar":
+        return Format("other", why_not="a tar archive: unpack it")
     for magic, what in _OTHER_MAGIC.items():
         if head.startswith(magic):
             return Format("other", why_not=what)
@@ -230,7 +259,7 @@ def _below(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith((".", "_")) or "=" in name]
         for name in list(folders):
             real = os.path.realpath(at / name)
-            if (at / name).is_symlink() and real in seen:
+            if real in seen:  # by a link, also one above it
                 folders.remove(name)
             seen.add(real)
         found += [at / name for name in names]
