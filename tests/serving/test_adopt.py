@@ -245,6 +245,35 @@ def test_what_would_make_every_embedding_wrong_is_refused(folder: Path) -> None:
         find_table({"t.item_id": bad_row}, "item_id")
 
 
+@pytest.mark.parametrize("method", ["users", "context"])
+@pytest.mark.parametrize("wrong", [r"gives NaN or infinity", r"fails \(KeyError: 77\)"])
+def test_a_row_of_which_the_model_makes_no_number_is_named(method: str, wrong: str, folder: Path) -> None:
+    weights = load_weights(folder / "dlrm.pt")
+    model, logs = adopt_torchrec.make_model(weights), pq.read_table(folder / "logs.parquet")
+    asked = getattr(model, method)
+
+    def odd(rows: pa.Table) -> torch.Tensor:
+        is_odd = torch.from_numpy(rows["user_id"].to_numpy() == 77)
+        if "fails" in wrong and is_odd.any():
+            raise KeyError(77)
+        return torch.where(is_odd[:, None], torch.nan, asked(rows))
+
+    setattr(model, method, odd)
+    with pytest.raises(UserError, match=rf"{method}\(rows\) {wrong} for the row with user_id = 77, item_id = "):
+        adopt(model, find_table(weights, "item_id"), logs)
+
+
+def test_a_column_of_a_type_that_is_not_read_is_left_out_unless_it_is_needed(folder: Path, tmp_path: Path) -> None:
+    logs = pq.read_table(folder / "logs.parquet")
+    odd = pa.array([{"a": 1}] * logs.num_rows)
+    pq.write_table(logs.append_column("more", odd), tmp_path / "more.parquet")
+    pq.write_table(logs.set_column(0, "user_id", odd), tmp_path / "user.parquet")
+    named = folder / "dlrm.pt", "item_id", "examples.adopt_torchrec:make_model"
+    fit = check_fit(AdoptInput(*named, tmp_path / "more.parquet"))
+    assert not fit.faults and "column 'more' is left out: its type is struct<a: int64>, which is not read" in fit.told
+    assert "column 'user_id' has type struct" in check_fit(AdoptInput(*named, tmp_path / "user.parquet")).faults[0]
+
+
 def check(
     folder: Path, *more: object, model: str = "examples.adopt_torchrec:make_model", table: str = "item_id"
 ) -> int:

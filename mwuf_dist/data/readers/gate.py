@@ -111,6 +111,7 @@ def read_rows(
     more: Sequence[str] = (),
     form: DataForm | None = None,
     whole: bool = True,
+    skip_unread: bool = False,
 ) -> Rows:
     """Reads the rows of files.
 
@@ -121,6 +122,7 @@ def read_rows(
         more: further columns to keep in `table`.
         form: of the data set that the files go on with; None: the files are the data set.
         whole: the files are all rows there are, so that both classes must be among them.
+        skip_unread: leave columns of `more` out that have a type which nothing can read (`LogTable.unread`).
 
     Raises:
         UserError: a column is absent, a value cannot be read, a row is incomplete (unless `drop_incomplete`), the units
@@ -128,7 +130,10 @@ def read_rows(
     """
     needed = [options.user, options.item, options.time, options.label or options.label_from]
     names = list(dict.fromkeys(filter(None, [*needed, *more])))
-    table = log_tables.read(files, names, options, what, plain=[options.time])
+    table = log_tables.read(files, names, options, what, plain=[options.time], skip_unread=skip_unread)
+    for name, kind in (table.unread or {}).items():
+        if name in needed:
+            raise log_tables.unread_type(files[0], name, kind)
     return rows_of(table, options, form, whole)
 
 

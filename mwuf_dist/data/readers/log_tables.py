@@ -235,13 +235,16 @@ def _read_file(
             one = arrow_types.simple(raw, options.missing) if name not in plain else _unencoded(raw, options.missing)
         except arrow_types.UnreadTypeError as error:
             if unread is None:
-                raise UserError(
-                    f"{path}: column {name!r} has type {error}, which is not read; write it as text, number or list"
-                ) from None
+                raise unread_type(path, name, str(error)) from None
             unread[name] = str(error)
             one = pa.chunked_array([pa.nulls(num_rows, pa.string())])
         columns[name] = one
     return num_rows, columns
+
+
+def unread_type(path: Path, name: str, kind: str) -> UserError:
+    """Makes the error of a column that nothing can read."""
+    return UserError(f"{path}: column {name!r} has type {kind}, which is not read; write it as text, number or list")
 
 
 def _vectors(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -33,6 +33,7 @@ from mwuf_dist.training.item_rule.rule import WarmRule, item_groups, module_slop
 
 # Rows of the logs whose embeddings are asked for at once.
 _CHUNK_ROWS = 1 << 16
+_MOST_SAID = 300  # Characters of an error, and of a row.
 
 
 class RankingModel(nn.Module):
@@ -169,6 +170,12 @@ def adopt(
     _meta_train(model, meta, trained, common, settings)
     rows = _warmed(model, new, common, settings)
     vectors = meta.embeddings(rows, new.item_fields, new.user_mean)
+    num_bad = int((~vectors.isfinite()).any(dim=1).sum())
+    if num_bad:
+        raise UserError(
+            f"--model: the embeddings of {num_bad:,} of {len(vectors):,} new items are NaN or infinite: "
+            "forward(item, context) gives such logits for some rows, or the learning rates are too large"
+        )
     return Adopted(new.ids, vectors, rows, new.counts, meta)
 
 
@@ -281,7 +288,31 @@ def _interactions(
 
 
 def _asked(model: nn.Module, method: str, logs: pa.Table, rows: np.ndarray) -> torch.Tensor:
-    return getattr(model, method)(logs.take(pa.array(rows))).float()
+    """Asks the model about some rows [m], and gives what it says [m, width].
+
+    Raises:
+        UserError: it fails, or says something that is not finite, of some row; it is named by its values.
+    """
+    found, wrong = _tried(model, method, logs.take(pa.array(rows)))
+    if found is not None:
+        return found
+    while len(rows) > 1:  # the first row, by halves
+        half = rows[: len(rows) // 2]
+        fault = _tried(model, method, logs.take(pa.array(half)))[1]
+        rows, wrong = (half, fault) if fault else (rows[len(half) :], wrong)
+    values = ", ".join(f"{name} = {value!r}" for name, value in logs.slice(int(rows[0]), 1).to_pylist()[0].items())
+    raise UserError(
+        f"--model: {method}(rows) {wrong} for the row with {values[:_MOST_SAID]}: correct or remove such rows"
+    )
+
+
+def _tried(model: nn.Module, method: str, rows: pa.Table) -> tuple[torch.Tensor | None, str]:
+    """Returns (what the model says of rows, empty text), or (None, what is wrong with it)."""
+    try:
+        found = getattr(model, method)(rows).float()
+    except Exception as error:  # of a user's code anything may come
+        return None, f"fails ({type(error).__name__}: {str(error)[:_MOST_SAID]})"
+    return (found, "") if bool(found.isfinite().all()) else (None, "gives NaN or infinity")
 
 
 def _meta_train(

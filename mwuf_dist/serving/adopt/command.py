@@ -161,9 +161,12 @@ def _read(given: AdoptInput, fit: Fit) -> _Read:
     there = log_files.find(str(given.logs), "--logs")
     options = given.options()
     # All columns, of which the model knows what to make; user, item, time and label by the gate of all commands.
-    rows = gate.read_rows(there.files, options, "logs", more=log_tables.column_names(there.files[0], options))
+    names = log_tables.column_names(there.files[0], options)
+    rows = gate.read_rows(there.files, options, "logs", more=names, skip_unread=True)
     alike = repeated(rows, "drop")
     fit.told += [f"logs: {rows.table.num_rows:,} rows read", *there.notes(), *rows.notes(), *alike.notes(rows)]
+    unread = (rows.table.unread or {}).items()
+    fit.told += [f"column {name!r} is left out: its type is {kind}, which is not read" for name, kind in unread]
     rows = replace(rows, kept=rows.kept[~alike.again])
     listed = None
     if given.item_ids is not None:
