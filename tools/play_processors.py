@@ -22,12 +22,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CPU = ROOT / "kernels" / "mwuf_kernels" / "cpu"
 CHECKS = ROOT / "tests" / "kernels" / "native_checks.cpp"
-# Tests that compare two computations. Those of ranks and of runs that are stopped compare a processor with itself.
+# Tests that compare two computations, as those of one rank and of several do; not those of runs that are stopped, which
+# compare one with itself.
 NUMERIC = [f"tests/{name}" for name in ("kernels", "backbones", "methods", "embeddings")] + [
     f"tests/training/test_{name}.py"
-    for name in ("algorithm1", "frozen", "pairs", "precision", "sequential", "user_means")
+    for name in ("algorithm1", "frozen", "pairs", "precision", "ranks", "sequential", "user_means")
 ]
-LEFT_OUT = "not dist and not ray and not gpu and not slow"
+LEFT_OUT = "not ray and not gpu and not slow"
 INTERPRETER = "tests/kernels/test_interpreter.py"  # NumPy does all the work there
 # The instructions that gcc assumes of an -march, as Linux names them.
 NEEDED = {
