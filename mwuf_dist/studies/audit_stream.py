@@ -139,6 +139,7 @@ def _logits(config: Config, folder: Path, runtime: Runtime) -> np.ndarray:
     runtime.on_main(lambda: prepare(config.data))
     job = Run(config, folder, runtime, prepare(config.data))
     job.session.steps_per_epoch = _STEPS_PER_EPOCH
+    job.session.recorder.is_silent = True  # its AUC is no result
     with contextlib.closing(job.session.recorder):
         job.pretrain(None)
         job.meta_train()

@@ -25,6 +25,9 @@ class Recorder:
         runtime: ranks.
         keep_bytes: length of `metrics.jsonl` at the checkpoint that the run goes on from; what came later is cut off,
             since it will be done again.
+
+    Attributes:
+        is_silent: `say` says nothing.
     """
 
     def __init__(self, folder: Path, runtime: Runtime, keep_bytes: int = 0) -> None:
@@ -32,6 +35,7 @@ class Recorder:
         self._folder = folder
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
+        self.is_silent = False
         if runtime.is_main:
             self._file = self._mended(folder / "metrics.jsonl", keep_bytes).open("a", encoding="utf-8")
 
@@ -81,7 +85,7 @@ class Recorder:
 
     def say(self, text: str) -> None:
         """Prints a line for the person who started the run."""
-        if self._runtime.is_main and text:
+        if self._runtime.is_main and text and not self.is_silent:
             tqdm.write(printable(text))
 
     def close(self) -> None:

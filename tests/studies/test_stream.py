@@ -209,7 +209,9 @@ def test_compare_writes_its_report_and_does_nothing_again(tmp_path: Path, capsys
     assert all(row["stream"]["auc"]["mean"] > 0.3 and row["by_age"] and row["by_clicks"] for row in comparison["rows"])
     assert comparison["audits"] and all(audit["passed"] for audit in comparison["audits"])
     assert (output / "stream.png").stat().st_size and "NDCG@10" in (output / "report.html").read_text()
-    assert "Leak audit" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Leak audit" in said
+    assert said.count("stream   AUC") == len(runs), "an audit's passes have no results"
     results = [json.loads(path.read_text()) for path in sorted(output.glob("runs/*mwuf*/results.json"))]
     older = json.loads(json.dumps(results[0])) | {"seed": 1}
     del older["stream"]["first_clicks"], older["stream"]["by_clicks"][-1]  # it counted drawn rows as clicks
