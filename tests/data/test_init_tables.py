@@ -57,6 +57,19 @@ def test_a_table_with_several_rows_of_an_id_gives_fields_with_several_values(tmp
     assert "the first counts" in found.notes["field price"] and "several" not in found.notes["field shop"]
 
 
+def test_words_among_numbers_and_columns_of_a_name_that_is_taken_are_told(tmp_path: Path) -> None:
+    items, path = tmp_path / "items.csv", tmp_path / "log.csv"
+    rows = [(item, "call us" if item == 903 else 3.5 * item, 1) for item in range(900, 912)]
+    items.write_text("item_id,price,label\n" + "".join(f"{','.join(map(str, row))}\n" for row in rows))
+    path.write_text(csv_of(log()))
+    found = propose(str(path), items=str(items))
+    assert [field.kind for field in found.options.fields] == ["categorical"]
+    assert "'call us' stand among 11 numbers: with --missing 'call us'" in found.notes["field price"]
+    assert found.left_out["label of the table of items"] == "another column has this name"
+    again = propose(str(path), items=str(items), asked=Asked(missing=("call us",)))
+    assert [field.kind for field in again.options.fields] == ["numeric"]
+
+
 def test_data_prepared_before_there_were_forms_of_tables_keep_their_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(csv_of(log()))
     options = propose(str(tmp_path / "log.csv")).options

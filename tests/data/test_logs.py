@@ -17,6 +17,7 @@ from pyarrow import csv
 from mwuf_dist.config import DataConfig, SyntheticConfig, UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
 from mwuf_dist.data.prepare.prepare import prepare
+from mwuf_dist.data.readers.encode import to_float
 from mwuf_dist.data.schema import RawDataset, row_column
 from mwuf_dist.data.sources import logs, movielens, synthetic
 from mwuf_dist.data.split import SPLITS
@@ -214,6 +215,19 @@ def test_a_moment_with_both_labels_is_told(rule: str, num: int, tmp_path: Path) 
     assert [note[: note.index(":")] for note in said] == [
         f"{num} times one user, item and time stands with label 0 and with label 1 (as user 'u' and item 'a')"
     ] * bool(num)
+
+
+@pytest.mark.parametrize(
+    ("texts", "numbers"),
+    [
+        (["1,500", "12,250", "3"], [1500, 12_250, 3]),
+        (["1,500", "12,25", "1.250,5"], [1.5, 12.25, 1250.5]),
+        (["1,500", "0,125"], [1.5, 0.125]),  # no thousands begin with 0
+        (["$ 1,234.50", "-7"], [1234.5, -7]),
+    ],
+)
+def test_commas_divide_thousands_unless_a_value_tells_otherwise(texts: list[str], numbers: list[float]) -> None:
+    assert to_float(pa.array(texts)).tolist() == numbers
 
 
 @pytest.mark.parametrize("side", ["item", "row"])

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SEPARATORS = ("|", ";", ",", " ")
 NUMERIC_FROM = 30  # A column of numbers with at least so many distinct values may be numeric.
+_NUMBER = r"^[+-]?[0-9][0-9.,]*$"
+_FEW_WORDS, _FEW_OF = 3, 10  # At most so many words, each among so many times as many values.
 _FEW = ("it has no value", "it has one value only")
 _Kind = Literal["categorical", "multi_valued", "numeric"]
 
@@ -79,7 +82,9 @@ def propose_fields(found: Proposal, log: LogTable, shares: dict[str, dict[Side, 
         found.left_out |= {name: f"its type is {kind}, which is not read" for name, kind in unread.items()}
         of_ids = encode.OneValue(codes(table.columns[id_column])[0])
         for name in table.columns.column_names:
-            if name != id_column and name not in used:
+            if name != id_column and name in used:
+                found.left_out[f"{name} of the table of {side}s"] = "another column has this name"
+            elif name != id_column:
                 used.add(name)
                 share = of_ids.share(table.columns[name])
                 several = share is not None and share < constant_share
@@ -106,6 +111,7 @@ def _add_of_rows(found: Proposal, fields: list[LogsField], name: str, column: pa
     """Adds a column that changes from row to row as a field of rows, if its name says that it is known before all."""
     kind, _, _, reason = kind_of(name, column)
     if names.is_of_request(name) and kind in ("categorical", "numeric") and not reason:
+        said += _words_among_numbers(column)
         found.notes[f"field {name}"] = f"{said}; leave it out if it is known only after the label"
         fields.append(LogsField(name=name, side="row", kind=kind))
         return
@@ -134,6 +140,7 @@ def _add(
     if reason:
         found.left_out[name] = reason
         return
+    said += _words_among_numbers(column)
     taken = {one.name for one in fields} | {RAW_ID, USER_ID, "fields_given"}
     label, column_key = (name, "") if name not in taken else (f"{side}_{name}", name)
     separator = separator or LogsField(name=name, side=side).separator
@@ -166,6 +173,21 @@ def kind_of(name: str, column: pa.ChunkedArray) -> tuple[_Kind, str, int, str]:
     if len(values) > 0.8 * max(1, int((index >= 0).sum())) and len(values) > 100:
         return "categorical", "", 1, f"nearly every row has another value ({len(values):,})"
     return "categorical", "", 1, ""
+
+
+def _words_among_numbers(column: pa.ChunkedArray) -> str:
+    """Says which few words stand among numbers, which make a category of each number."""
+    values = None if pa.types.is_nested(column.type) else codes(column)[1]
+    if values is None or not pa.types.is_string(values.type):
+        return ""
+    words = values.filter(pc.invert(pc.match_substring_regex(values, _NUMBER)))
+    if not 0 < len(words) <= _FEW_WORDS or len(values) < _FEW_OF * len(words):
+        return ""
+    named = words.to_pylist()
+    return (
+        f"; {', '.join(map(repr, named))} stand among {len(values) - len(words):,} numbers: with "
+        f"{' '.join(f'--missing {shlex.quote(one)}' for one in named)} it is a column of numbers"
+    )
 
 
 def _are_whole(column: pa.ChunkedArray) -> bool:

@@ -25,7 +25,7 @@ from mwuf_dist.data.schema import Field, list_column
 
 _AROUND = " \t\r\n'\""
 _BRACKETS = r"^\s*[\[({](.*)[\])}]\s*$"
-_THOUSANDS = re.compile(r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$")
+_THOUSANDS = re.compile(r"^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$")
 _DECIMAL_COMMA = re.compile(r"^[+-]?\d+(\.\d{3})*,\d+$")
 _MONEY = re.compile(r"^([+-]?)\s*(?:[$€£¥₹%]|USD|EUR|GBP)?\s*([\d.,]+)\s*(?:[$€£¥₹%]|USD|EUR|GBP)?$")
 
