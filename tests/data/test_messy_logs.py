@@ -187,6 +187,16 @@ def test_lists_of_every_arrow_kind_are_joined(tmp_path: Path) -> None:
     assert found.rows is not None and found.rows.table.columns["tags"].type == pa.list_(pa.string())
 
 
+@pytest.mark.parametrize("role", ["user", "item", "time", "label"])
+def test_a_list_is_no_user_item_time_or_label(role: str, tmp_path: Path) -> None:
+    columns = {"user": "user_id", "item": "item_id", "time": "timestamp", "label": "label"}
+    made = log(**{columns[role]: [[index] for index in range(NUM)]})
+    pq.write_table(pa.table(made), tmp_path / "log.parquet")
+    for asked in (Asked(), Asked(**{role: columns[role]})):
+        with pytest.raises(UserError, match=f"log.parquet.*{columns[role]}.*list"):
+            propose(str(tmp_path / "log.parquet"), asked=asked)
+
+
 def test_columns_of_odd_types_are_left_out_with_a_reason(tmp_path: Path) -> None:
     odd = {
         "a": pa.array([[{"x": 1}]] * NUM),

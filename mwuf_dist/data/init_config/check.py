@@ -18,7 +18,7 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.data.readers import encode, gate, ids, log_files, log_tables
+from mwuf_dist.data.readers import encode, gate, ids, log_files, log_tables, row_values
 from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.readers.ids import IdForm, codes
 from mwuf_dist.data.schema import SIDES
@@ -69,9 +69,9 @@ def check_logs(options: LogsConfig, new: Path) -> Checked:
     if not _columns_fit(found, own[0], there.files, options, fields):
         return found
     needed = [options.user, options.item, options.time, options.label or options.label_from, *fields]
-    table = log_tables.read(
-        there.files, list(dict.fromkeys(filter(None, needed))), options, "interactions", plain=[options.time]
-    )
+    in_all = set.intersection(*map(set, (log_tables.column_names(path, options) for path in _with_rows(there.files))))
+    names = [name for name in dict.fromkeys(needed) if name in in_all]
+    table = log_tables.read(there.files, names, options, "interactions", plain=[options.time])
     try:
         as_written = gate.rows_of(table, replace(options, drop_incomplete=True), whole=False)
         now = gate.rows_of(table, options, before.form, whole=False)
@@ -87,14 +87,13 @@ def check_logs(options: LogsConfig, new: Path) -> Checked:
 
 
 def _columns_fit(found: Checked, own: Path, files: tuple[Path, ...], options: LogsConfig, fields: list[str]) -> bool:
-    """Says whether each file has the columns that are used."""
+    """Says whether each file has the columns that are used; those of users' and items' fields only training needs."""
     known = log_tables.column_names(own, options)
-    needed = {options.user, options.item, options.time, options.label or options.label_from, *fields} - {""}
+    needed = {options.user, options.item, options.time, options.label or options.label_from} - {""}
+    needed |= {*row_values.columns(options)}
     lacking: dict[str, list[str]] = {}
     more: dict[str, list[str]] = {}
-    for path in files:
-        if log_files.format_of(path).kind == "empty":
-            continue
+    for path in _with_rows(files):
         there = log_tables.column_names(path, options)
         for name in known:
             if name not in there:
@@ -104,9 +103,18 @@ def _columns_fit(found: Checked, own: Path, files: tuple[Path, ...], options: Lo
                 more.setdefault(name, []).append(path.name)
     for name, where in lacking.items():
         said = f"column {name!r} is not in {_some(where)}"
-        (found.faults if name in needed else found.told).append(said if name in needed else f"{said}; it is not used")
+        if name in needed:
+            found.faults.append(said)
+        elif name in fields:
+            found.told.append(f"{said}: `mwuf warm` does without, a run on these files does not")
+        else:
+            found.told.append(f"{said}; it is not used")
     found.told += [f"column {name!r} is new, in {_some(where)}; it is not used" for name, where in more.items()]
     return not lacking.keys() & needed
+
+
+def _with_rows(files: tuple[Path, ...]) -> list[Path]:
+    return [path for path in files if log_files.format_of(path).kind != "empty"] or [files[0]]
 
 
 def _compare_ids(found: Checked, before: Rows, now: Rows, as_written: Rows) -> None:

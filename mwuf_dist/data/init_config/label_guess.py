@@ -76,6 +76,9 @@ def guess_label(
     taken = (options.user, options.item, options.time)
     columns = table.columns
     rest = [one for one in columns.column_names if one not in taken and not pa.types.is_nested(columns[one].type)]
+    lists = [one for one in columns.column_names if pa.types.is_nested(columns[one].type)]
+    if named in lists:
+        raise _is_list(table, named)
     if named or label_is or label_at_least is not None:
         return _named(table, options, rest, named, label_is, label_at_least)
     scored = sorted((one for one in rest if names.label_score(one)), key=names.label_score, reverse=True)
@@ -98,11 +101,20 @@ def guess_label(
     kind = next((one for one in rest if names.words(one) == ["type"] and one not in (*of_items, *of_users)), "")
     if kind and (found := _by_type(table, options, kind)) is not None:
         return found
+    if listed := [one for one in lists if names.label_score(one)]:
+        raise _is_list(table, listed[0])
     changing = [one for one in rest if one not in (*of_items, *of_users)]
     for name in changing:
         if _says_what_happened(table, name) and (found := _by_action(table, options, name)) is not None:
             return dataclasses.replace(found, note=f"by its values: {found.note}")
     return _without_label(table, options, changing)
+
+
+def _is_list(table: LogTable, name: str) -> UserError:
+    return UserError(
+        f"{table.files[0]}: column {name!r} looks like the label, but is a list: name another with --label COLUMN, or "
+        "--label none to take every row as a positive"
+    )
 
 
 def _without_label(table: LogTable, options: LogsConfig, changing: Sequence[str]) -> LabelGuess:

@@ -196,6 +196,8 @@ def _propose_ids(found: Proposal, log: LogTable, asked: Asked) -> None:
             )  # fmt: skip
             raise UserError(f"{log.files[0]}: no column looks like the {side}; {how}"[:1000])
         taken = named or scored[0][1]
+        if pa.types.is_nested(log.columns[taken].type):
+            raise UserError(f"{log.files[0]}: column {taken!r} is a list, which is no {side}; --{side} names another")
         if not named:
             _refuse_gaps(log, side, taken, [one for _, one in scored])
         others = [one for _, one in scored if one != taken][:3]

@@ -56,7 +56,10 @@ def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
     tried = [f"{one} holds {_OF_THE_DAY}" for one in hours]
     accepted: dict[str, str] = {}
     for name in [asked.time] if asked.time else [*scored, *dates]:
-        if not asked.time and (pa.types.is_nested(log.columns[name].type) or len(codes(log.columns[name])[1]) < 2):
+        if pa.types.is_nested(log.columns[name].type):
+            tried.append(f"{name} holds lists")
+            continue
+        if not asked.time and len(codes(log.columns[name])[1]) < 2:
             tried.append(f"{name} has one value")
             continue
         form = _time_format(found, log, name, asked.time_format)

@@ -77,6 +77,8 @@ def encode(
         notes += found.notes("rows", len(kept))
     if options.weight:
         made[WEIGHT] = weights(log, kept, options)
+        if len(kept) and not made[WEIGHT].any():
+            raise UserError(f"{log.table.files[0]}: every row weighs 0 by {options.weight}: nothing to learn")
     return made, fields, notes
 
 
@@ -117,6 +119,8 @@ def by_words(
         made[row_column(own.name)] = of_row
     if options.weight:
         made[WEIGHT] = weights(log, kept, options)
+        if len(kept) and not made[WEIGHT].any():
+            notes.append(f"every row weighs 0 by {options.weight}: no row of an item or user moves by them")
     return made, notes
 
 
@@ -154,7 +158,7 @@ def weights(log: Rows, kept: np.ndarray, options: LogsConfig) -> np.ndarray:
     """Reads what rows weigh [R'], float32.
 
     Raises:
-        UserError: a weight is missing, no number or below 0, or none is above it.
+        UserError: a weight is missing, no number or below 0.
     """
     column = log.table.columns[options.weight]
     if pa.types.is_nested(column.type):
@@ -173,8 +177,6 @@ def weights(log: Rows, kept: np.ndarray, options: LogsConfig) -> np.ndarray:
             f"{log.table.place(row)}: {options.weight} is {value!r}, no weight, which is a number from 0 on; correct "
             'it, or say what each value weighs (data.logs.weights = ["click=1", "buy=5"])'
         )
-    if len(number) and not number.any():
-        raise UserError(f"{log.table.files[0]}: every row weighs 0 by {options.weight}: nothing to learn")
     return number.astype(np.float32)
 
 
