@@ -11,7 +11,8 @@ BIN := .venv/bin
 OUTPUT ?= runs/demo
 # One thread per process: two OpenMP teams on two cores make single steps 20 to 200 times slower.
 ONE_THREAD := OMP_NUM_THREADS=1
-TEST_WORKERS ?= 2
+# Of a test of ranks or of a fault much is waiting: more workers than cores.
+TEST_WORKERS ?= 3
 DOCS_PORT ?= 8000
 # mkdocs-material says at every start that it wants to be followed to another generator; `mkdocs<2` is pinned instead.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs

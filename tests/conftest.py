@@ -100,6 +100,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=order)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fails where pytest-xdist has not seen the groups, as with pytest 9.2: each worker would make all fixtures."""
+    if hasattr(session.config, "workerinput") and session.config.getoption("loadgroup", False):
+        assert all("@" in item.nodeid for item in session.items), "the tests are not in groups"
+
+
 def _group(item: pytest.Item) -> str:
     return item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
 
