@@ -4,9 +4,9 @@
 
 The estimate is made first, then the ranks run steps of `pretrain`, one thread each; in turns, and medians of the
 rounds are compared. "memory" is what a rank's process grew by between its start (with torch and torchrec imported) and
-its peak, of the rank that grew most; the step is the median of rank 0's in a round, by the clock. The ratio is measured
-over estimated. On a machine that does other things, two ranks that wait for each other many times over take several
-times as long, and the estimate with them or not: measure on a quiet one.
+its peak, of the rank that grew most; the step is the median of rank 0's in a round, of one rank by processor time, of
+several by the clock, as they wait for each other. The ratio is measured over estimated. On a machine that does other
+things, ranks that wait for each other many times a step take several times as long: measure on a quiet one.
 """
 
 from __future__ import annotations
@@ -56,11 +56,12 @@ def train_steps(config: Config, num_steps: int) -> dict[str, Any]:
         job.model.backbone.train()
         loader = job.model.pretrain_rows(prepared, config.pretrain.order, config.pretrain.batch_size, config.seed)
         batches = _batches(loader)
+        clock = time.process_time if runtime.world_size == 1 else time.perf_counter
         seconds = []
         for _ in range(_WARM_STEPS + num_steps):
-            clock = time.perf_counter()
+            begin = clock()
             stage.step(next(batches))
-            seconds.append(time.perf_counter() - clock)
+            seconds.append(clock() - begin)
         grown = runtime.max(_memory_bytes("VmHWM") - before)
         job.session.recorder.close()
     return {"step_s": statistics.median(seconds[_WARM_STEPS:]), "memory_bytes": grown}

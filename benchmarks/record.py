@@ -125,19 +125,26 @@ def cpu() -> dict[str, Any]:
     """This machine's processor, and how busy it is: a figure of a busy machine compares within its record only."""
     return {
         "kind": "cpu",
-        "name": _processor_name(),
+        "name": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "vectors": _vectors((_cpuinfo("flags") or _cpuinfo("Features")).split()),
         "cores": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 1),
     }
 
 
-def _processor_name() -> str:
+def _cpuinfo(key: str) -> str:
+    """What Linux says of the first processor; empty where it says nothing."""
     listed = Path("/proc/cpuinfo")
-    if listed.exists():
-        for line in listed.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    for line in listed.read_text(encoding="utf-8").splitlines() if listed.exists() else ():
+        if line.startswith(key):
+            return line.partition(":")[2].strip()
+    return ""
+
+
+def _vectors(flags: Sequence[str]) -> str:
+    """The widest vectors among a processor's flags, and whether it multiplies in bfloat16; empty: unknown."""
+    widest = next((name for name in ("avx512f", "avx2", "avx", "sse2", "asimd") if name in flags), "")
+    return f"{widest} avx512_bf16" if "avx512_bf16" in flags else widest
 
 
 def commit() -> str | None:

@@ -165,7 +165,7 @@ def _with_exchanges(times: StepTimes, num_ops: int, num_lookups: int) -> StepTim
 
 
 def _step_times(config: Config, prepared: Prepared, stage: Pretrain, as_if_shared: bool = False) -> StepTimes:
-    """Times steps of two sizes, with new rows for each, as in a run.
+    """Times steps of two sizes on one thread, with new rows for each, as in a run.
 
     Args:
         config: of the run.
@@ -182,9 +182,9 @@ def _step_times(config: Config, prepared: Prepared, stage: Pretrain, as_if_share
         times = []
         for _ in range(_WARM_STEPS + _TIMED_STEPS):
             batch = next(batches)
-            clock = time.perf_counter()
+            clock = time.process_time()  # other programs on the machine do not lengthen it
             stage.step(replace(batch, is_full=False) if as_if_shared else batch)
-            times.append(time.perf_counter() - clock)
+            times.append(time.process_time() - clock)
         seconds[rows] = statistics.median(times[_WARM_STEPS:])
     (more, long_s), (less, short_s) = seconds.items()
     row_s = max(0.0, (long_s - short_s) / max(1, more - less))

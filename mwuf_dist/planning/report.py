@@ -47,7 +47,7 @@ def counted(
     config: Config, world_size: int, rows: float = 0, users: float = 0, items: float = 0
 ) -> tuple[Counts, Size]:
     """Counts a step of the model on one rank of this machine."""
-    here = replace(config, runtime=replace(config.runtime, device="cpu", progress="off"))
+    here = replace(config, runtime=replace(config.runtime, device="cpu", progress="off", threads=1))
     prepared = prepare(here.data)
     with tempfile.TemporaryDirectory() as folder, start(here) as runtime:
         job = Run(here, Path(folder), runtime, prepared)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import record
 from benchmarks.record import RESULTS, Figure, Record, Row, command_line, interleaved, is_record, read, table
 
 
@@ -80,3 +81,9 @@ def test_every_stored_result_is_of_this_schema_or_of_a_study() -> None:
                 in listed
             )
             assert not any(part["failed"] for part in content["parts"].values())
+
+
+def test_a_record_says_how_wide_the_vectors_of_its_processor_are() -> None:
+    assert record._vectors(["sse2", "avx", "avx2"]) == "avx2"
+    assert record._vectors(["avx512_bf16", "avx2", "avx512f"]) == "avx512f avx512_bf16"
+    assert record._vectors(["fp", "asimd"]) == "asimd" and record._vectors([]) == ""

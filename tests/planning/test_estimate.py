@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,8 +16,8 @@ from mwuf_dist import cli
 from mwuf_dist.config import EmbeddingConfig, UserError, merge, to_toml
 from mwuf_dist.config import build as build_config
 from mwuf_dist.embeddings.sharding import TableSpec, placements
-from mwuf_dist.planning.devices import DEVICES, Network
-from mwuf_dist.planning.estimate import count, seconds_of_exchanges
+from mwuf_dist.planning.devices import DEVICES, Network, _fastest, _mean_s
+from mwuf_dist.planning.estimate import _step_times, count, seconds_of_exchanges
 from mwuf_dist.planning.report import plan
 from mwuf_dist.runtime import start
 from mwuf_dist.training.run import Run, _prepare
@@ -69,6 +73,24 @@ def test_ranks_of_other_hosts_pay_for_the_network_and_those_of_one_do_not() -> N
     assert 5.003 < sum(seconds_of_exchanges(5e6, 3, device, 3).values()) < 5.01
     assert DEVICES["h200"].joined_by(Network()) == DEVICES["h200"]
     assert "8 Gbit/s a rank, 1 ms one way" in plan(tiny(), 4, "h200", 0, 0, 0, Network(1e9, 1e-3, 2))
+
+
+def test_time_in_which_other_programs_have_the_core_is_no_work() -> None:
+    """A step that waits stands for one that another program holds up: the clock counts it, the estimate does not."""
+    wait_s = 2e-3
+
+    def wait(_: object = None) -> None:
+        time.sleep(wait_s)
+
+    config = tiny()
+    stage: Any = SimpleNamespace(
+        step=wait, model=SimpleNamespace(pretrain_rows=lambda *_: SimpleNamespace(epoch=lambda _: itertools.repeat(0)))
+    )
+    times = _step_times(config, None, stage)  # pyright: ignore[reportArgumentType]
+    assert times.fixed_s + config.pretrain.batch_size * times.row_s < wait_s
+    assert _fastest(wait, times=2) < wait_s
+    processor_s, clock_s = _mean_s(wait)
+    assert processor_s < wait_s <= clock_s
 
 
 def test_the_command_needs_no_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
