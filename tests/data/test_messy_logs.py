@@ -99,6 +99,15 @@ def test_a_threshold_is_written_with_its_reason_where_it_is_the_usual_one_too(tm
     assert "label_at_least = 1.0  # counts from 0 to 2: 66.7% are 1 or more" in options_of(found)
 
 
+def test_an_infinite_rating_is_refused_with_its_place_unless_it_means_missing(tmp_path: Path) -> None:
+    made = {name: values for name, values in log().items() if name != "label"}
+    text = csv_of(made | {"rating": ["inf" if index == 7 else index % 5 for index in range(NUM)]})
+    with pytest.raises(UserError, match=r"log\.csv:9: rating is 'inf', no number .*--missing"):
+        proposed(tmp_path, text)
+    found = proposed(tmp_path, text, missing=("inf",))
+    assert found.options.label_at_least == 2.0 and found.rows is not None and len(found.rows.kept) == NUM - 1
+
+
 def test_a_threshold_is_found_among_all_values() -> None:
     import numpy as np
 
@@ -187,12 +196,18 @@ def test_lists_of_every_arrow_kind_are_joined(tmp_path: Path) -> None:
     assert found.rows is not None and found.rows.table.columns["tags"].type == pa.list_(pa.string())
 
 
+def test_a_name_with_a_nul_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the name of column 'item_id\\x00' holds a NUL"):
+        proposed(tmp_path, csv_of(log()).replace("item_id", "item_id\0"))
+
+
 @pytest.mark.parametrize("role", ["user", "item", "time", "label"])
 def test_a_list_is_no_user_item_time_or_label(role: str, tmp_path: Path) -> None:
     columns = {"user": "user_id", "item": "item_id", "time": "timestamp", "label": "label"}
     made = log(**{columns[role]: [[index] for index in range(NUM)]})
     pq.write_table(pa.table(made), tmp_path / "log.parquet")
-    for asked in (Asked(), Asked(**{role: columns[role]})):
+    said: dict[str, Any] = {role: columns[role]}
+    for asked in (Asked(), Asked(**said)):
         with pytest.raises(UserError, match=f"log.parquet.*{columns[role]}.*list"):
             propose(str(tmp_path / "log.parquet"), asked=asked)
 

@@ -280,7 +280,7 @@ def _halved(table: LogTable, options: LogsConfig, name: str) -> LabelGuess:
 
 def halving(numbers: np.ndarray) -> tuple[float, float]:
     """Returns the threshold that makes the fraction of rows at or above it nearest to a half; that fraction."""
-    values, counts = np.unique(numbers[~np.isnan(numbers)], return_counts=True)
+    values, counts = np.unique(numbers[np.isfinite(numbers)], return_counts=True)
     if len(values) < 2:
         return 1.0, 0.0
     shares = counts[::-1].cumsum()[::-1] / counts.sum()

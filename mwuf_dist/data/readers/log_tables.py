@@ -104,6 +104,8 @@ def _own_names(path: Path, options: LogsConfig) -> list[str]:
         raise UserError(f"{path}: cannot be read ({error}); is it a complete {_format(path)} file?") from None
     if not names:
         raise UserError(f"{path}: is empty: no line of column names; remove the file")
+    if odd := [name for name in names if "\0" in name]:
+        raise UserError(f"{path}: the name of column {odd[0]!r} holds a NUL, as no key of a config does; rename it")
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"{path}: two columns are named {twice[0]!r}; rename one")
