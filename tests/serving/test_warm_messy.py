@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gzip
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mwuf_dist.config import UserError
@@ -14,7 +16,9 @@ from mwuf_dist.launch import local
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving.run_files import read_run
 from mwuf_dist.serving.warm.alarms import alarms
+from mwuf_dist.serving.warm.follow import Batch, follow
 from mwuf_dist.serving.warm.job import WarmReport, warm
+from mwuf_dist.serving.warm.sources import FolderSource
 from tests.serving.own_logs import a_day, config_for, make_logs, write
 
 
@@ -62,6 +66,72 @@ def test_one_absurd_time_does_not_change_the_unit_of_its_file(
     path = write(day.set_column(2, "timestamp", pa.array(times)), tmp_path / "day.csv")
     with pytest.raises(UserError, match="99999999999999"):
         warm(folder / "tue", path, tmp_path / "wed", runtime)
+
+
+def test_a_follower_takes_what_a_job_would_and_refuses_the_rest_by_name(
+    folder: Path, runtime: Runtime, tmp_path: Path
+) -> None:
+    there, good = tmp_path / "clicks", tmp_path / "good"
+    there.mkdir()
+    good.mkdir()
+
+    def day(seed: int, **columns: Callable[[int, int], object]) -> pa.Table:
+        made = a_day(seed)
+        for name, change in columns.items():
+            values = [str(change(value, row)) for row, value in enumerate(made[name].to_pylist())]
+            made = made.set_column(made.column_names.index(name), name, pa.array(values))
+        return made
+
+    taken = {
+        "forms": day(11, user_id=lambda one, row: f"{one}.0", item_id=lambda one, row: f"{one:06d}"),
+        "future": day(12, timestamp=lambda one, row: one + 10**9 * (row == 3)),
+        "words": day(13, user_id=lambda one, row: "bob smith" if row == 3 else one + 10**18 * (row == 4)),
+    }
+    for name, table in taken.items():
+        write(table, there / f"{name}.csv")
+        write(table, good / f"{name}.csv")
+    last = write(a_day(14), good / "last.csv").read_text()
+    (there / "last.csv").write_bytes(last.encode("utf-16"))
+    write(day(1, timestamp=lambda one, row: one * 1000), there / "ms.csv")
+    write(day(2, timestamp=lambda one, row: one * 1000 if row % 2 else one), there / "mixed.csv")
+    write(day(3, item_id=lambda one, row: "sku-9" if row == 5 else one), there / "item.csv")
+    write(day(4, label=lambda one, row: "maybe" if row == 5 else one), there / "label.csv")
+    write(day(5, item_id=lambda one, row: "" if row == 3 else one), there / "gap.csv")
+    lists = a_day(6).set_column(0, "user_id", pa.array([[one] for one in a_day(6)["user_id"].to_pylist()]))
+    pq.write_table(lists, there / "list.parquet")
+    (there / "cut.parquet").write_bytes((there / "list.parquet").read_bytes()[:-40])
+    (there / "cut.csv.gz").write_bytes(gzip.compress(last.encode())[:-20])
+    (there / "cut.csv").write_text(last[:-4])
+    (there / "semicolons.csv").write_text(last.replace(",", ";"))
+    (there / "names.csv").write_text(last.split("\n")[0] + "\n")
+    (there / "empty.csv").touch()
+    refused = {
+        "ms.csv": "are milliseconds, but the data set has seconds",
+        "mixed.csv": "its other times are in seconds",
+        "item.csv": "item_id is 'sku-9', and all items of the run have whole numbers",
+        "label.csv": "label is 'maybe', neither 0 nor 1",
+        "gap.csv": "item_id is missing (1 of 60 rows)",
+        "list.parquet": "column 'user_id' is a list",
+        "cut.parquet": "is it a complete Parquet file?",
+        "cut.csv.gz": "cut short",
+        "cut.csv": "61: expected 4 columns, found 3",
+        "semicolons.csv": "is ';' what stands between two columns?",
+        "names.csv": "no rows of interactions",
+    }
+    said: list[Batch] = []
+    follow(folder / "run", FolderSource(there), tmp_path / "live", runtime, until_idle=True, told=said.append)
+    assert {name: why for name, why in said[0].refused.items() if refused.get(name, "?") not in why} == {}
+    assert len(said[0].refused) == len(refused) and said[0].num_files == 4 + len(refused) + 1
+    assert any("in the future, up to 2052-05-23, in future.csv" in note for note in said[0].notes)
+    assert any("empty.csv is empty" in note for note in said[0].notes)
+    warm(folder / "run", good, tmp_path / "job", runtime)
+    for name in ("log.parquet", "rows.parquet"):
+        assert (tmp_path / "live/warm" / name).read_bytes() == (tmp_path / "job/warm" / name).read_bytes()
+    # Once it is mended a file that was refused is taken.
+    (there / "names.csv").write_text(last)
+    (there / "cut.csv").write_text(last + "1,950,1600100900,1\n")
+    follow(folder / "run", FolderSource(there), tmp_path / "live", runtime, until_idle=True, told=said.append)
+    assert [batch.num_new for batch in said[1:]] == [1] and not said[1].refused
 
 
 def test_a_day_of_users_whom_nobody_knows_sounds_an_alarm(folder: Path, runtime: Runtime, tmp_path: Path) -> None:

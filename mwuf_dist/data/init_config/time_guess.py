@@ -168,8 +168,9 @@ def _why_no_time(found: Proposal, log: LogTable, name: str) -> str:
     with contextlib.suppress(UserError):
         bad = times.read_times(log, dataclasses.replace(found.options, time=name)).bad
         if bad.mean() < 0.5:
-            example = log.columns[name][int(np.argmax(bad))].as_py()
-            return f"{name} is a time in most rows, and none in {int(bad.sum()):,}, like {str(example)!r}"
+            row = int(np.argmax(bad))
+            example = f"{str(log.columns[name][row].as_py())!r} in {log.place(row)}"
+            return f"{name} is a time in most rows, and none in {int(bad.sum()):,}, like {example}"
     return f"{name} is like {_examples(log.columns[name])}"
 
 

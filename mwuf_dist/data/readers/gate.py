@@ -37,7 +37,7 @@ from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.readers.times import TimeForm, Times, read_times, why_bad
 
 _MOST_LABELS = 1_000  # Values of a label's column that are kept with a data set.
-_LABELS_NAMED = 5
+_NAMED = 5  # Labels, files.
 _LEAVE_OUT = "leave such rows out (data.logs.drop_incomplete = true; for warm and adopt --drop-incomplete)"
 _DAY_S = 86_400.0  # Clocks and time zones differ by less.
 
@@ -169,7 +169,8 @@ def rows_of(table: LogTable, options: LogsConfig, form: DataForm | None = None, 
     labels_of = form.labels if form else _words_of_labels(table, options)
     made = DataForm(user_form, item_form, times.form, labels_of)
     left_out = {why: num for why, num in left_out.items() if num}
-    remarks = (*of_users, *of_items, *_new_labels(table, options, labels_of, kept), *_future(times, options, kept))
+    of_times = _future(table, times, options, kept)
+    remarks = (*of_users, *of_items, *_new_labels(table, options, labels_of, kept), *of_times)
     return Rows(table, user, item, user_ids, item_ids, label, times.values, kept, made, left_out, remarks)
 
 
@@ -191,24 +192,27 @@ def _new_labels(table: LogTable, options: LogsConfig, known: tuple[str, ...], ke
     fresh = {word: int(n) for word, n in zip(text_of(values).to_pylist(), num, strict=True) if n and word not in old}
     if not fresh:
         return []
-    named = ", ".join(map(repr, list(fresh)[:_LABELS_NAMED])) + (", ..." if len(fresh) > _LABELS_NAMED else "")
+    named = ", ".join(map(repr, list(fresh)[:_NAMED])) + (", ..." if len(fresh) > _NAMED else "")
     return [
         f"{sum(fresh.values()):,} of {len(kept):,} rows have a value of {options.label_from} that the run's logs have "
         f"not ({named}): their label is 0, as positive is {', '.join(map(repr, options.label_is))} alone"
     ]
 
 
-def _future(times: Times, options: LogsConfig, kept: np.ndarray) -> list[str]:
-    """Says how many rows are later than now, which clocks that are wrong make."""
+def _future(table: LogTable, times: Times, options: LogsConfig, kept: np.ndarray) -> list[str]:
+    """Says how many rows are later than now, which clocks that are wrong make, and of several files in which."""
     if times.form.kind != "date" and not times.form.is_recent:
         return []
     late = times.values[kept] > int((time.time() + _DAY_S) * 1e6)
     if not late.any():
         return []
     latest = datetime.datetime.fromtimestamp(int(times.values[kept].max()) // 1_000_000, datetime.UTC)
+    files = [table.files[one].name for one in np.unique(np.searchsorted(table.starts, kept[late], side="right") - 1)]
+    where = "" if len(table.files) == 1 else f", in {', '.join(files[:_NAMED])}"
+    where += f" and {len(files) - _NAMED:,} more files" if where and len(files) > _NAMED else ""
     return [
-        f"{int(late.sum()):,} of {len(kept):,} rows have a {options.time} in the future, up to {latest:%Y-%m-%d}: if "
-        "a clock was wrong, correct them"
+        f"{int(late.sum()):,} of {len(kept):,} rows have a {options.time} in the future, up to {latest:%Y-%m-%d}"
+        f"{where}: if a clock was wrong, correct them"
     ]
 
 
