@@ -57,6 +57,22 @@ def test_ids_written_in_another_way_are_the_same_interactions(
     assert again.change.num_new == 0 and again.digest == plain.digest
 
 
+@pytest.mark.parametrize("first", [1000, 10**18])
+def test_new_users_written_in_another_way_get_the_same_rows(
+    first: int, folder: Path, runtime: Runtime, tmp_path: Path
+) -> None:
+    made = {}
+    for form in ("{}", "{}.0", "00{}", " {} "):
+        users = [form.format(first + row % 5) for row in range(60)]
+        day = a_day().set_column(0, "user_id", pa.array(users))
+        output = tmp_path / form
+        warm(folder / "run", write(day, tmp_path / f"{form}.csv"), output, runtime, users=True)
+        made[form] = (output / "warm/users.parquet").read_bytes()
+        found = pq.read_table(output / "warm/users.parquet").column(0)
+        assert found.to_pylist() == [first + row for row in range(5)]
+    assert len(set(made.values())) == 1
+
+
 def test_one_absurd_time_does_not_change_the_unit_of_its_file(
     folder: Path, plain: WarmReport, runtime: Runtime, tmp_path: Path
 ) -> None:
