@@ -3,8 +3,9 @@
     python -m benchmarks.compiled_kernels --output benchmarks/results/compiled-kernels.json
 
 Each kernel is compiled as its op launches it: the ops are called with tensors of the CPU, and what they would have
-launched is written down instead. Triton and the assembler that its wheel brings make machine code of it for sm_80,
-sm_90 and sm_100; registers, shared memory and spills are read off that, and so is the width of every access to memory.
+launched is written down instead. Triton and the assemblers that its wheel brings make machine code of it for sm_80,
+sm_90, sm_100 (NVIDIA) and gfx942 (AMD); registers, shared memory and spills are read off that, and so is the width of
+every access to memory.
 Compiled is not run: how fast it is says `python -m benchmarks.kernels` on a GPU.
 
 Bytes are counted where the kernels run, under Triton's interpreter: those that all programs of a launch ask for, beside
@@ -36,16 +37,40 @@ from mwuf_kernels._triton import HAS_TRITON
 
 from benchmarks.record import Figure, Record, Row, command_line
 
-ARCHITECTURES = (80, 90, 100)
 DIMS = (16, 64, 128)
 DTYPES = (torch.float32, torch.bfloat16)
-MOST_REGISTERS_A_MULTIPROCESSOR = 65_536
-# Shared memory of a multiprocessor, bytes, and threads that it holds, by architecture (CUDA C++ programming guide).
-SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
-MOST_THREADS = 2_048
+MOST_THREADS = 2_048  # that a multiprocessor holds, of all architectures here
 _MODULES = ("warm_embedding", "segments", "meta_networks", "bulk_warm")
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
 _BATCH, _NUM_ROWS = 1024, 300  # of the launches; a segment of over 128 entries is among them
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What one multiprocessor has.
+
+    Attributes:
+        backend: of Triton.
+        target: its name there.
+        warp: threads that go in step.
+        registers: of 32 bits.
+        shared_bytes: memory that programs share.
+    """
+
+    backend: str
+    target: int | str
+    warp: int
+    registers: int
+    shared_bytes: int
+
+
+# CUDA C++ programming guide; AMD Instinct MI300 instruction set: four SIMDs, each 512 registers in 64 lanes.
+ARCHITECTURES = {
+    "sm_80": Architecture("cuda", 80, 32, 65_536, 164 << 10),
+    "sm_90": Architecture("cuda", 90, 32, 65_536, 228 << 10),
+    "sm_100": Architecture("cuda", 100, 32, 65_536, 228 << 10),
+    "gfx942": Architecture("hip", "gfx942", 64, 131_072, 64 << 10),
+}
 
 
 @dataclass(frozen=True)
@@ -141,42 +166,59 @@ def launches(dim: int, dtype: torch.dtype) -> list[Launch]:
     return list(found.values())
 
 
-def compile_for(launch: Launch, architecture: int) -> Compiled:
-    """Compiles a launch for an architecture, as Triton would at the launch itself."""
+def compile_for(launch: Launch, name: str) -> Compiled:
+    """Compiles a launch for one of `ARCHITECTURES`, as Triton would at the launch itself."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    architecture = ARCHITECTURES[name]
     signature, attributes, place = {}, {}, 0
-    for position, name in enumerate(launch.kernel.arg_names):
-        if name in launch.constants:
-            signature[name] = "constexpr"
+    for position, argument in enumerate(launch.kernel.arg_names):
+        if argument in launch.constants:
+            signature[argument] = "constexpr"
             continue
         value = launch.arguments[place]
         place += 1
-        signature[name] = _POINTERS[value.dtype] if isinstance(value, torch.Tensor) else "i32"
+        signature[argument] = _POINTERS[value.dtype] if isinstance(value, torch.Tensor) else "i32"
         # What torch allocates is aligned; of numbers, Triton looks.
         if isinstance(value, torch.Tensor) or value % 16 == 0:
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, launch.constants, attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": launch.num_warps})
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(made.asm["cubin"])
-        usage = _tool("cuobjdump", "-res-usage", str(path))
-        code = _tool("nvdisasm", "-c", str(path))
-    used = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    access: collections.Counter[int] = collections.Counter()
-    for options in re.findall(r"\b(?:LDG|STG|LDGSTS)((?:\.\w+)*)", code):
-        width = next((int(one) for one in options.split(".") if one in ("64", "128")), 32)
-        access[width // 8] += 1
-    registers, shared, threads = used["REG"], made.metadata.shared, 32 * launch.num_warps
+    target = GPUTarget(architecture.backend, architecture.target, architecture.warp)
+    made = triton.compile(source, target=target, options={"num_warps": launch.num_warps})
+    registers, spilled_bytes, widths = (_read_nvidia if architecture.backend == "cuda" else _read_amd)(made.asm)
+    shared, threads = made.metadata.shared, architecture.warp * launch.num_warps
     programs = min(
-        MOST_REGISTERS_A_MULTIPROCESSOR // (registers * threads),
-        SHARED_BYTES[architecture] // max(shared, 1024),
+        architecture.registers // (registers * threads),
+        architecture.shared_bytes // max(shared, 1024),
         MOST_THREADS // threads,
     )
-    return Compiled(registers, used["STACK"] + used["LOCAL"], shared, dict(access), programs)
+    return Compiled(registers, spilled_bytes, shared, dict(collections.Counter(widths)), programs)
+
+
+def _read_nvidia(code: Any) -> tuple[int, int, list[int]]:
+    """Registers and bytes of local memory of a thread, and the width of every access to global memory, bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(code["cubin"])
+        usage = _tool("cuobjdump", "-res-usage", str(path))
+        listing = _tool("nvdisasm", "-c", str(path))
+    used = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    accesses = re.findall(r"\b(?:LDG|STG|LDGSTS)((?:\.\w+)*)", listing)
+    bits = [next((int(one) for one in options.split(".") if one in ("64", "128")), 32) for options in accesses]
+    return used["REG"], used["STACK"] + used["LOCAL"], [width // 8 for width in bits]
+
+
+def _read_amd(code: Any) -> tuple[int, int, list[int]]:
+    """The same of what LLVM wrote for AMD; a load of less than 4 bytes counts as 4, as above."""
+    listing = code["amdgcn"]
+    used = {
+        key: int(value) for key, value in re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", listing)
+    }
+    accesses = re.findall(r"\b(?:global|buffer|flat)_(?:load|store)_(?:\w*?x(\d)|\w+)", listing)
+    widths = [4 * int(words or 1) for words in accesses]
+    return int(used["vgpr_count"]), int(used["private_segment_fixed_size"]), widths
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -241,7 +283,7 @@ class _Nothing:
         return lambda *arguments, **constants: None
 
 
-def measure(architectures: Sequence[int], dims: Sequence[int], dtypes: Sequence[torch.dtype]) -> list[Row]:
+def measure(architectures: Sequence[str], dims: Sequence[int], dtypes: Sequence[torch.dtype]) -> list[Row]:
     """A row for each kernel, width and type; in `more` what each architecture's machine code needs."""
     rows = []
     for dim in dims:
@@ -261,8 +303,8 @@ def measure(architectures: Sequence[int], dims: Sequence[int], dtypes: Sequence[
                 more: dict[str, Any] = {"num_warps": launch.num_warps}
                 for architecture in architectures:
                     found = compile_for(launch, architecture)
-                    more[f"sm_{architecture}"] = vars(found)
-                    print(launch.name, about, f"sm_{architecture}", found, flush=True)
+                    more[architecture] = vars(found)
+                    print(launch.name, about, architecture, found, flush=True)
                 one = Figure.of("asked for", [asked])
                 rows.append(
                     Row(launch.name, "bytes", False, one, limit=Figure.of("least", [least]), config=about, more=more)
@@ -277,7 +319,7 @@ def main() -> None:
     options = parser.parse_args()
     if not HAS_TRITON:
         sys.exit("Triton is not installed: pip install 'mwuf-dist[triton]'")
-    rows = measure(ARCHITECTURES, DIMS, DTYPES)
+    rows = measure(list(ARCHITECTURES), DIMS, DTYPES)
     sizes = {"batch": _BATCH, "rows": _NUM_ROWS, "architectures": list(ARCHITECTURES)}
     record = Record("Kernels compiled for GPUs", command_line("compiled_kernels", sys.argv[1:]), sizes, rows, threads=1)
     if options.output:
