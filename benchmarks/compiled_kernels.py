@@ -211,7 +211,7 @@ def _read_nvidia(code: Any) -> tuple[int, int, list[int]]:
 
 
 def _read_amd(code: Any) -> tuple[int, int, list[int]]:
-    """The same of what LLVM wrote for AMD; a load of less than 4 bytes counts as 4, as above."""
+    """What `_read_nvidia` gives, of what LLVM wrote for AMD; a load of less than 4 bytes counts as 4 there, too."""
     listing = code["amdgcn"]
     used = {
         key: int(value) for key, value in re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", listing)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import plain_torch as plain
-from mwuf_dist.config import Config, MlpConfig
-from mwuf_dist.data.batches.histories import History
+from mwuf_dist.config import Config
+from mwuf_dist.data.batches.histories import Histories, History
 from mwuf_dist.data.batches.loader import Batch, Loader
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.features import FeatureStore
@@ -56,7 +56,7 @@ def plain_model(config: Config, runtime: Runtime, prepared: Prepared) -> plain.P
         prepared.num_old_items,
         config.embedding.dim,
         keys.hidden,
-        keys.batch_norm,
+        getattr(keys, "batch_norm", False),
         keys.dropout,
         config.embedding.init_std,
         getattr(keys, "log_neurons", 0),
@@ -90,14 +90,23 @@ def full_batches(loader: Loader) -> Iterator[Batch]:
 
 
 class Feed:
-    """Batches for ever, by the loader (ours) or by tensor indexing (plain), in the same order."""
+    """Batches for ever, by the loader (ours) or by tensor indexing (plain), in the same order.
 
-    def __init__(self, loader: Loader, padding: int, history_length: int) -> None:
+    Args:
+        loader: of ours.
+        padding: item that pads a history.
+        history_length: of a padded history; 0: there is none.
+        liked: how often each user liked each old item `[num_users, num_old]`, where histories are read off that.
+    """
+
+    def __init__(self, loader: Loader, padding: int, history_length: int, liked: torch.Tensor | None) -> None:
         self._ours = full_batches(loader)
         rows = [batch for batch in loader.epoch(0) if batch.is_full]
         self._columns = [torch.cat([getattr(b, name) for b in rows]) for name in ("user", "item", "label")]
-        histories = [padded(b.history, padding, history_length) for b in rows if b.history is not None]
-        self._columns += [torch.cat(histories)] if histories else []
+        if history_length:
+            histories = [padded(b.history, padding, history_length) for b in rows if b.history is not None]
+            self._columns += [torch.cat(histories)]
+        self._liked = liked
         self._order = torch.randperm(len(rows) * loader.batch_size)
         # Stored shuffled back, so that indexing with the permutation gives the loader's order.
         for column in self._columns:
@@ -120,7 +129,14 @@ class Feed:
     def _index(self) -> Iterator[plain.Batch]:
         for start_row in itertools.cycle(range(0, len(self._order), self._batch_size)):
             rows = self._order[start_row : start_row + self._batch_size]
-            yield plain.Batch(*(column[rows] for column in self._columns))
+            columns = [column[rows] for column in self._columns]
+            if self._liked is None:
+                yield plain.Batch(*columns)
+                continue
+            user, item, label = columns
+            history = self._liked[user]
+            history[torch.arange(len(item)), item] -= (label > 0).float()
+            yield plain.Batch(user, item, label, history)
 
 
 def padded(history: History, padding: int, length: int) -> torch.Tensor:
@@ -130,13 +146,23 @@ def padded(history: History, padding: int, length: int) -> torch.Tensor:
     return out[history.group]
 
 
+def liked_items(histories: Histories, prepared: Prepared) -> torch.Tensor:
+    """How often each old item is in each user's history `[num_users, num_old]`."""
+    whole = histories.whole(torch.arange(prepared.num_users))
+    user = torch.repeat_interleave(torch.arange(prepared.num_users), whole.lengths)
+    liked = torch.zeros(prepared.num_users, prepared.num_old_items)
+    return liked.index_put((user, whole.items), torch.ones(len(user)), accumulate=True)
+
+
 def products_alone(model: Model, config: Config, batch_size: int) -> dict[str, Step]:
     """The matrix products of the backbone's MLP on random rows, per stage: the compute limit."""
-    first = next(module for name, module in model.backbone.named_modules() if name.endswith("linears.0"))
+    keys: Any = config.backbone
+    # The encoder has its MLP behind the attention.
+    ends = "cold.0" if keys.name == "encoder" else "linears.0"
+    first = next(module for name, module in model.backbone.named_modules() if name.endswith(ends))
     assert isinstance(first, nn.Linear)
     width, folds = first.in_features, model.backbone.fold() is not None
-    assert isinstance(config.backbone, MlpConfig)
-    widths = [width, *config.backbone.hidden, 1]
+    widths = [width, *keys.hidden[: 1 if keys.name == "encoder" else None], 1]
     dtype = getattr(torch, config.backbone.precision)
 
     def draws(a: int, b: int) -> torch.Tensor:
@@ -276,7 +302,8 @@ class Contestants:
         self.limit = products_alone(self.model, config, self.batch_size)
         histories = self.model.histories(job.prepared, 0)
         rows = Loader(job.prepared, ["pretrain"], self.batch_size, config.seed, job.runtime, histories=histories)
-        self.feed = Feed(rows, self.model.num_old + 1, self.model.backbone.history_length)
+        liked = liked_items(histories, job.prepared) if histories and not self.model.backbone.history_length else None
+        self.feed = Feed(rows, self.model.num_old + 1, self.model.backbone.history_length, liked)
         self.ours = Ours(job, self.feed.ours)
         copy = plain_copy(self.model, config, job.prepared)
         self.plain = Plain(config, copy, self.model.num_items, self.feed.plain)

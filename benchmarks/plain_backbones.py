@@ -7,10 +7,12 @@ embeddings side by side with the item ID first; past is what a backbone made of 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SMALLEST = 1e-4  # AFN: |e| is not taken to be smaller, so that its logarithm stays finite
 UNITS = 36  # DIN: hidden units of the activation unit
+HEADS, INTERCEPT = 4, 0.775  # encoder: attention heads; the constant column of a user's vector
 
 
 def mlp(width: int, hidden: Sequence[int], batch_norm: bool, dropout: float) -> nn.Sequential:
@@ -125,12 +127,76 @@ class Recurrent(nn.Module):
         return self.mlp(torch.cat([x, past], 1))
 
 
-BACKBONES = ("wide_deep", "deepfm", "pnn", "afn", "din", "gru4rec")
-WITH_HISTORY = ("din", "gru4rec")
+class Encoder(nn.Module):
+    """The backbone `encoder` (its docstring has the model): what a user liked, attended to by the item's own fields.
+
+    All old items are encoded once per batch, and attention is over all of them, with a bias of log(times liked):
+    where they are a few thousand, two matrix products are less than a gather of every event.
+    """
+
+    def __init__(self, num_item_fields: int, num_fields: int, dim: int, hidden: Sequence[int], *rest) -> None:
+        super().__init__()
+        width, content, others = hidden[0], num_item_fields * dim, (num_fields - 2 - num_item_fields) * dim
+        self.dim = dim
+
+        def mlp_of(inputs: int, outputs: int) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, outputs))
+
+        self.query = mlp_of(content, width)
+        self.event_fields = nn.Linear(content, width)
+        self.event_id = nn.Linear(dim, width, bias=False)
+        self.event_label = nn.Embedding(2, width)
+        self.event_out = nn.Linear(width, width)
+        self.user = mlp_of(width + others + 1, width)
+        self.attention_query = nn.Linear(width, width)
+        self.attention_key = nn.Linear(width, width)
+        self.attention_value = nn.Linear(width, width)
+        self.cold = mlp_of(4 * width, 1)
+        self.cold_user = nn.Linear(width, 1)
+        self.taste = nn.Linear(width, dim - 1)
+
+    def past(self, old: tuple[Tensor, Tensor], liked: Tensor, items: Tensor, users: Tensor) -> Tensor:
+        """The logit without the item's ID and the user's taste `[B, 1 + D]`.
+
+        Args:
+            old: ID and field embeddings of every old item, `[N, D]` and `[N, F_i * D]`.
+            liked: how often each row's user liked them, the row itself left out `[B, N]`.
+            items: the rows' item fields `[B, F_i * D]`.
+            users: the rows' user fields `[B, F_u * D]`, the ID first.
+        """
+        query = self.query(items)
+        events = torch.relu(self.event_fields(old[1]) + self.event_id(old[0]) + self.event_label.weight[1])
+        events = torch.relu(self.event_out(events))  # [N, W]
+        number = liked.sum(1, keepdim=True)
+        mean = liked @ events / number.clamp(min=1)
+        user = self.user(torch.cat([mean, number.log1p() / 5, users[:, self.dim :]], 1))
+        has_any = number > 0
+        # A row without events attends to all, and what it finds is taken away. The logarithm of 0 is slow.
+        bias = liked.clamp(min=1).log().masked_fill((liked == 0) & has_any, -torch.inf)
+        q, k, v = (
+            rows.unflatten(1, (HEADS, -1)).transpose(0, 1)
+            for rows in (self.attention_query(query), self.attention_key(events), self.attention_value(events))
+        )
+        found = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias)[0]
+        found = found.transpose(0, 1).flatten(1) * has_any
+        cold = self.cold(torch.cat([user, found, query, user * query], 1)) + self.cold_user(user)
+        taste = self.taste(torch.relu(user)) + users[:, : self.dim - 1]
+        return torch.cat([cold, taste, taste.new_full((len(taste), 1), INTERCEPT)], 1)
+
+    def forward(self, x: Tensor, past: Tensor | None) -> Tensor:
+        """Logits `[B, 1]`."""
+        assert past is not None
+        return past[:, :1] + (x[:, : self.dim] * past[:, 1:]).sum(1, keepdim=True)
 
 
-def build(name: str, num_fields: int, dim: int, log_neurons: int, *rest) -> nn.Module:
+BACKBONES = ("wide_deep", "deepfm", "pnn", "afn", "din", "gru4rec", "encoder")
+WITH_HISTORY = ("din", "gru4rec", "encoder")
+
+
+def build(name: str, num_item_fields: int, num_fields: int, dim: int, log_neurons: int, *rest) -> nn.Module:
     """A backbone by its name; `rest` is hidden widths, whether BatchNorm, and dropout of its MLP."""
+    if name == "encoder":
+        return Encoder(num_item_fields, num_fields, dim, *rest)
     if name in ("wide_deep", "deepfm"):
         return LinearAndMlp(num_fields, dim, name == "deepfm", *rest)
     if name == "afn":

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.plain_backbones import BACKBONES, WITH_HISTORY, Interest, Recurrent, build
+from benchmarks.plain_backbones import BACKBONES, WITH_HISTORY, Encoder, Interest, Recurrent, build
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Field:
 class Batch:
     """Rows to train on or to score: user `[B]` int64, item `[B]` int64, label `[B]` float.
 
-    history `[B, L]` int64: old items that the row's user met before, oldest first, padded behind.
+    history `[B, L]` int64: old items that the row's user met before, oldest first, padded behind; for the encoder
+    `[B, num_old]`: how often the user liked the old item, the row itself left out.
     """
 
     user: Tensor
@@ -123,7 +124,7 @@ class PlainModel(nn.Module):
         if padding is not None:
             nn.init.zeros_(self.phi_old.weight[padding])
         num_fields = len(user_fields) + 1 + len(item_fields)
-        self.head = build(backbone, num_fields, dim, log_neurons, hidden, batch_norm, dropout)
+        self.head = build(backbone, len(item_fields), num_fields, dim, log_neurons, hidden, batch_norm, dropout)
 
     @torch.no_grad()
     def user_id_rows(self) -> Tensor:
@@ -132,11 +133,15 @@ class PlainModel(nn.Module):
         assert isinstance(table, nn.Embedding)
         return table(self.users.get_buffer("values_0"))
 
-    def past(self, batch: Batch) -> Tensor | None:
-        """What the backbone makes of the rows' histories before it sees the item; None where it looks at none."""
+    def past(self, batch: Batch, users: Tensor, items: Tensor) -> Tensor | None:
+        """What the backbone makes of the rows' histories before it sees the item ID; None where it looks at none."""
         if not self.uses_history:
             return None
         assert batch.history is not None
+        if isinstance(self.head, Encoder):
+            old = self.phi_old.weight[: self.num_old], self.items(torch.arange(self.num_old))
+            with self._products():
+                return self.head.past(old, batch.history, items, users)
         lengths = (batch.history <= self.num_old).sum(1)
         assert isinstance(self.head, Interest | Recurrent)
         with self._products():
@@ -149,7 +154,8 @@ class PlainModel(nn.Module):
 
     def logits(self, batch: Batch, item_ids: Tensor) -> Tensor:
         """Logits `[B]` of rows with the item ID embeddings `[num_items, D]`: lookups and forward."""
-        return self(self.users(batch.user), F.embedding(batch.item, item_ids), self.items(batch.item), self.past(batch))
+        users, items = self.users(batch.user), self.items(batch.item)
+        return self(users, F.embedding(batch.item, item_ids), items, self.past(batch, users, items))
 
     def _products(self) -> AbstractContextManager[object]:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast("cpu", self.dtype)
@@ -249,7 +255,8 @@ def meta_train_step(
         meta_optimizer: Optimizer of `meta`.
         batch: Rows of old items.
     """
-    users, items, past = model.users(batch.user), model.items(batch.item), model.past(batch)
+    users, items = model.users(batch.user), model.items(batch.item)
+    past = model.past(batch, users, items)
     v = phi_new(batch.item)
     phi_new_optimizer.zero_grad()
     loss_cold = F.binary_cross_entropy_with_logits(model(users, v, items, past), batch.label)

@@ -34,7 +34,7 @@ from benchmarks.contest import Contestants
 from benchmarks.record import Figure, Record, Row, command_line, interleaved, processor_clock, table
 from benchmarks.whole_run import compare_whole_runs
 from mwuf_dist.cli.options import PrepareOptions, parse
-from mwuf_dist.config import Config, UserError
+from mwuf_dist.config import BackboneConfig, Config, UserError
 from mwuf_dist.runtime import start
 from mwuf_dist.training.run import Run, _prepare
 
@@ -123,10 +123,15 @@ def benchmark_config(arguments: list[str], batch_size: int, on_cpu: bool = True)
         meta_train=dataclasses.replace(config.meta_train, epochs=1, batch_size=batch_size),
         warm_up=dataclasses.replace(config.warm_up, epochs=1),
         method=dataclasses.replace(config.method, name="mwuf", residual=True),
-        backbone=dataclasses.replace(config.backbone, batch_norm=False, dropout=0.0),
+        backbone=_without_draws(config.backbone),
         checkpoint=dataclasses.replace(config.checkpoint, every_s=0.0),
         runtime=dataclasses.replace(config.runtime, progress="off", device="cpu" if on_cpu else config.runtime.device),
     )
+
+
+def _without_draws(backbone: BackboneConfig) -> BackboneConfig:
+    without = {"batch_norm": False, "dropout": 0.0, "field_dropout": 0.0}
+    return dataclasses.replace(backbone, **{key: value for key, value in without.items() if hasattr(backbone, key)})
 
 
 def main() -> None:

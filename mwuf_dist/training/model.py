@@ -147,7 +147,7 @@ class Model:
 
         In one lookup, because a fused table takes a step for each.
         """
-        distinct, inverse = torch.unique(torch.cat([item, history.items]), return_inverse=True)
+        distinct, inverse = self.runtime.distinct(torch.cat([item, history.items]), self.num_items + 1)
         distinct = self.runtime.pad(distinct)
         rows = self.old_ids.rows(self._row_in_old(distinct))
         embedded = EmbeddedHistory(
@@ -167,7 +167,7 @@ class Model:
         An old item stands in it by its row of phi_old, a new one by its row of phi_new as it is now.
         """
         # One more, so that no lookup is empty.
-        distinct, inverse = torch.unique(F.pad(history.items, (0, 1)), return_inverse=True)
+        distinct, inverse = self.runtime.distinct(F.pad(history.items, (0, 1)), self.num_items + 1)
         distinct, inverse = self.runtime.pad(distinct), inverse[:-1]
         is_new = (distinct >= self.num_old) & (distinct < self.num_items)
         old = self.old_ids.rows(self._row_in_old(distinct) * ~is_new)

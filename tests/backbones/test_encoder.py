@@ -88,7 +88,9 @@ def literal_logit(
 
 
 @torch.no_grad()
-def test_logits_equal_the_equations_event_by_event() -> None:
+@pytest.mark.parametrize("dense", [0, 16])
+def test_logits_equal_the_equations_event_by_event(dense: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_module, "_DENSE", dense)  # rows attend to their own events, or to all with a bias
     backbone = built().eval()
     item, context, history = example()
     found = logits(backbone, item, context, history)
@@ -97,6 +99,7 @@ def test_logits_equal_the_equations_event_by_event() -> None:
 
 
 def test_cutting_the_attention_into_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_module, "_DENSE", 0)
     backbone = built().eval()
     whole = logits(backbone, *example())
     monkeypatch.setattr(encoder_module, "_CELLS", 1)

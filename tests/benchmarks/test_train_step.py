@@ -27,8 +27,9 @@ SAME = {"rtol": 0, "atol": PART_OF_A_STEP * LEARNING_RATE}
 @pytest.fixture
 def contestants(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Contestants]:
     """Both programs with equal weights, before the first step."""
+    name = getattr(request, "param", "deepfm")
     config = tiny(
-        backbone={"batch_norm": False, "name": getattr(request, "param", "deepfm")},
+        backbone={"name": name} | ({"field_dropout": 0.0} if name == "encoder" else {"batch_norm": False}),
         pretrain={"learning_rate": LEARNING_RATE, "batch_size": 128},
         meta_train={"learning_rate_cold": LEARNING_RATE, "learning_rate_warm": LEARNING_RATE},
         warm_up={"learning_rate": LEARNING_RATE},
@@ -50,7 +51,7 @@ def assert_equal_losses(plain: Callable[[], Any], ours: Callable[[], Any], steps
 @pytest.mark.parametrize(
     ("contestants", "steps"),
     # Few steps where rounding grows: powers of small embeddings, recurrence.
-    [("deepfm", STEPS), ("wide_deep", 10), ("pnn", 10), ("afn", 10), ("din", 10), ("gru4rec", 10)],
+    [("deepfm", STEPS), ("wide_deep", 10), ("pnn", 10), ("afn", 10), ("din", 10), ("gru4rec", 10), ("encoder", 10)],
     indirect=["contestants"],
 )
 def test_steps_of_every_stage_give_the_plain_programs_losses_and_weights(contestants: Contestants, steps: int) -> None:
