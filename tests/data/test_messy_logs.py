@@ -108,6 +108,39 @@ def test_an_infinite_rating_is_refused_with_its_place_unless_it_means_missing(tm
     assert found.options.label_at_least == 2.0 and found.rows is not None and len(found.rows.kept) == NUM - 1
 
 
+def test_a_positive_action_counts_however_it_is_written(tmp_path: Path) -> None:
+    made = {name: values for name, values in log().items() if name != "label"}
+    words = ["view", "add_to_cart", "addToCart", "AddToCart", "remove_from_cart"]
+    found = proposed(tmp_path, csv_of(made | {"event_type": [words[index % 5] for index in range(NUM)]}))
+    assert found.options.label_is == ("AddToCart", "addToCart", "add_to_cart")
+    assert found.rows is not None and int(found.rows.label.sum()) == 36
+
+
+@pytest.mark.parametrize("values", [["*", "**", "***"], ["1/5", "3/5", "5/5"], ["bad", "ok", "good"]])
+def test_a_rating_that_is_no_number_is_refused_with_the_options(values: list[str], tmp_path: Path) -> None:
+    made = {name: values for name, values in log().items() if name != "label"}
+    with pytest.raises(UserError, match="column 'rating' looks like the label.*--label-is VALUE"):
+        proposed(tmp_path, csv_of(made | {"rating": [values[(index + index // 12) % 3] for index in range(NUM)]}))
+
+
+@pytest.mark.parametrize(
+    ("values", "apart"),
+    [
+        ([-1, 1, 2, 3, 4, 5], "-1 (10 rows)"),
+        ([0, 1, 2, 3, 4, 5], "0 (10 rows)"),
+        ([99, -10, -3.5, 0.2, 7, 10], "99 (10 rows)"),
+        ([1, 2, 3, 4, 5, 5], ""),
+        ([0.5, 1, 2, 3.5, 4, 5], ""),
+        ([-10, -3, 0, 2, 7, 10], ""),
+    ],
+)
+def test_a_rating_that_may_mean_none_is_told(values: list[float], apart: str, tmp_path: Path) -> None:
+    made = {name: values for name, values in log().items() if name != "label"}
+    found = proposed(tmp_path, csv_of(made | {"rating": [values[(index + index // 12) % 6] for index in range(NUM)]}))
+    assert (f"; {apart} stands apart" if apart else "nearest to half") in found.notes["label_at_least"]
+    assert apart or "apart" not in found.notes["label_at_least"]
+
+
 def test_a_threshold_is_found_among_all_values() -> None:
     import numpy as np
 

@@ -93,6 +93,11 @@ def guess_label(
     rating = names.rating_of([one for one in rest if one not in of_items])
     if rating and numbers_of(table.columns[rating]) is not None:
         return _halved(table, options, rating)
+    if rating and len(codes(table.columns[rating])[1]) > 1:
+        found = _by_action(table, options, rating)
+        if found is None:
+            raise UserError(_not_understood(table, rating))
+        return found
     action = names.action_of(rest)
     if action:
         found = _by_action(table, options, action)
@@ -205,7 +210,8 @@ def _by_action(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
         return _all_positives(options, name, distinct)
     chosen = positive_action(values)
     if chosen is not None:
-        made = dataclasses.replace(options, label_from=name, label_is=(chosen,))
+        alike = tuple(sorted(value for value in values if names.words(value) == names.words(chosen)))  # Buy and BUY
+        made = dataclasses.replace(options, label_from=name, label_is=alike)
         return LabelGuess(made, "label_is", f"of {_listed(table, name)}; --label-is VALUE chooses others")
     if names.action_of([name]):
         raise UserError(_not_understood(table, name))
@@ -274,8 +280,24 @@ def _halved(table: LogTable, options: LogsConfig, name: str) -> LabelGuess:
             f"nearest, {threshold:g}, makes {share:.1%}); say one with --label-at-least NUMBER, or --label none"
         )
     made = dataclasses.replace(options, label_from=name, label_at_least=threshold)
-    note = f"makes {share:.0%} of the rows positive, of all thresholds the nearest to half"
+    note = f"makes {share:.0%} of the rows positive, of all thresholds the nearest to half{_apart(numbers)}"
     return LabelGuess(made, "label_at_least", note)
+
+
+def _apart(numbers: np.ndarray) -> str:
+    """Says which least or greatest number may mean that there is none: -1 or 0 among ratings from 1 on, or a 99."""
+    values, counts = np.unique(numbers[np.isfinite(numbers)], return_counts=True)
+    if len(values) < 4:
+        return ""
+    (low, second), (last, high) = values[:2], values[-2:]
+    is_low = low <= 0 < second or low < 0 <= second or second - low > high - second
+    if not is_low and high - last <= last - low:
+        return ""
+    value, count = (low, counts[0]) if is_low else (high, counts[-1])
+    return (
+        f"; {value:g} ({count:,} rows) stands apart from the others: if it means no rating, remove these rows, or say "
+        f"--missing {value:g}, which counts for all columns"
+    )
 
 
 def halving(numbers: np.ndarray) -> tuple[float, float]:
