@@ -296,6 +296,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "processors_table": docs_tables.processors_table,
     "last_bits_table": docs_tables.last_bits_table,
     "exploration_table": docs_tables.exploration_table,
+    "compiled_kernels_table": docs_tables.compiled_kernels_table,
     "criteo_table": docs_tables.criteo_table,
     "export_table": docs_tables.export_table,
     "gpu_kernels_table": docs_tables.gpu_kernels_table,

@@ -217,6 +217,28 @@ def gpu_kernels_table(name: str) -> str:
     return rows_table(("", "us", "eager or compiled us", "ratio", "of copy"), rows)
 
 
+def compiled_kernels_table(name: str) -> str:
+    """A record of `benchmarks.compiled_kernels`: what a kernel needs on each card, over all widths and types."""
+    kernels: dict[str, list[dict[str, Any]]] = {}
+    for row in _record(name)["rows"]:
+        kernels.setdefault(row["name"], []).append(row)
+    cards = [key for key in _record(name)["rows"][0]["more"] if key != "num_warps"]
+    rows = []
+    for kernel, launches in kernels.items():
+        cells = []
+        for card in cards:
+            found = [launch["more"][card] for launch in launches]
+            registers = [one["registers"] for one in found]
+            warps = min(launch["more"]["num_warps"] * launch["more"][card]["programs"] for launch in launches)
+            spilled = max(one["spilled_bytes"] for one in found)
+            spills = f", spills {spilled} B" if spilled else ""
+            cells.append(f"{min(registers)} to {max(registers)}, {warps}{spills}")
+        shared = max(launch["more"][card]["shared_bytes"] for launch in launches for card in cards)
+        ratios = [launch["ours"]["p50"] / launch["limit"]["p50"] for launch in launches]
+        rows.append((f"`{kernel}`", *cells, f"{shared / 1024:.2g}", f"{min(ratios):.2f} to {max(ratios):.2f}"))
+    return rows_table(("kernel", *cards, "shared kB", "bytes asked for / distinct"), rows)
+
+
 def criteo_table(name: str) -> str:
     """A record of `benchmarks.criteo`: rates, what a sample costs, and the part of the roofline that is reached."""
     rows = []

@@ -4,11 +4,15 @@ A type, a width and an architecture each occur once; all of their combinations a
 `python -m benchmarks.compiled_kernels`. Compiled is not run.
 """
 
+import json
+
 import pytest
 import torch
 from mwuf_kernels._triton import INTERPRETED
 
 from benchmarks import compiled_kernels
+from benchmarks.record import RESULTS, ROOT
+from tools.docs_tables import compiled_kernels_table
 
 # Of a kernel that moves rows; the others read weights of layers too, element by element, from the cache.
 MOVES_ROWS = {"warm_embedding", "segment_sums", "partial_sums"}
@@ -39,3 +43,10 @@ def test_kernels_compile_for_gpus_without_spills_and_move_16_bytes_at_once(
         if name in MOVES_ROWS and architecture != "gfx942":  # there Triton stores sums word by word
             narrow = sum(count for width, count in found.access_bytes.items() if width < 8)
             assert found.access_bytes[16] > narrow, f"{name}: {found.access_bytes}"
+
+
+def test_the_table_is_that_of_the_record_and_nothing_spills_on_nvidia() -> None:
+    table = compiled_kernels_table("compiled-kernels.json")
+    assert table in (ROOT / "kernels" / "README.md").read_text(encoding="utf-8")
+    for row in json.loads((RESULTS / "compiled-kernels.json").read_text(encoding="utf-8"))["rows"]:
+        assert not any(row["more"][card]["spilled_bytes"] for card in ("sm_80", "sm_90", "sm_100")), row
