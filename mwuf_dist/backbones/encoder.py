@@ -114,13 +114,13 @@ class Encoder(Backbone):
         pairs = torch.relu(items.index_select(0, pair // 2) + self.event_label(pair % 2))
         pairs = torch.relu(self.event_out(pairs))  # [p, W]
 
-        counts = None
+        cells = None
         if 0 < len(query) * len(pairs) <= _DENSE * len(event):
-            counts = _counts(event, history, len(pairs)).to(pairs.dtype)  # [g, p]
-        if counts is None:
+            cells = _cells(event, history, pairs)
+        if cells is None:
             mean = F.embedding_bag(event, pairs, history.offsets[:-1], mode="mean")  # [g, W], zeros without an event
         else:
-            mean = counts @ pairs / history.lengths.clamp(min=1)[:, None]
+            mean = cells[0] @ pairs / history.lengths.clamp(min=1)[:, None]
         person = context[:, num_item_columns:].unflatten(1, (-1, dim))
         num = self.shape.num_row_fields + self.shape.num_user_fields
         others = [field for field in range(num) if field != self.shape.user_id_field]
@@ -130,10 +130,11 @@ class Encoder(Backbone):
         user = self.user(torch.cat([known, person[:, others].flatten(1)], dim=1))
 
         asked = self.attention_query(query)
-        if counts is None:
+        if cells is None:
             attended = self._attend(asked, pairs, event, history)
         else:
-            attended = self._attend_to_all(asked, pairs, counts.index_select(0, history.group))
+            attended = self._attend_to_all(asked, pairs, cells[1].index_select(0, history.group))
+            attended = attended * (history.lengths[history.group] > 0)[:, None]
         cold = self.cold(torch.cat([user, attended, query, user * query], dim=1)) + self.cold_user(user)
         taste = self.taste(torch.relu(user)) + person[:, self.shape.user_id_field, : dim - 1]
         return torch.cat([cold, taste, taste.new_full((len(taste), 1), _INTERCEPT)], dim=1)
@@ -156,17 +157,13 @@ class Encoder(Backbone):
         kept = (draws >= share)[:, :, None]
         return (fields.unflatten(1, (-1, self.shape.dim)) * kept).flatten(1)
 
-    def _attend_to_all(self, query: torch.Tensor, pairs: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """Attends with each row's query [B, W] to the distinct events, by how often each is in its history [B, p]."""
+    def _attend_to_all(self, query: torch.Tensor, pairs: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Attends with each row's query [B, W] to all distinct events, with a bias for each [B, p]."""
         q, k, v = (
             rows.unflatten(1, (self.config.heads, -1)).transpose(0, 1)[None]
             for rows in (query, self.attention_key(pairs), self.attention_value(pairs))
         )
-        # An event that is there twice weighs twice: exp(score + log(2)). The logarithm of 0 is slow.
-        is_event = counts > 0
-        has_events = is_event.any(1, keepdim=True)
-        bias = counts.clamp(min=1).log().masked_fill(~is_event & has_events, -torch.inf).to(q.dtype)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[0].transpose(0, 1).flatten(1) * has_events
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))[0].transpose(0, 1).flatten(1)
 
     def _attend(
         self, query: torch.Tensor, pairs: torch.Tensor, event: torch.Tensor, history: EmbeddedHistory
@@ -198,11 +195,19 @@ class Encoder(Backbone):
         return torch.cat(found).index_select(0, place)
 
 
-def _counts(event: torch.Tensor, history: EmbeddedHistory, num: int) -> torch.Tensor:
-    """Returns how often each of `num` distinct events is in each history, int64 [g, num]."""
-    num_groups = len(history.lengths)
-    of = torch.repeat_interleave(torch.arange(num_groups, device=event.device) * num, history.lengths)
-    return torch.bincount(of + event, minlength=num_groups * num).view(num_groups, num)
+def _cells(event: torch.Tensor, history: EmbeddedHistory, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns how often each distinct event is in each history, and the bias of its attention, both [g, p].
+
+    An event that is there twice weighs twice: exp(score + log(2)). A history without events attends to all.
+    """
+    shape = len(history.lengths), len(pairs)
+    first = torch.arange(shape[0], device=event.device) * shape[1]
+    cell = torch.repeat_interleave(first, history.lengths) + event  # [h]
+    counts = pairs.new_zeros(shape).flatten()
+    counts.index_add_(0, cell, counts.new_ones(1).expand(len(cell)))
+    # Logarithms of events alone: that of 0 is slow.
+    bias = torch.full_like(counts, -torch.inf).scatter_(0, cell, counts[cell].log()).view(shape)
+    return counts.view(shape), bias.index_fill_(0, (history.lengths == 0).nonzero().squeeze(1), 0.0)
 
 
 def _recent_mean(pairs: torch.Tensor, event: torch.Tensor, history: EmbeddedHistory, most: int) -> torch.Tensor:
