@@ -32,6 +32,11 @@ class Faulty:
         start("500 Internal Server Error", [("Content-Length", "0")])
         return [b""]
 
+    def refuse(self, environ: dict[str, Any], start: Any) -> Any:
+        """An error that Arrow passes on at once: an `error` or a `cut` it tries again for six seconds."""
+        start("501 Not Implemented", [("Content-Length", "0")])
+        return [b""]
+
     def slow(self, environ: dict[str, Any], start: Any) -> Any:
         threading.Event().wait(1.0)
         return self.app(environ, start)

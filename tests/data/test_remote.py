@@ -88,7 +88,7 @@ def test_a_server_that_stays_broken_is_a_message_and_the_copy_stays_whole(s3: tu
     before = content(remote.local_path(uri("logs"), "LOGS"))
     (folder / "b.csv").write_text("user_id,item_id\n5,6\n7,8\n")
     remote.publish(folder, uri("logs"), "--output")
-    faulty.faults = [("cut", "GET", "b.csv")] * 100
+    faulty.faults = [("cut", "GET", "b.csv"), ("refuse", "GET", "b.csv")] * 100
     with pytest.raises(UserError, match=r"LOGS = .*cannot be read \(b.csv\).*run the same command again"):
         remote.local_path(uri("logs"), "LOGS")
     copy = remote.copy_place(uri("logs")) / "logs"
@@ -101,7 +101,7 @@ def test_a_folder_that_was_written_half_is_not_believed(s3: tuple[Faulty, Any], 
     faulty, uri = s3
     remote.publish(folder, uri("export"), "--output")
     (folder / "b.csv").write_text("user_id,item_id\n9,9\n")
-    faulty.faults = [("error", "PUT", "day=1")] * 100
+    faulty.faults = [("refuse", "PUT", "day=1")] * 100
     with pytest.raises(UserError, match="cannot be written"):
         remote.publish(folder, uri("export"), "--output")
     faulty.faults.clear()

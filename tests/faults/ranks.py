@@ -23,7 +23,9 @@ from mwuf_dist.config import build, merge, to_toml
 from tests.tiny import TINY
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["mwuf_dist.cli", "mwuf_dist.launch.local", "mwuf_dist.evaluation.report"])
+# What a rank imports, be it as late as for its plots: of two ranks that train for a second, that was half of the time.
+_LATE = ["matplotlib.backends.backend_agg", "matplotlib.figure", "pandas", "pyarrow.dataset", "torch.utils.tensorboard"]
+_FORKS.set_forkserver_preload(["mwuf_dist.cli", "mwuf_dist.launch.local", "mwuf_dist.evaluation.report", *_LATE])
 TIMEOUT_S = 120
 
 PRETRAIN_STEP = "mwuf_dist.training.stages.pretrain:Pretrain.step"

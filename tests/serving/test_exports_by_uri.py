@@ -49,7 +49,7 @@ def test_an_export_by_uri_is_brought_up_to_date_and_checked_there_and_a_fault_le
     assert "answers that are not of the one version they name: none" in capsys.readouterr().out
 
     # A server that stays broken: a message, and what is there is the export of before.
-    faulty.faults += [("error", "PUT", "items.parquet"), ("error", "POST", "items.parquet")] * 1000
+    faulty.faults += [("refuse", "PUT", "items.parquet"), ("refuse", "POST", "items.parquet")] * 1000
     assert mwuf("apply", uri("export"), uri("deltas"), "--output", uri("broken")) == 2
     faulty.faults.clear()
     assert "mwuf: " in capsys.readouterr().err
