@@ -100,7 +100,7 @@ def _own_names(path: Path, options: LogsConfig) -> list[str]:
         else:
             first = next(csv_text.rows_of(path, options), None)
             names = _plain_names(first.values if first else [])
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({error}); is it a complete {_format(path)} file?") from None
     if not names:
         raise UserError(f"{path}: is empty: no line of column names; remove the file")
@@ -278,7 +278,7 @@ def _read_parquet(path: Path, names: Sequence[str], plain: Sequence[str]) -> pa.
         schema = pq.read_schema(path)
         encoded = [n for n in names if n not in plain and schema.field(n).type in (pa.string(), pa.large_string())]
         return pq.read_table(path, columns=list(names), partitioning=cast(Any, None), read_dictionary=encoded)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({error}); is it a complete Parquet file?") from None
 
 

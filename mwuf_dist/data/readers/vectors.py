@@ -92,7 +92,7 @@ def with_file(path: str, entities: Entities, id_column: str = "") -> Entities:
     found = local_path(path, "data.item_vectors")
     try:
         table = pq.read_table(found)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeError, pa.ArrowException) as error:
         raise UserError(f"data.item_vectors = {path!r}: cannot be read ({error}); name a Parquet file") from None
     name = next((one for one in (id_column, *_ID_NAMES) if one in table.column_names), None)
     columns = [one for one in table.column_names if is_vectors(table[one].type) and one != name]
