@@ -99,7 +99,7 @@ class Feed:
         liked: how often each user liked each old item `[num_users, num_old]`, where histories are read off that.
     """
 
-    def __init__(self, loader: Loader, padding: int, history_length: int, liked: torch.Tensor | None) -> None:
+    def __init__(self, loader: Loader, padding: int, history_length: int, liked: torch.Tensor | None = None) -> None:
         self._ours = full_batches(loader)
         rows = [batch for batch in loader.epoch(0) if batch.is_full]
         self._columns = [torch.cat([getattr(b, name) for b in rows]) for name in ("user", "item", "label")]
