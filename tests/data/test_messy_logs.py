@@ -229,6 +229,17 @@ def test_lists_of_every_arrow_kind_are_joined(tmp_path: Path) -> None:
     assert found.rows is not None and found.rows.table.columns["tags"].type == pa.list_(pa.string())
 
 
+@pytest.mark.parametrize("name", ["user_id", "timestamp", "label", "color", "tags"])
+def test_text_of_parquet_that_is_not_utf_8_is_refused_by_its_column(name: str, tmp_path: Path) -> None:
+    made = pa.table(log(color=["red"] * NUM, tags=[["a", "b"]] * NUM))
+    text = pa.array([b"caf\xe9" if index == 7 else b"1" for index in range(NUM)])
+    bad: pa.Array = pa.Array.from_buffers(pa.string(), NUM, text.buffers())
+    bad = pa.ListArray.from_arrays(pa.array(range(NUM + 1), pa.int32()), bad) if name == "tags" else bad
+    pq.write_table(made.set_column(made.column_names.index(name), name, bad), tmp_path / "log.parquet")
+    with pytest.raises(UserError, match=f"log.parquet: column '{name}' cannot be read .Invalid UTF8 sequence.*UTF-8"):
+        propose(str(tmp_path / "log.parquet"))
+
+
 def test_a_name_with_a_nul_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the name of column 'item_id\\x00' holds a NUL"):
         proposed(tmp_path, csv_of(log()).replace("item_id", "item_id\0"))

@@ -277,9 +277,19 @@ def _read_parquet(path: Path, names: Sequence[str], plain: Sequence[str]) -> pa.
     try:
         schema = pq.read_schema(path)
         encoded = [n for n in names if n not in plain and schema.field(n).type in (pa.string(), pa.large_string())]
-        return pq.read_table(path, columns=list(names), partitioning=cast(Any, None), read_dictionary=encoded)
+        table = pq.read_table(path, columns=list(names), partitioning=cast(Any, None), read_dictionary=encoded)
     except (OSError, UnicodeError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({error}); is it a complete Parquet file?") from None
+    for name in table.column_names:
+        try:
+            table[name].validate(full=True)  # Parquet's own readers believe that text is UTF-8.
+        except pa.ArrowInvalid as error:
+            why = str(error).rpartition("Invalid: ")[2].split(" at ")[0]
+            raise UserError(
+                f"{path}: column {name!r} cannot be read ({why}): text is to be UTF-8; write it so, or as binary if it "
+                "is none"
+            ) from None
+    return table
 
 
 def _read_csv(
