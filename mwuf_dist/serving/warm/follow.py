@@ -26,7 +26,6 @@ import torch
 from mwuf_dist.config import PHASES, UserError
 from mwuf_dist.data.readers.ids import find as find_ids
 from mwuf_dist.data.readers.ids import form_of as ids_form
-from mwuf_dist.data.readers.log_files import format_of
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
 from mwuf_dist.files import appearing, make_folder, remove_left_overs
 from mwuf_dist.locks import locked
@@ -178,15 +177,12 @@ class Follower:
         self._written = self.state.number
 
     def _read(self, taken_files: Taken, refused: dict[str, str]) -> NewRows:
-        """Returns interactions of files; where one is wrong, of the others. A file of no byte has none."""
-        files = tuple(path for path in taken_files.files if format_of(path).kind != "empty")
-        empty = tuple(f"{path} is empty" for path in taken_files.files if path not in files)
+        """Returns interactions of files; where one is wrong, of the others."""
         try:
-            rows = self._rows(files) if files else self._no_rows()
+            return self._rows(taken_files.files)
         except UserError as error:
-            good = tuple(self._good(files, taken_files, refused, error))
-            rows = self._rows(good) if good else self._no_rows()
-        return dataclasses.replace(rows, notes=(*empty, *rows.notes))
+            good = tuple(self._good(taken_files.files, taken_files, refused, error))
+        return self._rows(good) if good else self._no_rows()
 
     def _no_rows(self) -> NewRows:
         return NewRows(self._run_ids[:0], empty_log(self._data.row_columns), 0)
