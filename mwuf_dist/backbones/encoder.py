@@ -120,7 +120,7 @@ class Encoder(Backbone):
         if cells is None:
             mean = F.embedding_bag(event, pairs, history.offsets[:-1], mode="mean")  # [g, W], zeros without an event
         else:
-            mean = cells[0] @ pairs / history.lengths.clamp(min=1)[:, None]
+            mean = (cells[0] / history.lengths.clamp(min=1)[:, None]).to(pairs.dtype) @ pairs
         person = context[:, num_item_columns:].unflatten(1, (-1, dim))
         num = self.shape.num_row_fields + self.shape.num_user_fields
         others = [field for field in range(num) if field != self.shape.user_id_field]
@@ -198,15 +198,17 @@ class Encoder(Backbone):
 def _cells(event: torch.Tensor, history: EmbeddedHistory, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns how often each distinct event is in each history, and the bias of its attention, both [g, p].
 
-    An event that is there twice weighs twice: exp(score + log(2)). A history without events attends to all.
+    An event that is there twice weighs twice: exp(score + log(2)). A history without events attends to all. Both are
+    float32 at least, as bfloat16 counts no further than 256.
     """
     shape = len(history.lengths), len(pairs)
     first = torch.arange(shape[0], device=event.device) * shape[1]
     cell = torch.repeat_interleave(first, history.lengths) + event  # [h]
-    counts = pairs.new_zeros(shape).flatten()
+    dtype = torch.promote_types(pairs.dtype, torch.float32)
+    counts = torch.zeros(shape[0] * shape[1], dtype=dtype, device=pairs.device)
     counts.index_add_(0, cell, counts.new_ones(1).expand(len(cell)))
     # Logarithms of events alone: that of 0 is slow.
-    bias = torch.full_like(counts, -torch.inf).scatter_(0, cell, counts[cell].log()).view(shape)
+    bias = torch.full_like(counts, -torch.inf).scatter_(0, cell, counts[cell].log().to(dtype)).view(shape)
     return counts.view(shape), bias.index_fill_(0, (history.lengths == 0).nonzero().squeeze(1), 0.0)
 
 

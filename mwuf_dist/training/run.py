@@ -40,6 +40,7 @@ from mwuf_dist.training.checkpoint.save import Checkpointer
 from mwuf_dist.training.folder import alone_in, check_folder, claim, finished_results
 from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.implementations import frozen_model, named, trained_model
+from mwuf_dist.training.item_rule.rule import check_rule_fits
 from mwuf_dist.training.loop import Session
 from mwuf_dist.training.model import Model, pretrained_items
 from mwuf_dist.training.profile import StageProfiler
@@ -187,6 +188,8 @@ class Run:
     def __post_init__(self) -> None:
         config, runtime = self.config, self.runtime
         # What the config may have got wrong comes first, so that a mistake leaves no folder behind that is in the way.
+        if config.data.protocol == "stream" and not config.data.stream.retrain_every_days:
+            check_rule_fits(config)
         self.model = Model(config, self.prepared, runtime)
         torch.manual_seed(generator_seed(config.seed, 3))  # the same meta networks on every rank
         context = self.model.shape.num_item_fields * self.model.dim

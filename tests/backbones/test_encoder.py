@@ -119,6 +119,24 @@ def test_the_cold_part_sees_no_item_id_and_no_user_id() -> None:
     assert (logits(backbone, item, context, history) != logits(backbone, item + 1, context, history)).all()
 
 
+def test_events_are_counted_exactly_in_bfloat16_too() -> None:
+    """Ones added up in bfloat16 stop at 256."""
+    event = torch.tensor([0] * 1000 + [1] * 3 + [1] * 2)
+    history = EmbeddedHistory(
+        items=event,
+        labels=torch.ones(1005),
+        offsets=torch.tensor([0, 1003, 1005]),
+        group=torch.tensor([0, 1]),
+        earlier=torch.tensor([1003, 2]),
+        index=event,
+        rows=torch.zeros(2, 4),
+        fields=None,
+    )
+    counts, bias = encoder_module._cells(event, history, torch.zeros(2, 4, dtype=torch.bfloat16))
+    assert counts.tolist() == [[1000, 3], [0, 2]]
+    assert bias.exp().tolist() == [[pytest.approx(1000), pytest.approx(3)], [0, pytest.approx(2)]]
+
+
 @torch.no_grad()
 def test_a_batch_in_which_nobody_has_a_history_works() -> None:
     backbone = built().eval()

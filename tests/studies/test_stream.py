@@ -173,6 +173,13 @@ def test_two_ranks_score_the_days_as_one_does(tmp_path: Path) -> None:
     assert np.abs(two - one).max() < SAME_TABLES, np.abs(two - one).max()
 
 
+def test_a_method_that_cannot_learn_by_days_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    fresh = synthetic(backbone={"name": "fm"}, method={"name": "map", "initialisation": "random"})
+    with start(fresh) as runtime, pytest.raises(UserError, match="take the method's own first rows"):
+        run(fresh, tmp_path / "run", runtime)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_by_days_has_nothing_to_serve_and_says_so(tmp_path: Path) -> None:
     config = synthetic(method={"name": "base"})
     with start(config) as runtime:

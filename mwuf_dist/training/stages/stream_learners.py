@@ -19,7 +19,7 @@ from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.files import remove
 from mwuf_dist.training.item_rule.first_rows import first_rows
 from mwuf_dist.training.item_rule.frozen_items import FrozenModel
-from mwuf_dist.training.item_rule.rule import check_rule_fits, item_groups, rule_of
+from mwuf_dist.training.item_rule.rule import item_groups, rule_of
 
 if TYPE_CHECKING:
     from mwuf_dist.training.run import Run
@@ -53,7 +53,6 @@ class Warmed:
     """
 
     def __init__(self, job: Run, log: Log) -> None:
-        check_rule_fits(job.config)
         self._job, self._log, self._num_old = job, log, job.prepared.num_old_items
         model, prepared = job.model, job.prepared
         self._histories = model.histories(prepared, 0)
