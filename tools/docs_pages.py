@@ -36,6 +36,8 @@ COMMANDS = (
     *("export", "warm", "apply", "serve-check", "explain", "adopt", "doctor"),
 )
 _HELP_COLUMNS = "100"
+# Below this p value, corrected for the number of comparisons, a gain or a loss is in bold.
+_SURE = 0.05
 # Help goes on with every key of the config, which has a page of its own.
 _FIRST_CONFIG_OPTION = re.compile(r"^  --seed INT\n", re.MULTILINE)
 
@@ -208,18 +210,55 @@ def _short(text: str) -> str:
 
 def study(name: str) -> str:
     """The tables of a recorded comparison, by phases or days; where the paper has its rows, ours beside the paper's."""
-    comparison = json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+    comparison = _comparison(name)
     if comparison.get("protocol") == "stream":
-        stream_report.conclude(comparison)
         tables, against = stream_report.tables(comparison)[:1], None
     else:
-        conclude(comparison)  # older records were made before tests were corrected for their number
         tables = [auc_table(comparison, (scoring,)) for scoring in ("next", "test")]
         against = published_table(comparison)
     said = " ".join(comparison.get("claims", {}).get("sentences", ()))
     return "\n\n".join(
         [*(_table(table) for table in [*tables, *([against] if against else [])]), *([said] if said else [])]
     )
+
+
+def gains_table(names: str) -> str:
+    """What a method gains over its own backbone without it, as well tuned, fixed test: a line per study and method."""
+    rows = []
+    for comparison in map(_comparison, names.split()):
+        for row in comparison["rows"]:
+            gains = [row["phases"][phase]["versus_base_test"] for phase in PHASES]
+            if all(gains):
+                rows.append((_title(comparison), row["label"], *map(_gain, gains), str(gains[0]["num_seeds"])))
+    return rows_table(("data", "row", *PHASES, "seeds"), rows)
+
+
+def stream_gains_table(names: str) -> str:
+    """What each row gains over the best base of a stream study: a line per study and row."""
+    rows = []
+    for comparison in map(_comparison, names.split()):
+        for row in comparison["rows"]:
+            over_all, first = row["versus"], row["versus_first_clicks"]
+            if over_all and first:
+                seeds = str(first["num_seeds"])
+                rows.append((_title(comparison), row["label"], first["row"], _gain(first), _gain(over_all), seeds))
+    return rows_table(("data", "row", "against", "first ten clicks", "all rows", "seeds"), rows)
+
+
+def _comparison(name: str) -> dict[str, Any]:
+    comparison = json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+    # Older records were made before tests were corrected for their number.
+    (stream_report.conclude if comparison.get("protocol") == "stream" else conclude)(comparison)
+    return comparison
+
+
+def _title(comparison: dict[str, Any]) -> str:
+    return comparison["about"]["title"].partition(",")[0] if comparison["dataset"] == "logs" else comparison["dataset"]
+
+
+def _gain(versus: dict[str, Any]) -> str:
+    text = f"{versus['difference']:+.4f}".replace("0.", ".")
+    return f"**{text}**" if versus["p_holm"] < _SURE else text
 
 
 def other_studies(shown: str) -> str:
@@ -282,6 +321,8 @@ def _cell(cell: Cell) -> str:
 GENERATORS: dict[str, Callable[[str], str]] = {
     "config_keys": config_keys,
     "command_help": command_help,
+    "gains_table": gains_table,
+    "stream_gains_table": stream_gains_table,
     "study_keys": study_keys,
     "prepare_table": docs_tables.prepare_table,
     "init_table": docs_tables.init_table,

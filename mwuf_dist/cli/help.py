@@ -48,7 +48,7 @@ Does the runs in section [study] of the config, with several seeds, and writes o
 examples:
   mwuf compare configs/demo.toml
   mwuf compare configs/demo.toml --seeds 5 --output runs/five-seeds
-  mwuf compare configs/movielens-1m-rq1.toml --parallel 4
+  mwuf compare configs/movielens-1m-paper-rq1.toml --parallel 4
   mwuf compare configs/demo.toml --seeds 5 --first-seed 5 --output runs/five-more
   mwuf compare configs/demo.toml --seeds 10 --records runs/five-seeds runs/five-more
   mwuf compare configs/demo.toml --backbone.name deepfm --pretrain.epochs 2""",
