@@ -12,15 +12,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mwuf_dist.config import UserError
+from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.init_config.label_guess import halving, positive_action
 from mwuf_dist.data.init_config.propose import Asked, Proposal, propose
 from mwuf_dist.data.init_config.write_config import comment, options_of
-from mwuf_dist.data.readers import ids
+from mwuf_dist.data.readers import arrow_types, ids, log_files
 from tests.data.log_files import CLICKS, read, rows, write
 
 NUM = 60
@@ -309,6 +311,33 @@ def test_bytes_are_text_or_digits_by_each_value_alone(tmp_path: Path) -> None:
     found = propose(str(tmp_path))
     assert found.rows is not None
     assert found.rows.user_ids.to_pylist() == [*(f"{k:08x}" for k in range(3, 10)), "AAA", "BBB", "CCC"]
+
+
+@pytest.mark.parametrize("order", ["<u4", ">u4"])
+def test_numbers_that_were_written_as_bytes_stay_apart(order: str) -> None:
+    """As little-endian ones 65, 2369 and 8257 were all `A`, and 16718, `NA`, was missing."""
+    numbers = np.arange(20_000, dtype=order)
+    column = pa.array([one.tobytes() for one in numbers], pa.binary(4))
+    found = arrow_types.simple(pa.chunked_array([column]), LogsConfig.missing)
+    assert found.null_count == 0 and len(found.unique()) == len(numbers)
+
+
+def test_bytes_that_would_become_one_id_are_refused() -> None:
+    with pytest.raises(arrow_types.UnreadTypeError, match="some values are text"):
+        arrow_types.simple(pa.chunked_array([pa.array([b"ff01", b"\xff\x01"], pa.binary())]), LogsConfig.missing)
+
+
+def test_a_folder_is_read_under_its_own_name_and_a_linked_file_where_its_target_is_not_read(tmp_path: Path) -> None:
+    for day in (1, 2):
+        write(tmp_path, f"logs/archive/day=2020-09-0{day}/x.csv", CLICKS)
+    (tmp_path / "logs/a-latest").symlink_to(tmp_path / "logs/archive/day=2020-09-02")
+    write(tmp_path, "logs/.clicks-v3.csv", CLICKS)
+    (tmp_path / "logs/clicks.csv").symlink_to(tmp_path / "logs/.clicks-v3.csv")
+    found = log_files.find(str(tmp_path / "logs"), "LOGS").files
+    assert [str(one.relative_to(tmp_path / "logs")) for one in found] == [
+        *(f"archive/day=2020-09-0{day}/x.csv" for day in (1, 2)),
+        "clicks.csv",
+    ]
 
 
 def test_numbers_in_names_of_files_are_in_their_order(tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def check_logs(options: LogsConfig, new: Path) -> Checked:
     needed = [options.user, options.item, options.time, options.label or options.label_from, *fields]
     in_all = set.intersection(*map(set, (log_tables.column_names(path, options) for path in _with_rows(there.files))))
     names = [name for name in dict.fromkeys(needed) if name in in_all]
-    table = log_tables.read(there.files, names, options, "interactions", plain=[options.time])
     try:
+        table = log_tables.read(there.files, names, options, "interactions", plain=[options.time])
         as_written = gate.rows_of(table, replace(options, drop_incomplete=True), whole=False)
         now = gate.rows_of(table, options, before.form, whole=False)
     except UserError as error:

@@ -90,14 +90,14 @@ def guess_label(
             return dataclasses.replace(found, note=note)
     if scored:
         raise UserError(_not_understood(table, scored[0]))
-    rating = names.rating_of([one for one in rest if one not in of_items])
+    rating, odd = names.rating_of([one for one in rest if one not in of_items]), ""
     if rating and numbers_of(table.columns[rating]) is not None:
         return _halved(table, options, rating)
     if rating and len(codes(table.columns[rating])[1]) > 1:
         found = _by_action(table, options, rating)
-        if found is None:
-            raise UserError(_not_understood(table, rating))
-        return found
+        if found is not None:
+            return found
+        odd = rating
     action = names.action_of(rest)
     if action:
         found = _by_action(table, options, action)
@@ -106,6 +106,8 @@ def guess_label(
     kind = next((one for one in rest if names.words(one) == ["type"] and one not in (*of_items, *of_users)), "")
     if kind and (found := _by_type(table, options, kind)) is not None:
         return found
+    if odd:
+        raise UserError(_not_understood(table, odd))
     if listed := [one for one in lists if names.label_score(one)]:
         raise _is_list(table, listed[0])
     changing = [one for one in rest if one not in (*of_items, *of_users)]
@@ -294,9 +296,10 @@ def _apart(numbers: np.ndarray) -> str:
     if not is_low and high - last <= last - low:
         return ""
     value, count = (low, counts[0]) if is_low else (high, counts[-1])
+    written = str(int(value)) if float(value).is_integer() else repr(float(value))
     return (
-        f"; {value:g} ({count:,} rows) stands apart from the others: if it means no rating, remove these rows, or say "
-        f"--missing {value:g}, which counts for all columns"
+        f"; {written} ({count:,} rows) stands apart from the others: if it means no rating, remove these rows, or say "
+        f"--missing {written}, which counts for all columns"
     )
 
 

@@ -9,7 +9,6 @@ and uint64 are exact, binary that is text is text, and a list is a list however 
 from __future__ import annotations
 
 import contextlib
-import re
 import uuid
 from collections.abc import Sequence
 
@@ -117,7 +116,7 @@ def _simple_values(values: pa.Array, missing: Sequence[str]) -> pa.Array:
         values = pc.if_else(pc.is_nan(values), None, values)  # pandas writes a gap among numbers as NaN.
         return _without_numbers(values, missing)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        return _text(_binary(values), missing)
+        return _text(_binary(values, missing), missing)
     if pa.types.is_null(kind):
         return values.cast(pa.string())
     raise UnreadTypeError(str(kind))
@@ -158,21 +157,31 @@ def _integers(values: pa.Array) -> pa.Array:
         return values.cast(pa.string())
 
 
-def _binary(values: pa.Array) -> pa.Array:
-    """Text that a writer has marked as bytes, else hexadecimal digits: by each value alone, so that files agree."""
+def _binary(values: pa.Array, missing: Sequence[str]) -> pa.Array:
+    """Text that a writer has marked as bytes, else hexadecimal digits: by each value alone, so that files agree.
+
+    Raises:
+        UnreadTypeError: two values would become one.
+    """
     plain = values.cast(pa.binary())
     with contextlib.suppress(pa.ArrowInvalid):
         text = plain.cast(pa.string())
         if not pc.any(pc.match_substring_regex(text, _CONTROL)).as_py():
             return text
-    return pa.array([None if one is None else _text_or_digits(one) for one in plain.to_pylist()], pa.string())
+    found = [None if one is None else _text_or_digits(one, missing) for one in plain.to_pylist()]
+    if len(set(found)) < len(set(plain.to_pylist())):
+        raise UnreadTypeError(f"{values.type}, of which some values are text and others have that text as their digits")
+    return pa.array(found, pa.string())
 
 
-def _text_or_digits(value: bytes) -> str:
+def _text_or_digits(value: bytes, missing: Sequence[str]) -> str:
+    """Takes bytes for text that fills its width, or that zeros or blanks fill up; a number may look like it in part."""
     with contextlib.suppress(UnicodeDecodeError):
-        text = value.rstrip(b"\0").decode()  # what fills a field of a fixed width
-        if text and not re.search(_CONTROL, text):
-            return text
+        text = value.rstrip(b"\0").decode()
+        is_padded = len(text.encode()) < len(value)
+        plain = text.strip(_BLANKS)
+        if plain and text.isprintable() and not (is_padded and (text != plain or plain in missing)):
+            return plain
     return value.hex()
 
 

@@ -131,9 +131,8 @@ def read_rows(
     needed = [options.user, options.item, options.time, options.label or options.label_from]
     names = list(dict.fromkeys(filter(None, [*needed, *more])))
     table = log_tables.read(files, names, options, what, plain=[options.time], skip_unread=skip_unread)
-    for name, kind in (table.unread or {}).items():
-        if name in needed:
-            raise log_tables.unread_type(files[0], name, kind)
+    for name in (table.unread or {}).keys() & needed:
+        log_tables.read(files, [name], options, what)  # raises, with the file
     return rows_of(table, options, form, whole)
 
 

@@ -198,6 +198,8 @@ def nobody(found: pa.Array) -> list[str]:
     if pa.types.is_integer(found.type):
         below = found.filter(pc.less(found, 0))
         return [str(below[0])] if len(below) == 1 and len(found) > _FEW_OF else []
+    if not pa.types.is_string(found.type):
+        return []
     usual = found.filter(pc.is_in(pc.utf8_lower(found), value_set=pa.array(_NOBODY)))
     words = found.filter(pc.invert(_is(found, _INTEGER)))
     few = words if len(words) <= _FEW_WORDS and len(found) >= _FEW_OF * len(words) else words[:0]

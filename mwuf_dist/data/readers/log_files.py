@@ -113,15 +113,17 @@ def find(named: str, key: str) -> Found:
         return Found((path,))
     files, passed_over = [], []
     there = [*_below(path)]
-    own = {os.path.realpath(one): one for one in reversed(there)}  # of links to one file the first counts,
-    own |= {os.path.realpath(one): one for one in there if not one.is_symlink()}  # and before them the file itself
+    why_not = {one: _why_not(one) for one in there}
+    read = [one for one in there if why_not[one] is None]
+    own = {os.path.realpath(one): one for one in reversed(read)}  # of links to one file the first counts,
+    own |= {os.path.realpath(one): one for one in read if not one.is_symlink()}  # and before them the file itself
     for one in there:
-        if (same := own[os.path.realpath(one)]) != one:
-            passed_over.append((one, f"the same file as {same.relative_to(path)}"))
-        elif (why := _why_not(one)) is None:
-            files.append(one)
-        else:
+        if (why := why_not[one]) is not None:
             passed_over.append((one, why))
+        elif (same := own[os.path.realpath(one)]) != one:
+            passed_over.append((one, f"the same file as {same.relative_to(path)}"))
+        else:
+            files.append(one)
     if not files:
         but = f" (there are: {', '.join(f'{one.name}, {why}' for one, why in passed_over[:5])})" if passed_over else ""
         raise UserError(f"{key} = {named!r}: the folder has no file that is read{but}; what is read is {KINDS_READ}")
@@ -251,18 +253,23 @@ def is_parquet(path: Path) -> bool:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Yields all files below a folder, linked folders too, by name."""
-    found, seen = [], {os.path.realpath(folder)}
-    for root, folders, names in os.walk(folder, followlinks=True):
-        at = Path(root)
-        _refuse_table_formats(at, folders)
-        folders[:] = [name for name in folders if not name.startswith((".", "_")) or "=" in name]
-        for name in list(folders):
-            real = os.path.realpath(at / name)
-            if real in seen:  # by a link, also one above it
-                folders.remove(name)
+    """Yields all files below a folder, linked folders too, by name.
+
+    A folder is read under its own name, which may hold columns, and under a link's only where it is not there itself.
+    """
+    found, seen, tops = [], set(), [folder]
+    for top in tops:
+        for root, folders, names in os.walk(top):
+            at = Path(root)
+            if (real := os.path.realpath(at)) in seen:
+                folders.clear()
+                continue
             seen.add(real)
-        found += [at / name for name in names]
+            _refuse_table_formats(at, folders)
+            folders[:] = sorted(name for name in folders if not name.startswith((".", "_")) or "=" in name)
+            tops += [at / name for name in folders if (at / name).is_symlink()]  # once all that is here is read
+            folders[:] = [name for name in folders if not (at / name).is_symlink()]
+            found += [at / name for name in names]
     yield from sorted(found, key=natural)
 
 

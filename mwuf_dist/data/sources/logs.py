@@ -37,7 +37,7 @@ from mwuf_dist.data.stream_rule import Seen
 
 ANY_ITEM = "any_item"  # Of items without fields; index 0, like what an item never seen has.
 NAME = "logs"
-VERSION = 4  # Raise it when the same files would give other tables.
+VERSION = 5  # Raise it when the same files would give other tables.
 _FORMS = ("users_form", "items_form")
 _KEEP = '; data.logs.repeated_rows = "keep" counts them'
 NEGATIVES_VERSION = 2  # Raise it when other rows of label 0 would be drawn.
