@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 # A processor multiplies rows in tiles, and what is left over in another way, with other last bits.
-_TILE_ROWS = 64
+TILE_ROWS = 64
 
 
 def in_whole_tiles(compute: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -21,7 +21,7 @@ def in_whole_tiles(compute: Callable[[torch.Tensor], torch.Tensor]) -> Callable[
     def padded(rows: torch.Tensor) -> torch.Tensor:
         if not len(rows):
             return compute(rows)
-        filled = F.pad(rows, (0, -len(rows) % _TILE_ROWS), value=int(rows[-1]))
+        filled = F.pad(rows, (0, -len(rows) % TILE_ROWS), value=int(rows[-1]))
         return compute(filled)[: len(rows)]
 
     return padded

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mwuf_dist.embeddings import user_means
+from mwuf_dist.embeddings.tiles import TILE_ROWS
 from mwuf_dist.methods import meta_warm_up
 from mwuf_dist.runtime import start
 from mwuf_dist.training import frozen_model
@@ -64,7 +65,7 @@ def test_stages_compute_warm_embeddings_and_user_means_with_the_kernels(
         assert rows["meta_train"] == (sum(distinct) if compiled else by_row)
         job.warm_up_and_evaluate()
         # Each new item's warm embedding and mean user once per phase, not per row.
-        assert served == 4 * [prepared.num_new_items]
+        assert served == 4 * [-(-prepared.num_new_items // TILE_ROWS) * TILE_ROWS]
         assert means == [prepared.num_old_items] + 4 * [prepared.num_new_items]
         job.session.recorder.close()
 
