@@ -201,7 +201,8 @@ class Frozen:
     ) -> torch.Tensor:
         """Scores pairs of users [b] and new items [b], as `serve` left these: logits [b]. A collective."""
         items, inverse = self.distinct(item)
-        return self.logit(self._embeddings(items)[inverse], self.part(user, item, history, values))
+        embeddings = in_whole_tiles(self._embeddings)(items)
+        return self.logit(embeddings[inverse], self.part(user, item, history, values))
 
 
 class CompiledFrozen(Frozen):

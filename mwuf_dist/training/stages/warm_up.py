@@ -13,7 +13,7 @@ from mwuf_dist.data.batches.histories import Histories
 from mwuf_dist.data.batches.loader import Batch, Loader
 from mwuf_dist.data.schema import row_column
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.embeddings.tiles import in_whole_tiles
+from mwuf_dist.embeddings.tiles import TILE_ROWS, in_whole_tiles
 from mwuf_dist.embeddings.user_means import ItemUsers
 from mwuf_dist.methods import Method
 from mwuf_dist.training.checkpoint.files import Cursor
@@ -150,6 +150,7 @@ class WarmUp:
 
         for index in range(-(-most // _SCORE_ROWS)):
             size = min(_SCORE_ROWS, most - index * _SCORE_ROWS)
+            size = -(-size // TILE_ROWS) * TILE_ROWS  # equal rows have equal bits, whichever rank scores them
             first = min(begin + index * _SCORE_ROWS, end)
             rows = slice(first, min(first + _SCORE_ROWS, end))
             user, item = given("user", rows), given("item", rows)
