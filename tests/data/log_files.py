@@ -8,9 +8,11 @@ from typing import Any
 
 from mwuf_dist.config import DataConfig
 from mwuf_dist.config.logs import LogsConfig, LogsField
+from mwuf_dist.data.init_config.propose import Asked, Proposal, propose
 from mwuf_dist.data.schema import RawDataset
 from mwuf_dist.data.sources import logs
 
+NUM = 60  # rows of `log`
 CLICKS = "user_id,item_id,timestamp,clicked\nu1,a,30,1\nu2,b,10,0\nu1,b,20,1\nu3,a,5,0\n"
 
 
@@ -51,4 +53,21 @@ def item_field(name: str, **options: Any) -> tuple[LogsField, ...]:
     return (LogsField(name=name, side="item", **options),)
 
 
-# ---- the same data in every format
+def log(**columns: list[Any]) -> dict[str, list[Any]]:
+    """A log of 60 rows, 10 users and 12 items, with a label that changes from row to row."""
+    made: dict[str, list[Any]] = {
+        "user_id": [index % 10 for index in range(NUM)],
+        "item_id": [900 + index * 7 % 12 for index in range(NUM)],
+        "timestamp": [1_600_000_000 + index for index in range(NUM)],
+        "label": [int(index % 3 == 0) for index in range(NUM)],
+    }
+    return made | columns
+
+
+def csv_of(columns: dict[str, list[Any]], sep: str = ",") -> str:
+    lines = [sep.join(columns), *(sep.join(map(str, row)) for row in zip(*columns.values(), strict=True))]
+    return "\n".join(lines) + "\n"
+
+
+def proposed(folder: Path, text: str, name: str = "log.csv", **asked: Any) -> Proposal:
+    return propose(str(write(folder, name, text)), asked=Asked(**asked))

@@ -10,8 +10,7 @@ import pytest
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
 from mwuf_dist.data.init_config.check import Checked, check_logs
-from tests.data.log_files import write
-from tests.data.test_messy_logs import NUM, csv_of, log
+from tests.data.log_files import NUM, csv_of, log, write
 
 DAY = 86_400
 

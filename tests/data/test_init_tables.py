@@ -13,7 +13,7 @@ from mwuf_dist.config.logs import TableForm
 from mwuf_dist.data.init_config.propose import Asked, propose
 from mwuf_dist.data.init_config.write_config import options_of
 from mwuf_dist.data.sources.logs import fingerprint, join
-from tests.data.test_messy_logs import NUM, csv_of, log, proposed
+from tests.data.log_files import NUM, csv_of, log, proposed
 
 
 def test_side_tables_without_names_and_written_otherwise_than_the_log_are_read_and_the_config_says_how(
