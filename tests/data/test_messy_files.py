@@ -7,6 +7,7 @@ import datetime
 import gzip
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pytest
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.init_config.propose import propose
-from mwuf_dist.data.readers import arrow_types, log_files
+from mwuf_dist.data.readers import arrow_types, gate, log_files
 from tests.data.log_files import CLICKS, NUM, csv_of, log, proposed, read, write
 
 
@@ -91,7 +92,7 @@ def test_files_are_read_by_their_content_and_the_others_are_listed(tmp_path: Pat
 
 def test_bytes_are_text_or_digits_by_each_value_alone(tmp_path: Path) -> None:
     """So a file whose few IDs could be text and one whose IDs could not agree."""
-    of_ten = [b"AAA ", b"BBB ", b"CCC\0", *(bytes([0, 0, 0, one]) for one in range(3, 10))]
+    of_ten = [b"AAAA", b"BBB\0", b"CC\0\0", *(bytes([0, 0, 0, one]) for one in range(3, 10))]
     users = [of_ten[index % 10] for index in range(NUM)]
     for start, stop in ((0, 3), (3, NUM)):
         part = {name: values[start:stop] for name, values in log(user_id=users).items()}
@@ -99,7 +100,7 @@ def test_bytes_are_text_or_digits_by_each_value_alone(tmp_path: Path) -> None:
         pq.write_table(made, tmp_path / f"{start}.parquet")
     found = propose(str(tmp_path))
     assert found.rows is not None
-    assert found.rows.user_ids.to_pylist() == [*(f"{k:08x}" for k in range(3, 10)), "AAA", "BBB", "CCC"]
+    assert found.rows.user_ids.to_pylist() == [*(f"0x{k:08x}" for k in range(3, 10)), "AAAA", "BBB", "CC"]
 
 
 @pytest.mark.parametrize("order", ["<u4", ">u4"])
@@ -111,20 +112,50 @@ def test_numbers_that_were_written_as_bytes_stay_apart(order: str) -> None:
     assert found.null_count == 0 and len(found.unique()) == len(numbers)
 
 
-def test_bytes_that_would_become_one_id_are_refused() -> None:
-    with pytest.raises(arrow_types.UnreadTypeError, match="some values are text"):
-        arrow_types.simple(pa.chunked_array([pa.array([b"ff01", b"\xff\x01"], pa.binary())]), LogsConfig.missing)
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.binary(), [b"ff01", b"\xff\x01", b"A\0", b"A"]),
+        (pa.binary(4), [b"A   ", b"   A", b"A\0\0\0", b"null", b"\0\0\0\0", b"    ", b"N/A\0", b"A\t\0\0"]),
+        (pa.binary(2), [one.to_bytes(2, "little") for one in range(1 << 16)]),
+    ],
+)
+def test_no_bytes_become_those_of_another_whichever_file_has_them(kind: pa.DataType, values: list[bytes]) -> None:
+    def of(some: list[bytes]) -> list[Any]:
+        return arrow_types.simple(pa.chunked_array([pa.array(some, kind)]), LogsConfig.missing).to_pylist()
+
+    together = of(values)
+    assert None not in together and len(set(together)) == len(values)
+    assert [of([one])[0] for one in values[:300]] == together[:300]
+
+
+def test_bytes_that_are_text_are_the_ids_that_text_has() -> None:
+    column = pa.chunked_array([pa.array([b"u1", b" u1 ", b"", b"nan"], pa.binary())])
+    assert arrow_types.simple(column, LogsConfig.missing).to_pylist() == ["u1", "u1", None, None]
+
+
+def test_the_file_whose_column_has_a_type_that_is_not_read_is_named(tmp_path: Path) -> None:
+    for number in (1, 2):
+        users = pa.array([{"of": 1}] * NUM) if number == 2 else pa.array([1] * NUM)
+        pq.write_table(pa.table(log() | {"user_id": users}), tmp_path / f"{number}.parquet")
+    for skip in (False, True):
+        with pytest.raises(UserError, match=r"2.parquet: column 'user_id' has type struct"):
+            gate.read_rows(log_files.find(str(tmp_path), "LOGS").files, LogsConfig(label="label"), skip_unread=skip)
 
 
 def test_a_folder_is_read_under_its_own_name_and_a_linked_file_where_its_target_is_not_read(tmp_path: Path) -> None:
     for day in (1, 2):
         write(tmp_path, f"logs/archive/day=2020-09-0{day}/x.csv", CLICKS)
     (tmp_path / "logs/a-latest").symlink_to(tmp_path / "logs/archive/day=2020-09-02")
+    write(tmp_path, "elsewhere/day=2020-09-03/x.csv", CLICKS)
+    (tmp_path / "logs/b-latest").symlink_to(tmp_path / "elsewhere/day=2020-09-03")
+    (tmp_path / "logs/c-all").symlink_to(tmp_path / "elsewhere")
     write(tmp_path, "logs/.clicks-v3.csv", CLICKS)
     (tmp_path / "logs/clicks.csv").symlink_to(tmp_path / "logs/.clicks-v3.csv")
     found = log_files.find(str(tmp_path / "logs"), "LOGS").files
     assert [str(one.relative_to(tmp_path / "logs")) for one in found] == [
         *(f"archive/day=2020-09-0{day}/x.csv" for day in (1, 2)),
+        "c-all/day=2020-09-03/x.csv",
         "clicks.csv",
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from mwuf_dist.config import UserError
 from mwuf_dist.launch import local
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.serving.run_files import read_run
+from mwuf_dist.serving.warm import follow as follow_module
 from mwuf_dist.serving.warm.alarms import alarms
 from mwuf_dist.serving.warm.follow import Batch, follow
 from mwuf_dist.serving.warm.job import WarmReport, warm
@@ -148,6 +150,28 @@ def test_a_follower_takes_what_a_job_would_and_refuses_the_rest_by_name(
     (there / "cut.csv").write_text(last + "1,950,1600100900,1\n")
     follow(folder / "run", FolderSource(there), tmp_path / "live", runtime, until_idle=True, told=said.append)
     assert [batch.num_new for batch in said[1:]] == [1] and not said[1].refused
+
+
+def test_a_file_that_goes_away_while_it_is_read_is_refused_and_the_others_are_taken(
+    folder: Path, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = tmp_path / "clicks"
+    there.mkdir()
+    write(a_day(11), there / "good.csv")
+    write(a_day(12), there / "goes.csv")
+    (there / "wrong.csv").write_text("a,b\n1,2\n")  # so that the others are read without it first, and then once more
+    read = follow_module.read_files
+
+    def read_and_remove(files: tuple[Path, ...], *rest: Any) -> Any:
+        found = read(files, *rest)
+        if any(one.name == "goes.csv" for one in files):
+            (there / "goes.csv").unlink()
+        return found
+
+    monkeypatch.setattr(follow_module, "read_files", read_and_remove)
+    said: list[Batch] = []
+    follow(folder / "run", FolderSource(there), tmp_path / "live", runtime, until_idle=True, told=said.append)
+    assert said[0].refused.keys() == {"goes.csv", "wrong.csv"} and said[0].num_changed > 0
 
 
 def test_a_day_of_users_whom_nobody_knows_sounds_an_alarm(folder: Path, runtime: Runtime, tmp_path: Path) -> None:

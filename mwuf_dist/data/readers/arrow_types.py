@@ -9,6 +9,7 @@ and uint64 are exact, binary that is text is text, and a list is a list however 
 from __future__ import annotations
 
 import contextlib
+import re
 import uuid
 from collections.abc import Sequence
 
@@ -158,31 +159,29 @@ def _integers(values: pa.Array) -> pa.Array:
 
 
 def _binary(values: pa.Array, missing: Sequence[str]) -> pa.Array:
-    """Text that a writer has marked as bytes, else hexadecimal digits: by each value alone, so that files agree.
+    """Text that a writer has marked as bytes, else hexadecimal digits behind `0x`: by each value alone, so files agree.
 
-    Raises:
-        UnreadTypeError: two values would become one.
+    Of a fixed width also numbers and keys are written, some of which look like text. So there text is only what zeros
+    fill up, if anything, and what nothing that is done to text would make another's: no blanks around, no word for
+    missing. Parquet has gaps of its own.
     """
-    plain = values.cast(pa.binary())
+    is_fixed, plain = pa.types.is_fixed_size_binary(values.type), values.cast(pa.binary())
     with contextlib.suppress(pa.ArrowInvalid):
         text = plain.cast(pa.string())
-        if not pc.any(pc.match_substring_regex(text, _CONTROL)).as_py():
+        if not is_fixed and not pc.any(pc.match_substring_regex(text, _CONTROL)).as_py():
             return text
-    found = [None if one is None else _text_or_digits(one, missing) for one in plain.to_pylist()]
-    if len(set(found)) < len(set(plain.to_pylist())):
-        raise UnreadTypeError(f"{values.type}, of which some values are text and others have that text as their digits")
-    return pa.array(found, pa.string())
+    kept_apart = (*missing, "") if is_fixed else ()
+    words = [None if one is None else _text_or_digits(one, is_fixed, kept_apart) for one in plain.to_pylist()]
+    return pa.array(words, pa.string())
 
 
-def _text_or_digits(value: bytes, missing: Sequence[str]) -> str:
-    """Takes bytes for text that fills its width, or that zeros or blanks fill up; a number may look like it in part."""
+def _text_or_digits(value: bytes, is_fixed: bool, kept_apart: Sequence[str]) -> str:
     with contextlib.suppress(UnicodeDecodeError):
-        text = value.rstrip(b"\0").decode()
-        is_padded = len(text.encode()) < len(value)
-        plain = text.strip(_BLANKS)
-        if plain and text.isprintable() and not (is_padded and (text != plain or plain in missing)):
-            return plain
-    return value.hex()
+        text = (value.rstrip(b"\0") if is_fixed else value).decode()
+        is_as_written = not is_fixed or (text == text.strip(_BLANKS) and text not in kept_apart)
+        if is_as_written and not re.search(_CONTROL, text):
+            return text
+    return f"0x{value.hex()}"
 
 
 def _recoded(indices: pa.Array, values: pa.Array) -> pa.DictionaryArray:
@@ -289,10 +288,8 @@ def _one_type(parts: Sequence[pa.ChunkedArray]) -> list[pa.ChunkedArray]:
     if all(pa.types.is_integer(part.type) or pa.types.is_floating(part.type) for part in filled):
         whole = all(not pa.types.is_floating(part.type) or all_integral(part.combine_chunks()) for part in filled)
         kind = pa.int64() if whole else pa.float64()
-        try:
+        with contextlib.suppress(pa.ArrowInvalid):
             return [_as(part, kind).dictionary_encode() for part in parts]
-        except pa.ArrowInvalid:
-            pass
     if all(pa.types.is_timestamp(part.type) for part in filled):
         return [_as(part, pa.timestamp("us")) for part in parts]
     if all(pa.types.is_boolean(part.type) for part in filled):

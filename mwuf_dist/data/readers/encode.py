@@ -8,6 +8,7 @@ of the rows nor the format of the files changes an index.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -219,10 +220,8 @@ def to_float(values: pa.Array) -> np.ndarray:
 def _float(text: str | None, is_decimal: bool) -> float:
     if text is None or "_" in text:
         return np.nan
-    try:
+    with contextlib.suppress(ValueError):
         return float(text)
-    except ValueError:
-        pass
     if (money := _MONEY.match(text.strip())) is None:
         return np.nan
     number = f"{money.group(1)}{money.group(2)}"

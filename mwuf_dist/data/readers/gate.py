@@ -128,12 +128,28 @@ def read_rows(
         UserError: a column is absent, a value cannot be read, a row is incomplete (unless `drop_incomplete`), the units
             of times differ, or no row is left; it names the file, the column and, where there is one, the line.
     """
-    needed = [options.user, options.item, options.time, options.label or options.label_from]
-    names = list(dict.fromkeys(filter(None, [*needed, *more])))
+    return rows_of(read_table(files, options, what, more, skip_unread), options, form, whole)
+
+
+def needed_columns(options: LogsConfig) -> list[str]:
+    """Returns the columns without which a row is none: user, item, time and label, as far as there are such."""
+    return [one for one in (options.user, options.item, options.time, options.label or options.label_from) if one]
+
+
+def read_table(
+    files: Sequence[Path],
+    options: LogsConfig,
+    what: str = "interactions",
+    more: Sequence[str] = (),
+    skip_unread: bool = False,
+) -> LogTable:
+    """Reads the columns of `read_rows`, for `rows_of`."""
+    needed = needed_columns(options)
+    names = list(dict.fromkeys([*needed, *more]))
     table = log_tables.read(files, names, options, what, plain=[options.time], skip_unread=skip_unread)
     for name in (table.unread or {}).keys() & needed:
         log_tables.read(files, [name], options, what)  # raises, with the file
-    return rows_of(table, options, form, whole)
+    return table
 
 
 def rows_of(table: LogTable, options: LogsConfig, form: DataForm | None = None, whole: bool = True) -> Rows:

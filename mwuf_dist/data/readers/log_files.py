@@ -255,10 +255,13 @@ def is_parquet(path: Path) -> bool:
 def _below(folder: Path) -> Iterator[Path]:
     """Yields all files below a folder, linked folders too, by name.
 
-    A folder is read under its own name, which may hold columns, and under a link's only where it is not there itself.
+    A folder is read under its own name, which may hold columns, and under a link's only where it is not there itself;
+    of two links into one tree by that to the folder above.
     """
     found, seen, tops = [], set(), [folder]
-    for top in tops:
+    while tops:
+        top = min(tops, key=lambda one: len(Path(os.path.realpath(one)).parts))
+        tops.remove(top)
         for root, folders, names in os.walk(top):
             at = Path(root)
             if (real := os.path.realpath(at)) in seen:

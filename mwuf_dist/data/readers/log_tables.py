@@ -9,6 +9,7 @@ distinct value once. What is not read as it stands (lines below the table, empty
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Sequence
@@ -265,10 +266,8 @@ def _unencoded(column: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArr
     if pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
         return column.cast(pa.int64())
     if pa.types.is_string(kind):
-        try:
+        with contextlib.suppress(pa.ArrowInvalid):
             return column.cast(pa.int64())
-        except pa.ArrowInvalid:
-            pass
     one = arrow_types.simple(column, missing)
     return one.cast(one.type.value_type) if pa.types.is_dictionary(one.type) else one
 

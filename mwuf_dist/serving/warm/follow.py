@@ -57,6 +57,7 @@ from mwuf_dist.training.item_rule.rule import check_rule_fits, rule_of
 
 _WAIT_S = 0.2  # Between two looks at a folder in which there was nothing.
 _MOST_REFUSED = 1000  # Files of a batch that are refused by name.
+_MOST_TRIES = 3  # A file may go away after it was read by itself, and before all are read together.
 _SNAPSHOT_ROWS = 1 << 20  # Interactions in deltas after which `warm/` is written anew.
 
 
@@ -178,11 +179,15 @@ class Follower:
 
     def _read(self, taken_files: Taken, refused: dict[str, str]) -> NewRows:
         """Returns interactions of files; where one is wrong, of the others."""
-        try:
-            return self._rows(taken_files.files)
-        except UserError as error:
-            good = tuple(self._good(taken_files.files, taken_files, refused, error))
-        return self._rows(good) if good else self._no_rows()
+        files = taken_files.files
+        for tries_left in reversed(range(_MOST_TRIES)):
+            try:
+                return self._rows(files) if files else self._no_rows()
+            except UserError as error:
+                if not tries_left:
+                    raise
+                files = tuple(self._good(files, taken_files, refused, error))
+        raise AssertionError("the last try returns or raises")
 
     def _no_rows(self) -> NewRows:
         return NewRows(self._run_ids[:0], empty_log(self._data.row_columns), 0)
