@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mwuf_dist.config import UserError
@@ -89,11 +91,20 @@ def test_new_words_of_what_happened_and_new_values_of_fields_are_told(tmp_path: 
     assert "field color: values that were not there before: 1 of 2, like 'green'" in found.told
 
 
-def test_a_number_that_is_none_is_a_fault_of_a_numeric_field(tmp_path: Path) -> None:
-    fields = (LogsField(name="price", side="item", kind="numeric"),)
+@pytest.mark.parametrize("side", ["item", "row"])
+def test_a_wrong_column_is_a_fault_where_the_daily_job_reads_it_and_else_told(
+    side: Literal["item", "row"], tmp_path: Path
+) -> None:
+    fields = (LogsField(name="price", side=side, kind="numeric"),)
     old = log(price=[index % 7 for index in range(NUM)])
-    found = checked(tmp_path, later(price=["1,50"] * 0 + ["cheap"] * NUM), old, fields=fields)
-    assert found.faults == ["field price: 'cheap' in column 'price' is no number"]
+    found = checked(tmp_path, later(price=["cheap"] * NUM), old, fields=fields)
+    assert "field price: 'cheap' in column 'price' is no number" in (found.faults if side == "row" else found.told)
+    assert bool(found.faults) == (side == "row")
+    pq.write_table(pa.table(later(price=[{"of": 1}] * NUM)), tmp_path / "new.parquet")
+    options = LogsConfig(interactions=str(tmp_path / "log.csv"), label="label", fields=fields)
+    found = check_logs(options, tmp_path / "new.parquet")
+    unread = "column 'price' has type struct<of: int64>, which is not read"
+    assert unread in (found.faults if side == "row" else found.told) and bool(found.faults) == (side == "row")
 
 
 def test_new_files_beside_the_old_ones_are_compared_with_the_others(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_a_rating_that_is_no_number_is_refused_with_the_options(values: list[str
         ([-1, 1, 2, 3, 4, 5], "-1 (10 rows)"),
         ([0, 1, 2, 3, 4, 5], "0 (10 rows)"),
         ([99, -10, -3.5, 0.2, 7, 10], "99 (10 rows)"),
+        ([1_234_567, 1, 2, 3, 4, 5], "1234567 (10 rows)"),  # --missing takes it as it stands
         ([1, 2, 3, 4, 5, 5], ""),
         ([0.5, 1, 2, 3.5, 4, 5], ""),
         ([-10, -3, 0, 2, 7, 10], ""),
@@ -115,6 +116,17 @@ def test_a_rating_that_may_mean_none_is_told(values: list[float], apart: str, tm
     found = proposed(tmp_path, csv_of(made | {"rating": [values[(index + index // 12) % 6] for index in range(NUM)]}))
     assert (f"; {apart} stands apart" if apart else "nearest to half") in found.notes["label_at_least"]
     assert apart or "apart" not in found.notes["label_at_least"]
+
+
+def test_a_rating_in_words_gives_way_to_a_column_of_actions(tmp_path: Path) -> None:
+    words = {"rating": ["bad", "ok", "good"] * (NUM // 3), "event": ["view", "buy"] * (NUM // 2)}
+    columns = {name: values for name, values in log(**words).items() if name != "label"}
+    found = proposed(tmp_path, csv_of(columns))
+    assert (found.options.label_from, found.options.label_is) == ("event", ("buy",))
+
+
+def test_a_column_of_gaps_has_no_id_of_nobody() -> None:
+    assert ids.nobody(pa.nulls(0)) == []
 
 
 def test_a_threshold_is_found_among_all_values() -> None:

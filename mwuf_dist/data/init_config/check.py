@@ -68,17 +68,17 @@ def check_logs(options: LogsConfig, new: Path) -> Checked:
     before = gate.read_rows(own, options, more=fields)
     if not _columns_fit(found, own[0], there.files, options, fields):
         return found
-    needed = [options.user, options.item, options.time, options.label or options.label_from, *fields]
     in_all = set.intersection(*map(set, (log_tables.column_names(path, options) for path in _with_rows(there.files))))
-    names = [name for name in dict.fromkeys(needed) if name in in_all]
     try:
-        table = log_tables.read(there.files, names, options, "interactions", plain=[options.time])
+        table = gate.read_table(there.files, options, more=[one for one in fields if one in in_all], skip_unread=True)
         as_written = gate.rows_of(table, replace(options, drop_incomplete=True), whole=False)
         now = gate.rows_of(table, options, before.form, whole=False)
     except UserError as error:
         found.faults.append(str(error))
         return found
     found.told += now.notes()
+    for name, kind in (table.unread or {}).items():
+        _wrong(found, options, name).append(f"column {name!r} has type {kind}, which is not read")
     _compare_ids(found, before, now, as_written)
     _compare_labels(found, before, now, options)
     _compare_times(found, before, now, options)
@@ -89,8 +89,7 @@ def check_logs(options: LogsConfig, new: Path) -> Checked:
 def _columns_fit(found: Checked, own: Path, files: tuple[Path, ...], options: LogsConfig, fields: list[str]) -> bool:
     """Says whether each file has the columns that are used; those of users' and items' fields only training needs."""
     known = log_tables.column_names(own, options)
-    needed = {options.user, options.item, options.time, options.label or options.label_from} - {""}
-    needed |= {*row_values.columns(options)}
+    needed = {*gate.needed_columns(options), *row_values.columns(options)}
     lacking: dict[str, list[str]] = {}
     more: dict[str, list[str]] = {}
     for path in _with_rows(files):
@@ -180,19 +179,26 @@ def _compare_fields(found: Checked, before: Rows, now: Rows, options: LogsConfig
         column = now.table.columns[name]
         if pa.types.is_nested(column.type) or pa.types.is_nested(before.table.columns[name].type):
             if pa.types.is_nested(column.type) != pa.types.is_nested(before.table.columns[name].type):
-                found.faults.append(f"field {one.name}: lists and single values cannot be mixed in column {name!r}")
+                _wrong(found, options, name).append(
+                    f"field {one.name}: lists and single values cannot be mixed in column {name!r}"
+                )
             continue
         values = codes(column)[1]
         if one.kind == "numeric":
             numbers = encode.to_float(values.cast(pa.string()))
             if np.isnan(numbers).any():
                 wrong = values[int(np.argmax(np.isnan(numbers)))].as_py()
-                found.faults.append(f"field {one.name}: {wrong!r} in column {name!r} is no number")
+                _wrong(found, options, name).append(f"field {one.name}: {wrong!r} in column {name!r} is no number")
         elif strangers := _new_values(before, now, name):
             found.told.append(f"field {one.name}: values that were not there before: {strangers}")
         gaps = [float(rows.table.columns[name].null_count) / rows.table.num_rows for rows in (before, now)]
         if abs(gaps[0] - gaps[1]) > 0.1:
             found.told.append(f"field {one.name}: {gaps[0]:.0%} of the rows had no value, {gaps[1]:.0%} have none")
+
+
+def _wrong(found: Checked, options: LogsConfig, name: str) -> list[str]:
+    """Returns what a wrong column of a field goes to: `mwuf warm` reads those of rows, and of the others none here."""
+    return found.faults if name in row_values.columns(options) else found.told
 
 
 def _texts(rows: Rows, name: str) -> list[str]:

@@ -90,24 +90,9 @@ def guess_label(
             return dataclasses.replace(found, note=note)
     if scored:
         raise UserError(_not_understood(table, scored[0]))
-    rating, odd = names.rating_of([one for one in rest if one not in of_items]), ""
-    if rating and numbers_of(table.columns[rating]) is not None:
-        return _halved(table, options, rating)
-    if rating and len(codes(table.columns[rating])[1]) > 1:
-        found = _by_action(table, options, rating)
-        if found is not None:
-            return found
-        odd = rating
-    action = names.action_of(rest)
-    if action:
-        found = _by_action(table, options, action)
-        if found is not None:
-            return found
-    kind = next((one for one in rest if names.words(one) == ["type"] and one not in (*of_items, *of_users)), "")
-    if kind and (found := _by_type(table, options, kind)) is not None:
+    found = _by_rating_or_action(table, options, rest, of_items, of_users)
+    if found is not None:
         return found
-    if odd:
-        raise UserError(_not_understood(table, odd))
     if listed := [one for one in lists if names.label_score(one)]:
         raise _is_list(table, listed[0])
     changing = [one for one in rest if one not in (*of_items, *of_users)]
@@ -115,6 +100,29 @@ def guess_label(
         if _says_what_happened(table, name) and (found := _by_action(table, options, name)) is not None:
             return dataclasses.replace(found, note=f"by its values: {found.note}")
     return _without_label(table, options, changing)
+
+
+def _by_rating_or_action(
+    table: LogTable, options: LogsConfig, rest: Sequence[str], of_items: Sequence[str], of_users: Sequence[str]
+) -> LabelGuess | None:
+    """Takes the threshold of a rating, or what happened, where a column's name says that it holds such.
+
+    Raises:
+        UserError: a rating is in words that say nothing, and no other column says what happened.
+    """
+    rating = names.rating_of([one for one in rest if one not in of_items])
+    if rating and numbers_of(table.columns[rating]) is not None:
+        return _halved(table, options, rating)
+    in_words = bool(rating) and len(codes(table.columns[rating])[1]) > 1
+    for name in filter(None, (rating if in_words else "", names.action_of(rest))):
+        if (found := _by_action(table, options, name)) is not None:
+            return found
+    kind = next((one for one in rest if names.words(one) == ["type"] and one not in (*of_items, *of_users)), "")
+    if kind and (found := _by_type(table, options, kind)) is not None:
+        return found
+    if in_words:
+        raise UserError(_not_understood(table, rating))
+    return None
 
 
 def _is_list(table: LogTable, name: str) -> UserError:
