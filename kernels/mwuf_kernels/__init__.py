@@ -1,7 +1,7 @@
 """Fused operations of MWUF: torch and Triton only, with a CPU path of their own (see kernels/README.md)."""
 
 from mwuf_kernels._autograd import backward_from
-from mwuf_kernels.adam import AdamSettings, adam_step_, adam_step_by_row_
+from mwuf_kernels.adam import AdamGroup, AdamSettings, adam_step_, adam_step_by_row_
 from mwuf_kernels.bulk_warm import bulk_warm, bulk_warm_reference
 from mwuf_kernels.frozen_rows import FrozenRows, PartRows
 from mwuf_kernels.meta_networks import (
@@ -18,6 +18,7 @@ from mwuf_kernels.user_mean import user_mean, user_mean_reference
 from mwuf_kernels.warm_embedding import warm_embedding, warm_embedding_backward, warm_embedding_reference
 
 __all__ = [
+    "AdamGroup",
     "AdamSettings",
     "BatchSide",
     "EntityFields",

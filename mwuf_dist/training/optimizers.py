@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from mwuf_kernels import AdamSettings, adam_step_
+from mwuf_kernels import AdamGroup, AdamSettings, adam_step_
 from torch import nn
 
 from mwuf_dist.embeddings.tables import Tables
@@ -34,6 +34,19 @@ class _Group:
         self.num_steps = self.num_steps.to(parameter.device)
         return self.exp_avg[-1], self.exp_avg_sq[-1]
 
+    def step(self, rate: float) -> AdamGroup:
+        """Counts a step; returns the parameters that have a gradient, at `rate` times the learning rate."""
+        self.num_steps += 1
+        parameters, gradients, means, squares = [], [], [], []
+        for parameter, mean, square in zip(self.parameters, self.exp_avg, self.exp_avg_sq, strict=True):
+            if parameter.grad is not None:
+                parameters.append(parameter)
+                gradients.append(parameter.grad)
+                means.append(mean)
+                squares.append(square)
+        settings = AdamSettings(self.learning_rate * rate, self.weight_decay)
+        return AdamGroup(parameters, gradients, (means, squares), self.num_steps, settings)
+
 
 @dataclass(frozen=True)
 class _Moments:
@@ -55,7 +68,7 @@ class _Moments:
 
 
 class Adam:
-    """AdamW (Loshchilov and Hutter 2019) over several groups, one fused call each.
+    """AdamW (Loshchilov and Hutter 2019) over several groups, in one fused call where the compiled loop can.
 
     torch's layers above its fused kernel sort parameters by device and check them anew in every step, which took longer
     than the kernel itself. The tables of a TorchRec kernel are one parameter.
@@ -101,17 +114,10 @@ class Adam:
     @torch.no_grad()
     def step(self, rate: float = 1.0) -> None:
         """Steps on every parameter that has a gradient, at `rate` times its learning rate; gradients are cleared."""
-        for group in self._groups:
-            group.num_steps += 1
-            ready = [index for index, parameter in enumerate(group.parameters) if parameter.grad is not None]
-            if not ready:  # Of tables that other ranks hold.
-                continue
-            parameters = [group.parameters[index] for index in ready]
-            moments = ([group.exp_avg[index] for index in ready], [group.exp_avg_sq[index] for index in ready])
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            settings = AdamSettings(group.learning_rate * rate, group.weight_decay)
-            adam_step_(parameters, gradients, moments, group.num_steps, settings)
-            for parameter in parameters:
+        groups = [group.step(rate) for group in self._groups]
+        adam_step_([group for group in groups if group.parameters])  # None are left of tables that other ranks hold.
+        for group in groups:
+            for parameter in group.parameters:
                 parameter.grad = None
 
     def state(self) -> dict[str, Any]:

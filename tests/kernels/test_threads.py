@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from mwuf_kernels import (
+    AdamGroup,
     AdamSettings,
     BatchSide,
     EntityFields,
@@ -97,10 +98,23 @@ def networks() -> Tensors:
 
 
 def adam() -> Tensors:
-    parameters, gradients = [draws(3001, 33), draws(5)], [draws(3001, 33).sin(), draws(5).sin()]
+    parameters = [draws(3001, 33), draws(5), draws(9), draws(1, 8192)]
+    gradients = [parameter.sin() for parameter in parameters]
     moments = ([torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters])
     for step in (1, 2):
-        adam_step_(parameters, gradients, moments, torch.tensor(float(step)), AdamSettings(0.01, 0.1))
+        settings = (AdamSettings(0.01, 0.1), AdamSettings(0.02))
+        adam_step_(
+            [
+                AdamGroup(
+                    parameters[i::2],
+                    gradients[i::2],
+                    (moments[0][i::2], moments[1][i::2]),
+                    torch.tensor(step + 3.0 * i),
+                    one,
+                )
+                for i, one in enumerate(settings)
+            ]
+        )
     return [*parameters, *moments[0], *moments[1]]
 
 
@@ -168,13 +182,13 @@ def test_a_process_ends_while_its_threads_sleep_or_work() -> None:
     """
     script = (
         "import sys, threading; from mwuf_kernels import native\n"
-        "from tests.kernels.test_threads import adam, set_num_threads\n"
-        "module = sys.modules['mwuf_kernels.adam']; calls, call = [], module.call\n"
+        "from tests.kernels.test_threads import fields_of_entities, set_num_threads\n"
+        "module = sys.modules['mwuf_kernels.table_rows']; calls, call = [], module.call\n"
         "module.call = lambda name, *given: (calls.append((name, given)), call(name, *given))\n"
-        "set_num_threads(4); adam()\n"
+        "set_num_threads(4); fields_of_entities()\n"
         "name, given = calls[-1]; loop = getattr(native.library(), name); given = list(map(native._as_c, given))\n"
         "def work():\n  while True: loop(*given)\n"
-        "threading.Thread(target=work, daemon=True).start(); adam()"
+        "threading.Thread(target=work, daemon=True).start(); fields_of_entities()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
