@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,11 +27,16 @@ if TYPE_CHECKING:
     from mwuf_dist.data.init_config.propose import Asked, Proposal
 
 TIME_FORMATS = ("%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%m/%d/%Y")
-TIME_FORMATS += ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y")
-TIME_FORMATS += ("%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d-%m-%Y")
-TIME_FORMATS += ("%m-%d-%Y %H:%M:%S", "%m-%d-%Y %H:%M", "%m-%d-%Y", "%m/%d/%y %H:%M", "%d/%m/%y %H:%M")
-TIME_FORMATS += ("%Y-%m-%d %I:%M:%S %p", "%d-%b-%Y %H:%M:%S", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p")
-TIME_FORMATS += ("%a %b %d %H:%M:%S %z %Y", "%d/%b/%Y:%H:%M:%S %z", "%b %d, %Y", "%a, %d %b %Y %H:%M:%S %Z")
+TIME_FORMATS += ("%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y", "%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d-%m-%Y")
+TIME_FORMATS += ("%m-%d-%Y %H:%M:%S", "%m-%d-%Y %H:%M", "%m-%d-%Y", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p")
+TIME_FORMATS += ("%m/%d/%Y, %I:%M:%S %p", "%d/%m/%Y, %H:%M:%S", "%d.%m.%Y, %H:%M:%S")  # of browsers
+TIME_FORMATS += ("%d-%b-%Y %H:%M:%S", "%d-%b-%Y", "%d %b %Y %H:%M:%S", "%d %b %Y")
+TIME_FORMATS += tuple(one.replace("%Y", "%y") for one in TIME_FORMATS)
+TIME_FORMATS += ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%Y.%m.%d %H:%M:%S", "%Y-%m-%d %I:%M:%S %p")
+TIME_FORMATS += ("%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M%S", "%b %d, %Y", "%B %d, %Y", "%d %B %Y", "%b %d, %Y %I:%M:%S %p")
+TIME_FORMATS += ("%a %b %d %H:%M:%S %z %Y", "%a %b %d %H:%M:%S %Y", "%d/%b/%Y:%H:%M:%S %z")
+TIME_FORMATS += ("%a, %d %b %Y %H:%M:%S %Z", "%a, %d %b %Y %H:%M:%S %z")
+_TRIED = 100  # So many values say whether a form is worth a look at all of them.
 _OF_THE_DAY = "hours of the day"
 _MOST_GAPS = 0.2  # A column with more rows without a time is no finer one.
 
@@ -76,8 +82,9 @@ def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
         found.notes["time"] = why + (f"; {', '.join(others)} could be it, too (--time)" if others else "")
         found.options = dataclasses.replace(options, time=name, time_format=form)
         read = times.read_times(log, found.options)
-        if read.form.kind == "number" and not read.form.is_recent:
-            found.notes["time"] += "; its numbers are no moments of the years 1973 to 2103: only their order counts"
+        if read.form.kind in ("number", "date") and not read.form.is_recent:
+            what = "numbers are no moments" if read.form.kind == "number" else "dates are not"
+            found.notes["time"] += f"; its {what} of the years 1973 to 2103: only their order counts"
         if not asked.time_format:
             form, found.notes["time_format"] = _day_and_month(found.options, log)
             found.options = dataclasses.replace(found.options, time_format=form)
@@ -108,26 +115,40 @@ def _no_time(found: Proposal, log: LogTable, parts: list[str], tried: list[str])
 
 
 def _day_and_month(options: LogsConfig, log: LogTable) -> tuple[str, str]:
-    """Returns the format, with day and month the other way round where the rows are in order of time so, and a note.
+    """Returns the format, with day, month and year in the order in which the rows are in order of time, and a note.
 
     Raises:
-        UserError: nothing tells which way it is.
+        UserError: nothing tells which order it is.
     """
     form = options.time_format
-    swapped = form.replace("%d", "%_").replace("%m", "%d").replace("%_", "%m")
-    if form.startswith("%Y") or not re.search(r"%d[/-]%m|%m[/-]%d", form):
+    found = re.match(r"(%[dm])([/-])(%[dm])\2(%[yY])", form)
+    if found is None:
         return form, ""
+    first, sign, second, year = found.groups()
+    orders = [(first, second, year), (second, first, year), *([(year, "%m", "%d")] if year == "%y" else [])]
+    forms = [sign.join(one) + form[found.end() :] for one in orders]
     column = log.columns[options.time]
-    ours, theirs = (times.read_times(log, dataclasses.replace(options, time_format=one)) for one in (form, swapped))
-    if theirs.bad.sum() > 0.01 * len(theirs.bad):
-        return form, "a number above 12 tells the day from the month"
-    ordered = [bool((np.diff(one.values[one.has]) >= 0).all()) for one in (ours, theirs)]
-    if ordered[0] != ordered[1]:
-        return (form if ordered[0] else swapped), "so the rows are in order of time; the other way round they are not"
+    read = {
+        one: times.read_times(log, dataclasses.replace(options, time_format=one)) for one in forms if _fits(column, one)
+    }
+    read = {one: of for one, of in read.items() if of.bad.sum() <= 0.01 * len(of.bad)}
+    # 31/12/20 is no day of 2031: an order that gives days to come gives way to one that gives none.
+    read = {one: of for one, of in read.items() if of.values.max() < time.time() * 1e6} or read
+    if len(read) == 1:
+        return next(iter(read)), "a number above 12, or a year to come, tells the day from the rest"
+    ordered = [one for one, of in read.items() if bool((np.diff(of.values[of.has]) >= 0).all())]
+    if len(ordered) == 1:
+        return ordered[0], "so the rows are in order of time; the other way round they are not"
     raise UserError(
         f"{log.files[0]}: no date of {options.time} (like {column.drop_null()[0].as_py()!r}) tells its day from its "
-        f"month: say it, --time-format '{form}' or --time-format '{swapped}'"
+        f"month{' or year' if len(read) > 2 else ''}: say it, " + " or ".join(f"--time-format {one!r}" for one in read)
     )
+
+
+def _fits(column: pa.ChunkedArray, form: str) -> bool:
+    """Says whether any of a column's first values is written so; a form without a name of it is for numbers and ISO."""
+    first = column.slice(0, 10 * _TRIED).drop_null().slice(0, _TRIED)
+    return not form or not len(first) or times.formatted(first.cast(pa.string()), form).null_count < len(first)
 
 
 def _finest(found: Proposal, log: LogTable, accepted: dict[str, str]) -> str:
@@ -205,6 +226,8 @@ def _time_format(found: Proposal, log: LogTable, name: str, asked: str) -> str |
     """Says how the column's times are written (empty: numbers or ISO 8601), None where they are no times."""
     packed = "" if asked else _packed_format(log.columns[name])
     for form in [asked or packed] if asked or packed else ["", *TIME_FORMATS]:
+        if not (asked or packed or _fits(log.columns[name], form)):
+            continue
         tried = dataclasses.replace(found.options, time=name, time_format=form)
         try:
             read = times.read_times(log, tried)

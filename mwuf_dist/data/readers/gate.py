@@ -184,7 +184,7 @@ def rows_of(table: LogTable, options: LogsConfig, form: DataForm | None = None, 
     labels_of = form.labels if form else _words_of_labels(table, options)
     made = DataForm(user_form, item_form, times.form, labels_of)
     left_out = {why: num for why, num in left_out.items() if num}
-    of_times = _future(table, times, options, kept)
+    of_times = [*_future(table, times, options, kept), *_cut_times(table, options)]
     remarks = (*of_users, *of_items, *_new_labels(table, options, labels_of, kept), *of_times)
     return Rows(table, user, item, user_ids, item_ids, label, times.values, kept, made, left_out, remarks)
 
@@ -228,6 +228,19 @@ def _future(table: LogTable, times: Times, options: LogsConfig, kept: np.ndarray
     return [
         f"{int(late.sum()):,} of {len(kept):,} rows have a {options.time} in the future, up to {latest:%Y-%m-%d}"
         f"{where}: if a clock was wrong, correct them"
+    ]
+
+
+def _cut_times(table: LogTable, options: LogsConfig) -> list[str]:
+    """Says how many times have lost their last digits to a spreadsheet: 1.60937E+12 is any of ten million."""
+    values = table.columns[options.time] if options.time else pa.chunked_array([[]], pa.string())
+    if pa.types.is_dictionary(values.type):
+        values = ids.codes(values)[1]
+    if not ids.num_from_spreadsheets(values):
+        return []
+    return [
+        f"values of {options.time} are like 1.60937E+12: a spreadsheet has cut their digits, and rows that were apart "
+        "in time are at one moment; export the column anew"
     ]
 
 

@@ -3,8 +3,8 @@
 The form belongs to the data set and not to a file: it is taken from all of a column's distinct values (`IdForm`), and
 stays with a run, so that a later file whose IDs are written in another way still meets the run's. The forms:
 
-* `integer`: whole numbers without leading zeros that fit 64 bits. 12.0 (what pandas writes after a gap) is 12, and,
-  once the form is known, 00905 is 905.
+* `integer`: whole numbers without leading zeros that fit 64 bits. 12.0 (what pandas writes after a gap) is 12, 1e+05
+  (what R writes) is 100000, and, once the form is known, 00905 is 905.
 * `padded`: digits, all of one width, some with leading zeros (00905): 905 is 00905, which a spreadsheet has harmed.
 * `text`: anything else, every letter kept. 007 and 7 in one file are two IDs. 12.0 is 12 unless other values have
   digits behind the point (as versions do).
@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +30,9 @@ _INTEGER = r"^(0|-?[1-9][0-9]*)$"
 _WITH_POINT = r"^-?[0-9]+\.[0-9]+$"
 _WHOLE_WITH_POINT = r"^-?[0-9]+\.0+$"
 _DIGITS = r"^[0-9]+$"
-_EXCEL = r"^[0-9]\.[0-9]+[eE]\+[0-9]+$"
+_POWER = r"^-?[0-9](\.[0-9]+)?[eE]\+[0-9]{2}$"
+_EXCEL = r"^-?[0-9]\.[0-9]{1,5}[eE]\+[0-9]+$"
+_EXACT_POWER = 10  # Spreadsheets write a number of more digits with few of them; R and NumPy write all that count.
 _FEW_WORDS, _FEW_OF = 5, 10  # At most so many, each among so many times as many IDs.
 _NOBODY = ("-", "--", ".", "?", "(none)", "(not set)", "(null)", "[null]", "anon", "anonymous", "empty", "guest")
 _NOBODY += ("missing", "n/a", "na", "nan", "nil", "none", "not set", "null", "undefined", "unknown")
@@ -227,7 +230,10 @@ def alike(found: pa.Array) -> tuple[int, list[str]]:
 
 def num_from_spreadsheets(values: pa.Array) -> int:
     """Says how many of distinct IDs have lost their last digits to a spreadsheet (1.23457E+11)."""
-    return int(pc.sum(_is(_text(values), _EXCEL)).as_py() or 0) if pa.types.is_string(values.type) else 0
+    if not pa.types.is_string(values.type):
+        return 0
+    cut = values.filter(_is(values, _EXCEL))
+    return sum(_without_power(one) == one for one in cut.to_pylist())
 
 
 def _text(values: pa.Array) -> pa.Array:
@@ -245,7 +251,20 @@ def _any(mask: pa.Array) -> bool:
 
 
 def _without_point(text: pa.Array) -> pa.Array:
+    if _any(power := _is(text, _POWER)):
+        whole = [
+            _without_power(one) if is_it else one
+            for one, is_it in zip(text.to_pylist(), power.to_pylist(), strict=True)
+        ]
+        text = pa.array(whole, pa.string())
     return pc.replace_substring_regex(text, r"^(-?[0-9]+)\.0+$", r"\1") if _any(_is(text, _WHOLE_WITH_POINT)) else text
+
+
+def _without_power(text: str) -> str:
+    """Returns the digits of a whole number that is written with a power of ten and has lost none, else the text."""
+    number, power = Decimal(text), int(text[-2:])
+    is_exact = power <= _EXACT_POWER or len(text.partition(".")[2]) - len("e+00") >= power
+    return f"{int(number)}" if is_exact and number == int(number) else text
 
 
 def is_whole_number(text: pa.Array) -> pa.Array:

@@ -34,6 +34,8 @@ _WORDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nan
 _FEW = 10  # So many rows of a file say nothing of its unit.
 _MIXED_FROM = 0.01  # So large a fraction of a file in another unit is no accident.
 _LARGEST = 9.2e18
+_LEAST_YEAR = 1000
+_THOUSANDS, _DECIMAL = r"^[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?$", r"^[+-]?[0-9]+,[0-9]+$"
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def _read(
     given = column.is_valid().to_numpy()
     if pa.types.is_string(column.type):
         if options.time_format:
-            parsed, is_date = _formatted(column, options.time_format), True
+            parsed, is_date = formatted(column, options.time_format), True
         else:
             parsed, is_date = _parsed(column)
         if parsed is None or (given.any() and parsed.null_count == len(parsed)):
@@ -175,7 +177,7 @@ def _read(
             raise UserError(f"{table.place(row)}: {options.time} is {column[row].as_py()!r}, {how}")
         column = parsed
     elif options.time_format and not is_date:  # 20200131 among numbers of a Parquet file
-        column, is_date = _formatted(column.cast(pa.string()), options.time_format), True
+        column, is_date = formatted(column.cast(pa.string()), options.time_format), True
     has = column.is_valid().to_numpy()
     if is_date or pa.types.is_integer(column.type):
         number = column.cast(pa.int64()).fill_null(0).to_numpy()
@@ -194,6 +196,7 @@ def _parsed(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, bool]:
     for kind in (pa.int64(), pa.float64(), pa.timestamp("us")):
         if (cast := _cast(column, kind)) is not None:
             return cast, pa.types.is_timestamp(kind)
+    column = _with_points(column)
     numbers = pc.fill_null(pc.match_substring_regex(column, r"^[+-]?[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?\.?$"), False)
     dates, plain = _iso(column)
     if 2 * (pc.sum(numbers).as_py() or 0) >= (pc.sum(dates).as_py() or 0) + (pc.sum(numbers).as_py() or 0):
@@ -203,6 +206,16 @@ def _parsed(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, bool]:
         whole = _cast(kept, pa.int64())
         return (whole if whole is not None else _cast(kept, pa.float64())), False
     return _cast_dates(pc.if_else(dates, plain, None)), True
+
+
+def _with_points(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Gives numbers whose thousands, or whose fractions, stand behind commas as numbers with at most a point."""
+    commas = pc.match_substring(column, ",")
+    for form, instead in ((_THOUSANDS, ""), (_DECIMAL, ".")):
+        fits = pc.match_substring_regex(column, form)
+        if pc.any(fits).as_py() and pc.all(pc.or_(pc.invert(commas), fits)).as_py():
+            return pc.if_else(fits, pc.replace_substring(column, ",", instead), column)
+    return column
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
@@ -261,7 +274,7 @@ def _microseconds(when: datetime.datetime) -> int:
     return (when - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
 
 
-def _formatted(column: pa.ChunkedArray, form: str) -> pa.ChunkedArray:
+def formatted(column: pa.ChunkedArray, form: str) -> pa.ChunkedArray:
     """Gives text by a format of strptime, null where it does not fit; fractions of a second (%f) and zones (%z) too."""
     if re.search(r"%[zZ]", form):
         distinct = column.dictionary_encode().combine_chunks()
@@ -276,6 +289,8 @@ def _formatted(column: pa.ChunkedArray, form: str) -> pa.ChunkedArray:
         column = pc.replace_substring_regex(column, rf"(:\d{{2}}){sign}\d+", r"\1")
         form = form.replace(found.group(0), "")
     parsed = pc.strptime(column, format=form, unit="us", error_is_null=True)
+    if "%Y" in form:  # which strptime lets have two digits, and 31/12/20 is of no year 20
+        parsed = pc.if_else(pc.greater_equal(pc.year(parsed), _LEAST_YEAR), parsed, None)
     if fraction is not None:
         parsed = pc.add(parsed.cast(pa.int64()), fraction).cast(pa.timestamp("us"))
     return parsed
