@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mwuf_dist.config import UserError
+from mwuf_dist.data.init_config.propose import Asked, propose
 from mwuf_dist.data.readers import ids
-from tests.data.log_files import NUM, csv_of, log, proposed
+from tests.data.log_files import NUM, csv_of, log, proposed, write
 
 FIRST = 1_609_372_800  # the last day of 2020, 31/12/20
 
@@ -75,3 +77,51 @@ def test_times_whose_digits_a_spreadsheet_has_cut_are_told(tmp_path: Path) -> No
 )
 def test_a_whole_number_with_a_power_of_ten_is_an_id_of_its_digits(written: list[str], expected: list[Any]) -> None:
     assert ids.encode_ids(pa.chunked_array([written]))[1].to_pylist() == expected
+
+
+def _without(name: str, **columns: list[Any]) -> dict[str, list[Any]]:
+    return {one: values for one, values in log(**columns).items() if one != name}
+
+
+def test_a_category_that_no_row_has_is_no_positive(tmp_path: Path) -> None:
+    codes = pa.array([int(index % 3 == 0) for index in range(NUM)])
+    event = pa.DictionaryArray.from_arrays(codes, ["view", "click", "buy"])
+    pq.write_table(pa.table(_without("label") | {"event": event}), tmp_path / "log.parquet")
+    found = propose(str(tmp_path / "log.parquet"))
+    assert found.options.label_is == ("click",) and found.rows is not None and found.rows.label.sum() == 20
+
+
+@pytest.mark.parametrize(("none", "option"), [(99, "--missing 99"), (0, "--missing 0")])
+def test_a_number_for_no_rating_that_would_decide_alone_is_asked_for(none: int, option: str, tmp_path: Path) -> None:
+    rated = [none if index % 2 else 1 + index // 2 % 5 for index in range(NUM)]
+    text = csv_of(_without("label", user_id=[1 + index % 9 for index in range(NUM)]) | {"rating": rated})
+    with pytest.raises(UserError, match=rf"{option}.*--label rating --label-at-least"):
+        proposed(tmp_path, text)
+    found = proposed(tmp_path, text, missing=(str(none),))
+    assert found.options.label_at_least in (3, 4) and found.rows is not None and len(found.rows.kept) == 30
+
+
+@pytest.mark.parametrize("name", ["label", "rating", "timestamp"])
+def test_a_label_or_time_of_a_type_that_is_not_read_is_refused(name: str, tmp_path: Path) -> None:
+    made = pa.table(log() | {name: [{"value": index % 3} for index in range(NUM)]})
+    made = made.drop_columns("label") if name == "rating" else made
+    pq.write_table(made, tmp_path / "log.parquet")
+    with pytest.raises(UserError, match=rf"log.parquet: column '{name}' looks like the .* its type is struct.*none"):
+        propose(str(tmp_path / "log.parquet"))
+
+
+@pytest.mark.parametrize(("lacks", "has"), [("1.csv", "2.csv"), ("2.csv", "1.csv")])
+def test_a_label_that_one_file_lacks_is_asked_for_whichever_comes_first(lacks: str, has: str, tmp_path: Path) -> None:
+    write(tmp_path, f"logs/{has}", csv_of(log()))
+    write(tmp_path, f"logs/{lacks}", csv_of(_without("label")))
+    with pytest.raises(UserError, match=rf"{lacks}: no column 'label'.*--label none"):
+        propose(str(tmp_path / "logs"))
+
+
+@pytest.mark.parametrize("names", [("clicks.csv", "impressions.csv"), ("a/Purchases/1.csv", "a/clicks/1.csv")])
+def test_what_happened_may_not_stand_in_names_of_files_alone(names: tuple[str, str], tmp_path: Path) -> None:
+    for name in names:
+        write(tmp_path, f"logs/{name}", csv_of(_without("label")))
+    with pytest.raises(UserError, match=r"the names of .* do: write it into a column.*--label none"):
+        propose(str(tmp_path / "logs"))
+    assert propose(str(tmp_path / "logs"), asked=Asked(label="none")).options.negatives_per_positive == 4

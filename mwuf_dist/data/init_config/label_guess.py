@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -145,11 +147,35 @@ def _without_label(table: LogTable, options: LogsConfig, changing: Sequence[str]
             f"{flags[0]} "
             "takes it as the label, --label none takes every row as a positive"
         )
+    _refuse_names_of_files(table)
     numbers = [one for one in changing if not _is_zero_or_one(table, options, one) and _is_amount(table, one)][:4]
     strength = (
         f"; {', '.join(numbers)} are numbers of a row (--label {numbers[0]} --label-at-least N)" if numbers else ""
     )
     return _positives(options, f"no column looks like a label: every row is taken as a positive{strength}")
+
+
+def _refuse_names_of_files(table: LogTable) -> None:
+    """Refuses to take every row as a positive where the files' own names say that different things happened.
+
+    Raises:
+        UserError: clicks.csv lies beside impressions.csv.
+    """
+    top = Path(os.path.commonpath([path.parent for path in table.files]))
+    of_kinds: dict[str, Path] = {}
+    for path in table.files:
+        parts = names.words(" ".join(path.relative_to(top).parts))
+        if set(parts) & vocabulary.NO_POSITIVE:
+            of_kinds.setdefault("", path)
+        elif (action := positive_action(parts)) is not None:
+            of_kinds.setdefault(action, path)
+    if len(of_kinds) > 1:
+        shown = " and ".join(str(path.relative_to(top)) for path in list(of_kinds.values())[:2])
+        raise UserError(
+            f"{top}: no column says what happened, but the names of {shown} do: write it into a column of each file, "
+            "or put them into folders that are one (event=click/ and event=impression/); --label none takes every row "
+            "of all files as a positive"
+        )
 
 
 def _positives(options: LogsConfig, note: str) -> LabelGuess:
@@ -203,7 +229,8 @@ def _by_values(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
             return _all_positives(options, name, values)
         raise _one_value(table, name, index, values)
     numbers = numbers_of(table.columns[name])
-    if numbers is not None and (known := numbers[~np.isnan(numbers)]).min() == 0 and not np.mod(known, 1).any():
+    known = np.empty(0) if numbers is None else numbers[~np.isnan(numbers)]
+    if len(known) and known.min() == 0 and np.isfinite(known).all() and not np.mod(known, 1).any():
         chosen = dataclasses.replace(options, label_from=name, label_at_least=1.0)
         note = f"counts from 0 to {known.max():g}: {(known >= 1).mean():.1%} are 1 or more"
         return LabelGuess(chosen, "label_at_least", note)
@@ -290,25 +317,36 @@ def _halved(table: LogTable, options: LogsConfig, name: str) -> LabelGuess:
             f"nearest, {threshold:g}, makes {share:.1%}); say one with --label-at-least NUMBER, or --label none"
         )
     made = dataclasses.replace(options, label_from=name, label_at_least=threshold)
-    note = f"makes {share:.0%} of the rows positive, of all thresholds the nearest to half{_apart(numbers)}"
-    return LabelGuess(made, "label_at_least", note)
+    note = f"makes {share:.0%} of the rows positive, of all thresholds the nearest to half"
+    apart = _apart(numbers)
+    if apart is None:
+        return LabelGuess(made, "label_at_least", note)
+    written, count, decides = apart[0], apart[1], apart[2] == threshold
+    said = f"{written} ({count:,} rows) stands apart from the others: if it means no rating, remove these rows, or say "
+    said += f"--missing {written}, which counts for all columns"
+    if decides:
+        raise UserError(
+            f"{table.files[0]}: column {name!r}: {said}; if it is a rating, --label {name} --label-at-least "
+            f"{threshold:g} makes {share:.0%} of the rows positive"
+        )
+    return LabelGuess(made, "label_at_least", f"{note}; {said}")
 
 
-def _apart(numbers: np.ndarray) -> str:
-    """Says which least or greatest number may mean that there is none: -1 or 0 among ratings from 1 on, or a 99."""
+def _apart(numbers: np.ndarray) -> tuple[str, int, float] | None:
+    """Finds a least or greatest number that may mean that there is none: -1 or 0 among ratings from 1 on, or a 99.
+
+    Returns:
+        It as it is written; in how many rows it stands; the threshold that tells it alone from the others.
+    """
     values, counts = np.unique(numbers[np.isfinite(numbers)], return_counts=True)
     if len(values) < 4:
-        return ""
+        return None
     (low, second), (last, high) = values[:2], values[-2:]
     is_low = low <= 0 < second or low < 0 <= second or second - low > high - second
     if not is_low and high - last <= last - low:
-        return ""
-    value, count = (low, counts[0]) if is_low else (high, counts[-1])
-    written = str(int(value)) if float(value).is_integer() else repr(float(value))
-    return (
-        f"; {written} ({count:,} rows) stands apart from the others: if it means no rating, remove these rows, or say "
-        f"--missing {written}, which counts for all columns"
-    )
+        return None
+    value, count, threshold = (low, counts[0], second) if is_low else (high, counts[-1], high)
+    return str(int(value)) if float(value).is_integer() else repr(float(value)), int(count), float(threshold)
 
 
 def halving(numbers: np.ndarray) -> tuple[float, float]:

@@ -172,12 +172,36 @@ def refuse_lacking(lacking: Mapping[str, Path], role: str, taken: str, score: Ca
     Raises:
         UserError: it names the file, and the options.
     """
-    least = score(taken) if taken else 0
     for name, path in lacking.items():
-        if score(name) > least:
-            instead = f"--{role} {taken} takes {taken!r} instead" if taken else f"--{role} names another column"
+        if score(name) > (score(taken) if taken else 0):
             raise UserError(
-                f"{path}: no column {name!r}, which looks like the {role} and stands in the files before it; if the "
-                f"file is no part of the log, move it away; {instead}"
-                + (", --label none takes every row as a positive" if role == "label" else "")
+                f"{path}: no column {name!r}, which looks like the {role} and stands in the files beside it; if the "
+                f"file is no part of the log, move it away; {_instead(role, taken)}"
             )
+
+
+def refuse_unread(unread: Mapping[str, str], path: Path, role: str, taken: str, score: Callable[[str], int]) -> None:
+    """Refuses to go on without a column that looks more like a role than the one that is read.
+
+    Args:
+        unread: columns that are not read -> their types.
+        path: of their file.
+        role: an option of the command.
+        taken: the column that is read; empty: none.
+        score: says how surely a name is of the role.
+
+    Raises:
+        UserError: it names the column, its type and the options.
+    """
+    for name, kind in unread.items():
+        if score(name) > (score(taken) if taken else 0):
+            raise UserError(
+                f"{path}: column {name!r} looks like the {role}, but its type is {kind}, which is not read; write it "
+                f"as text or number; {_instead(role, taken)}"
+            )
+
+
+def _instead(role: str, taken: str) -> str:
+    said = f"--{role} {taken} takes {taken!r} instead" if taken else f"--{role} names another column"
+    none = {"label": ", --label none takes every row as a positive", "time": ", --time none the order of the rows"}
+    return said + none.get(role, "")

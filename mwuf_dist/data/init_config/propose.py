@@ -131,7 +131,9 @@ def propose(interactions: str, users: str = "", items: str = "", asked: Asked | 
     label = guess_label(log, found.options, *said, of_items=of_items, of_users=of_users)
     found.options, found.notes[label.key] = label.options, label.note
     if not asked.label:
-        names.refuse_lacking(found.lacking, "label", label.options.label or label.options.label_from, _label_score)
+        taken = label.options.label or label.options.label_from
+        names.refuse_lacking(found.lacking, "label", taken, _label_score)
+        names.refuse_unread(log.unread or {}, log.files[0], "label", taken, _label_score)
     _propose_incomplete(found, log)
     fields.propose_fields(found, log, shares, asked.constant_share)
     found.left_out |= {name: f"its type is {kind}, which is not read" for name, kind in (log.unread or {}).items()}
@@ -167,6 +169,7 @@ def _read(found: Proposal, files: Sequence[Path], columns: Sequence[str], asked:
             if not there & set(columns):
                 break  # which the reader tells better
             lacking |= {name: path for name in columns if name not in there and name not in lacking}
+            lacking |= {name: files[0] for name in there if name not in columns and name not in lacking}
     found.left_out |= {name: f"{path} has no such column" for name, path in lacking.items()}
     wanted = [name for name in columns if name not in lacking]
     return log_tables.read(files, wanted, found.options, "interactions", skip_unread=True, progress=asked.progress)

@@ -74,7 +74,9 @@ def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
             continue
         accepted[name] = form
     if not asked.time:
-        names.refuse_lacking(found.lacking, "time", next(iter(accepted), ""), names.time_score)
+        taken = next(iter(accepted), "")
+        names.refuse_lacking(found.lacking, "time", taken, names.time_score)
+        names.refuse_unread(log.unread or {}, log.files[0], "time", taken, names.time_score)
     if accepted:
         name = asked.time or _finest(found, log, accepted)
         form, others = accepted[name], [one for one in [*scored, *dates] if one != name][:3]

@@ -175,8 +175,9 @@ NEGATIONS = frozenset(
 NO_POSITIVE = frozenset(
     _words(
         """
-    cancel canceled cancelled delete dis dislike disliked from hide ignore impression impressions never no non not
-    pv refund refunded removal remove removed report return returned show shown skip skipped un view views without
+    cancel canceled cancelled delete dis dislike disliked exposure exposures from hide ignore impression impressions
+    never no non not pv refund refunded removal remove removed report return returned show
+    shown skip skipped un view views without
     """
     )
 )

@@ -95,7 +95,17 @@ def _one_dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:
         whole = whole.chunk(0) if whole.num_chunks else pa.DictionaryArray.from_arrays(
             pa.array([], pa.int32()), pa.array([], column.type.value_type)
         )  # fmt: skip
-    return whole
+    return _used(whole)
+
+
+def _used(encoded: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Leaves out of a dictionary what no row has: a category of pandas may have none."""
+    indices = encoded.indices.drop_null().to_numpy()
+    is_used = np.bincount(indices, minlength=len(encoded.dictionary)) > 0
+    if is_used.all():
+        return encoded
+    places = pa.array(np.cumsum(is_used) - 1, pa.int32())
+    return pa.DictionaryArray.from_arrays(places.take(encoded.indices), encoded.dictionary.filter(pa.array(is_used)))
 
 
 def _simple_values(values: pa.Array, missing: Sequence[str]) -> pa.Array:
