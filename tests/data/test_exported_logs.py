@@ -13,7 +13,7 @@ import pytest
 from mwuf_dist.config import UserError
 from mwuf_dist.data.init_config.propose import Asked, propose
 from mwuf_dist.data.readers import ids
-from tests.data.log_files import NUM, csv_of, log, proposed, write
+from tests.data.log_files import NUM, csv_of, log, proposed, read, rows, write
 
 FIRST = 1_609_372_800  # the last day of 2020, 31/12/20
 
@@ -125,3 +125,88 @@ def test_what_happened_may_not_stand_in_names_of_files_alone(names: tuple[str, s
     with pytest.raises(UserError, match=r"the names of .* do: write it into a column.*--label none"):
         propose(str(tmp_path / "logs"))
     assert propose(str(tmp_path / "logs"), asked=Asked(label="none")).options.negatives_per_positive == 4
+
+
+def test_a_line_of_names_in_another_order_within_a_file_is_refused_and_in_another_case_left_out(tmp_path: Path) -> None:
+    text, other = csv_of(log()), csv_of({name: log()[name] for name in ("item_id", "user_id", "timestamp", "label")})
+    with pytest.raises(UserError, match=r"log.csv:62: a line of names in another order \(user_id = 'item_id'"):
+        proposed(tmp_path, text + other)
+    first, _, below = text.partition("\n")
+    found = proposed(tmp_path, text + first.upper() + "\n" + below)
+    assert found.rows is not None and len(found.rows.kept) == 2 * NUM
+
+
+@pytest.mark.parametrize("place", [30, 60])
+def test_a_file_that_was_cut_while_it_was_written_is_refused(place: int, tmp_path: Path) -> None:
+    lines = csv_of(log()).splitlines(keepends=True)
+    with pytest.raises(UserError, match=rf"log.csv:{place + 1}: user_id holds a NUL.*copy or write it again"):
+        proposed(tmp_path, "".join([*lines[:place], "\0" * 40, *lines[place:]]))
+
+
+def test_a_damaged_compressed_file_is_told_from_one_in_another_encoding(tmp_path: Path) -> None:
+    path = write(tmp_path, "log.csv.gz", csv_of(log()))
+    path.write_bytes(path.read_bytes() + b"\0" * 512)
+    with pytest.raises(UserError, match=r"log.csv.gz: the compressed file is damaged.*write it again"):
+        propose(str(path))
+
+
+def test_a_value_longer_than_a_page_is_read(tmp_path: Path) -> None:
+    found = proposed(tmp_path, csv_of(log(payload=["x" * 200_000, *["y"] * (NUM - 1)])))
+    assert found.rows is not None and len(found.rows.kept) == NUM
+
+
+@pytest.mark.parametrize("written", ["[{}, 1]", "{}|1|2", "{}, 1, 2"])
+def test_ids_that_look_like_lists_are_told(written: str, tmp_path: Path) -> None:
+    made = log(item_id=[f'"{written.format(900 + index * 7 % 12)}"' for index in range(NUM)])
+    found = proposed(tmp_path, csv_of(made))
+    assert found.rows is not None
+    assert any("item_id look like lists" in one and "a row for each" in one for one in found.rows.notes())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("'905'", "905"),
+        ("{ab}", "ab"),
+        ("12,001", "12001"),
+        ("ü1", "Ã¼1"),
+        ("0149517d-40e5-23a1-b17e-e1804eaa9a14", "0149517D40E523A1B17EE1804EAA9A14"),
+    ],
+)
+def test_ids_that_differ_only_in_how_they_are_written_are_told(one: str, other: str) -> None:
+    assert ids.alike(pa.array([one, "x", other])) == (1, [one, other])
+
+
+def test_text_that_is_kept_from_a_spreadsheet_is_the_text(tmp_path: Path) -> None:
+    text = 'user_id,item_id,timestamp,clicked\n"=""007""",a,1,0\n="12",b,2,1\n'
+    assert [row[0] for row in rows(read(write(tmp_path, "log.csv", text)))] == ["007", "12"]
+
+
+def test_a_folder_that_contradicts_its_files_is_told(tmp_path: Path) -> None:
+    write(tmp_path, "logs/label=1/1.csv", csv_of(log()))
+    found = propose(str(tmp_path / "logs"))
+    assert found.rows is not None
+    assert any("column 'label' holds '0', and its folder is label=1" in one for one in found.rows.notes())
+
+
+def test_a_day_beside_a_time_of_the_day_is_a_time_in_parts(tmp_path: Path) -> None:
+    clock = [f"{index % 24:02d}:30:00" for index in range(NUM)]
+    days = [f"2020-09-{1 + index // 2:02d}" for index in range(NUM)]
+    text = csv_of(_without("timestamp", date=days, time=clock))
+    with pytest.raises(UserError, match=r"written in parts \(date, time\).*--time date"):
+        proposed(tmp_path, text)
+    assert proposed(tmp_path, text, time="date").options.time == "date"
+
+
+def test_names_of_recbole_are_those_before_its_types(tmp_path: Path) -> None:
+    text = csv_of(log()).replace(
+        "user_id,item_id,timestamp,label", "user_id:token,item_id:token,timestamp:float,label:float"
+    )
+    assert proposed(tmp_path, text).options.label == "label:float"
+
+
+def test_visitors_without_a_name_are_users_where_most_have_none(tmp_path: Path) -> None:
+    anonymous = [f"a{index % 10}" for index in range(NUM)]
+    users = [index % 10 if index % 3 else "" for index in range(NUM)]
+    with pytest.raises(UserError, match="--user anonymous_id takes that one"):
+        proposed(tmp_path, csv_of(log(user_id=users, anonymous_id=anonymous)))

@@ -214,7 +214,9 @@ def _by_values(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
     index, values = codes(table.columns[name])
     if not len(values):
         return None
-    named_again = pc.equal(text_of(values), name).to_numpy(zero_copy_only=False)  # a line of names within the file
+    named_again = pc.equal(pc.utf8_lower(text_of(values)), name.lower()).to_numpy(
+        zero_copy_only=False
+    )  # a line of names within the file
     if named_again.any():
         values = values.filter(pa.array(~named_again))
         index = np.where(np.append(named_again, False)[index], -1, np.append(np.cumsum(~named_again) - 1, -1)[index])

@@ -12,6 +12,7 @@ from mwuf_dist.data.init_config import vocabulary
 
 def words(name: str) -> list[str]:
     """Returns the words of a name in small letters: userId, USER_ID and "User ID" are user, id."""
+    name = re.sub(r":(token|float)(_seq)?$", "", name)  # RecBole's type
     split = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
     split = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1 \2", split)
     return re.findall(r"[a-z]+|[0-9]+", split.lower())

@@ -38,6 +38,7 @@ TIME_FORMATS += ("%a %b %d %H:%M:%S %z %Y", "%a %b %d %H:%M:%S %Y", "%d/%b/%Y:%H
 TIME_FORMATS += ("%a, %d %b %Y %H:%M:%S %Z", "%a, %d %b %Y %H:%M:%S %z")
 _TRIED = 100  # So many values say whether a form is worth a look at all of them.
 _OF_THE_DAY = "hours of the day"
+_OF_DAY = r"^[0-9]{1,2}:[0-9]{2}(:[0-9]{2}([.,][0-9]+)?)?( ?[AaPp]\.?[Mm]\.?)?$"
 _MOST_GAPS = 0.2  # A column with more rows without a time is no finer one.
 
 
@@ -79,6 +80,8 @@ def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
         names.refuse_unread(log.unread or {}, log.files[0], "time", taken, names.time_score)
     if accepted:
         name = asked.time or _finest(found, log, accepted)
+        if not asked.time:
+            _refuse_times_of_the_day(found, log, name, accepted[name])
         form, others = accepted[name], [one for one in [*scored, *dates] if one != name][:3]
         why = "as --time says" if asked.time else "by its name" if name in scored else "its values are dates"
         found.notes["time"] = why + (f"; {', '.join(others)} could be it, too (--time)" if others else "")
@@ -92,6 +95,30 @@ def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
             found.options = dataclasses.replace(found.options, time_format=form)
         return
     _no_time(found, log, parts, tried)
+
+
+def _refuse_times_of_the_day(found: Proposal, log: LogTable, day: str, form: str) -> None:
+    """Refuses a column of days beside which the time of the day stands in a column of its own.
+
+    Raises:
+        UserError: it names both.
+    """
+    read = times.read_times(log, dataclasses.replace(found.options, time=day, time_format=form))
+    if read.form.kind != "date" or np.mod(read.values, 86_400 * 10**6).any():
+        return
+    for name, column in zip(log.columns.column_names, log.columns.columns, strict=True):
+        if name == day or not names.time_score(name) or pa.types.is_nested(column.type):
+            continue
+        values = codes(column)[1]
+        if (
+            pa.types.is_string(values.type)
+            and pc.all(pc.match_substring_regex(values, _OF_DAY)).as_py()
+            and len(values)
+        ):
+            raise UserError(
+                f"{log.files[0]}: the time is written in parts ({day}, {name}): make one column of them, or say --time "
+                f"{day}, so that the day alone counts"
+            )
 
 
 def _no_time(found: Proposal, log: LogTable, parts: list[str], tried: list[str]) -> None:

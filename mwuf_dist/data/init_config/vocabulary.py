@@ -12,7 +12,7 @@ USER = _words(
     """
     user usr uid customer cust member visitor account listener reader viewer client buyer shopper reviewer
     consumer subscriber household person player student msno username profile profilename passenger patient guest
-    learner applicant donor contact employee gamer login email distinct uuid session
+    learner applicant donor contact employee gamer login email distinct uuid anonymous anon session
     """
 )
 # Of items.

@@ -57,7 +57,7 @@ def _encoding(path: Path, options: LogsConfig, prefix: str) -> str:
         for _, row in zip(range(10_000), csv_text.rows_of(path, options), strict=False):
             del row
     except UserError as error:
-        if "Truncated" in str(error) or "end-of-stream" in str(error):
+        if "the compressed file is" in str(error):
             raise
         hint = f"--{prefix}encoding cp1252 (or latin-1, utf-16, gb18030, shift_jis, ...)"
         raise UserError(f"{error}; say it: {hint}") from None

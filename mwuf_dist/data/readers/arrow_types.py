@@ -136,6 +136,8 @@ def _simple_values(values: pa.Array, missing: Sequence[str]) -> pa.Array:
 def _text(values: pa.Array, missing: Sequence[str]) -> pa.Array:
     """Texts without blanks around them, null where they mean missing."""
     values = pc.utf8_trim(values.cast(pa.string()), characters=_BLANKS)
+    if pc.any(pc.starts_with(values, '="')).as_py():  # how text with digits is kept from a spreadsheet
+        values = pc.replace_substring_regex(values, r'^="(.*)"$', r"\1")
     return pc.if_else(pc.is_in(values, value_set=pa.array(list(missing), pa.string())), None, values)
 
 
@@ -268,7 +270,7 @@ def together(parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray | tuple[int, i
             empty = [pa.chunked_array([pa.nulls(len(part), pa.list_(pa.string()))]) for part in parts]
             parts = [part if is_it else none for part, is_it, none in zip(parts, lists, empty, strict=True)]
         else:
-            parts = _one_type([_plain(part) for part in parts])
+            parts = _one_type([plain(part) for part in parts])
     kind = parts[0].type
     column = pa.chunked_array([chunk for part in parts for chunk in part.chunks], kind)
     return pa.chunked_array([with_one_dictionary(column)]) if pa.types.is_dictionary(kind) else column
@@ -288,7 +290,8 @@ def with_one_dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.concat_arrays([one.indices for one in chunks]), chunks[0].dictionary)
 
 
-def _plain(part: pa.ChunkedArray) -> pa.ChunkedArray:
+def plain(part: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns a column without a dictionary."""
     return part.cast(part.type.value_type) if pa.types.is_dictionary(part.type) else part
 
 

@@ -28,6 +28,7 @@ ONE_LETTER = "\x1f"  # Stands for a delimiter of several letters: the unit separ
 _BLOCK_BYTES = 4 << 20
 _HEAD_BYTES = 1 << 16  # In which the first line of data stands.
 _MAX_HEAD_LINES = 100
+text_csv.field_size_limit(1 << 30)  # Python's own of 128 KB is less than a page or a payload that some column holds.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins with the next but one
@@ -178,6 +179,8 @@ def unreadable(path: Path, error: Exception, with_delimiter: bool = False) -> Us
     """Makes the error of a file that cannot be read as CSV; `with_delimiter`: another one might mend it."""
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
         return UserError(f"{path}: the compressed file is cut short ({str(error)[:300]}): copy or write it again")
+    if re.search(r"inflate|\bbz2?\b|lz4|zstd|decompress", str(error), re.IGNORECASE):
+        return UserError(f"{path}: the compressed file is damaged ({str(error)[:300]}): copy or write it again")
     keys, names = "data.logs.encoding and .quote", "--encoding and --quote"
     if with_delimiter:
         keys, names = "data.logs.delimiter, .encoding and .quote", "--delimiter, --encoding and --quote"

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
@@ -245,7 +246,12 @@ def _cut_times(table: LogTable, options: LogsConfig) -> list[str]:
 
 
 def _repeated_names(table: LogTable, options: LogsConfig) -> np.ndarray:
-    """Returns rows in which each column holds its own name [R]."""
+    """Returns rows in which each column holds its own name, in whatever case [R].
+
+    Raises:
+        UserError: columns hold each other's names: below that line all values stand in other columns.
+    """
+    _refuse_other_order(table, options)
     found = np.ones(table.num_rows, dtype=bool)
     for name in dict.fromkeys(filter(None, (options.user, options.item, options.time))):
         column = table.columns[name]
@@ -253,9 +259,30 @@ def _repeated_names(table: LogTable, options: LogsConfig) -> np.ndarray:
         if not pa.types.is_string(kind) or not found.any():
             return np.zeros(table.num_rows, dtype=bool)
         index, values = ids.codes(column)
-        place = values.index(name).as_py()
-        found &= index == place if place >= 0 else False
+        own = np.flatnonzero(pc.equal(pc.utf8_lower(values), name.lower()).to_numpy(zero_copy_only=False))
+        found &= np.isin(index, own) if len(own) else False
     return found
+
+
+def _refuse_other_order(table: LogTable, options: LogsConfig) -> None:
+    names = pa.array([name.lower() for name in table.columns.column_names])
+    strange = np.zeros(table.num_rows, dtype=np.int8)
+    for name in needed_columns(options):
+        column = table.columns[name]
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if pa.types.is_string(kind):
+            index, values = ids.codes(column)
+            lower = pc.utf8_lower(values)
+            others = pc.and_(pc.is_in(lower, value_set=names), pc.not_equal(lower, name.lower()))
+            if len(found := np.flatnonzero(others.to_numpy(zero_copy_only=False))):
+                strange += np.isin(index, found)
+    if (strange > 1).any():
+        row = int(np.argmax(strange > 1))
+        there = ", ".join(f"{name} = {table.columns[name][row].as_py()!r}" for name in needed_columns(options))
+        raise UserError(
+            f"{table.place(row)}: a line of names in another order ({there}): below it values stand in other columns; "
+            "split the file there, or write all of it in one order"
+        )
 
 
 def _incomplete(table: LogTable, name: str, missing: np.ndarray) -> UserError:
@@ -288,14 +315,21 @@ def _ids(
         ) from None
     remarks = []
     index, values = ids.codes(column)
+    _refuse_nul(table, name, index, values)
     present = values.take(pa.array(np.flatnonzero(np.bincount(index[kept], minlength=len(values)))))
     if (twice := len(present) - len(found)) > 0:
         remarks.append(f"{twice:,} values of {name} are another way of writing an ID that is there too (12.0 and 12)")
     num_alike, pair = ids.alike(found)
     if num_alike:
         remarks.append(
-            f"{num_alike:,} of {len(found):,} values of {name} differ from another in letter case, a plus sign or how "
-            f"a letter is coded alone, as {pair[0]!r} and {pair[1]!r} do: they are different IDs here"
+            f"{num_alike:,} of {len(found):,} values of {name} differ from another in letter case, signs around or "
+            f"within them, or how a letter is coded alone, as {pair[0]!r} and {pair[1]!r} do: they are different IDs "
+            "here"
+        )
+    if listed := ids.like_a_list(found):
+        remarks.append(
+            f"values of {name} look like lists, as {listed!r} does: each counts as one ID; if it stands for several, "
+            "write a row for each of them"
         )
     if words := ids.nobody(found):
         remarks.append(
@@ -307,3 +341,14 @@ def _ids(
             f"{spoilt:,} values of {name} are like 1.23457E+11: a spreadsheet has cut their digits; IDs are lost"
         )
     return of_row, found, form, remarks
+
+
+def _refuse_nul(table: LogTable, name: str, index: np.ndarray, values: pa.Array) -> None:
+    """Refuses IDs with a NUL, which a file has that was cut off by a crash or is still being written."""
+    if not pa.types.is_string(values.type) or not pc.any(has := pc.match_substring(values, "\0")).as_py():
+        return
+    row = int(np.argmax(np.isin(index, np.flatnonzero(has.to_numpy(zero_copy_only=False)))))
+    raise UserError(
+        f"{table.place(row)}: {name} holds a NUL, as the text of a file does whose writing was cut off: copy or write "
+        "it again, or remove the line"
+    )

@@ -33,6 +33,8 @@ _DIGITS = r"^[0-9]+$"
 _POWER = r"^-?[0-9](\.[0-9]+)?[eE]\+[0-9]{2}$"
 _EXCEL = r"^-?[0-9]\.[0-9]{1,5}[eE]\+[0-9]+$"
 _EXACT_POWER = 10  # Spreadsheets write a number of more digits with few of them; R and NumPy write all that count.
+_THOUSANDS = r"^-?[0-9]{1,3}(,[0-9]{3})+$"
+_UUID = r"^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"
 _FEW_WORDS, _FEW_OF = 5, 10  # At most so many, each among so many times as many IDs.
 _NOBODY = ("-", "--", ".", "?", "(none)", "(not set)", "(null)", "[null]", "anon", "anonymous", "empty", "guest")
 _NOBODY += ("missing", "n/a", "na", "nan", "nil", "none", "not set", "null", "undefined", "unknown")
@@ -210,15 +212,20 @@ def nobody(found: pa.Array) -> list[str]:
 
 
 def alike(found: pa.Array) -> tuple[int, list[str]]:
-    """Counts IDs that differ from another one in letter case, in how a letter is coded, or by a plus sign alone.
+    """Counts IDs that differ from another one in how the same thing is written alone.
 
-    Second: two such IDs, empty where there are none.
+    That is: in letter case, in how a letter is coded (UTF-8 read as Latin-1, too), or by a plus sign, quotes, brackets,
+    commas between thousands or the dashes of a UUID. Second: two such IDs, empty where there are none.
     """
     if not pa.types.is_string(found.type):
         return 0, []
-    folded = pc.utf8_lower(pc.replace_substring_regex(found, r"^\+", ""))
+    folded = found
     if not pc.all(pc.string_is_ascii(found)).as_py():
+        folded = pa.array([_decoded(one) for one in found.to_pylist()], pa.string())
         folded = pc.utf8_normalize(folded, form="NFKC")
+    folded = pc.replace_substring_regex(pc.utf8_lower(folded), r"^[+'\"{(\[]+|['\")}\]]+$", "")
+    folded = pc.if_else(_is(folded, _THOUSANDS), pc.replace_substring(folded, ",", ""), folded)
+    folded = pc.if_else(_is(folded, _UUID), pc.replace_substring(folded, "-", ""), folded)
     code = folded.dictionary_encode().indices.to_numpy()
     counts = np.bincount(code)
     again = np.flatnonzero(counts[code] > 1)
@@ -226,6 +233,25 @@ def alike(found: pa.Array) -> tuple[int, list[str]]:
         return 0, []
     both = np.flatnonzero(code == code[again[0]])[:2]
     return len(again) - int((counts > 1).sum()), found.take(pa.array(both)).to_pylist()
+
+
+def _decoded(text: str) -> str:
+    """Returns the text that has been read in the wrong encoding, else itself."""
+    try:
+        return text.encode("cp1252").decode() if not text.isascii() else text
+    except UnicodeError:
+        return text
+
+
+def like_a_list(found: pa.Array) -> str:
+    """Returns one of the IDs that look like lists written as text, [1, 2] or a|b|c; empty if most do not."""
+    if not pa.types.is_string(found.type) or not len(found):
+        return ""
+    for form in (r"^[\[({].*,.*[\])}]$", r"^[^|]+(\|[^|]+){2,}$", r"^[^,]+(,[^,]+){2,}$", r"^[^;]+(;[^;]+){2,}$"):
+        which = pc.and_(_is(found, form), pc.invert(_is(found, _THOUSANDS)))
+        if 2 * pc.sum(which).as_py() > len(found):
+            return found.filter(which)[0].as_py()
+    return ""
 
 
 def num_from_spreadsheets(values: pa.Array) -> int:

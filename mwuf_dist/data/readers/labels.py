@@ -42,7 +42,7 @@ def read_labels(table: LogTable, options: LogsConfig, whole: bool = True) -> np.
     of_value = label_of(values, options, table if whole else None)
     bad = np.flatnonzero(of_value == WRONG)
     # A line of names that stands again within the file is none of the table's rows, and the gate leaves it out.
-    bad = bad[[values[int(one)].as_py() != name for one in bad]]
+    bad = bad[[str(values[int(one)].as_py()).lower() != name.lower() for one in bad]]
     if len(bad):
         row = int(np.argmax(np.isin(index, bad)))
         raise UserError(f"{table.place(row)}: {why_wrong(name, values[int(index[row])].as_py(), options)}")

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 import pyarrow.parquet as pq
 from pyarrow import csv
 from tqdm import tqdm
@@ -242,7 +243,20 @@ def _read_file(
             unread[name] = str(error)
             one = pa.chunked_array([pa.nulls(num_rows, pa.string())])
         columns[name] = one
+        if name in folder and name in own and not any(f"column {name!r}" in said for said in notes):
+            notes += _unlike_folder(path, name, folder[name], one)
     return num_rows, columns
+
+
+def _unlike_folder(path: Path, name: str, value: str | None, column: pa.ChunkedArray) -> list[str]:
+    """Says that a file's own column holds another value than the name of its folder, of the first file alone."""
+    if pa.types.is_nested(column.type) or value is None:
+        return []
+    there = arrow_types.text_of(pc.unique(arrow_types.plain(column)).drop_null()).slice(0, 1_000).to_pylist()
+    other = next((one for one in there if not one.startswith(value)), None)
+    return [] if other is None else [
+        f"{path}: column {name!r} holds {other!r}, and its folder is {name}={value}: what stands in the file counts"
+    ]  # fmt: skip
 
 
 def unread_type(path: Path, name: str, kind: str) -> UserError:
