@@ -9,15 +9,16 @@ is as fast as this machine can pass packets ("free"); on each, steps exchange th
 (`mwuf_dist/runtime/many_hosts.py`), and by gloo.
 
 Beside the step of `pretrain` stands the estimate of `mwuf plan --ranks-per-host 1` for that network, made before and
-after. The other stages `mwuf plan` does not know: beside them stands their step on the free link, and on top what the
-plan's model of exchanges says of the link. Both hosts share this machine's memory and cores, so the estimate counts how
-much two ranks slow each other down here.
+after, with the bandwidth and the delay that were measured on it. The other stages `mwuf plan` does not know: beside
+them stands their step on the free link, and on top what the plan's model of exchanges says of the difference. Both
+hosts share this machine's memory and cores, so the estimate counts how much two ranks slow each other down here.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 import tempfile
 import warnings
@@ -42,13 +43,14 @@ from mwuf_dist.data.batches.loader import Loader
 from mwuf_dist.planning.devices import Device, Network, this_cpu
 from mwuf_dist.planning.estimate import estimate, seconds_of_exchanges
 from mwuf_dist.planning.report import counted
-from mwuf_dist.runtime import collectives, start
+from mwuf_dist.runtime import Runtime, collectives, start
 from mwuf_dist.runtime.many_hosts import ManyHosts
 from mwuf_dist.training.run import Run, _prepare
 
 STAGES = ("pretrain", "meta_train", "warm_up")
 GOAL = 1.5  # times the estimate, or its inverse
 _FREE = Link(1e12, 0.0)
+_LARGE_BYTES = 4_000_000  # of the exchange by which a link's bandwidth is measured
 _PORT = 29_500  # in a network of its own
 
 
@@ -61,6 +63,7 @@ def measure(config: Config, num_links: int, num_steps: int, rounds: int) -> list
         job = Run(config, Path(folder), runtime, _prepare(config, runtime))
         batches = full_batches(Loader(job.prepared, ["pretrain"], config.pretrain.batch_size, config.seed, runtime))
         ours = Ours(job, lambda: next(batches))
+        links = _links(direct, num_links, rounds, runtime)
         rows = []
         for stage in STAGES:
             step: Callable[[], object] = getattr(ours, stage)()
@@ -74,18 +77,46 @@ def measure(config: Config, num_links: int, num_steps: int, rounds: int) -> list
             def begins(name: str) -> None:
                 place, way = name.split()
                 collectives._way.direct = ways[way]
-                if runtime.is_main:
-                    shaped_link.choose(int(place))
+                _choose(int(place), runtime)
 
             seconds = take_turns(steps, num_steps, rounds, runtime, begins)
             collectives._way.direct = direct
             for place in range(num_links):
                 found, by_gloo = (Figure.of("measured", [1e3 * s for s in seconds[f"{place} {way}"]]) for way in ways)
-                more = about | {"gloo_ms": by_gloo.p50}
+                more = about | {"gloo_ms": by_gloo.p50} | _measured(links[place])
                 rows.append(Row(stage, "ms", False, found, config={"link": place}, more=more))
         job.session.recorder.close()
         runtime.barrier()
     return rows
+
+
+def _choose(place: int, runtime: Runtime) -> None:
+    if runtime.is_main:
+        shaped_link.choose(place)
+
+
+def _links(direct: ManyHosts, num_links: int, rounds: int, runtime: Runtime) -> list[Link]:
+    """Returns what each link does, as one measures a network: a small exchange's time, and the rate of a large one.
+
+    It is less than what the link was made for: Python passes the packets on, on the cores that the hosts compute on.
+    """
+    sent = {str(num): torch.zeros(num, dtype=torch.uint8) for num in (1, _LARGE_BYTES)}
+
+    def exchange(size: str) -> Callable[[], None]:
+        return lambda: direct.gather(torch.empty(2, int(size), dtype=torch.uint8), sent[size])
+
+    steps: dict[str, Callable[[], object]] = {f"{p} {size}": exchange(size) for p in range(num_links) for size in sent}
+    seconds = take_turns(steps, 3, rounds, runtime, lambda name: _choose(int(name.split()[0]), runtime))
+    small, large = ([statistics.median(seconds[f"{p} {size}"]) for p in range(num_links)] for size in sent)
+    return [Link(8 * _LARGE_BYTES / max(1e-9, more - less), less) for less, more in zip(small, large, strict=True)]
+
+
+def _measured(link: Link) -> dict[str, float]:
+    return {"link_bits_per_s": link.bits_per_s, "link_delay_s": link.delay_s}
+
+
+def _measured_link(row: Row) -> Link:
+    return Link(row.more["link_bits_per_s"], row.more["link_delay_s"])
 
 
 class _ByGloo:
@@ -149,15 +180,20 @@ class Plan:
 
 def rows_of(measured: list[Row], links: list[Link], plans: list[Any]) -> list[Row]:
     """Puts the estimate beside every measured step; link 0 is the free one."""
-    free = {row.name: row.ours.p50 for row in measured if row.config["link"] == 0 and row.ours is not None}
+    free = {row.name: row for row in measured if row.config["link"] == 0}
     rows = []
     for row in measured:
-        link = links[row.config["link"]]
         sent = (row.more["bytes_sent"], row.more["exchanges"])
+        as_measured, on_free = (_measured_link(one) for one in (row, free[row.name]))
+        begin = free[row.name].ours
+        assert begin is not None
         said = [
-            plan.step_ms(link) if row.name == "pretrain" else free[row.name] + plan.link_ms(link, *sent)
+            plan.step_ms(as_measured)
+            if row.name == "pretrain"
+            else begin.p50 + plan.link_ms(as_measured, *sent) - plan.link_ms(on_free, *sent)
             for plan in plans
         ]
+        link = links[row.config["link"]]
         is_free = row.config["link"] == 0
         about = {"gbit_per_s": "free" if is_free else link.bits_per_s / 1e9, "delay_ms": 1e3 * link.delay_s}
         rows.append(replace(row, ours=Figure.of("estimated", said), alternative=row.ours, config=about))

@@ -187,8 +187,20 @@ def network_table(name: str) -> str:
         rate = link["gbit_per_s"] if link["gbit_per_s"] == "free" else f"{link['gbit_per_s']:g} Gbit/s"
         sent = (f"{more['exchanges']}", f"{more['bytes_sent'] / 1e6:.2f}")
         times = (f"{estimated:.1f}", f"{measured:.1f}", f"{measured / estimated:.2f}", f"{more['gloo_ms']:.1f}")
-        rows.append((row["name"], rate, f"{link['delay_ms']:g}", *sent, *times))
-    heads = ("", "link", "delay ms", "exchanges", "MB sent", "estimated ms", "measured ms", "ratio", "by gloo ms")
+        found = f"{more['link_bits_per_s'] / 1e9:.1f} Gbit/s, {1e3 * more['link_delay_s']:.2g} ms"
+        rows.append((row["name"], rate, f"{link['delay_ms']:g}", found, *sent, *times))
+    heads = (
+        "",
+        "link",
+        "delay ms",
+        "measured",
+        "exchanges",
+        "MB sent",
+        "estimated ms",
+        "measured ms",
+        "ratio",
+        "by gloo ms",
+    )
     return rows_table(heads, rows)
 
 

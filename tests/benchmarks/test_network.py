@@ -36,14 +36,15 @@ def test_packets_take_their_bits_and_the_delay_and_wait_for_those_before_them() 
 def test_the_estimate_of_a_stage_is_the_plans_or_its_free_step_and_the_links_part() -> None:
     class Plan:
         def step_ms(self, link: Link) -> float:
-            return 100.0
+            return 90.0 + 1e3 * link.delay_s
 
         def link_ms(self, link: Link, num_bytes: float, num_exchanges: int) -> float:
-            return num_bytes + num_exchanges
+            return num_bytes * 8e9 / link.bits_per_s + num_exchanges * 1e3 * link.delay_s
 
     about = {"exchanges": 2, "bytes_sent": 30}
+    measured = [{"link_bits_per_s": 4e9, "link_delay_s": 1e-3}, {"link_bits_per_s": 1e9, "link_delay_s": 4e-3}]
     rows = [
-        Row(name, "ms", False, Figure.of("measured", [value]), config={"link": link}, more=about)
+        Row(name, "ms", False, Figure.of("measured", [value]), config={"link": link}, more=about | measured[link])
         for name, link, value in (
             ("pretrain", 0, 90.0),
             ("pretrain", 1, 110.0),
@@ -57,7 +58,7 @@ def test_the_estimate_of_a_stage_is_the_plans_or_its_free_step_and_the_links_par
         ("pretrain", 1),
         ("warm_up", 1),
     ]
-    assert [row.ours and row.ours.p50 for row in found] == [100.0, 100.0, 8.0 + 32]
+    assert [row.ours and row.ours.p50 for row in found] == [91.0, 94.0, 8.0 + (30 * 8 - 30 * 2) + 2 * (4 - 1)]
     assert [row.alternative and row.alternative.p50 for row in found] == [90.0, 110.0, 50.0]
 
 
