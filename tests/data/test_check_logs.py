@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,20 @@ def test_files_like_the_old_ones_have_no_fault_and_their_times_and_shares_are_to
 def test_rows_that_are_not_later_are_counted(tmp_path: Path) -> None:
     found = checked(tmp_path, later(timestamp=[1_600_000_030 + index for index in range(NUM)]))
     assert any(one.endswith("50.0% of the rows are not later than all before") for one in found.told)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (csv_of(later(), sep=";"), r"--delimiter \(';'\)"),
+        (csv_of({name.upper(): values for name, values in later().items()}), "did you mean 'USER_ID'"),
+        (csv_of(later()).partition("\n")[2], "first line looks like data"),
+    ],
+)
+def test_a_file_whose_names_are_not_read_is_told_why(text: str, hint: str, tmp_path: Path) -> None:
+    log_path, new = write(tmp_path, "log.csv", csv_of(log())), write(tmp_path, "new.csv", text)
+    found = check_logs(LogsConfig(label="label", interactions=str(log_path)), new)
+    assert re.search(f"column 'user_id' is not in new.csv.*{hint}", found.faults[0])
 
 
 def test_a_column_that_is_gone_is_a_fault_where_it_is_used_and_a_new_one_is_told(tmp_path: Path) -> None:

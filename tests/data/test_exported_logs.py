@@ -68,7 +68,9 @@ def test_times_whose_digits_a_spreadsheet_has_cut_are_told(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        (["1e+05", "99999", "2.5e+05"], [99999, 100000, 250000]),  # R
+        (["1e+05", "99999", "2.5e+09"], [99999, 100000, 2500000000]),  # R
+        (["12,0", "7"], [7, 12]),  # pandas, with a decimal comma and a gap
+        (["1.234e+05", "9"], ["1.234e+05", "9"]),  # no program that keeps all digits writes it so
         (["9.010000000000000000e+02", "1.000000000000000000e+00"], [1, 901]),  # NumPy
         (["1.23457E+11", "9"], ["1.23457E+11", "9"]),  # a spreadsheet: its last digits are lost
         (["12e4", "3"], ["12e4", "3"]),  # a hash

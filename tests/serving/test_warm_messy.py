@@ -181,6 +181,21 @@ def test_a_day_of_users_whom_nobody_knows_sounds_an_alarm(folder: Path, runtime:
     assert "ALARM: 100% of the rows are of users never seen" in found.text()
 
 
+def test_a_day_of_items_in_another_form_of_both_labels_and_of_items_without_fields_is_told(
+    folder: Path, runtime: Runtime, tmp_path: Path
+) -> None:
+    day = a_day()
+    negative = day.set_column(1, "item_id", pa.array([-one for one in day["item_id"].to_pylist()]))
+    found = warm(folder / "run", write(negative, tmp_path / "day.csv"), tmp_path / "tue", runtime)
+    assert "ALARM: 100% of the rows are of items that the run has not been trained on" in found.text()
+    other = day.set_column(3, "label", pa.array([1 - one for one in day["label"].to_pylist()]))
+    both = write(pa.concat_tables([day, other]), tmp_path / "both.csv")
+    fields = write(pa.table({"item_id": [951], "color": ["red"], "price": [3]}), tmp_path / "fields.csv")
+    found = warm(folder / "run", both, tmp_path / "wed", runtime, items=fields)
+    assert "60 times one user, item and time stands with label 0 and with label 1" in found.text()
+    assert "1 of 2 items never seen before have no row in the table of items" in found.text()
+
+
 def test_a_fraction_like_that_of_the_days_before_sounds_none() -> None:
     days = [{"of old items": 0.2}, {"of old items": 0.3}]
     assert alarms({"of old items": 0.4}, days) == []

@@ -103,7 +103,9 @@ def _columns_fit(found: Checked, own: Path, files: tuple[Path, ...], options: Lo
     for name, where in lacking.items():
         said = f"column {name!r} is not in {_some(where)}"
         if name in needed:
-            found.faults.append(said)
+            there = log_tables.column_names(next(path for path in files if path.name == where[0]), options)
+            like = f"; did you mean {near!r}?" if (near := log_tables.otherwise_written(there, name)) else ""
+            found.faults.append(f"{said}{like}{log_tables.why_no_names(there, 'interactions')}")
         elif name in fields:
             found.told.append(f"{said}: `mwuf warm` does without, a run on these files does not")
         else:

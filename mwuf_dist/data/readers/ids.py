@@ -28,7 +28,7 @@ from mwuf_dist.data.readers.arrow_types import text_of, with_one_dictionary
 
 _INTEGER = r"^(0|-?[1-9][0-9]*)$"
 _WITH_POINT = r"^-?[0-9]+\.[0-9]+$"
-_WHOLE_WITH_POINT = r"^-?[0-9]+\.0+$"
+_WHOLE_WITH_POINT = r"^-?[0-9]+(\.0+|,0)$"  # 12,0 is pandas' for Europe; 12,000 may be twelve thousand
 _DIGITS = r"^[0-9]+$"
 _POWER = r"^-?[0-9](\.[0-9]+)?[eE]\+[0-9]{2}$"
 _EXCEL = r"^-?[0-9]\.[0-9]{1,5}[eE]\+[0-9]+$"
@@ -283,13 +283,20 @@ def _without_point(text: pa.Array) -> pa.Array:
             for one, is_it in zip(text.to_pylist(), power.to_pylist(), strict=True)
         ]
         text = pa.array(whole, pa.string())
-    return pc.replace_substring_regex(text, r"^(-?[0-9]+)\.0+$", r"\1") if _any(_is(text, _WHOLE_WITH_POINT)) else text
+    return (
+        pc.replace_substring_regex(text, r"^(-?[0-9]+)(\.0+|,0)$", r"\1")
+        if _any(_is(text, _WHOLE_WITH_POINT))
+        else text
+    )
 
 
 def _without_power(text: str) -> str:
-    """Returns the digits of a whole number that is written with a power of ten and has lost none, else the text."""
-    number, power = Decimal(text), int(text[-2:])
-    is_exact = power <= _EXACT_POWER or len(text.partition(".")[2]) - len("e+00") >= power
+    """Returns the digits of a whole number that is written with a power of ten and has lost none, else the text.
+
+    It has lost none if all digits are there, or if it is shorter so than in full, which is when R writes a number so.
+    """
+    number, power, fraction = Decimal(text), int(text[-2:]), len(text.partition(".")[2].rpartition("+")[0][:-1])
+    is_exact = fraction >= power or (power <= _EXACT_POWER and len(text.lstrip("-")) < power + 1)
     return f"{int(number)}" if is_exact and number == int(number) else text
 
 

@@ -157,7 +157,9 @@ def read(
                 notes.append(f"{path} is empty")
                 continue
             there = column_names(path, options)
-            _refuse_absent(there, names, path, used[0] if used else None)
+            for name in names:
+                if name not in there:
+                    raise _absent(path, there, name, what, used[0] if used else None)
             parts.append(_read_file(path, names, options, plain, notes, unread, vectors))
             used.append(path)
     starts = np.cumsum([0] + [part[0] for part in parts])
@@ -176,21 +178,27 @@ def read(
     return LogTable(what, pa.table(columns), tuple(used), starts, options, tuple(notes), unread)
 
 
-def _refuse_absent(there: Sequence[str], names: Sequence[str], path: Path, other: Path | None) -> None:
-    for name in names:
-        if name not in there:
-            near = difflib.get_close_matches(name, there, n=1, cutoff=0.0)[0]
-            unlike = (
-                f"; it is unlike {other.name} beside it: if it is no part of the log, move it away" if other else ""
-            )
-            if looks_like_data(there):
-                unlike = "; its first line looks like data: write a line of names above it" + (
-                    f", as {other.name} beside it has" if other else " (or give names: data.logs.header, --header)"
-                )
-            raise UserError(
-                f"{path}: no column {name!r}; did you mean {near!r}? Its columns: {', '.join(there)[:300]}{unlike}"
-                + _of_other_delimiter(there)
-            )
+def _absent(path: Path, there: Sequence[str], name: str, what: str, other: Path | None) -> UserError:
+    near = difflib.get_close_matches(name, there, n=1, cutoff=0.0)[0]
+    unlike = f"; it is unlike {other.name} beside it: if it is no part of the log, move it away" if other else ""
+    return UserError(
+        f"{path}: no column {name!r}; did you mean {otherwise_written(there, name) or near!r}? Its columns: "
+        f"{', '.join(there)[:300]}{'' if looks_like_data(there) else unlike}{why_no_names(there, what, other)}"
+    )
+
+
+def otherwise_written(there: Sequence[str], name: str) -> str:
+    """Finds the column that has the same name in another letter case; empty: there is none."""
+    return next((one for one in there if one.lower() == name.lower()), "")
+
+
+def why_no_names(there: Sequence[str], what: str, other: Path | None = None) -> str:
+    """Says why the names of a file of a table (`LogTable.what`) may be none; empty where nothing speaks for it."""
+    if looks_like_data(there):
+        return "; its first line looks like data: write a line of names above it" + (
+            f", as {other.name} beside it has" if other else " (or give names: data.logs.header, --header)"
+        )
+    return _of_other_delimiter(there, what)
 
 
 def looks_like_data(names: Sequence[str]) -> bool:
@@ -198,14 +206,17 @@ def looks_like_data(names: Sequence[str]) -> bool:
     return sum(one.replace(".", "", 1).lstrip("-").isdecimal() for one in names) >= 2
 
 
-def _of_other_delimiter(there: Sequence[str]) -> str:
+def _of_other_delimiter(there: Sequence[str], what: str) -> str:
     """Says that one name looks like several with another sign between them."""
     signs = [sign for sign in (";", "\t", "|", "::", ",") if len(there) == 1 and sign in there[0]]
     if not signs:
         return ""
+    key, option = "data.logs.delimiter", "--delimiter"
+    if what in ("users", "items"):
+        key, option = f"data.logs.{what}_form.delimiter", f"--{what}-delimiter of `mwuf init`"
+    sign = "tab" if signs[0] == "\t" else repr(signs[0])
     return (
-        f"; is {signs[0]!r} what stands between two columns? Say it with data.logs.delimiter, on the command line "
-        f"--delimiter {'tab' if signs[0] == chr(9) else repr(signs[0])}"
+        f"; is {signs[0]!r} what stands between two columns? Say it with {key}, on the command line {option} ({sign})"
     )
 
 

@@ -33,16 +33,20 @@ class Repeated:
         if num:
             alike = "user and item" if self.rule == "first_of_pair" else "user, item, time and label"
             said.append(f"{num:,} of {len(self.again):,} rows repeat an earlier one ({alike}) and do not count{advice}")
-        if self.num_opposed:
-            user, item = (
-                ids_of[int(of_row[self.opposed])].as_py()
-                for ids_of, of_row in ((log.user_ids, log.user), (log.item_ids, log.item))
-            )
-            said.append(
-                f"{self.num_opposed:,} times one user, item and time stands with label 0 and with label 1 (as user "
-                f"{user!r} and item {item!r}): both rows count; keep one of them if it is one event"
-            )
-        return said
+        return [*said, *self.of_opposed(log)]
+
+    def of_opposed(self, log: Rows) -> list[str]:
+        """Says how many rows contradict one."""
+        if not self.num_opposed:
+            return []
+        user, item = (
+            ids_of[int(of_row[self.opposed])].as_py()
+            for ids_of, of_row in ((log.user_ids, log.user), (log.item_ids, log.item))
+        )
+        return [
+            f"{self.num_opposed:,} times one user, item and time stands with label 0 and with label 1 (as user "
+            f"{user!r} and item {item!r}): both rows count; keep one of them if it is one event"
+        ]
 
 
 def repeated(log: Rows, rule: str) -> Repeated:

@@ -9,13 +9,15 @@ import numpy as np
 
 from mwuf_dist.config import WARM_SETS
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.serving.warm.change import POSITIVE
+from mwuf_dist.serving.warm.change import NOT_TRAINED, POSITIVE
 
 # A fraction of the rows that differs by more from the days before is no chance.
 _ALARM = 0.3
 # Rows: where so many positive ones were likely, that there is none is no chance. Rows of other kinds come together: all
 # those of a user, or of an item.
 _MANY_LIKELY = 20.0
+# The kinds that are all rows where IDs are written in another way; from which fraction of the first day on, and whose.
+_STRANGERS = {"of users never seen": (0.5, "IDs"), NOT_TRAINED: (0.95, "IDs of items")}
 
 
 def usual_fractions(prepared: Prepared) -> dict[str, float]:
@@ -52,6 +54,7 @@ def alarms(
         none_left = num_rows * ((now == 0) * usual + (now == 1) * (1 - usual)) >= _MANY_LIKELY
         if before and (abs(now - usual) > _ALARM or (kind == POSITIVE and none_left)):
             found.append(f"ALARM: {now:.0%} of the rows are {kind}, {usual:.0%} {when}")
-        elif not before and kind == "of users never seen" and now > 0.5:
-            found.append(f"ALARM: {now:.0%} of the rows are {kind}: are IDs written as in the run's own logs?")
+        elif not before and kind in _STRANGERS and now > _STRANGERS[kind][0]:
+            whose = _STRANGERS[kind][1]
+            found.append(f"ALARM: {now:.0%} of the rows are {kind}: are {whose} written as in the run's own logs?")
     return found

@@ -18,6 +18,7 @@ from mwuf_dist.serving.served_log import Log, NewRows, distinct, find, in_order,
 from mwuf_dist.serving.served_rows import Rows
 from mwuf_dist.serving.served_state import WarmState, unknown_fields
 
+NOT_TRAINED = "of items that the run has not been trained on"
 POSITIVE = "positive"  # Kind of rows, where the input has labels.
 
 
@@ -46,6 +47,15 @@ class Change:
     num_new_items: int
     new_log: Log
     fractions: dict[str, float] = field(default_factory=dict)
+
+    def without_fields(self, before: WarmState) -> list[str]:
+        """Says how many items have come of which no table of items has had a row."""
+        came = find(self.state.ids, before.ids) < 0
+        num = int((came & ~self.state.listed).sum())
+        return [
+            f"{num:,} of {int(came.sum()):,} items never seen before have no row in the table of items: their fields "
+            "are unknown"
+        ] if num else []  # fmt: skip
 
 
 def change_by(
@@ -98,7 +108,7 @@ def change_by(
         new_log=new,
         fractions={
             "of old items": num_of_old_items / max(1, num_counted),
-            "of items that the run has not been trained on": num_of_new_items_rows / max(1, num_counted),
+            NOT_TRAINED: num_of_new_items_rows / max(1, num_counted),
             "of users never seen": num_of_unseen_users / max(1, num_counted),
         }
         | ({} if rows.has_drawn or not num_counted else {POSITIVE: float((rows.log["label"] > 0).mean())}),

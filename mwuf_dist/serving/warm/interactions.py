@@ -18,6 +18,7 @@ from mwuf_dist.data import vocabulary
 from mwuf_dist.data.id_keys import id_keys
 from mwuf_dist.data.readers import gate, ids, log_files, row_values, times
 from mwuf_dist.data.readers.gate import DataForm, Rows
+from mwuf_dist.data.readers.repeated import repeated
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.serving.served_log import LOG_COLUMNS, NewRows
 
@@ -118,6 +119,7 @@ def read_files(
         notes=(
             *notes,
             *rows.notes(),
+            *repeated(rows, "drop").of_opposed(rows),
             *of_fields,
             *_unlike(rows.user_ids, user_ids),
         ),

@@ -258,6 +258,7 @@ def _what_comes(
     change = change_by(before, rows, listed, run_ids, data, run_log, run_rows, old_items)
     usual = usual_fractions(data)
     notes = [*rows.notes, *of_items, *of_persons, *alarms(change.fractions, before.days, usual, rows.num_rows)]
+    notes += change.without_fields(before) if items is not None else []
     if num_late:
         notes.append(f"{num_late:,} interactions are of items that had been retired by then, and are left out")
     gone = Retired.none(run_ids.type)
