@@ -22,9 +22,9 @@ from mwuf_kernels.meta_networks import (
     tile_sizes,
 )
 
-# Columns a step. With 64 in float32, gfx942 spills 284 bytes a thread; with 32 none, and a multiprocessor of NVIDIA
-# holds three programs instead of two.
-_BLOCK_D = 32
+# Bytes of a row a step: 32 columns of float32. With 64 of them gfx942 spills 284 bytes a thread; with 32 nothing, and a
+# multiprocessor of NVIDIA holds three programs instead of two. With fewer bytes an access moves less than 16.
+_STEP_BYTES = 128
 _CHUNK_BYTES = 1 << 20  # what a CPU core's second-level cache holds of one chunk
 
 
@@ -138,7 +138,7 @@ def _forward_triton(
     residual: bool,
 ) -> torch.Tensor:
     sizes = tile_sizes(h, g)
-    sizes["BLOCK_D"] = min(sizes["BLOCK_D"], _BLOCK_D)
+    sizes["BLOCK_D"] = min(sizes["BLOCK_D"], _STEP_BYTES // table.element_size())
     tensors = [tensor.contiguous() for tensor in (item_inputs, *h, user_means, *g)]
     _bulk_warm_kernel[(cdiv(table.shape[0], sizes["BLOCK_U"]),)](
         table.contiguous(), out, *tensors, table.shape[0], *network_sizes(h, g),
