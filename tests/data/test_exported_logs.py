@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mwuf_dist.config import UserError
-from mwuf_dist.data.init_config.propose import Asked, propose
+from mwuf_dist.data.init_config.propose import Asked, Proposal, propose
 from mwuf_dist.data.readers import ids
+from mwuf_dist.data.readers.encode import to_float
 from tests.data.log_files import NUM, csv_of, log, proposed, read, rows, write
 
 FIRST = 1_609_372_800  # the last day of 2020, 31/12/20
@@ -212,3 +214,45 @@ def test_visitors_without_a_name_are_users_where_most_have_none(tmp_path: Path) 
     users = [index % 10 if index % 3 else "" for index in range(NUM)]
     with pytest.raises(UserError, match="--user anonymous_id takes that one"):
         proposed(tmp_path, csv_of(log(user_id=users, anonymous_id=anonymous)))
+
+
+def _with_items(folder: Path, table: dict[str, list[Any]]) -> Proposal:
+    write(folder, "log.csv", csv_of(log()))
+    made = pa.table({"item_id": list(range(900, 912))} | table)
+    pq.write_table(made, folder / "items.parquet")
+    return propose(str(folder / "log.csv"), items=str(folder / "items.parquet"))
+
+
+def test_what_a_table_of_items_may_hold_is_a_field_or_said_to_be_none(tmp_path: Path) -> None:
+    found = _with_items(
+        tmp_path,
+        {
+            "price": [f"1.{100 + k},{10 + k % 3} €" for k in range(12)],
+            "click_rate": [k / 12 for k in range(12)],
+            "vector": [f"[0.{k}1, -0.{k}2, 1.5e-{k % 4}]" for k in range(12)],
+            "uneven": [[0.5] * (2 + k % 2) for k in range(12)],
+            "color": ["red", "blue"] * 6,
+        },
+    )
+    assert {one.name: one.kind for one in found.options.fields} == {
+        "price": "numeric",
+        "click_rate": "numeric",
+        "color": "categorical",
+    }
+    assert "knows their labels: leave it out" in found.notes["field click_rate"]
+    assert "labels" not in found.notes["field price"] and "in Parquet, as lists" in found.left_out["vector"]
+    assert "not all as many numbers" in found.left_out["uneven"]
+
+
+def test_numbers_with_a_sign_of_money_and_a_decimal_comma_are_read() -> None:
+    assert to_float(pa.array(["1.234,50 €", "€ 12,00", "7 €"])).tolist() == [1234.5, 12, 7]
+    assert to_float(pa.array(["$1,234.50", "$12"])).tolist() == [1234.5, 12]
+
+
+def test_a_column_that_the_first_file_of_a_side_table_lacks_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "log.csv", csv_of(log()))
+    ids_of = list(range(900, 912))
+    write(tmp_path, "items/1.csv", csv_of({"item_id": ids_of[:6], "color": ["red", "blue"] * 3}))
+    write(tmp_path, "items/2.csv", csv_of({"item_id": ids_of[6:], "color": ["red", "blue"] * 3, "size": [1, 2] * 3}))
+    found = propose(str(path), items=str(tmp_path / "items"))
+    assert re.search(r"1.csv has no such column", found.left_out["size"])

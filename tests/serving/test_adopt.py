@@ -274,6 +274,21 @@ def test_a_column_of_a_type_that_is_not_read_is_left_out_unless_it_is_needed(fol
     assert "column 'user_id' has type struct" in check_fit(AdoptInput(*named, tmp_path / "user.parquet")).faults[0]
 
 
+def test_numbers_and_ids_written_in_another_way_fit_and_ids_that_rows_lack_are_told(
+    folder: Path, tmp_path: Path
+) -> None:
+    logs = pq.read_table(folder / "logs.parquet")
+    for name, form in (("category", "{}.0"), ("item_id", "{:05d}")):
+        values = pa.array([form.format(one) for one in logs[name].to_pylist()])
+        logs = logs.set_column(logs.column_names.index(name), name, values)
+    pq.write_table(logs, tmp_path / "logs.parquet")
+    (tmp_path / "ids.csv").write_text("\n".join(["item_id", *map(str, range(119)), "0", ""]))
+    named = folder / "dlrm.pt", "item_id", "examples.adopt_torchrec:make_model", tmp_path / "logs.parquet"
+    fit = check_fit(AdoptInput(*named, item_ids=tmp_path / "ids.csv"))
+    assert not fit.faults and any("items that are new" in one and "41 items" in one for one in fit.told)
+    assert any("--item-ids: 119 IDs for 120 rows of the item table" in one for one in fit.told)
+
+
 def check(
     folder: Path, *more: object, model: str = "examples.adopt_torchrec:make_model", table: str = "item_id"
 ) -> int:

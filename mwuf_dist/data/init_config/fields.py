@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 SEPARATORS = ("|", ";", ",", " ")
 NUMERIC_FROM = 30  # A column of numbers with at least so many distinct values may be numeric.
 _NUMBER = r"^[+-]?[0-9][0-9.,]*$"
+_VECTOR = r"^\s*[\[({]?\s*(-?[0-9]*\.[0-9]+(e-?[0-9]+)?\s*[,;| ]\s*){2,}-?[0-9]*\.[0-9]+(e-?[0-9]+)?\s*[\])}]?\s*$"
 _FEW_WORDS, _FEW_OF = 3, 10  # At most so many words, each among so many times as many values.
 _FEW = ("it has no value", "it has one value only")
 _Kind = Literal["categorical", "multi_valued", "numeric"]
@@ -79,7 +82,8 @@ def propose_fields(found: Proposal, log: LogTable, shares: dict[str, dict[Side, 
                 used.add(name)
                 found.notes[f"field {name}"] = f"in the table of items, {size:,} numbers each"
                 fields.append(LogsField(name=name, side="item", kind="vector"))
-        found.left_out |= {name: f"its type is {kind}, which is not read" for name, kind in unread.items()}
+        found.left_out |= {name: _why_unread(kind) for name, kind in unread.items()}
+        found.left_out |= _not_in_all(files, beside, table.columns.column_names)
         of_ids = encode.OneValue(codes(table.columns[id_column])[0])
         for name in table.columns.column_names:
             if name != id_column and name in used:
@@ -99,6 +103,18 @@ def propose_fields(found: Proposal, log: LogTable, shares: dict[str, dict[Side, 
         else:
             _add(found, fields, name, side, log.columns[name], said)
     found.options = dataclasses.replace(found.options, fields=tuple(fields))
+
+
+def _why_unread(kind: str) -> str:
+    if kind.endswith("a vector"):
+        return "its vectors have not all as many numbers, and a field takes those of one length"
+    return f"its type is {kind}, which is not read"
+
+
+def _not_in_all(files: Sequence[Path], options: LogsConfig, taken: Sequence[str]) -> dict[str, str]:
+    """Says which columns of a side table's later files the first one lacks."""
+    later = {name: path for path in files[1:] for name in log_tables.column_names(path, options)}
+    return {name: f"{files[0]} has no such column" for name in later if name not in taken}
 
 
 def _could_weigh(column: pa.ChunkedArray) -> bool:
@@ -141,6 +157,8 @@ def _add(
         found.left_out[name] = reason
         return
     said += _words_among_numbers(column)
+    if names.is_outcome(name):
+        said += "; if it is counted over these rows it knows their labels: leave it out then"
     taken = {one.name for one in fields} | {RAW_ID, USER_ID, "fields_given"}
     label, column_key = (name, "") if name not in taken else (f"{side}_{name}", name)
     separator = separator or LogsField(name=name, side=side).separator
@@ -163,6 +181,8 @@ def kind_of(name: str, column: pa.ChunkedArray) -> tuple[_Kind, str, int, str]:
     if (numbers := numbers_of(column)) is not None:
         return _kind_of_numbers(name, numbers[~np.isnan(numbers)], len(values)), "", 1, ""
     text = values.cast(pa.string())
+    if pc.all(pc.match_substring_regex(text, _VECTOR)).as_py():
+        return "categorical", "", 1, "it looks like vectors; in Parquet, as lists of numbers, it could be a field"
     for separator in SEPARATORS:
         parts = encode.split(text, separator)
         lengths = pc.list_value_length(parts).to_numpy(zero_copy_only=False)

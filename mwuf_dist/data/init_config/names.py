@@ -146,6 +146,13 @@ def is_code(name: str) -> bool:
     return bool(set(parts) & vocabulary.CODES) or (bool(parts) and parts[-1] in vocabulary.ID_WORDS)
 
 
+def is_outcome(name: str) -> bool:
+    """Says whether a name says that a column counts or averages what rows of a log tell (a click rate, sales)."""
+    parts = words(name)
+    is_counted = bool(set(parts) & vocabulary.COUNTED)
+    return bool(set(parts) & vocabulary.OUTCOMES) or (is_counted and bool(set(parts) & vocabulary.COUNTABLE))
+
+
 def is_weight(name: str) -> bool:
     """Says whether a name says that a column holds what a row counts in the losses."""
     parts = words(name)

@@ -212,5 +212,17 @@ REQUEST_WORDS = frozenset(
     """
     )
 )
+# Sums over rows of a log, which know their labels.
+OUTCOMES = frozenset({"ctr", "cvr", "ctcvr", "popularity", "sales", "bestseller"})
+# What is summed, where one of the words behind says so.
+COUNTABLE = frozenset(
+    _words(
+        """
+    booking bookings click clicks conversion conversions impression impressions install installs like likes order orders
+    play plays purchase purchases rating ratings review reviews sold stars view views votes
+    """
+    )
+)
+COUNTED = frozenset({"average", "avg", "count", "counts", "mean", "num", "number", "rate", "ratio", "sum", "total"})
 # What a weight of a row is called after, where it is called after anything.
 WEIGHED = {"sample", "row", "instance", "example", "case", "importance", "event", "loss", "training", "propensity"}

@@ -213,7 +213,8 @@ def to_float(values: pa.Array) -> np.ndarray:
         return values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
         texts = values.to_pylist()
-        is_decimal = any(one and _DECIMAL_COMMA.match(one) and not _THOUSANDS.match(one) for one in texts)
+        bare = [money.group(2) if one and (money := _MONEY.match(one.strip())) else one for one in texts]
+        is_decimal = any(one and _DECIMAL_COMMA.match(one) and not _THOUSANDS.match(one) for one in bare)
         return np.array([_float(one, is_decimal) for one in texts])
 
 

@@ -28,7 +28,6 @@ from mwuf_dist.data.vectors import column_of
 from mwuf_dist.files import appearing, write_json
 from mwuf_dist.locks import locked
 from mwuf_dist.methods.meta_warm_up import MetaWarmUp, algorithm_1_losses
-from mwuf_dist.serving.served_log import find
 from mwuf_dist.training.item_rule.rule import WarmRule, item_groups, module_slope, warm_rows
 
 # Rows of the logs whose embeddings are asked for at once.
@@ -201,7 +200,8 @@ def is_known(ids: pa.Array, num_rows: int, item_ids: pa.ChunkedArray | None) -> 
     if item_ids is not None:
         if len(item_ids) > num_rows:
             raise UserError(f"the list of item IDs has {len(item_ids)} rows, and the item table only {num_rows}")
-        return find(ids, raw_ids.encode_ids(item_ids)[1]) >= 0
+        _, listed, form = raw_ids.encode_ids(item_ids)
+        return raw_ids.find(ids, listed, form) >= 0
     if not pa.types.is_integer(ids.type):
         raise UserError(
             f"item IDs are text, such as {ids[0].as_py()!r}: say which ID each row of the item table has (--item-ids)"

@@ -15,7 +15,7 @@ from torch import nn
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, Written
-from mwuf_dist.data.readers import gate, ids, log_files, log_tables
+from mwuf_dist.data.readers import arrow_types, gate, ids, log_files, log_tables
 from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.readers.repeated import repeated
 from mwuf_dist.serving.adopt.adopt import Adopted, AdoptSettings, adopt, is_known
@@ -24,6 +24,7 @@ from mwuf_dist.serving.adopt.files import find_table, has_remapped_ids, import_f
 _METHODS = ("forward", "context", "item_fields", "users")
 _ROWS_TRIED = 256
 _TABLES_NAMED = 20
+_NUMBER = r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$"
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,11 @@ def _count_items(fit: Fit, read: _Read, settings: AdoptSettings) -> None:
         fit.told.append(said + (f", {label[mask].mean():.1%} of them positive" if num else ""))
         if not num:
             fit.faults.append(f"{said}: both kinds are needed, the known ones to learn how items warm up")
+    if read.listed is not None and (num_listed := len(read.listed.drop_null().unique())) < len(read.table):
+        fit.told.append(
+            f"--item-ids: {num_listed:,} IDs for {len(read.table):,} rows of the item table ({len(read.listed):,} rows "
+            "are listed, and some may have no ID or that of another): items without a row count as new"
+        )
     num_known, is_number = int(known.sum()), pa.types.is_integer(item_ids.type)
     if is_number and read.listed is None and (num_below := int((item_ids.to_numpy() < 0).sum())):
         fit.told.append(f"{num_below:,} IDs are below 0, which is no row, and count as new items (--item-ids)")
@@ -274,14 +280,23 @@ def _in_normal_form(rows: Rows, settings: AdoptSettings) -> pa.Table:
 
 
 def _plain(columns: pa.Table) -> pa.Table:
-    """Removes dictionaries; text that is whole numbers throughout, as CSV has them, as numbers."""
+    """Removes dictionaries; text that is numbers throughout, as CSV has them, as numbers: whole ones as integers."""
     out = {}
     for name in columns.column_names:
         column = columns[name]
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        if pa.types.is_string(column.type) and pc.all(pc.match_substring_regex(column, "^-?[0-9]+$")).as_py():
-            with contextlib.suppress(pa.ArrowInvalid):  # beyond 64 bits
-                column = column.cast(pa.int64())
+        if pa.types.is_string(column.type) and pc.all(pc.match_substring_regex(column, _NUMBER)).as_py():
+            column = _as_numbers(column)
         out[name] = column
     return pa.table(out)
+
+
+def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    with contextlib.suppress(pa.ArrowInvalid):  # fractions, or beyond 64 bits
+        return column.cast(pa.int64())
+    numbers = column.cast(pa.float64())
+    if arrow_types.all_integral(numbers.combine_chunks()):
+        return numbers.cast(pa.int64())
+    # Many digits are an ID, which a number of 53 bits would make another's.
+    return column if pc.all(pc.match_substring_regex(column, "^-?[0-9]+$")).as_py() else numbers
