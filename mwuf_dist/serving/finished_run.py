@@ -25,7 +25,7 @@ from mwuf_dist.runtime.uncaught import tell_user_errors
 from mwuf_dist.serving import served_state
 from mwuf_dist.serving.deltas import hashes
 from mwuf_dist.serving.deltas.pending import load_state
-from mwuf_dist.serving.indices import Indices, RowValues, checked_indices, place_of, row_indices
+from mwuf_dist.serving.indices import WHY_ABSENT, Indices, RowValues, checked_indices, place_of, row_indices
 from mwuf_dist.serving.run_files import chain_of, load_with_state, open_prepared, read_run
 from mwuf_dist.serving.served_state import SERVED, Grown, WarmState
 from mwuf_dist.training.checkpoint.files import load_tensors
@@ -125,19 +125,18 @@ class FinishedRun:
         return self.item_ids[self.num_old_items :].to_pylist()
 
     def index_of(self, raw_id: object, side: Side = "item") -> int:
-        """Returns index of the item, or user, with this raw ID (text is read as a number where the IDs are numbers).
+        """Returns index of the item, or user, with this raw ID (in any form in which logs may write it).
 
         Raises:
-            UserError: the run has none.
+            UserError: the run has none, or there is no such side.
         """
-        ids = self.item_ids if side == "item" else self.user_ids
+        ids = {"item": self.item_ids, "user": self.user_ids}.get(side)
+        if ids is None:
+            raise UserError(f"side {str(side)[:80]!r}: it is 'item' or 'user'")
         found = place_of(raw_id, ids)
         if found < 0:
-            what = "Users who had no row when the run was trained are the mean user to it (see mwuf warm --users)"
-            if side == "item":
-                what = "Items with too few rows for `data.warm_rows` are not part of a run"
             like = repr(ids[0].as_py()) if len(ids) else "nothing: there are none"
-            raise UserError(f"{self.folder}: no {side} {str(raw_id)[:80]!r}. {what}; IDs look like {like}")
+            raise UserError(f"{self.folder}: no {side} {str(raw_id)[:80]!r}. {WHY_ABSENT[side]}; IDs look like {like}")
         return found
 
     @cached_property
@@ -339,7 +338,7 @@ class FinishedRun:
     def ids_of(self, items: np.ndarray | range) -> pa.Array:
         """Returns raw IDs [n] of the items with these indices."""
         if isinstance(items, np.ndarray):
-            return self.item_ids.take(pa.array(items))
+            return self.item_ids.take(pa.array(self._items(items).cpu().numpy()))
         return self.item_ids[items.start : items.stop]
 
 

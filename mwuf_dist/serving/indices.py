@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,18 @@ import torch
 
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.data.readers import row_values
+from mwuf_dist.data.readers.arrow_types import simple
+from mwuf_dist.data.readers.ids import find_rows
 from mwuf_dist.data.shards import Prepared
 
 # Indices of items or users.
 Indices = torch.Tensor | np.ndarray | Sequence[int]
 # Field of the interactions themselves -> its raw values, one for each pair.
 RowValues = Mapping[str, Sequence[Any]]
+WHY_ABSENT = {
+    "item": "Items with too few rows for `data.warm_rows` are not part of a run",
+    "user": "Users who had no row when the run was trained are the mean user to it (see mwuf warm --users)",
+}
 
 
 class IndexRangeError(UserError, IndexError):
@@ -56,13 +63,17 @@ def checked_indices(indices: Indices, num: int, what: str, device: torch.device)
 
 
 def place_of(raw_id: object, ids: pa.Array) -> int:
-    """Returns the position of a raw ID, -1 where there is none, whatever it is."""
+    """Returns the position of a raw ID, in whatever form the gate of logs takes it, -1 where there is none."""
     if isinstance(raw_id, bool | np.bool_):
         return -1
     if isinstance(raw_id, float | np.floating) and float(raw_id).is_integer():
         raw_id = int(raw_id)
+    with contextlib.suppress(pa.ArrowException, OverflowError, TypeError, ValueError):
+        if (found := ids.index(pa.scalar(raw_id).cast(ids.type)).as_py()) >= 0:
+            return found
     try:
-        return ids.index(pa.scalar(raw_id).cast(ids.type)).as_py()
+        given = pa.chunked_array([pa.array([raw_id]).cast(pa.string())])
+        return int(find_rows(simple(given, ()), ids)[0])
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
         return -1
 

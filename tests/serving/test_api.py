@@ -123,6 +123,17 @@ def test_users_are_found_by_their_raw_ids_and_unknown_ones_are_named(run: Finish
             run.index_of(absent, "user")
 
 
+def test_raw_ids_are_found_in_any_form_that_logs_may_have_and_no_side_is_taken_for_another(run: FinishedRun) -> None:
+    raw = run.item_ids[3].as_py()
+    for written in (f"{raw}.0", f" {raw} ", f"00{raw}", f"{raw}".encode(), decimal.Decimal(f"{raw}.0"), f"{raw:.9e}"):
+        assert run.index_of(written) == 3
+    with pytest.raises(UserError, match="side 'users': it is 'item' or 'user'"):
+        run.index_of(raw, "users")  # pyright: ignore[reportArgumentType]
+    for wrong in (-1, run.num_items):
+        with pytest.raises(IndexError, match=f"item {wrong} is out of range"):
+            run.ids_of(np.array([wrong]))
+
+
 def test_a_script_that_catches_nothing_ends_with_its_line_the_message_and_exit_code_2(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
