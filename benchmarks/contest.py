@@ -161,7 +161,7 @@ def products_alone(model: Model, config: Config, batch_size: int) -> dict[str, S
     ends = "cold.0" if keys.name == "encoder" else "linears.0"
     first = next(module for name, module in model.backbone.named_modules() if name.endswith(ends))
     assert isinstance(first, nn.Linear)
-    width, folds = first.in_features, model.backbone.fold() is not None
+    width, folded = first.in_features, model.backbone.fold()
     widths = [width, *keys.hidden[: 1 if keys.name == "encoder" else None], 1]
     dtype = getattr(torch, config.backbone.precision)
 
@@ -169,8 +169,9 @@ def products_alone(model: Model, config: Config, batch_size: int) -> dict[str, S
         return torch.randn(a, b).to(dtype)
 
     weights = [draws(a, b) / a**0.5 for a, b in itertools.pairwise(widths)]
-    item_weights = [draws(model.dim, widths[1]) / 4, *weights[1:]] if folds else weights
-    x, v = draws(batch_size, width), draws(batch_size, model.dim if folds else width)
+    own = width if folded is None else folded.num_inputs
+    own_weights = [draws(own, widths[1]) / 4, *weights[1:]] if folded else weights
+    x, v = draws(batch_size, width), draws(batch_size, own)
 
     def forward(first: torch.Tensor, layers: list[torch.Tensor]) -> list[torch.Tensor]:
         return list(itertools.accumulate(layers, lambda h, w: F.relu(h @ w), initial=first))
@@ -188,12 +189,12 @@ def products_alone(model: Model, config: Config, batch_size: int) -> dict[str, S
             if weight_gradients is not None:
                 backward(states, layers, weight_gradients)
 
-    # Where the frozen parts fold, products of the first layer with anything but the item need not be done at all.
+    # Where the frozen parts fold, the first layer's products with what is of a user or an item alone need not be done.
     return {
         "pretrain": lambda: step(1, x, weights, True),
-        "meta_train": lambda: step(2, v, item_weights, False),
-        "warm_up": lambda: step(1, v, item_weights, False),
-        "evaluate": lambda: step(1, v, item_weights, None),
+        "meta_train": lambda: step(2, v, own_weights, False),
+        "warm_up": lambda: step(1, v, own_weights, False),
+        "evaluate": lambda: step(1, v, own_weights, None),
     }
 
 

@@ -3,7 +3,7 @@
 from mwuf_kernels._autograd import backward_from
 from mwuf_kernels.adam import AdamGroup, AdamSettings, adam_step_, adam_step_by_row_
 from mwuf_kernels.bulk_warm import bulk_warm, bulk_warm_reference
-from mwuf_kernels.frozen_rows import FrozenRows, PartRows
+from mwuf_kernels.frozen_rows import FrozenRows, PairWeights, PartRows
 from mwuf_kernels.meta_networks import (
     Network,
     meta_networks,
@@ -24,6 +24,7 @@ __all__ = [
     "EntityFields",
     "FrozenRows",
     "Network",
+    "PairWeights",
     "PartRows",
     "TrainedLayer",
     "TrainedNorm",

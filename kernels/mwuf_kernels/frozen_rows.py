@@ -5,6 +5,10 @@ A frozen head maps an item embedding v [D] and a part [width], the sum of a user
     part = [first layer's sums, H | sum S of the other fields' embeddings, D (only with interactions) | constant]
     logit = constant + |S|^2 / 2 + (S + linear) . v + layers(relu(sums + v W))
 
+With products of pairs of fields in its first layer (PNN), parts hold the fields e of items and users in place of S, and
+what is under the ReLU gets the products <v, e_j> and <e_i, e_j> that are of no user and of no item alone, times their
+rows of the first layer.
+
 `mwuf_dist.backbones.FoldedHead` is the same in torch, and what a test holds this equal to.
 """
 
@@ -22,8 +26,8 @@ _PADDED = 16  # Widths are padded to multiples of it: of every register's width.
 
 _Head = structure(
     "head",
-    longs="dim padded_dim hidden interactions depth",
-    pointers="widths weights transposed biases out linear",
+    longs="dim inputs padded_inputs hidden interactions depth item_fields user_fields",
+    pointers="widths weights transposed biases out linear crossed",
 )
 
 
@@ -41,6 +45,21 @@ class PartRows:
     second: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class PairWeights:
+    """Rows of a first layer for products of two fields.
+
+    The first item field is a place for the item embedding. It is zero where that is not a part of the part.
+
+    Attributes:
+        of_item: for the products of the item embedding and each other field, the items' first [Fi - 1 + Fu, H].
+        crossed: for those of each item field and each user field [Fi, Fu, H].
+    """
+
+    of_item: torch.Tensor
+    crossed: torch.Tensor
+
+
 class FrozenRows:
     """One frozen head.
 
@@ -50,6 +69,7 @@ class FrozenRows:
             first layer's bias and the output's are in the parts.
         linear: of the item embedding [D].
         interactions: whether parts hold S.
+        pairs: of a head whose parts hold fields; there are layers then.
 
     Raises:
         RuntimeError: there is no compiled library: ask `has_library` first.
@@ -61,6 +81,7 @@ class FrozenRows:
         layers: Sequence[tuple[torch.Tensor, torch.Tensor]],
         linear: torch.Tensor,
         interactions: bool,
+        pairs: PairWeights | None = None,
     ) -> None:
         found = library()
         if found is None:
@@ -75,6 +96,11 @@ class FrozenRows:
         )
         self._dim, hidden = len(linear), 0 if item_weight is None else item_weight.shape[1]
         weights, biases = [], []
+        inputs, num_fields, crossed = self._dim, (0, 0), linear.new_empty(0, 0)
+        if pairs is not None:
+            assert item_weight is not None
+            item_weight = torch.cat([item_weight, pairs.of_item])
+            inputs, num_fields, crossed = len(item_weight), pairs.crossed.shape[:2], pairs.crossed.flatten(0, 1)
         if item_weight is not None:
             weights = [item_weight, *(weight.t() for weight, _ in layers[:-1])]
             biases = [item_weight.new_zeros(hidden), *(bias for _, bias in layers[:-1])]
@@ -86,16 +112,16 @@ class FrozenRows:
             *(weight.t().contiguous() for weight in forward),
             *(_padded(bias[None])[0] for bias in biases),
             _padded(out[None])[0],
-            _padded(linear[None])[0],
+            _padded(F.pad(linear, (0, inputs - self._dim))[None])[0],
+            _padded(crossed),
         )
         depth = len(forward)
         groups = [_addresses(self._tensors[start * depth : (start + 1) * depth]) for start in range(3)]
         widths = (ctypes.c_long * depth)(*(weight.shape[1] for weight in forward))
         self._arrays = (widths, *groups)
         self._head = _Head(
-            self._dim, len(self._tensors[-1]), hidden, int(interactions), depth,
-            *(ctypes.addressof(array) for array in self._arrays),
-            self._tensors[-2].data_ptr(), self._tensors[-1].data_ptr(),
+            self._dim, inputs, len(self._tensors[-2]), hidden, int(interactions), depth, *num_fields,
+            *(ctypes.addressof(array) for array in self._arrays), *map(address, self._tensors[-3:]),
         )  # fmt: skip
 
     def logits(self, rows: PartRows) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Rows of a batch through a head in training, forward and back: the CPU's way through `trained_rows.cpp`.
 
 The head is [linear] + [second-order interactions] + [MLP] over the field embeddings of a row, which come as *sides*:
-some fields of every row, or of every distinct item, and which of them each row has. What a test holds this equal to is
-`mwuf_dist.backbones.linear.LinearFirstLayer.forward`, with autograd.
+some fields of every row, or of every distinct item, and which of them each row has. The MLP may also read the products
+<f_i, f_j> of all pairs of fields. What a test holds this equal to are `mwuf_dist.backbones.linear.LinearFirstLayer`'s
+and `mwuf_dist.backbones.pnn.Pnn`'s `forward`, with autograd.
 """
 
 import ctypes
@@ -22,9 +23,9 @@ _Layer = structure(
 )
 _Trained = structure(
     "trained",
-    longs="n dim interactions depth num_sides",
+    longs="n dim interactions depth num_sides num_pairs",
     floats="momentum eps",
-    pointers="linear linear_bias out out_bias total d_linear d_out d_bias sum_over_ranks",
+    pointers="linear linear_bias out out_bias total pairs d_linear d_out d_bias sum_over_ranks",
 )
 _SumOverRanks = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_double), ctypes.c_long)
 
@@ -78,11 +79,14 @@ class LayerGradients:
 
 @dataclass(frozen=True)
 class TrainedGradients:
-    """Gradients of the sides' embeddings, the layers, the linear weight [F*D], the output's [H], both biases [1]."""
+    """Gradients of the sides' embeddings, the layers, the linear weight [F*D], the output's [H], both biases [1].
+
+    None of a linear part or an output that is not there.
+    """
 
     sides: list[torch.Tensor]
     layers: list[LayerGradients]
-    linear: torch.Tensor
+    linear: torch.Tensor | None
     out: torch.Tensor | None
     bias: torch.Tensor
 
@@ -94,20 +98,23 @@ class TrainedRows:
     Attributes:
         sides: the fields.
         layers: hidden layers; may be empty.
-        linear: weight [F*D] and bias [1] of the linear part.
+        linear: weight [F*D] and bias [1] of the linear part; None without one.
         out: weight [H] and bias [1] of the output layer; None without layers.
         dim: embedding width D.
-        interactions: whether the logit has the second-order term.
+        interactions: whether the logit has the second-order term, which goes with a linear part.
+        num_pairs: products of the pairs of fields i < j, by i then j, that the first layer reads behind the fields:
+            F (F - 1) / 2 or none.
         sum_over_ranks: sums a float64 tensor over the ranks in place, where each has a part of the batch: a norm's
             moments are those of all rows. None where these are all.
     """
 
     sides: Sequence[BatchSide]
     layers: Sequence[TrainedLayer]
-    linear: tuple[torch.Tensor, torch.Tensor]
+    linear: tuple[torch.Tensor, torch.Tensor] | None
     out: tuple[torch.Tensor, torch.Tensor] | None
     dim: int
     interactions: bool
+    num_pairs: int = 0
     sum_over_ranks: Callable[[torch.Tensor], object] | None = None
     _kept: list[torch.Tensor] = field(default_factory=list, init=False)
 
@@ -115,12 +122,14 @@ class TrainedRows:
         """Returns logits [B]."""
         first = self.sides[0]
         self._num_rows = len(first.embeddings) if first.index is None else len(first.index)
-        new, num_rows = self.linear[0].new_empty, self._num_rows
+        new, num_rows = first.embeddings.new_empty, self._num_rows
+        assert (self.linear is not None or not self.interactions) and (self.layers or not self.num_pairs)
         self._states = [
             (new(num_rows, len(x.weight)), None if x.norm is None else new(num_rows + 2, len(x.weight)))
             for x in self.layers
         ]
         self._total = new(num_rows, self.dim) if self.interactions else None
+        self._pairs = new(num_rows, self.num_pairs) if self.num_pairs else None
         logit = new(num_rows)
         self._call("mwuf_trained_forward", logit, None)
         return logit
@@ -139,9 +148,9 @@ class TrainedRows:
         gradients = TrainedGradients(
             [torch.empty_like(side.embeddings) for side in self.sides],
             layers,
-            torch.empty_like(self.linear[0]),
+            None if self.linear is None else torch.empty_like(self.linear[0]),
             None if self.out is None else torch.empty_like(self.out[0]),
-            torch.empty_like(self.linear[1]),
+            d_logit.new_empty(1),
         )
         self._call("mwuf_trained_backward", d_logit, gradients)
         return gradients
@@ -162,9 +171,9 @@ class TrainedRows:
         d = (None, None, None) if gradients is None else (gradients.linear, gradients.out, gradients.bias)
         exchange = None if self.sum_over_ranks is None else _Exchange(self.sum_over_ranks)
         net = _Trained(
-            self._num_rows, self.dim, int(self.interactions), len(self.layers), len(self.sides),
+            self._num_rows, self.dim, int(self.interactions), len(self.layers), len(self.sides), self.num_pairs,
             norm.momentum if norm else 0.0, norm.eps if norm else 0.0,
-            *map(address, (*self.linear, *(self.out or (None, None)), self._total, *d)),
+            *map(address, (*(self.linear or (None, None)), *(self.out or (None, None)), self._total, self._pairs, *d)),
             None if exchange is None else ctypes.cast(exchange.function, ctypes.c_void_p),
         )  # fmt: skip
         getattr(found, name)(ctypes.byref(net), sides, layers, ctypes.c_void_p(address(logit)))

@@ -1,9 +1,9 @@
-"""A `LinearFirstLayer` in training as one compiled loop over the rows of a batch.
+"""A `LinearFirstLayer` or a `Pnn` in training as one compiled loop over the rows of a batch.
 
-The first layer is linear in the field embeddings, so each *side* of a row contributes a part of its own, and a side
-whose rows repeat within a batch (the item) is computed once per distinct row. `LinearFirstLayer.forward` is the
-reference that a test holds this equal to: it concatenates all embeddings of every row, and autograd writes each
-intermediate anew.
+The first layer is linear in the field embeddings (and in the products of their pairs), so each *side* of a row
+contributes a part of its own, and a side whose rows repeat within a batch (the item) is computed once per distinct row.
+The backbone's `forward` is the reference that a test holds this equal to: it concatenates all embeddings of every row,
+and autograd writes each intermediate anew.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class TrainedHead:
         dim: width D of an embedding.
         linear, mlp: the backbone's.
         interactions: whether it has the second-order term.
+        num_pairs: see `TrainedRows`.
         parameters: all of the backbone's by their names, listed once: walking a module for them in every step took
             0.1 ms.
     """
@@ -37,12 +38,13 @@ class TrainedHead:
     def __init__(
         self,
         dim: int,
-        linear: nn.Linear,
+        linear: nn.Linear | None,
         mlp: MLP | None,
         interactions: bool,
+        num_pairs: int,
         parameters: Mapping[str, nn.Parameter],
     ) -> None:
-        self._dim, self._interactions = dim, interactions
+        self._dim, self._interactions, self._num_pairs = dim, interactions, num_pairs
         self._linear, self._mlp = linear, mlp
         self._names, self._parameters = tuple(parameters), tuple(parameters.values())
 
@@ -88,10 +90,11 @@ class TrainedHead:
         return TrainedRows(
             [replace(side, embeddings=side.embeddings.detach()) for side in sides],
             layers,
-            (self._linear.weight[0], self._linear.bias),
+            None if self._linear is None else (self._linear.weight[0], self._linear.bias),
             None if mlp is None else (mlp.out.weight[0], mlp.out.bias),
             self._dim,
             self._interactions,
+            self._num_pairs,
             sum_over_ranks_ if dist.get_world_size() > 1 else None,
         )
 
@@ -109,7 +112,9 @@ class TrainedHead:
     def gradients(self, rows: TrainedRows, d_logit: torch.Tensor) -> list[torch.Tensor | None]:
         """Returns gradients of the sides' embeddings and of the parameters, in the order of `logit`."""
         found = rows.backward(d_logit)
-        by_name = {"linear.weight": found.linear.unsqueeze(0), "linear.bias": found.bias, "mlp.out.bias": found.bias}
+        by_name = {"linear.bias": found.bias, "mlp.out.bias": found.bias}
+        if found.linear is not None:
+            by_name["linear.weight"] = found.linear.unsqueeze(0)
         if found.out is not None:
             by_name["mlp.out.weight"] = found.out.unsqueeze(0)
         for depth, layer in enumerate(found.layers):

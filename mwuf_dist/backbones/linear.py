@@ -63,4 +63,5 @@ class LinearFirstLayer(Backbone):
         takes_all = self._is_own_formula and not self.shape.num_row_fields
         if not takes_all or not is_float32:
             return None
-        return TrainedHead(self.shape.dim, self.linear, self.mlp, self.uses_interactions, dict(self.named_parameters()))
+        named = dict(self.named_parameters())
+        return TrainedHead(self.shape.dim, self.linear, self.mlp, self.uses_interactions, 0, named)

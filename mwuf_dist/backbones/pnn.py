@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 
 from mwuf_dist.backbones.base import Backbone, Shape
+from mwuf_dist.backbones.compiled_head import TrainedHead
+from mwuf_dist.backbones.frozen_head import FoldedPairs
 from mwuf_dist.backbones.layers import MLP, PairProducts
 from mwuf_dist.config import MlpConfig, section
 
@@ -56,3 +58,22 @@ class Pnn(Backbone):
             total = fields.sum(1)  # [B, D]
             signals.append((total[:, :, None] * total[:, None, :]).flatten(1))
         return self.mlp(torch.cat(signals, dim=1), row_weight)
+
+    @property
+    def _has_loops(self) -> bool:
+        """Whether the loops compute its formula: inner products alone, by this class, of rows without own fields."""
+        is_ours = type(self).forward is Pnn.forward and not self.has_outer
+        return is_ours and not self.shape.num_row_fields
+
+    def fold(self) -> FoldedPairs | None:
+        """See `FoldedPairs`; None with outer products, fields of rows, or a `forward` of a subclass."""
+        if not self._has_loops:
+            return None
+        return FoldedPairs(self.shape.dim, self.shape.num_item_fields, self.mlp, self.shape.num_fields)
+
+    def trained_head(self) -> TrainedHead | None:
+        """See `TrainedHead`, of which `forward` is the reference; None where `fold` gives none, or not in float32."""
+        is_float32 = self.config.precision == "float32" and self.mlp.out.weight.dtype == torch.float32
+        if not self._has_loops or not is_float32:
+            return None
+        return TrainedHead(self.shape.dim, None, self.mlp, False, self.inner.num_pairs, dict(self.named_parameters()))

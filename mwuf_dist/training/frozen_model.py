@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from mwuf_kernels import FrozenRows, PartRows, warm_embedding, warm_embedding_backward
+from mwuf_kernels import PartRows, warm_embedding, warm_embedding_backward
 
 from mwuf_dist.backbones import FoldedHead
 from mwuf_dist.config import EmbeddingConfig
@@ -215,7 +215,7 @@ class CompiledFrozen(Frozen):
 
     def __init__(self, model: Model, config: EmbeddingConfig) -> None:
         super().__init__(model, config)
-        self._loops = FrozenRows(*self._folded.weights(), self._folded.interactions)
+        self._loops = self._folded.compiled()
         # Read in place where this rank has them all.
         self._whole_parts = self._parts.whole("parts")
 

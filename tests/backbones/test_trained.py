@@ -20,8 +20,8 @@ from tests.bounds import assert_float32_close
 ROWS, ITEMS, PROFILES = 150, 7, 5
 # (D, widths of the hidden layers): multiples of every register's width, and of none.
 SIZES = [(16, (64, 32)), (4, (8, 6, 5)), (5, (13,))]
-PLAIN = list(itertools.product(("fm", "wide_deep", "deepfm"), (False,), (0.0,)))
-WITH_NORM_AND_DROPOUT = [("deepfm", True, 0.0), ("deepfm", False, 0.3), ("wide_deep", True, 0.3)]
+PLAIN = list(itertools.product(("fm", "wide_deep", "deepfm", "pnn"), (False,), (0.0,)))
+WITH_NORM_AND_DROPOUT = [("deepfm", True, 0.0), ("deepfm", False, 0.3), ("wide_deep", True, 0.3), ("pnn", True, 0.3)]
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +124,11 @@ def test_a_subclass_with_a_forward_of_its_own_is_computed_by_that_alone() -> Non
     assert backbone.fold() is not None
     doubled = Doubled(backbone.config, backbone.shape).train()
     assert doubled.fold() is None and doubled.trained_head() is None
+
+
+@pytest.mark.parametrize("product", ["outer", "both"])
+def test_outer_products_are_left_to_the_backbone(product: str) -> None:
+    shape = Shape(dim=4, num_item_fields=2, num_user_fields=3)
+    backbone = build_backbone(backbone_config("pnn", product=product), shape)
+    assert backbone.fold() is None and backbone.trained_head() is None
+    assert made("pnn", False, 0.0).fold() is not None

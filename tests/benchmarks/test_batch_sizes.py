@@ -10,7 +10,7 @@ from mwuf_dist.config import UserError
 from tests.tiny import tiny
 
 
-@pytest.mark.parametrize("backbone", ["deepfm", "pnn"])
+@pytest.mark.parametrize("backbone", ["deepfm", "dcn"])
 def test_every_stage_is_timed_at_every_size_and_its_parts_are_named(backbone: str) -> None:
     rows = batch_sizes.measure(tiny(backbone={"name": backbone}), [128, 512], num_steps=1, rounds=2)
     assert [row.name for row in rows] == [f"{stage}, batch {size}" for size in (128, 512) for stage in STAGES]

@@ -182,17 +182,21 @@ double cross_entropy(double logit, double label) {
     return std::fmax(logit, 0) - logit * label + std::log1p(std::exp(-std::fabs(logit)));
 }
 
-// A frozen head with hidden widths 32 and 16.
-void check_head(long n, long dim, bool interactions) {
-    const long h = 32, g = 16, items = 9, parts = 20, padded = (dim + 15) / 16 * 16;
-    const long constant = h + (interactions ? dim : 0), step = constant + 3;
-    const Floats w1 = draws(dim * h, 0.5), w2 = draws(h * g, 0.5), b2 = draws(g), out = draws(g), linear = draws(dim);
+// A frozen head with hidden widths 32 and 16, whose parts hold a sum of fields, or fields of which pairs are multiplied.
+enum class Holds { Nothing, Sum, Fields };
+void check_head(long n, long dim, Holds holds) {
+    const bool interactions = holds == Holds::Sum;
+    const long of_item = holds == Holds::Fields ? 3 : 0, of_user = holds == Holds::Fields ? 2 : 0, fields = of_item + of_user;
+    const long inputs = dim + (fields ? fields - 1 : 0);
+    const long h = 32, g = 16, items = 9, parts = 20, padded = (inputs + 15) / 16 * 16;
+    const long constant = h + (interactions ? dim : fields * dim), step = constant + 3;
+    const Floats w1 = draws(inputs * h, 0.5), crossed = draws(of_item * of_user * h, 0.5), w2 = draws(h * g, 0.5), b2 = draws(g), out = draws(g), linear = draws(dim);
     const Floats part = draws(parts * step), item = draws(items * dim), label = draws(n), weight = draws(n);
     const Ids first = draw_ids(n, parts), second = draw_ids(n, parts), index = draw_ids(n, items);
     Floats labels(n), weights(n), padded_w1(padded * h), w1_t(h * padded), w2_t(g * h), padded_linear(padded);
     for (long r = 0; r < n; r++) labels[r] = label[r] > 0, weights[r] = std::fabs(weight[r]);
-    for (long i = 0; i < dim; i++) {
-        padded_linear[i] = linear[i];
+    for (long i = 0; i < dim; i++) padded_linear[i] = linear[i];
+    for (long i = 0; i < inputs; i++) {
         for (long j = 0; j < h; j++) padded_w1[i * h + j] = w1_t[j * padded + i] = w1[i * h + j];
     }
     for (long i = 0; i < h; i++)
@@ -213,6 +217,12 @@ void check_head(long n, long dim, bool interactions) {
             for (long j = 0; j < h; j++) {
                 layer[j] = double(a[j]) + b[j];
                 for (long i = 0; i < dim; i++) layer[j] += w1[i * h + j] * x[i];
+                const auto field = [&](long f, long i) { return double(a[h + f * dim + i]) + b[h + f * dim + i]; };
+                for (long i = 0; i < dim; i++) {
+                    for (long f = 1; f < fields; f++) layer[j] += w1[(dim + f - 1) * h + j] * x[i] * field(f, i);
+                    for (long p = 0; p < of_item * of_user; p++)
+                        layer[j] += crossed[p * h + j] * field(p / of_user, i) * field(of_item + p % of_user, i);
+                }
                 layer[j] = std::fmax(layer[j], 0);
             }
             for (long k = 0; k < g; k++) {
@@ -228,23 +238,25 @@ void check_head(long n, long dim, bool interactions) {
     const long widths[] = {h, g};
     const float *forward[] = {padded_w1.data(), w2.data()}, *backward[] = {w1_t.data(), w2_t.data()};
     const float* biases[] = {nullptr, b2.data()};
-    const Head head{dim, padded, h, interactions, 2, widths, forward, backward, biases, out.data(), padded_linear.data()};
+    const Head head{dim,     inputs,   padded, h,          interactions,         2,             of_item, of_user, widths,
+                    forward, backward, biases, out.data(), padded_linear.data(), crossed.data()};
     Floats logits(n), d_items(items * dim);
     Doubles sum(1);
     mwuf_head(&head, n, part.data(), step, first.data(), second.data(), 1, item.data(), items, index.data(), labels.data(),
               weights.data(), 1, sum.data(), d_items.data(), logits.data());
-    const long terms = 2 * dim + h + g;
+    const long terms = 2 * dim + h + g + fields * (1 + dim);
     same("head: logits", logits, logit, terms);
     same("head: loss", sum, total, terms);
     same("head: gradient", d_items, slope, 2 * terms + n);
 }
 
-// A head in training: two sides, one with rows that several rows of the batch have; two layers, the sum of fields.
-void check_trained(bool norm, bool dropout) {
-    const long n = 61, dim = 4, fields = 3, in = fields * dim, h = 20, g = 8, shared = 7;
+// A head in training: two sides, one with rows that several rows of the batch have; two layers, and the sum of fields, or
+// without a linear part the products of their pairs.
+void check_trained(bool norm, bool dropout, bool pairs) {
+    const long n = 61, dim = 4, fields = 3, before = fields * dim, num_pairs = pairs ? 3 : 0, in = before + num_pairs, h = 20, g = 8, shared = 7;
     Doubles x0 = wide(draws(shared * 2 * dim)), x1 = wide(draws(n * dim)), w0 = wide(draws(h * in, 0.5));
     Doubles w1 = wide(draws(g * h, 0.5)), c0 = wide(draws(h)), c1 = wide(draws(g)), s0 = wide(draws(h)), s1 = wide(draws(g));
-    Doubles linear = wide(draws(in)), out = wide(draws(g)), bias = wide(draws(2));
+    Doubles linear = wide(draws(before)), out = wide(draws(g)), bias = wide(draws(2));
     const Floats d_logit = draws(n);
     const Ids index = draw_ids(n, shared);
     Floats noise0(n * h, 1), noise1(n * g, 1);
@@ -276,15 +288,21 @@ void check_trained(bool norm, bool dropout) {
     const auto loss = [&]() {
         Doubles x(n * in);
         for (long r = 0; r < n; r++)
-            for (long i = 0; i < in; i++)
+            for (long i = 0; i < before; i++)
                 x[r * in + i] = i < 2 * dim ? x0[index[r] * 2 * dim + i] : x1[r * dim + i - 2 * dim];
+        for (long r = 0; pairs && r < n; r++) {
+            double *row = x.data() + r * in, *product = row + before;
+            for (long i = 0; i < fields; i++)
+                for (long j = i + 1; j < fields; j++, product++)
+                    for (long c = 0; c < dim; c++) *product += row[i * dim + c] * row[j * dim + c];
+        }
         const Doubles a = layer(x, in, w0, c0, s0, noise0, h, mean0, var0);
         const Doubles b = layer(a, h, w1, c1, s1, noise1, g, mean1, var1);
         double sum = 0;
         for (long r = 0; r < n; r++) {
-            logit[r] = bias[0] + bias[1];
-            for (long i = 0; i < in; i++) logit[r] += linear[i] * x[r * in + i];
-            for (long c = 0; c < dim; c++) {
+            logit[r] = (pairs ? 0 : bias[0]) + bias[1];
+            for (long i = 0; !pairs && i < before; i++) logit[r] += linear[i] * x[r * in + i];
+            for (long c = 0; !pairs && c < dim; c++) {
                 double total = 0, squares = 0;
                 for (long f = 0; f < fields; f++) {
                     total += x[r * in + f * dim + c];
@@ -302,8 +320,9 @@ void check_trained(bool norm, bool dropout) {
     const Floats f_c1 = narrow(c1), f_s0 = narrow(s0), f_s1 = narrow(s1), f_linear = narrow(linear), f_out = narrow(out);
     const Floats f_bias = narrow(bias);
     Floats run(4 * h), z0(n * h), a0(n * h), z1(n * g), a1(n * g), m0(h), v0(h), m1(g), v1(g), total(n * dim), found(n);
+    Floats products(n * num_pairs);
     Floats d_w0(h * in), d_w1(g * h), d_c0(h), d_c1(g), d_s0(h), d_s1(g), d_x0(shared * 2 * dim), d_x1(n * dim);
-    Floats d_linear(in), d_out(g), d_bias(1);
+    Floats d_linear(before), d_out(g), d_bias(1);
     Layer layers[] = {
         {in, h, f_w0.data(), f_c0.data(), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, a0.data(), nullptr, nullptr,
          d_w0.data(), d_c0.data(), nullptr, nullptr},
@@ -319,12 +338,14 @@ void check_trained(bool norm, bool dropout) {
     if (dropout) layers[0].noise = noise0.data(), layers[1].noise = noise1.data();
     const Side sides[] = {{shared, 2 * dim, 0, f_x0.data(), index.data(), d_x0.data()},
                           {n, dim, 2 * dim, f_x1.data(), nullptr, d_x1.data()}};
-    const Trained net{n, dim, 1, 2, 2, 0.1f, float(eps), f_linear.data(), f_bias.data(), f_out.data(), f_bias.data() + 1,
-                      total.data(), d_linear.data(), d_out.data(), d_bias.data()};
+    const Trained net{n, dim, !pairs, 2, 2, num_pairs, 0.1f, float(eps), pairs ? nullptr : f_linear.data(),
+                      pairs ? nullptr : f_bias.data(), f_out.data(), f_bias.data() + 1, pairs ? nullptr : total.data(),
+                      products.data(), pairs ? nullptr : d_linear.data(), d_out.data(), d_bias.data()};
     loss();
     mwuf_trained_forward(&net, sides, layers, found.data());
     mwuf_trained_backward(&net, sides, layers, d_logit.data());
-    const std::string which = std::string("training") + (norm ? ", BatchNorm" : "") + (dropout ? ", dropout" : "") + ": ";
+    const std::string which = std::string("training") + (norm ? ", BatchNorm" : "") + (dropout ? ", dropout" : "") +
+                              (pairs ? ", pairs: " : ": ");
     const long terms = in + h + g + (norm ? 2 * n : 0), back = 2 * terms + n;
     same(which + "logits", found, logit, terms);
     if (norm) {
@@ -344,9 +365,9 @@ void check_trained(bool norm, bool dropout) {
     same(which + "d weights of the second", d_w1, slopes(w1, loss), back);
     same(which + "d offsets", d_c0, slopes(c0, loss), back);
     same(which + "d offsets of the second", d_c1, slopes(c1, loss), back);
-    same(which + "d linear", d_linear, slopes(linear, loss), back);
+    if (!pairs) same(which + "d linear", d_linear, slopes(linear, loss), back);
     same(which + "d out", d_out, slopes(out, loss), back);
-    same(which + "d bias", d_bias, {slopes(bias, loss)[0]}, back);
+    same(which + "d bias", d_bias, {slopes(bias, loss)[1]}, back);
 }
 
 }  // namespace
@@ -356,12 +377,13 @@ int main() {
     check_network(100, 20, 17, 9);
     check_network(1, 3, 64, 16);
     for (long dim : {5, 16}) check_tables(dim);
-    for (bool interactions : {false, true}) {
-        check_head(100, 16, interactions);
-        check_head(47, 12, interactions);
+    for (Holds holds : {Holds::Nothing, Holds::Sum, Holds::Fields}) {
+        check_head(100, 16, holds);
+        check_head(47, 12, holds);
     }
     for (bool norm : {false, true})
-        for (bool dropout : {false, true}) check_trained(norm, dropout);
+        for (bool dropout : {false, true})
+            for (bool pairs : {false, true}) check_trained(norm, dropout, pairs);
     std::printf("%d of %d checks are wrong (registers of %ld floats)\n", wrong, checked, V);
     return wrong > 0;
 }

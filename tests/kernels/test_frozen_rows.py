@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from mwuf_kernels import FrozenRows, PartRows, native
+from mwuf_kernels import FrozenRows, PairWeights, PartRows, native
 from torch import nn
 
 from tests.bounds import assert_float32_close
@@ -15,18 +15,27 @@ from tests.bounds import assert_float32_close
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
 # (D, hidden widths): register widths, none of one, one layer, no layer.
 SHAPES = [(16, (64, 64)), (12, (50, 30, 7)), (5, (20,)), (8, ())]
+ITEM_FIELDS, USER_FIELDS = 3, 2  # of the parts of a head with products of pairs
 
 
 class Case:
-    """A head with random weights, and rows for it."""
+    """A head with random weights, and rows for it; its parts may hold the sum of fields, fields, or neither."""
 
-    def __init__(self, dim: int, hidden: tuple[int, ...], interactions: bool, num_rows: int, dtype: torch.dtype):
+    def __init__(self, dim: int, hidden: tuple[int, ...], kept: str, num_rows: int, dtype: torch.dtype):
         torch.manual_seed(dim + num_rows)
         widths = [dim, *hidden, 1]
         self.linears = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)] if hidden else []
-        self.linear, self.dim, self.interactions = torch.randn(dim), dim, interactions
+        self.linear, self.dim, self.interactions = torch.randn(dim), dim, kept == "sum"
         self.hidden = hidden[0] if hidden else 0
-        self.constant = self.hidden + (dim if interactions else 0)
+        num_fields = ITEM_FIELDS + USER_FIELDS
+        self.constant = self.hidden + {"sum": dim, "fields": num_fields * dim, "nothing": 0}[kept]
+        self.pairs = None
+        if kept == "fields":
+            of_item, crossed = (
+                torch.randn(num_fields - 1, self.hidden),
+                torch.randn(ITEM_FIELDS, USER_FIELDS, self.hidden),
+            )
+            self.pairs = PairWeights(of_item / dim, crossed / dim)
         self.parts = torch.randn(40, self.constant + 3).to(dtype)
         self.first, self.second = torch.randint(40, (2, num_rows))
         self.items, self.index = torch.randn(2, 9, dim).to(dtype), torch.randint(9, (num_rows,))
@@ -39,7 +48,7 @@ class Case:
     def compiled(self) -> FrozenRows:
         pairs = [(linear.weight.detach(), linear.bias.detach()) for linear in self.linears[1:]]
         item_weight = self.linears[0].weight.detach().t() if self.linears else None
-        return FrozenRows(item_weight, pairs, self.linear, self.interactions)
+        return FrozenRows(item_weight, pairs, self.linear, self.interactions, self.pairs)
 
     def reference(self, items: torch.Tensor | None) -> torch.Tensor:
         """Logits [..., B], as the formula has them."""
@@ -54,7 +63,15 @@ class Case:
         if not self.linears:
             return logit
         weights = [(linear.weight.to(self.dtype), linear.bias.to(self.dtype)) for linear in self.linears]
-        x = F.relu(part[:, : self.hidden] + item @ weights[0][0].t())
+        sums = part[:, : self.hidden] + item @ weights[0][0].t()
+        if self.pairs is not None:
+            fields = part[:, self.hidden : self.constant].unflatten(1, (-1, self.dim))
+            of_item, crossed = (weight.to(self.dtype) for weight in vars(self.pairs).values())
+            of_items, of_users = fields[:, :ITEM_FIELDS], fields[:, ITEM_FIELDS:]
+            sums = sums + torch.einsum("bik,bjk,ijh->bh", of_items, of_users, crossed)
+            with_item = torch.einsum("bjk,pbk->pbj", fields[:, 1:], item.expand(2, len(part), -1))
+            sums = sums + (with_item if items is not None else with_item[0]) @ of_item
+        x = F.relu(sums)
         for weight, bias in weights[1:-1]:
             x = F.relu(F.linear(x, weight, bias))
         return logit + x @ weights[-1][0][0]
@@ -62,11 +79,13 @@ class Case:
 
 @needs_compiler
 @pytest.mark.parametrize("num_rows", [1, 47, 48, 500])
-@pytest.mark.parametrize("interactions", [True, False])
+@pytest.mark.parametrize("kept", ["sum", "fields", "nothing"])
 @pytest.mark.parametrize(("dim", "hidden"), SHAPES)
 @pytest.mark.parametrize("weighted", [True, False])
-def test_losses_gradients_and_logits_match_float64(dim, hidden, interactions, num_rows, weighted):
-    exact, ours = (Case(dim, hidden, interactions, num_rows, dtype) for dtype in (torch.float64, torch.float32))
+def test_losses_gradients_and_logits_match_float64(dim, hidden, kept, num_rows, weighted):
+    if kept == "fields" and not hidden:
+        return  # products of pairs are inputs of a layer
+    exact, ours = (Case(dim, hidden, kept, num_rows, dtype) for dtype in (torch.float64, torch.float32))
     exact.parts, exact.items = ours.parts.double(), ours.items.double().requires_grad_()
     weights = ours.weights if weighted else None
     logits = exact.reference(exact.items)
@@ -79,6 +98,8 @@ def test_losses_gradients_and_logits_match_float64(dim, hidden, interactions, nu
     head = ours.compiled()
     loss = head.loss_and_gradient(ours.rows(), ours.items, ours.index, ours.labels, weights, 0.1, gradient)
     num_terms, size = dim + sum(hidden), float(logits.detach().abs().max())
+    if kept == "fields":  # each product of a pair, and a row of the first layer for it
+        num_terms += dim + ITEM_FIELDS * USER_FIELDS + ITEM_FIELDS + USER_FIELDS
     # A loss is off by no more than its logit; rows are added up in float64.
     assert_float32_close(loss, 0.1 * expected, num_terms=num_terms, size=0.1 * num_rows * size)
     assert exact.items.grad is not None
@@ -88,7 +109,7 @@ def test_losses_gradients_and_logits_match_float64(dim, hidden, interactions, nu
 
 @needs_compiler
 def test_the_gradient_is_added_to_what_is_there_and_has_the_same_bits_on_every_run():
-    case = Case(16, (64, 64), True, 700, torch.float32)
+    case = Case(16, (64, 64), "sum", 700, torch.float32)
     runs = []
     for start in (0.0, 0.0, 0.0, 1.0):
         gradient = torch.full_like(case.items, start)
@@ -99,8 +120,9 @@ def test_the_gradient_is_added_to_what_is_there_and_has_the_same_bits_on_every_r
 
 
 @needs_compiler
-def test_a_logit_has_the_same_bits_wherever_its_row_stands():
-    case = Case(16, (64, 64), True, 200, torch.float32)
+@pytest.mark.parametrize("kept", ["sum", "fields"])
+def test_a_logit_has_the_same_bits_wherever_its_row_stands(kept):
+    case = Case(16, (64, 64), kept, 200, torch.float32)
     head = case.compiled()
     whole = head.logits(case.rows())
     for start, end in ((0, 1), (3, 50), (49, 200), (200, 200)):
@@ -109,7 +131,7 @@ def test_a_logit_has_the_same_bits_wherever_its_row_stands():
 
 @needs_compiler
 def test_parts_that_are_summed_already_give_the_same_bits():
-    case = Case(12, (20, 20), True, 100, torch.float32)
+    case = Case(12, (20, 20), "sum", 100, torch.float32)
     head = case.compiled()
     summed = PartRows(case.parts[case.first] + case.parts[case.second])
     assert torch.equal(head.logits(summed), head.logits(case.rows()))
@@ -118,7 +140,7 @@ def test_parts_that_are_summed_already_give_the_same_bits():
 @needs_compiler
 def test_what_is_no_number_comes_through_every_layer():
     """A ReLU that made a zero of it would hide that training has diverged."""
-    case = Case(16, (64, 64), True, 100, torch.float32)
+    case = Case(16, (64, 64), "sum", 100, torch.float32)
     case.parts[:, 0] = float("nan")  # a unit of the first layer
     gradient = torch.zeros_like(case.items)
     head = case.compiled()

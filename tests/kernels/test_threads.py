@@ -15,6 +15,7 @@ from mwuf_kernels import (
     BatchSide,
     EntityFields,
     FrozenRows,
+    PairWeights,
     PartRows,
     TrainedLayer,
     TrainedNorm,
@@ -48,17 +49,19 @@ def places(num: int, of: int) -> torch.Tensor:
     return (torch.rand(num, generator=torch.Generator().manual_seed(num)).square() * of).long()
 
 
-def frozen_rows() -> Tensors:
-    head = FrozenRows(draws(DIM, 64), [(draws(64, 64) / 8, draws(64)), (draws(1, 64), draws(1))], draws(DIM), True)
-    rows = PartRows(draws(900, 64 + DIM + 1) / 4, places(ROWS, 900), places(ROWS + 1, 900)[1:])
+def frozen_rows(has_pairs: bool = False) -> Tensors:
+    pairs, kept = (PairWeights(draws(4, 64) / 8, draws(3, 2, 64) / 8), 5 * DIM) if has_pairs else (None, DIM)
+    layers = [(draws(64, 64) / 8, draws(64)), (draws(1, 64), draws(1))]
+    head = FrozenRows(draws(DIM, 64), layers, draws(DIM), not has_pairs, pairs)
+    rows = PartRows(draws(900, 64 + kept + 1) / 4, places(ROWS, 900), places(ROWS + 1, 900)[1:])
     d_items = torch.zeros(2, ITEMS, DIM)
     labels = (draws(ROWS) > 0).float()
     loss = head.loss_and_gradient(rows, draws(2, ITEMS, DIM), places(ROWS, ITEMS), labels, None, 0.1, d_items)
     return [loss, d_items, head.logits(rows)]
 
 
-def trained_rows(batch_norm: bool, hidden: tuple[int, ...] = (64, 32)) -> Tensors:
-    layers, width, moments = [], 5 * DIM, []
+def trained_rows(batch_norm: bool, hidden: tuple[int, ...] = (64, 32), num_pairs: int = 0) -> Tensors:
+    layers, width, moments = [], 5 * DIM + num_pairs, []
     for out in hidden:
         norm = TrainedNorm(draws(out), draws(out), torch.zeros(out), torch.ones(out), 0.1, 1e-5) if batch_norm else None
         moments += [norm.running_mean, norm.running_var] if norm else []
@@ -71,12 +74,13 @@ def trained_rows(batch_norm: bool, hidden: tuple[int, ...] = (64, 32)) -> Tensor
         BatchSide(draws(90, DIM), places(ROWS, 90), 4 * DIM),
     ]
     out = (draws(width), draws(1)) if hidden else None
-    rows = TrainedRows(sides, layers, (draws(5 * DIM), draws(1)), out, DIM, True)
+    linear = None if num_pairs else (draws(5 * DIM), draws(1))
+    rows = TrainedRows(sides, layers, linear, out, DIM, not num_pairs, num_pairs)
     logit = rows.forward()
     found = rows.backward(logit.sin())
     per_layer = [gradient for layer in found.layers for gradient in vars(layer).values() if gradient is not None]
-    of_out = [] if found.out is None else [found.out]
-    return [logit, *moments, *found.sides, *per_layer, found.linear, found.bias, *of_out]
+    others = [gradient for gradient in (found.linear, found.bias, found.out) if gradient is not None]
+    return [logit, *moments, *found.sides, *per_layer, *others]
 
 
 def fields_of_entities() -> Tensors:
@@ -120,9 +124,12 @@ def adam() -> Tensors:
 
 OPS: dict[str, Callable[[], Tensors]] = {
     "frozen rows": frozen_rows,
+    "frozen rows with pairs": lambda: frozen_rows(has_pairs=True),
     "trained rows": lambda: trained_rows(False),
     "trained rows with BatchNorm": lambda: trained_rows(True),
     "trained rows without layers": lambda: trained_rows(False, ()),
+    "trained rows with pairs": lambda: trained_rows(False, num_pairs=10),
+    "trained rows with pairs and BatchNorm": lambda: trained_rows(True, num_pairs=10),
     "fields of entities": fields_of_entities,
     "networks": networks,
     "Adam": adam,
@@ -226,5 +233,5 @@ def test_a_structure_of_another_size_is_not_used(monkeypatch: pytest.MonkeyPatch
     native._check_structures(found)
     wrong = type("_Head", (ctypes.Structure,), {"_fields_": [("dim", ctypes.c_long), ("widths", ctypes.c_void_p)]})
     monkeypatch.setitem(native._structures, "head", wrong)
-    with pytest.raises(AssertionError, match="structure head has 16 bytes here and 88 in the library"):
+    with pytest.raises(AssertionError, match="structure head has 16 bytes here and 120 in the library"):
         native._check_structures(found)

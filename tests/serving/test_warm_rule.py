@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tests.bounds import assert_float32_close
 DIM, CONTEXT = 4, 12
 
 
-def make(name: str = "deepfm") -> torch.nn.Module:
+def make(name: str = "deepfm") -> Any:
     torch.manual_seed(1)
     return frozen_double(build_backbone(backbone_config(name=name, hidden=(8,)), Shape(DIM, 1, 2)))
 
@@ -81,15 +82,30 @@ def test_blocks_double_after_the_three_phases_and_keep_their_number_of_steps() -
     assert steps == [20.0] * 7
 
 
+@pytest.mark.parametrize("name", ["deepfm", "pnn"])
+def test_a_folded_heads_gradient_is_that_of_its_backbone(name: str) -> None:
+    module = make(name)
+    head = module.fold()
+    assert isinstance(head, FoldedHead)
+    v, context, label = data(np.full(30, 1))
+    part = head.user_part(context[:, DIM:]) + head.item_part(context[:, :DIM])
+    target, weight = torch.from_numpy(label).double(), torch.linspace(0.5, 1, 30, dtype=torch.float64)
+    expected = module_slope(module)(v.double(), context, target, weight)
+    torch.testing.assert_close(head.gradient(v.double(), part, target, weight), expected, rtol=1e-10, atol=1e-12)
+
+
 @settings(max_examples=25)
 @given(
     counts=st.lists(st.integers(1, 30), min_size=1, max_size=9),
     seen=st.lists(st.integers(0, 30), min_size=9, max_size=9),
     carry_over=st.booleans(),
+    name=st.sampled_from(["deepfm", "pnn"]),
 )
-def test_going_on_gives_the_bits_of_beginning_anew(counts: list[int], seen: list[int], carry_over: bool) -> None:
+def test_going_on_gives_the_bits_of_beginning_anew(
+    counts: list[int], seen: list[int], carry_over: bool, name: str
+) -> None:
     rule = WarmRule(2, 2, 0.05, carry_over)
-    head = make().fold()
+    head = make(name).fold()
     assert isinstance(head, FoldedHead)
     whole = np.array(counts)
     start, context, label = data(whole)

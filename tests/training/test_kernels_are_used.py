@@ -77,7 +77,7 @@ def test_a_backbone_without_a_folded_head_is_scored_with_warm_embeddings_of_the_
     served: list[int] = []
     spy(monkeypatch, frozen_model, "warm_embedding", lambda t, inverse, *_: rows.append(len(inverse)))
     spy(monkeypatch, meta_warm_up, "bulk_warm", lambda table, *_: served.append(len(table)))
-    config = tiny(pretrain={"epochs": 1}, backbone={"name": "pnn"})
+    config = tiny(pretrain={"epochs": 1}, backbone={"name": "dcn"})
     with start(config) as runtime:
         run_module.run(config, tmp_path, runtime)
         prepared = run_module._prepare(config, runtime)

@@ -8,13 +8,15 @@ extern "C" {
 
 // A frozen head: see mwuf_kernels/frozen_rows.py. Widths are padded with zeros to multiples of 16.
 struct Head {
-    long dim, padded_dim, hidden, interactions, depth;  // depth: hidden layers
-    const long* widths;                                 // [depth], padded
-    const float* const* weights;                        // [depth]: [in, out] of each hidden layer; of the first, the item's rows
-    const float* const* transposed;                     // the same [out, in]
-    const float* const* biases;                         // [depth]; of the first: null, it is in the parts
-    const float* out;                                   // [last width]
-    const float* linear;                                // [padded_dim]
+    long dim, inputs, padded_inputs, hidden, interactions, depth;  // depth: hidden layers
+    long item_fields, user_fields;                                 // of which parts have the embeddings; else 0
+    const long* widths;                                            // [depth], padded
+    const float* const* weights;     // [depth]: [in, out] of each hidden layer; of the first, the item's rows [inputs, out]
+    const float* const* transposed;  // the same [out, in]
+    const float* const* biases;      // [depth]; of the first: null, it is in the parts
+    const float* out;                // [last width]
+    const float* linear;             // [padded_inputs], zeros behind dim
+    const float* crossed;            // the first layer's rows of item fields times user fields [item * user, widths[0]]
 };
 
 }  // extern "C"
@@ -76,15 +78,18 @@ struct Rows {
     // About the nanoseconds of all rows, on one core.
     double ns() const {
         double cells = 4.0 * head->dim;
-        for (long l = 0; l < head->depth; l++) cells += double(head->widths[l]) * (l ? head->widths[l - 1] : head->dim);
+        for (long l = 0; l < head->depth; l++) cells += double(head->widths[l]) * (l ? head->widths[l - 1] : head->inputs);
+        cells += double(head->item_fields * head->user_fields) * (head->widths ? head->widths[0] : 0);
         return double(n) * double(passes) * (20 + cells * (labels ? 2 : 1) / (2 * V));
     }
 
     // Rows from block * BLOCK on: their weighted cross entropies are added to loss [passes], where there are labels, and
     // the gradients in their item embeddings go to d_rows [passes, n, dim].
     void block(long number, double* loss, float* d_rows) const {
-        const long dim = head->dim, wide = head->padded_dim, hidden = head->hidden, depth = head->depth;
-        const long constant = hidden + (head->interactions ? dim : 0);
+        const long dim = head->dim, wide = head->padded_inputs, hidden = head->hidden, depth = head->depth;
+        const long num_crossed = head->item_fields * head->user_fields;
+        const long kept = (head->item_fields + head->user_fields) * dim;  // the fields of a row
+        const long constant = hidden + kept + (head->interactions ? dim : 0);
         const long start = number * BLOCK, rows = least(BLOCK, n - start);
         long widest = 16, all = 0;
         for (long l = 0; l < depth; l++) {
@@ -92,12 +97,15 @@ struct Rows {
             widest = head->widths[l] > widest ? head->widths[l] : widest;
         }
         const long first_width = depth ? head->widths[0] : 0;
-        const long size = BLOCK * (first_width + 3 * wide + all + 2 * widest) + 5 * BLOCK;
+        const long size = BLOCK * (first_width + 3 * wide + all + 2 * widest + kept + num_crossed) + 5 * BLOCK;
         float* base = workspace<Kept::ForTheTask>(size);  // the parts' share of the first layer [BLOCK, first_width]
-        // What is behind the last row, and behind the last column, is zero.
-        if (rows < BLOCK || wide > dim || first_width > hidden) std::memset(base, 0, size * sizeof(float));
         float* total = base + BLOCK * first_width;  // the sum of the other fields' embeddings [BLOCK, wide]
         float* item = total + BLOCK * wide;
+        // What is behind the last row, and behind the last column, is zero.
+        if (rows < BLOCK || first_width > hidden)
+            std::memset(base, 0, size * sizeof(float));
+        else if (wide > dim)
+            std::memset(total, 0, 2 * BLOCK * wide * sizeof(float));
         float* d_item = item + BLOCK * wide;
         float* states = d_item + BLOCK * wide;
         float* d = states + BLOCK * all;
@@ -107,12 +115,14 @@ struct Rows {
         float* slope = logit + BLOCK;
         float* label = slope + BLOCK;
         float* weight = label + BLOCK;
+        float* fields = weight + BLOCK;  // [BLOCK, kept]
+        float* crossed = fields + BLOCK * kept;
         for (long r = 0; r < rows; r++) {
             const float* a = parts + (first ? first[start + r] : start + r) * parts_step;
             float* of_layer = base + r * first_width;
             float* of_total = total + r * wide;
             const float* b = second ? parts + second[start + r] * parts_step : nullptr;
-            if (items)
+            if (items || kept)
                 sum_of(of_layer, a, b, hidden);
             else
                 relu_of_sum(states + r * first_width, a, b, hidden);
@@ -121,6 +131,13 @@ struct Rows {
                 sum_of(of_total, a + hidden, b ? b + hidden : nullptr, dim);
                 plain[r] += 0.5f * dot(of_total, of_total, wide);
             }
+            if (kept) {
+                float* of_row = fields + r * kept;
+                sum_of(of_row, a + hidden, b ? b + hidden : nullptr, kept);
+                for (long i = 0; i < num_crossed; i++)
+                    crossed[r * num_crossed + i] = dot(of_row + i / head->user_fields * dim,
+                                                       of_row + (head->item_fields + i % head->user_fields) * dim, dim);
+            }
             if (!items) continue;
             // The slope in the item, from here on.
             if (head->interactions)
@@ -128,15 +145,25 @@ struct Rows {
             else
                 copy_of(of_total, head->linear, dim);
         }
+        const Matrix of_crossed{crossed, num_crossed, 1}, by_crossed{head->crossed, first_width, 1};
+        if (kept && items)
+            product<Then::Nothing>(BLOCK, first_width, num_crossed, of_crossed, by_crossed, {base, first_width, 1}, NONE,
+                                   base, first_width);
+        else if (kept)
+            product<Then::Relu>(BLOCK, first_width, num_crossed, of_crossed, by_crossed, {base, first_width, 1}, NONE,
+                                states, first_width);
         for (long pass = 0; pass < passes; pass++) {
             if (items)
                 for (long r = 0; r < rows; r++) {
-                    const float* of_row = items + (pass * item_rows + index[start + r]) * dim;
-                    copy_of(item + r * wide, of_row, dim);
+                    float* of_row = item + r * wide;
+                    copy_of(of_row, items + (pass * item_rows + index[start + r]) * dim, dim);
+                    // With every field but the first, which is its own place.
+                    for (long i = dim; i < head->inputs; i++)
+                        of_row[i] = dot(of_row, fields + r * kept + (i - dim + 1) * dim, dim);
                 }
             float* x = states;
             if (depth && items)
-                product<Then::Relu>(BLOCK, first_width, dim, {item, wide, 1}, {head->weights[0], first_width, 1},
+                product<Then::Relu>(BLOCK, first_width, head->inputs, {item, wide, 1}, {head->weights[0], first_width, 1},
                                     {base, first_width, 1}, NONE, x, first_width);
             for (long l = 1; l < depth; l++) {
                 const long in = head->widths[l - 1], out = head->widths[l];
@@ -177,7 +204,12 @@ struct Rows {
             if (depth)
                 product<Then::Nothing>(BLOCK, wide, first_width, {d, first_width, 1}, {head->transposed[0], wide, 1},
                                        {d_item, wide, 1}, NONE, d_item, wide);
-            for (long r = 0; r < rows; r++) copy_of(d_rows + (pass * n + start + r) * dim, d_item + r * wide, dim);
+            for (long r = 0; r < rows; r++) {
+                float *of_row = d_rows + (pass * n + start + r) * dim, *d_inputs = d_item + r * wide;
+                copy_of(of_row, d_inputs, dim);
+                for (long i = dim; i < head->inputs; i++)
+                    add_times(of_row, d_inputs[i], fields + r * kept + (i - dim + 1) * dim, dim);
+            }
         }
     }
 };

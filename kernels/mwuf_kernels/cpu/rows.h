@@ -12,6 +12,10 @@
 #include <utility>
 #include <vector>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -52,7 +56,19 @@ typedef float Loose __attribute__((vector_size(V * sizeof(float)), aligned(4), m
 inline Vec load(const float* at) { return *reinterpret_cast<const Loose*>(at); }
 inline void store(float* at, Vec x) { *reinterpret_cast<Loose*>(at) = x; }
 
-// The first n < V of a register; the rest is zero, and is not written.
+// The first n < V of a register; the rest is zero, and is not written. Lane by lane a product of widths that are no
+// multiples of V takes twice as long.
+#if defined(__AVX512F__)
+inline Vec load_some(const float* at, long n) { return Vec(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), at)); }
+inline void store_some(float* at, Vec x, long n) { _mm512_mask_storeu_ps(at, __mmask16((1u << n) - 1), __m512(x)); }
+#elif defined(__AVX__)
+inline __m256i first_lanes(long n) {
+    static constexpr int32_t LANES[2 * V] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(LANES + V - n));
+}
+inline Vec load_some(const float* at, long n) { return Vec(_mm256_maskload_ps(at, first_lanes(n))); }
+inline void store_some(float* at, Vec x, long n) { _mm256_maskstore_ps(at, first_lanes(n), __m256(x)); }
+#else
 inline Vec load_some(const float* at, long n) {
     Vec out{};
     for (long i = 0; i < n; i++) out[i] = at[i];
@@ -61,6 +77,7 @@ inline Vec load_some(const float* at, long n) {
 inline void store_some(float* at, Vec x, long n) {
     for (long i = 0; i < n; i++) at[i] = x[i];
 }
+#endif
 
 // A matrix in memory: element (row, column) is at[row * row_step + column * step].
 struct Matrix {
@@ -139,11 +156,24 @@ void product(long m, long n, long k, Matrix a, Matrix b, Matrix from, Matrix mas
 
 constexpr Matrix NONE{nullptr, 0, 1};
 
-inline float sum_of_lanes(Vec x) {
-    for (long w = V / 2; w; w /= 2)
-        UNROLLED for (long lane = 0; lane < w; lane++) x[lane] += x[lane + w];
-    return x[0];
+template <long W>
+struct Lanes {
+    typedef float Type __attribute__((vector_size(W * sizeof(float))));
+};
+
+// The upper half is added to the lower one until one lane is left. As vectors: lane by lane it takes thrice as long.
+template <long W>
+inline float sum_of(typename Lanes<W>::Type x) {
+    if constexpr (W == 4) {
+        return (x[0] + x[2]) + (x[1] + x[3]);
+    } else {
+        typename Lanes<W / 2>::Type lower, upper;
+        std::memcpy(&lower, &x, sizeof(lower));
+        std::memcpy(&upper, reinterpret_cast<const char*>(&x) + sizeof(lower), sizeof(upper));
+        return sum_of<W / 2>(lower + upper);
+    }
 }
+inline float sum_of_lanes(Vec x) { return sum_of<V>(x); }
 
 inline float dot(const float* a, const float* b, long n) {
     Vec sum{};

@@ -17,9 +17,10 @@ struct Side {
 
 struct Trained {
     long n, dim, interactions, depth, num_sides;
+    long num_pairs;  // whose products are the last columns of the first layer's input; 0: it has no such columns
     float momentum, eps;
-    const float *linear, *linear_bias, *out, *out_bias;  // [fields * dim], [1], [last width], [1]
-    float* total;                                        // sums of the field embeddings [n, dim]
+    const float *linear, *linear_bias, *out, *out_bias;  // [fields * dim], [1] (null: no linear part), [last width], [1]
+    float *total, *pairs;                                // sums of the field embeddings [n, dim]; products [n, num_pairs]
     float *d_linear, *d_out, *d_bias;                    // d_bias: of both biases [1]
     void (*sum_over_ranks)(double*, long);               // see batch_norm.h
 };
@@ -28,15 +29,72 @@ struct Trained {
 
 namespace {
 
+// A field: which side it is of, and where in its rows.
+struct FieldOfSide {
+    long side, column;
+};
+
+// The fields in the order of the first layer's columns; none where nothing asks for pairs of them.
+inline std::vector<FieldOfSide> fields_of(const Trained& net, const Side* sides) {
+    std::vector<FieldOfSide> out;
+    for (long s = 0; net.num_pairs && s < net.num_sides; s++)
+        for (long column = 0; column < sides[s].width; column += net.dim) {
+            const size_t place = (sides[s].column + column) / net.dim;
+            if (out.size() <= place) out.resize(place + 1);
+            out[place] = {s, column};
+        }
+    return out;
+}
+
 struct Pass {
     const Trained& net;
     const Side* sides;
     const Layer* layers;
     long hidden = net.depth ? layers[0].out : 0;
     bool has_norm = net.depth && layers[0].gamma;
+    std::vector<FieldOfSide> fields = fields_of(net, sides);
+
+    // The field embeddings of a row of the batch, in the order of the first layer's columns.
+    void find_fields(long row, const float** at) const {
+        for (const FieldOfSide& field : fields) {
+            const Side& side = sides[field.side];
+            *at++ = side.x + (side.index ? side.index[row] : row) * side.width + field.column;
+        }
+    }
+
+    // Products of all pairs of fields i < j, in the order of i, then j.
+    void pair_products(long start, long rows) const {
+        std::vector<const float*> at(fields.size());
+        float* out = net.pairs + start * net.num_pairs;
+        for (long r = 0; r < rows; r++) {
+            find_fields(start + r, at.data());
+            for (size_t i = 0; i < at.size(); i++)
+                for (size_t j = i + 1; j < at.size(); j++) *out++ = dot(at[i], at[j], net.dim);
+        }
+    }
+
+    // The same backwards: of d_pairs [num_pairs] of a row, the gradients of its fields into d_row [fields * dim].
+    void pairs_back(const float* d_pairs, const std::vector<const float*>& at, float* matrix, float* d_row) const {
+        const size_t num = at.size();
+        for (size_t i = 0; i < num; i++)
+            for (size_t j = i + 1; j < num; j++) matrix[i * num + j] = matrix[j * num + i] = *d_pairs++;
+        for (size_t i = 0; i < num; i++, matrix += num, d_row += net.dim)
+            along(
+                net.dim,
+                [&](long c) {
+                    Vec sum{};
+                    for (size_t j = 0; j < num; j++) sum += matrix[j] * load(at[j] + c);
+                    store(d_row + c, sum);
+                },
+                [&](long c) {
+                    d_row[c] = 0;
+                    for (size_t j = 0; j < num; j++) d_row[c] += matrix[j] * at[j][c];
+                });
+    }
 
     // What rows [start, start + rows) of a side add to the linear part, and to the sums of fields [rows, dim].
     void field_sums(const Side& side, long start, long rows, float* constant, float* total) const {
+        if (!net.linear) return;
         const long dim = net.dim;
         const float half = net.interactions ? 0.5f : 0.0f;
         for (long r = 0; r < rows; r++) {
@@ -65,7 +123,7 @@ struct Pass {
                    const float* d_total, float* d_weight, float* d_linear) const {
         const long dim = net.dim;
         const float one = net.interactions ? 1.0f : 0.0f;
-        for (long r = 0; r < rows; r++) {
+        for (long r = 0; net.linear && r < rows; r++) {
             const float *x = side.x + (start + r) * side.width, *weight = net.linear + side.column;
             const float *of_total = d_total + r * dim, d = d_constant[r];
             float *d_x = side.d_x + (start + r) * side.width, *of_linear = d_linear;
@@ -84,8 +142,8 @@ struct Pass {
         if (!net.depth) return;
         float* d_x = side.d_x + start * side.width;
         product<Then::Nothing>(rows, side.width, hidden, {d_layer, hidden, 1},
-                               {layers[0].weight + side.column, layers[0].in, 1}, {d_x, side.width, 1}, NONE, d_x,
-                               side.width);
+                               {layers[0].weight + side.column, layers[0].in, 1},
+                               {net.linear ? d_x : nullptr, side.width, 1}, NONE, d_x, side.width);
         product<Then::Nothing>(hidden, side.width, rows, {d_layer, 1, hidden},
                                {side.x + start * side.width, side.width, 1}, {d_weight, side.width, 1}, NONE, d_weight,
                                side.width);
@@ -242,7 +300,7 @@ struct Pass {
         if (net.interactions) std::memset(total, 0, rows * net.dim * sizeof(float));
         float* z = net.depth ? (has_norm ? layers[0].z : layers[0].a) + start * hidden : nullptr;
         for (long r = 0; r < rows; r++) {
-            logit[r] = *net.linear_bias + (net.depth ? *net.out_bias : 0);
+            logit[r] = (net.linear ? *net.linear_bias : 0) + (net.depth ? *net.out_bias : 0);
             if (!net.depth) continue;
             if (layers[0].bias)
                 copy_of(z + r * hidden, layers[0].bias, hidden);
@@ -268,6 +326,11 @@ struct Pass {
                 if (net.interactions) add_to(total + r * net.dim, totals + row * net.dim, net.dim);
             }
         }
+        if (!net.num_pairs) return;
+        pair_products(start, rows);
+        product<Then::Nothing>(rows, hidden, net.num_pairs, {net.pairs + start * net.num_pairs, net.num_pairs, 1},
+                               {transposed[0] + (layers[0].in - net.num_pairs) * hidden, hidden, 1}, {z, hidden, 1}, NONE,
+                               z, hidden);
     }
 
     void linear(long l, long start, long rows, const float* transposed) const {

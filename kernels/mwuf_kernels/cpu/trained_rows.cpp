@@ -16,7 +16,8 @@ struct Backward {
     PartialSums of_rows{spans_of(net.n)};
     std::vector<PartialSums> of_sides;  // of those with an index, over their own rows
     std::vector<long> weight_at, bias_at, side_at, linear_at;
-    long out_at = 0;
+    long out_at = 0, pairs_at = 0;
+    std::vector<float*> d_fields;  // where pairs send to, by side: of one with an index [n, width], else its d_x
     std::vector<double> d_bias;
     std::vector<float*> d;  // of layers' outputs, then of their products [n, out]; without a norm of the first layer only
     std::vector<Segments> segments;
@@ -38,10 +39,13 @@ struct Backward {
             of_sides.emplace_back(side.index ? spans_of(side.rows) : 0);
             PartialSums& sums = side.index ? of_sides.back() : of_rows;
             if (depth) side_at[s] = sums.add(layers[0].d_weight + side.column, hidden, side.width, layers[0].in);
-            linear_at[s] = sums.add(net.d_linear + side.column, side.width);
+            linear_at[s] = sums.add(net.linear ? net.d_linear + side.column : nullptr, side.width);
             side_spans.add(side.index ? spans_of(side.rows) : 0);
             size += of_sides.back().floats();
+            if (side.index && net.num_pairs) size += net.n * side.width;
         }
+        const long before_pairs = depth ? layers[0].in - net.num_pairs : 0;
+        if (net.num_pairs) pairs_at = of_rows.add(layers[0].d_weight + before_pairs, hidden, net.num_pairs, layers[0].in);
         d_bias.resize(spans_of(net.n), 0.0);
         float* free = workspace<Kept::ForTheCall>(size + of_rows.floats());
         for (long l = 0; l < (pass.has_norm ? depth : least(depth, 1)); l++) {
@@ -53,6 +57,11 @@ struct Backward {
         for (PartialSums& sums : of_sides) {
             sums.use(free);
             free += sums.floats();
+        }
+        d_fields.resize(net.num_sides, nullptr);
+        for (long s = 0; net.num_pairs && s < net.num_sides; s++) {
+            d_fields[s] = sides[s].index ? free : sides[s].d_x;
+            if (sides[s].index) free += net.n * sides[s].width;
         }
     }
 
@@ -166,6 +175,31 @@ struct Backward {
             if (!sides[s].index)
                 pass.side_back(sides[s], start, rows, of_layer, d_logit + start, d_total, sums + side_at[s],
                                sums + linear_at[s]);
+        if (net.num_pairs) pairs_back(start, rows, of_layer, sums + pairs_at);
+    }
+
+    // After the sides without an index, whose gradients it adds to.
+    void pairs_back(long start, long rows, const float* of_layer, float* d_weight) const {
+        const long num = net.num_pairs, num_fields = long(pass.fields.size()), dim = net.dim;
+        const float* pairs = net.pairs + start * num;
+        float* d_pairs = workspace<Kept::ForMoments>(BLOCK * num + num_fields * (num_fields + dim));
+        float *matrix = d_pairs + BLOCK * num, *d_row = matrix + num_fields * num_fields;
+        product<Then::Nothing>(rows, num, hidden, {of_layer, hidden, 1},
+                               {layers[0].weight + layers[0].in - num, layers[0].in, 1}, NONE, NONE, d_pairs, num);
+        product<Then::Nothing>(hidden, num, rows, {of_layer, 1, hidden}, {pairs, num, 1}, {d_weight, num, 1}, NONE,
+                               d_weight, num);
+        std::vector<const float*> at(num_fields);
+        std::fill(matrix, d_row, 0.0f);  // its diagonal stays so
+        for (long r = 0; r < rows; r++) {
+            pass.find_fields(start + r, at.data());
+            pass.pairs_back(d_pairs + r * num, at, matrix, d_row);
+            for (long f = 0; f < num_fields; f++) {
+                const FieldOfSide& field = pass.fields[f];
+                const Side& side = sides[field.side];
+                float* out = d_fields[field.side] + (start + r) * side.width + field.column;
+                side.index ? copy_of(out, d_row + f * dim, dim) : add_to(out, d_row + f * dim, dim);
+            }
+        }
     }
 
     // A span of rows of a side with an index: each gets the sum over the places that it has in the batch.
@@ -174,6 +208,7 @@ struct Backward {
         const long width = hidden + net.dim + 1, first = span * span_rows(side.rows);
         float *sums = of_sides[s].clear(span), *of_layer = workspace<Kept::ForTheTask>(BLOCK * width);
         float *of_total = of_layer + BLOCK * hidden, *of_constant = of_total + BLOCK * net.dim;
+        const float* of_pairs = d_fields[s];
         Pass::by_blocks(first, least(first + span_rows(side.rows), side.rows), [&](long start, long rows) {
             std::memset(of_layer, 0, BLOCK * width * sizeof(float));
             for (long r = 0; r < rows; r++)
@@ -184,6 +219,10 @@ struct Backward {
                         add_times(of_total + r * net.dim, d_logit[row], net.total + row * net.dim, net.dim);
                 });
             pass.side_back(side, start, rows, of_layer, of_constant, of_total, sums + side_at[s], sums + linear_at[s]);
+            for (long r = start; of_pairs && r < start + rows; r++)
+                segments[s].for_each(r, [&](long row) {
+                    add_to(side.d_x + r * side.width, of_pairs + row * side.width, side.width);
+                });
         });
     }
 };
