@@ -7,14 +7,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mwuf_dist.config import UserError
+from mwuf_dist.config import DataConfig, UserError
 from mwuf_dist.data.init_config.propose import Asked, Proposal, propose
 from mwuf_dist.data.readers import ids
 from mwuf_dist.data.readers.encode import to_float
+from mwuf_dist.data.sources import logs
 from tests.data.log_files import NUM, csv_of, log, proposed, read, rows, write
 
 FIRST = 1_609_372_800  # the last day of 2020, 31/12/20
@@ -256,3 +258,81 @@ def test_a_column_that_the_first_file_of_a_side_table_lacks_is_told(tmp_path: Pa
     write(tmp_path, "items/2.csv", csv_of({"item_id": ids_of[6:], "color": ["red", "blue"] * 3, "size": [1, 2] * 3}))
     found = propose(str(path), items=str(tmp_path / "items"))
     assert re.search(r"1.csv has no such column", found.left_out["size"])
+
+
+@pytest.mark.parametrize("none", ["", "0"])
+def test_a_time_that_only_some_rows_have_is_no_log_of_positives(none: str, tmp_path: Path) -> None:
+    clicked = [FIRST + index if index % 3 == 0 else none for index in range(NUM)]
+    with pytest.raises(UserError, match=r"'clicked_at' holds a time in 20 of 60 rows and none.*--label none"):
+        proposed(tmp_path, csv_of(_without("label", clicked_at=clicked)))
+
+
+def test_a_label_that_many_rows_lack_is_asked_for(tmp_path: Path) -> None:
+    event = [("click", "buy", "")[index % 3] for index in range(NUM)]
+    text = csv_of(_without("label") | {"event": event})
+    with pytest.raises(UserError, match="33% of the rows have none: if that means 0.*--label event"):
+        proposed(tmp_path, text)
+    found = proposed(tmp_path, text, label="event")
+    assert found.options.label_is == ("buy",) and found.rows is not None and len(found.rows.kept) == 40
+
+
+@pytest.mark.parametrize("form", ["%d%m%Y", "%m%d%Y"])
+def test_days_with_the_year_at_the_end_are_no_numbers(form: str, tmp_path: Path) -> None:
+    days = [datetime.date(2020, 9, 13) + datetime.timedelta(index) for index in range(NUM)]
+    found = proposed(tmp_path, csv_of(log(timestamp=[one.strftime(form) for one in days])))
+    assert found.options.time_format == form and "from 2020-09-13 to 2020-11-11" in found.notes["time"]
+    dataset = logs.load(DataConfig(name="logs", logs=found.options))  # which reads times as they stand
+    assert found.rows is not None and dataset.interactions["time"].to_numpy().max() == found.rows.time.max()
+    either = [one.replace(day=1 + one.day % 12).strftime(form) for one in days]
+    with pytest.raises(UserError, match=r"year at the end.*%d%m%Y or %m%d%Y"):
+        proposed(tmp_path, csv_of(log(timestamp=either)))
+
+
+def test_a_day_beside_a_clock_without_colons_is_a_time_in_parts(tmp_path: Path) -> None:
+    clock = [int(f"{index % 24:02d}{index:02d}07") for index in range(NUM)]
+    days = [20_200_901 + index // 2 for index in range(NUM)]
+    with pytest.raises(UserError, match=r"written in parts \(date, time\)"):
+        proposed(tmp_path, csv_of(_without("timestamp", date=days, time=clock)))
+
+
+@pytest.mark.parametrize(("kind", "first"), [(pa.float32(), 33_000_000), (pa.float16(), 3_000)])
+def test_ids_that_are_floats_too_short_for_them_are_refused(kind: pa.DataType, first: int, tmp_path: Path) -> None:
+    made = log(user_id=[first + index % 10 for index in range(NUM)])
+    short = pa.array(np.array(made["user_id"], np.float16 if kind == pa.float16() else np.float32), kind)
+    pq.write_table(pa.table(made | {"user_id": short}), tmp_path / "log.parquet")
+    with pytest.raises(
+        UserError, match=f"'user_id' holds numbers of type {kind} up to {first // 10}.*last digits are lost"
+    ):
+        propose(str(tmp_path / "log.parquet"))
+
+
+@pytest.mark.parametrize("quotes", ["''", "“”", "„“"])
+def test_ids_in_quotes_are_told(quotes: str, tmp_path: Path) -> None:
+    found = proposed(tmp_path, csv_of(log(user_id=[f"{quotes[0]}{index % 9}{quotes[1]}" for index in range(NUM)])))
+    assert found.rows is not None and any("user_id stand in quotes" in one for one in found.rows.notes())
+
+
+@pytest.mark.parametrize("ending", ["inprogress", "filepart", "partial", "writing", "old", "orig", "temp"])
+def test_a_file_that_a_program_is_writing_or_has_left_is_no_log(ending: str, tmp_path: Path) -> None:
+    write(tmp_path, "logs/1.csv", csv_of(log()))
+    write(tmp_path, f"logs/2.csv.{ending}", csv_of(log(user_id=[77] * NUM)))
+    found = propose(str(tmp_path / "logs"))
+    assert found.rows is not None and len(found.rows.kept) == NUM
+    assert any(f"2.csv.{ending} is not read: left by a program" in one for one in found.remarks)
+
+
+def test_what_was_shown_and_then_clicked_is_told(tmp_path: Path) -> None:
+    shown = _without("label") | {"event": ["impression"] * NUM}
+    clicked: dict[str, list[Any]] = {name: values[::3] for name, values in shown.items()}
+    clicked |= {"event": ["click"] * 20, "timestamp": [int(one) + 5 for one in clicked["timestamp"]]}
+    text = csv_of({name: [*shown[name], *clicked[name]] for name in shown})
+    assert any("20 of 20 positive rows come within 1 hour after" in one for one in proposed(tmp_path, text).remarks)
+    assert not any("positive rows come" in one for one in proposed(tmp_path, csv_of(log())).remarks)
+
+
+def test_a_title_above_the_names_and_quotes_behind_a_backslash_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="if a title stands there, remove it"):
+        proposed(tmp_path, f"All clicks,,,\n{csv_of(log())}")
+    made = log(title=['"the \\"best\\", a film"'] * NUM)
+    with pytest.raises(UserError, match=r"log.csv:2: expected 5 columns.*in Spark: escape"):
+        proposed(tmp_path, csv_of(made))

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mwuf_dist.config import UserError
-from mwuf_dist.data.init_config.label_guess import halving, positive_action
+from mwuf_dist.data.init_config.actions import positive_action
+from mwuf_dist.data.init_config.label_guess import halving
 from mwuf_dist.data.init_config.propose import Asked, Proposal, propose
 from mwuf_dist.data.init_config.write_config import comment, options_of
 from mwuf_dist.data.readers import ids

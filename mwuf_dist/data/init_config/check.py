@@ -18,7 +18,7 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.data.readers import encode, gate, ids, log_files, log_tables, row_values
+from mwuf_dist.data.readers import absent_columns, encode, gate, ids, log_files, log_tables, row_values
 from mwuf_dist.data.readers.gate import Rows
 from mwuf_dist.data.readers.ids import IdForm, codes
 from mwuf_dist.data.schema import SIDES
@@ -104,8 +104,8 @@ def _columns_fit(found: Checked, own: Path, files: tuple[Path, ...], options: Lo
         said = f"column {name!r} is not in {_some(where)}"
         if name in needed:
             there = log_tables.column_names(next(path for path in files if path.name == where[0]), options)
-            like = f"; did you mean {near!r}?" if (near := log_tables.otherwise_written(there, name)) else ""
-            found.faults.append(f"{said}{like}{log_tables.why_no_names(there, 'interactions')}")
+            like = f"; did you mean {near!r}?" if (near := absent_columns.otherwise_written(there, name)) else ""
+            found.faults.append(f"{said}{like}{absent_columns.why_no_names(there, 'interactions')}")
         elif name in fields:
             found.told.append(f"{said}: `mwuf warm` does without, a run on these files does not")
         else:

@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +15,7 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.init_config import names, vocabulary
+from mwuf_dist.data.init_config.actions import positive_action, refuse_names_of_files, refuse_times_of_label
 from mwuf_dist.data.readers import encode, labels
 from mwuf_dist.data.readers.arrow_types import text_of
 from mwuf_dist.data.readers.ids import codes
@@ -25,14 +24,6 @@ from mwuf_dist.data.readers.log_tables import LogTable
 NEGATIVES = 4
 _MOST_CODES = 12  # of kinds of events
 NO_LABEL = "none"  # --label none: every row is a positive.
-# From the rarest and most telling on: the first that is there is what counts as positive.
-POSITIVE_ACTIONS = (
-    ("buy", "bought", "purchase", "purchased", "transaction", "checkout", "conversion", "converted", "paid", "sale"),
-    ("order", "ordered", "booking", "booked", "install", "installed", "subscribe", "subscribed"),
-    ("cart", "addtocart", "add2cart", "basket"),
-    ("like", "liked", "fav", "favorite", "favourite", "collect", "save", "saved", "bookmark", "wishlist", "share"),
-    ("click", "clicked", "clicks", "clk", "open", "opened", "play", "played", "complete", "completed"),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -147,35 +138,13 @@ def _without_label(table: LogTable, options: LogsConfig, changing: Sequence[str]
             f"{flags[0]} "
             "takes it as the label, --label none takes every row as a positive"
         )
-    _refuse_names_of_files(table)
+    refuse_times_of_label(table, changing)
+    refuse_names_of_files(table)
     numbers = [one for one in changing if not _is_zero_or_one(table, options, one) and _is_amount(table, one)][:4]
     strength = (
         f"; {', '.join(numbers)} are numbers of a row (--label {numbers[0]} --label-at-least N)" if numbers else ""
     )
     return _positives(options, f"no column looks like a label: every row is taken as a positive{strength}")
-
-
-def _refuse_names_of_files(table: LogTable) -> None:
-    """Refuses to take every row as a positive where the files' own names say that different things happened.
-
-    Raises:
-        UserError: clicks.csv lies beside impressions.csv.
-    """
-    top = Path(os.path.commonpath([path.parent for path in table.files]))
-    of_kinds: dict[str, Path] = {}
-    for path in table.files:
-        parts = names.words(" ".join(path.relative_to(top).parts))
-        if set(parts) & vocabulary.NO_POSITIVE:
-            of_kinds.setdefault("", path)
-        elif (action := positive_action(parts)) is not None:
-            of_kinds.setdefault(action, path)
-    if len(of_kinds) > 1:
-        shown = " and ".join(str(path.relative_to(top)) for path in list(of_kinds.values())[:2])
-        raise UserError(
-            f"{top}: no column says what happened, but the names of {shown} do: write it into a column of each file, "
-            "or put them into folders that are one (event=click/ and event=impression/); --label none takes every row "
-            "of all files as a positive"
-        )
 
 
 def _positives(options: LogsConfig, note: str) -> LabelGuess:
@@ -294,19 +263,6 @@ def _says_what_happened(table: LogTable, name: str) -> bool:
 
 def _is_amount(table: LogTable, name: str) -> bool:
     return names.words(name)[-1:] != ["id"] and numbers_of(table.columns[name]) is not None
-
-
-def positive_action(values: Sequence[str]) -> str | None:
-    """Returns the most telling positive of words of what happened, as whole words: dislike and no_click are none."""
-    if len(values) > 200:
-        return None
-    of_value = {value: names.words(value) for value in values}
-    good = {v: parts for v, parts in of_value.items() if not set(parts) & vocabulary.NEGATIONS}
-    for kinds in POSITIVE_ACTIONS:
-        found = [value for value, parts in good.items() if {*parts, *(part.rstrip("s") for part in parts)} & set(kinds)]
-        if found:
-            return min(found, key=lambda value: (len(of_value[value]), value))
-    return None
 
 
 def _halved(table: LogTable, options: LogsConfig, name: str) -> LabelGuess:

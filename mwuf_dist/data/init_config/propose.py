@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from mwuf_dist.data.readers.log_tables import LogTable
 from mwuf_dist.data.schema import SIDES, Side
 
 CONSTANT_SHARE = 0.99  # So many of the users (or items) have one value of the column: it is theirs.
+_SHOWN_BEFORE_S = 3600
 _MOST_GAPS = 0.2  # So many rows without an ID are worth a question.
 _ONE_USER_SHARE = 0.2  # A user with so many of the rows is probably "nobody".
 
@@ -134,6 +136,12 @@ def propose(interactions: str, users: str = "", items: str = "", asked: Asked | 
         taken = label.options.label or label.options.label_from
         names.refuse_lacking(found.lacking, "label", taken, _label_score)
         names.refuse_unread(log.unread or {}, log.files[0], "label", taken, _label_score)
+        gaps = log.columns[taken].null_count / log.num_rows if taken else 0.0
+        if gaps > _MOST_GAPS and (label.options.label or label.options.label_is) and not asked.missing:
+            raise UserError(
+                f"{log.files[0]}: column {taken!r} looks like the label, and {gaps:.0%} of the rows have none: if that "
+                f"means 0, write 0 (or a word) there; --label {taken} leaves these rows out"
+            )
     _propose_incomplete(found, log)
     fields.propose_fields(found, log, shares, asked.constant_share)
     found.left_out |= {name: f"its type is {kind}, which is not read" for name, kind in (log.unread or {}).items()}
@@ -197,6 +205,8 @@ def _propose_ids(found: Proposal, log: LogTable, asked: Asked) -> None:
             how = "if other letters stand between columns, name them: --delimiter" if one_column else (
                 f"name it: --{side} one of {', '.join(columns)}"
             )  # fmt: skip
+            if 2 * sum(bool(re.fullmatch(r"column_\d+", one)) for one in columns) >= len(columns):
+                how = f"most columns have no name in its first line; if a title stands there, remove it; else {how}"
             raise UserError(f"{log.files[0]}: no column looks like the {side}; {how}"[:1000])
         taken = named or scored[0][1]
         if pa.types.is_nested(log.columns[taken].type):
@@ -255,7 +265,24 @@ def _propose_incomplete(found: Proposal, log: LogTable) -> None:
         found.notes["drop_incomplete"] = "missing: " + ", ".join(said)
 
 
+def _remark_shown_and_clicked(found: Proposal, rows: Rows) -> None:
+    """Says that most positives follow a row of label 0 of the same user and item: what was shown, then clicked."""
+    kept = rows.kept
+    if rows.form.time.kind != "date" and not rows.form.time.is_recent:
+        return
+    order = kept[np.lexsort((rows.label[kept], rows.time[kept], rows.item[kept], rows.user[kept]))]
+    same = (np.diff(rows.user[order]) == 0) & (np.diff(rows.item[order]) == 0)
+    soon = np.diff(rows.time[order]) <= _SHOWN_BEFORE_S * 10**6
+    num = int((same & soon & (np.diff(rows.label[order]) == 1)).sum())
+    if num > 0.5 * (of := int((rows.label[kept] == 1).sum())):
+        found.remarks.append(
+            f"{num:,} of {of:,} positive rows come within {_SHOWN_BEFORE_S // 3600} hour after a row of label 0 of the "
+            "same user and item: if that is what was shown and then clicked, leave it out, as it says the opposite"
+        )
+
+
 def _remark(found: Proposal, rows: Rows) -> None:
+    _remark_shown_and_clicked(found, rows)
     counts = np.bincount(rows.user[rows.kept])
     most = int(np.argmax(counts))
     if len(counts) > 10 and counts[most] > _ONE_USER_SHARE * counts.sum():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import re
 import time
 from typing import TYPE_CHECKING
@@ -87,7 +88,10 @@ def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
         found.notes["time"] = why + (f"; {', '.join(others)} could be it, too (--time)" if others else "")
         found.options = dataclasses.replace(options, time=name, time_format=form)
         read = times.read_times(log, found.options)
-        if read.form.kind in ("number", "date") and not read.form.is_recent:
+        if read.form.is_recent and read.has.any():
+            first, last = (read.values[read.has].min(), read.values[read.has].max())
+            found.notes["time"] += f"; from {_day(first)} to {_day(last)}"
+        elif read.form.kind in ("number", "date"):
             what = "numbers are no moments" if read.form.kind == "number" else "dates are not"
             found.notes["time"] += f"; its {what} of the years 1973 to 2103: only their order counts"
         if not asked.time_format:
@@ -95,6 +99,10 @@ def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
             found.options = dataclasses.replace(found.options, time_format=form)
         return
     _no_time(found, log, parts, tried)
+
+
+def _day(microseconds: int) -> str:
+    return f"{datetime.datetime.fromtimestamp(int(microseconds) // 10**6, datetime.UTC):%Y-%m-%d}"
 
 
 def _refuse_times_of_the_day(found: Proposal, log: LogTable, day: str, form: str) -> None:
@@ -109,16 +117,21 @@ def _refuse_times_of_the_day(found: Proposal, log: LogTable, day: str, form: str
     for name, column in zip(log.columns.column_names, log.columns.columns, strict=True):
         if name == day or not names.time_score(name) or pa.types.is_nested(column.type):
             continue
-        values = codes(column)[1]
-        if (
-            pa.types.is_string(values.type)
-            and pc.all(pc.match_substring_regex(values, _OF_DAY)).as_py()
-            and len(values)
-        ):
+        if _is_time_of_day(text_of(codes(column)[1])):
             raise UserError(
                 f"{log.files[0]}: the time is written in parts ({day}, {name}): make one column of them, or say --time "
                 f"{day}, so that the day alone counts"
             )
+
+
+def _is_time_of_day(values: pa.Array) -> bool:
+    """Says whether all of distinct values are times of a day: 13:21:33, or more of them than hours as 132133."""
+    if not len(values) or not pa.types.is_string(values.type):
+        return False
+    if pc.all(pc.match_substring_regex(values, _OF_DAY)).as_py():
+        return True
+    packed = pc.match_substring_regex(pc.utf8_lpad(values, 6, "0"), r"^([01][0-9]|2[0-3])[0-5][0-9][0-5][0-9]$")
+    return len(values) > 24 and bool(pc.all(packed).as_py())
 
 
 def _no_time(found: Proposal, log: LogTable, parts: list[str], tried: list[str]) -> None:
@@ -243,7 +256,29 @@ def _packed_format(column: pa.ChunkedArray) -> str:
         if pc.all(pc.match_substring_regex(text, rf"^(19|20)[0-9]{{{digits - 2}}}$")).as_py():
             read = pc.strptime(text, format=form, unit="s", error_is_null=True)
             return form if not read.null_count else ""
-    return ""
+    return _year_last(text)
+
+
+def _year_last(text: pa.Array) -> str:
+    """Returns the format of days that are written as one number with the year at its end; empty: they are none.
+
+    Raises:
+        UserError: nothing tells the day from the month.
+    """
+    if len(text) < 2 or not pc.all(pc.match_substring_regex(text, r"^[0-9]{3,4}(19|20)[0-9]{2}$")).as_py():
+        return ""
+    padded = pc.utf8_lpad(text, 8, "0")
+    forms = [
+        form
+        for form in ("%d%m%Y", "%m%d%Y")
+        if not pc.strptime(padded, format=form, unit="s", error_is_null=True).null_count
+    ]
+    if forms and (len(forms) > 1 or pc.min(pc.utf8_length(text)).as_py() < 8):
+        raise UserError(
+            f"dates like {text[0].as_py()!r} are days with the year at the end, whose order as numbers is not that of "
+            f"time: write them with all digits, and say --time-format {' or '.join(forms)}"
+        )
+    return forms[0] if forms else ""
 
 
 def _is_one_value(column: pa.ChunkedArray, bad: np.ndarray) -> bool:

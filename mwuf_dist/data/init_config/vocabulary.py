@@ -212,6 +212,8 @@ REQUEST_WORDS = frozenset(
     """
     )
 )
+# After the word of a label they make the time of it: clicked_at.
+TIMES_OF_LABEL = frozenset({"at", "date", "datetime", "on", "time", "timestamp", "ts", "when"})
 # Sums over rows of a log, which know their labels.
 OUTCOMES = frozenset({"ctr", "cvr", "ctcvr", "popularity", "sales", "bestseller"})
 # What is summed, where one of the words behind says so.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.data.readers import csv_text, log_files, log_tables
+from mwuf_dist.data.readers import csv_text, log_files
+from mwuf_dist.data.readers.absent_columns import looks_like_data
 
 # The last ones count only where no other makes columns: Hive writes \x01, and blanks stand within names, too.
 _DELIMITERS = (",", ";", "\t", "|", "::", "\x01", "^", "~", " ")
@@ -84,7 +85,7 @@ def refuse_data_for_names(path: Path, names: Sequence[str], header: Sequence[str
     """
     if header or log_files.is_parquet(path):
         return
-    if log_tables.looks_like_data(names):
+    if looks_like_data(names):
         raise UserError(
             f"{path}: the first line ({', '.join(names)[:120]}) looks like data and not like names. If the file has no "
             f"line of names, give them: {how}"

@@ -326,6 +326,11 @@ def _ids(
             f"within them, or how a letter is coded alone, as {pair[0]!r} and {pair[1]!r} do: they are different IDs "
             "here"
         )
+    if quoted := ids.in_quotes(found):
+        remarks.append(
+            f"values of {name} stand in quotes that are part of them, as {quoted!r} does: data.logs.quote (--quote) "
+            "takes those off that are one sign"
+        )
     if listed := ids.like_a_list(found):
         remarks.append(
             f"values of {name} look like lists, as {listed!r} does: each counts as one ID; if it stands for several, "

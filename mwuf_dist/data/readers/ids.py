@@ -254,6 +254,14 @@ def like_a_list(found: pa.Array) -> str:
     return ""
 
 
+def in_quotes(found: pa.Array) -> str:
+    """Returns one of IDs with quotes around them, which most have; empty: they have none."""
+    if not pa.types.is_string(found.type) or not len(found):
+        return ""
+    which = _is(found, "^(['`‘].*['`’]|[“„”].*[“”]|«.*»|\".*\")$")
+    return found.filter(which)[0].as_py() if 2 * pc.sum(which).as_py() > len(found) else ""
+
+
 def num_from_spreadsheets(values: pa.Array) -> int:
     """Says how many of distinct IDs have lost their last digits to a spreadsheet (1.23457E+11)."""
     if not pa.types.is_string(values.type):

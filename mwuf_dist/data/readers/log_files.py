@@ -47,7 +47,9 @@ _DOCUMENTS = re.compile(
     r"^(read[-_ ]?me|licen[cs]e|change(log|s)|notice|copying|citation)\b|\.(md|rst|html?|pdf)$", re.I
 )
 _LEFT_BY_PROGRAMS = re.compile(
-    r"^[._]|^(thumbs\.db|desktop\.ini)$|\.(crc|md5|sha1|sha256|swp|tmp|bak|part|crdownload)$|~$", re.I
+    r"^[._]|^(thumbs\.db|desktop\.ini)$|~$|\.(crc|md5|sha1|sha256|swp|te?mp|bak|old|orig|part|partial|filepart|crdownload"
+    r"|download|in-?progress|incomplete|pending|writing|uploading|copying|lock)$",
+    re.I,
 )
 _NOT_TEXT_TABLES = {
     ".json": "JSON", ".jsonl": "JSON lines", ".ndjson": "JSON lines", ".xml": "XML", ".py": "a program", ".sql": "SQL",

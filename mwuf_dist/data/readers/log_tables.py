@@ -10,7 +10,6 @@ distinct value once. What is not read as it stands (lines below the table, empty
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.readers import arrow_types, csv_text
+from mwuf_dist.data.readers.absent_columns import absent
 from mwuf_dist.data.readers.log_files import format_of, is_parquet, partitions
 
 DICTIONARY = pa.dictionary(pa.int32(), pa.string())
@@ -159,7 +159,7 @@ def read(
             there = column_names(path, options)
             for name in names:
                 if name not in there:
-                    raise _absent(path, there, name, what, used[0] if used else None)
+                    raise absent(path, there, name, what, used[0] if used else None)
             parts.append(_read_file(path, names, options, plain, notes, unread, vectors))
             used.append(path)
     starts = np.cumsum([0] + [part[0] for part in parts])
@@ -176,48 +176,6 @@ def read(
             raise UserError(f"column {name!r} is a list in {one} and text in {other}: write it alike in both")
         columns[name] = joined
     return LogTable(what, pa.table(columns), tuple(used), starts, options, tuple(notes), unread)
-
-
-def _absent(path: Path, there: Sequence[str], name: str, what: str, other: Path | None) -> UserError:
-    near = difflib.get_close_matches(name, there, n=1, cutoff=0.0)[0]
-    unlike = f"; it is unlike {other.name} beside it: if it is no part of the log, move it away" if other else ""
-    return UserError(
-        f"{path}: no column {name!r}; did you mean {otherwise_written(there, name) or near!r}? Its columns: "
-        f"{', '.join(there)[:300]}{'' if looks_like_data(there) else unlike}{why_no_names(there, what, other)}"
-    )
-
-
-def otherwise_written(there: Sequence[str], name: str) -> str:
-    """Finds the column that has the same name in another letter case; empty: there is none."""
-    return next((one for one in there if one.lower() == name.lower()), "")
-
-
-def why_no_names(there: Sequence[str], what: str, other: Path | None = None) -> str:
-    """Says why the names of a file of a table (`LogTable.what`) may be none; empty where nothing speaks for it."""
-    if looks_like_data(there):
-        return "; its first line looks like data: write a line of names above it" + (
-            f", as {other.name} beside it has" if other else " (or give names: data.logs.header, --header)"
-        )
-    return _of_other_delimiter(there, what)
-
-
-def looks_like_data(names: Sequence[str]) -> bool:
-    """Says whether a line that should be names has two numbers or more."""
-    return sum(one.replace(".", "", 1).lstrip("-").isdecimal() for one in names) >= 2
-
-
-def _of_other_delimiter(there: Sequence[str], what: str) -> str:
-    """Says that one name looks like several with another sign between them."""
-    signs = [sign for sign in (";", "\t", "|", "::", ",") if len(there) == 1 and sign in there[0]]
-    if not signs:
-        return ""
-    key, option = "data.logs.delimiter", "--delimiter"
-    if what in ("users", "items"):
-        key, option = f"data.logs.{what}_form.delimiter", f"--{what}-delimiter of `mwuf init`"
-    sign = "tab" if signs[0] == "\t" else repr(signs[0])
-    return (
-        f"; is {signs[0]!r} what stands between two columns? Say it with {key}, on the command line {option} ({sign})"
-    )
 
 
 def _read_file(
@@ -246,8 +204,10 @@ def _read_file(
         if name in vectors:
             columns[name] = _vectors(path, name, raw)
             continue
+        if name in (options.user, options.item):
+            _refuse_inexact(path, name, raw)
         try:
-            one = arrow_types.simple(raw, options.missing) if name not in plain else _unencoded(raw, options.missing)
+            one = arrow_types.simple(raw, options.missing) if name not in plain else _unencoded(raw, options)
         except arrow_types.UnreadTypeError as error:
             if unread is None:
                 raise unread_type(path, name, str(error)) from None
@@ -257,6 +217,19 @@ def _read_file(
         if name in folder and name in own and not any(f"column {name!r}" in said for said in notes):
             notes += _unlike_folder(path, name, folder[name], one)
     return num_rows, columns
+
+
+def _refuse_inexact(path: Path, name: str, column: pa.ChunkedArray) -> None:
+    """Refuses IDs that are floats of 32 bits (or 16) so large that neighbours are one number."""
+    kind = column.type
+    if not (pa.types.is_float32(kind) or pa.types.is_float16(kind)):
+        return
+    largest = pc.max(pc.abs(column.cast(pa.float32()))).as_py()
+    if largest is not None and largest >= (2**24 if pa.types.is_float32(kind) else 2**11):
+        raise UserError(
+            f"{path}: column {name!r} holds numbers of type {kind} up to {largest:.0f}, whose last digits are lost: "
+            "different IDs may have become one; write it as int64 or as text"
+        )
 
 
 def _unlike_folder(path: Path, name: str, value: str | None, column: pa.ChunkedArray) -> list[str]:
@@ -285,15 +258,15 @@ def _vectors(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     return arrow_types.as_vectors(column)
 
 
-def _unencoded(column: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
-    """Does as `simple`, but a number for each row; texts that are all integers are int64."""
+def _unencoded(column: pa.ChunkedArray, options: LogsConfig) -> pa.ChunkedArray:
+    """Does as `simple`, but a number for each row; texts that are all integers are int64, unless they have a format."""
     kind = column.type
     if pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
         return column.cast(pa.int64())
-    if pa.types.is_string(kind):
+    if pa.types.is_string(kind) and not options.time_format:
         with contextlib.suppress(pa.ArrowInvalid):
             return column.cast(pa.int64())
-    one = arrow_types.simple(column, missing)
+    one = arrow_types.simple(column, options.missing)
     return one.cast(one.type.value_type) if pa.types.is_dictionary(one.type) else one
 
 
@@ -384,7 +357,9 @@ def _refuse_uneven_lines(path: Path, options: LogsConfig, footers_too: bool = Fa
         text = csv_text.delimiter_of(path, options).join(row.values)
         if len(row.values) != expected and (footers_too or not csv_text.is_footer(text)):
             advice = "correct or remove the line"
-            if not known and row.line <= 3:
+            if '\\"' in text:
+                advice = "quotes within values are to be doubled, and not behind a backslash (in Spark: escape = '\"')"
+            elif not known and row.line <= 3:
                 advice = (
                     "if the lines above it are no names, remove them, or name the delimiter (data.logs.delimiter, on "
                     "the command line --delimiter)"
