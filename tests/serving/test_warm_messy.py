@@ -123,6 +123,12 @@ def test_a_follower_takes_what_a_job_would_and_refuses_the_rest_by_name(
     (there / "semicolons.csv").write_text(last.replace(",", ";"))
     (there / "names.csv").write_text(last.split("\n")[0] + "\n")
     (there / "empty.csv").touch()
+    first, *lines = last.splitlines(keepends=True)
+    (there / "order.csv").write_text(
+        last + first.replace("user_id", "x").replace("item_id", "user_id").replace("x", "item_id") + "".join(lines)
+    )
+    (there / "nul.csv").write_text(first + "\0" * 40 + "".join(lines))
+    (there / "lines.csv").write_text('{"user_id": 3, "item_id": 900}\n')
     refused = {
         "ms.csv": "are milliseconds, but the data set has seconds",
         "mixed.csv": "its other times are in seconds",
@@ -136,6 +142,9 @@ def test_a_follower_takes_what_a_job_would_and_refuses_the_rest_by_name(
         "semicolons.csv": "is ';' what stands between two columns?",
         "names.csv": "no rows of interactions",
         "empty.csv": "is empty",
+        "order.csv": "order.csv:62: a line of names in another order",
+        "nul.csv": "nul.csv:2: user_id holds a NUL",
+        "lines.csv": "JSON, which is not read",
     }
     said: list[Batch] = []
     follow(folder / "run", FolderSource(there), tmp_path / "live", runtime, until_idle=True, told=said.append)

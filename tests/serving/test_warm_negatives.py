@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mwuf_dist.config import Config, build
+from mwuf_dist.config import Config, UserError, build
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.launch import local
@@ -165,3 +165,11 @@ def test_cuts_repeats_and_rows_of_the_run_itself_do_not_change_the_state(
     assert of_run.num_rows > 100
     known = job(run.folder, of_run, "known")
     assert known.num_drawn == 0 and known.change.num_new == 0
+
+
+def test_files_whose_names_say_that_other_things_happened_are_no_positives(run: Positives, tmp_path: Path) -> None:
+    for name in ("clicks.parquet", "impressions.parquet"):
+        (tmp_path / "day").mkdir(exist_ok=True)
+        pq.write_table(run.today, tmp_path / "day" / name)
+    with start(run.config) as runtime, pytest.raises(UserError, match=r"the names of .* do.*every row is one to this"):
+        warm(run.folder, tmp_path / "day", tmp_path / "out", runtime)

@@ -40,15 +40,19 @@ def positive_action(values: Sequence[str]) -> str | None:
     return None
 
 
-def refuse_names_of_files(table: LogTable) -> None:
+def refuse_names_of_files(files: Sequence[Path], instead: str) -> None:
     """Refuses to take every row as a positive where the files' own names say that different things happened.
+
+    Args:
+        files: of the log.
+        instead: what else a person can do, for the message.
 
     Raises:
         UserError: clicks.csv lies beside impressions.csv.
     """
-    top = Path(os.path.commonpath([path.parent for path in table.files]))
+    top = Path(os.path.commonpath([path.parent for path in files]))
     of_kinds: dict[str, Path] = {}
-    for path in table.files:
+    for path in files:
         parts = names.words(" ".join(path.relative_to(top).parts))
         if set(parts) & vocabulary.NO_POSITIVE:
             of_kinds.setdefault("", path)
@@ -58,8 +62,7 @@ def refuse_names_of_files(table: LogTable) -> None:
         shown = " and ".join(str(path.relative_to(top)) for path in list(of_kinds.values())[:2])
         raise UserError(
             f"{top}: no column says what happened, but the names of {shown} do: write it into a column of each file, "
-            "or put them into folders that are one (event=click/ and event=impression/); --label none takes every row "
-            "of all files as a positive"
+            f"or put them into folders that are one (event=click/ and event=impression/); {instead}"
         )
 
 

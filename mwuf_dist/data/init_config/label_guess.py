@@ -139,7 +139,7 @@ def _without_label(table: LogTable, options: LogsConfig, changing: Sequence[str]
             "takes it as the label, --label none takes every row as a positive"
         )
     refuse_times_of_label(table, changing)
-    refuse_names_of_files(table)
+    refuse_names_of_files(table.files, "--label none takes every row of all files as a positive")
     numbers = [one for one in changing if not _is_zero_or_one(table, options, one) and _is_amount(table, one)][:4]
     strength = (
         f"; {', '.join(numbers)} are numbers of a row (--label {numbers[0]} --label-at-least N)" if numbers else ""

@@ -92,7 +92,10 @@ def column_names(path: Path, options: LogsConfig) -> list[str]:
 
 
 def _own_names(path: Path, options: LogsConfig) -> list[str]:
-    if format_of(path).kind == "empty":
+    form = format_of(path)
+    if form.kind == "other":
+        raise UserError(f"{path}: {form.why_not}")
+    if form.kind == "empty":
         raise UserError(f"{path}: is empty: no line of column names; remove the file")
     try:
         if is_parquet(path):
@@ -107,7 +110,9 @@ def _own_names(path: Path, options: LogsConfig) -> list[str]:
     if not names:
         raise UserError(f"{path}: is empty: no line of column names; remove the file")
     if odd := [name for name in names if "\0" in name]:
-        raise UserError(f"{path}: the name of column {odd[0]!r} holds a NUL, as no key of a config does; rename it")
+        raise UserError(
+            f"{path}: the name of column {odd[0][:40]!r} holds a NUL, as no key of a config does; rename it"
+        )
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"{path}: two columns are named {twice[0]!r}; rename one")

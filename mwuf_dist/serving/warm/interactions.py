@@ -16,6 +16,7 @@ from mwuf_dist.config import Config, UserError
 from mwuf_dist.config.logs import LogsConfig, Written
 from mwuf_dist.data import vocabulary
 from mwuf_dist.data.id_keys import id_keys
+from mwuf_dist.data.init_config.actions import refuse_names_of_files
 from mwuf_dist.data.readers import gate, ids, log_files, row_values, times
 from mwuf_dist.data.readers.gate import DataForm, Rows
 from mwuf_dist.data.readers.repeated import repeated
@@ -77,6 +78,8 @@ def read_interactions(
     there = log_files.find(str(path), "--interactions")
     named = [str(one) for one in beside if one is not None and one.is_file()]
     files = log_files.without_tables(there.files, options.users, options.items, *named)
+    if options.negatives_per_positive:
+        refuse_names_of_files(files, "or name the files of positives alone, as every row is one to this run")
     return read_files(files, tuple(there.notes()), options, prepared, is_logs)
 
 
