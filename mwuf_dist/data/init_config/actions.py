@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ POSITIVE_ACTIONS = (
     ("like", "liked", "fav", "favorite", "favourite", "collect", "save", "saved", "bookmark", "wishlist", "share"),
     ("click", "clicked", "clicks", "clk", "open", "opened", "play", "played", "complete", "completed"),
 )  # fmt: skip
+_NO_POSITIVE = -1
 
 
 def positive_action(values: Sequence[str]) -> str | None:
@@ -51,19 +53,38 @@ def refuse_names_of_files(files: Sequence[Path], instead: str) -> None:
         UserError: clicks.csv lies beside impressions.csv.
     """
     top = Path(os.path.commonpath([path.parent for path in files]))
-    of_kinds: dict[str, Path] = {}
+    of_kinds: dict[frozenset[int], Path] = {}
     for path in files:
-        parts = names.words(" ".join(path.relative_to(top).parts))
-        if set(parts) & vocabulary.NO_POSITIVE:
-            of_kinds.setdefault("", path)
-        elif (action := positive_action(parts)) is not None:
-            of_kinds.setdefault(action, path)
-    if len(of_kinds) > 1:
-        shown = " and ".join(str(path.relative_to(top)) for path in list(of_kinds.values())[:2])
-        raise UserError(
-            f"{top}: no column says what happened, but the names of {shown} do: write it into a column of each file, "
-            f"or put them into folders that are one (event=click/ and event=impression/); {instead}"
-        )
+        parts = path.relative_to(top).parts
+        if kinds := frozenset().union(*(_kinds(names.words(part)) for part in parts)):
+            of_kinds.setdefault(kinds, path)
+    for (kinds, one), (others, other) in itertools.combinations(of_kinds.items(), 2):
+        if not kinds & others:
+            raise UserError(
+                f"{top}: no column says what happened, but the names of {one.relative_to(top)} and "
+                f"{other.relative_to(top)} do: write it into a column of each file, or put them into folders that are "
+                f"one (event=click/ and event=impression/); {instead}"
+            )
+
+
+def _kinds(parts: Sequence[str]) -> set[int]:
+    """Returns the kinds of POSITIVE_ACTIONS that a file's name speaks of, or that of all that is no positive.
+
+    Orders are purchases here, and a word counts only as an event: orders_no.csv comes from Norway.
+    """
+    found, is_shown = set(), False
+    for before, word in itertools.pairwise(["", *(one for one in parts if one not in ("from", "to"))]):
+        forms = {word, word.rstrip("s")}
+        kind = next((place for place, known in enumerate(POSITIVE_ACTIONS) if forms & set(known)), None)
+        is_none = before in vocabulary.NOT
+        if (forms & vocabulary.TAKEN_BACK and not is_none) or (
+            kind is not None and (is_none or before in vocabulary.REMOVED)
+        ):
+            return {_NO_POSITIVE}
+        if kind is not None:
+            found.add(max(kind, 1))
+        is_shown |= bool(forms & vocabulary.SHOWN) and not is_none
+    return found or ({_NO_POSITIVE} if is_shown else set())
 
 
 def refuse_times_of_label(table: LogTable, changing: Sequence[str]) -> None:

@@ -162,25 +162,29 @@ NO_ACTION = frozenset(
     """
     )
 )
-# With one of them a thing is no positive.
-NEGATIONS = frozenset(
+# Before a word they turn it round.
+NOT = frozenset({"dis", "never", "no", "non", "not", "un", "without"})
+# What was done and taken back.
+TAKEN_BACK = frozenset(
     _words(
         """
-    cancel canceled cancelled delete dis from hide never no non not refund refunded removal remove removed report
-    return returned skip skipped un without
+    cancel canceled cancelled refund refunded return returned skip skipped
+    """
+    )
+)
+REMOVED = frozenset({"delete", "hide", "removal", "remove", "removed"})
+# With one of them a thing is no positive.
+NEGATIONS = NOT | TAKEN_BACK | REMOVED | {"from", "report"}
+# What a person was shown.
+SHOWN = frozenset(
+    _words(
+        """
+    dislike disliked exposure exposures ignore impression impressions pv show shown view views
     """
     )
 )
 # What happened, and is no positive.
-NO_POSITIVE = frozenset(
-    _words(
-        """
-    cancel canceled cancelled delete dis dislike disliked exposure exposures from hide ignore impression impressions
-    never no non not pv refund refunded removal remove removed report return returned show
-    shown skip skipped un view views without
-    """
-    )
-)
+NO_POSITIVE = NEGATIONS | SHOWN
 # Numbers that are amounts.
 AMOUNTS = frozenset(
     _words(

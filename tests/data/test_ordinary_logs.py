@@ -1,0 +1,60 @@
+"""Ordinary logs that look odd at one place are read without a question; what is odd beside them is still told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mwuf_dist.config import UserError
+from mwuf_dist.data.init_config.propose import propose
+from tests.data.log_files import csv_of, log, write
+
+
+def _without(*names: str, **more: list[Any]) -> dict[str, list[Any]]:
+    return {name: values for name, values in log().items() if name not in names} | more
+
+
+def _of_files(folder: Path, *names: str) -> Path:
+    for name in names:
+        write(folder, f"logs/{name}.csv", csv_of(_without("label")))
+    return folder / "logs"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "orders_no orders_se orders_dk",
+        "orders_from_2020 orders_2021",
+        "sales_report_q1 sales_q2",
+        "without_bots_orders with_bots_orders",
+        "transactions_no_returns orders",
+        "click_log clicks",
+        "purchase_history_a sale_history_b",
+        "orders_web purchases_store",
+        "paid_clicks organic_clicks",
+        "orders_view orders_2021",
+        "remove_dupes_orders orders",
+        "store_no_1 order_store_2",
+    ],
+)
+def test_names_of_files_in_which_one_thing_happened_are_no_labels(names: str, tmp_path: Path) -> None:
+    assert propose(str(_of_files(tmp_path, *names.split()))).options.negatives_per_positive
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "clicks impressions",
+        "orders returns",
+        "orders returned_orders",
+        "click no_click",
+        "page_views cart_2020",
+        "carts orders",
+        "add_to_cart remove_from_cart",
+    ],
+)
+def test_names_of_files_in_which_different_things_happened_are_asked_about(names: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no column says what happened, but the names of"):
+        propose(str(_of_files(tmp_path, *names.split())))
