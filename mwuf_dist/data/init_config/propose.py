@@ -30,6 +30,7 @@ from mwuf_dist.data.schema import SIDES, Side
 
 CONSTANT_SHARE = 0.99  # So many of the users (or items) have one value of the column: it is theirs.
 _SHOWN_BEFORE_S = 3600
+_ROWS_LOOKED_AT = 300_000
 _MOST_GAPS = 0.2  # So many rows without an ID are worth a question.
 _ONE_USER_SHARE = 0.2  # A user with so many of the rows is probably "nobody".
 
@@ -267,7 +268,7 @@ def _propose_incomplete(found: Proposal, log: LogTable) -> None:
 
 def _remark_shown_and_clicked(found: Proposal, rows: Rows) -> None:
     """Says that most positives follow a row of label 0 of the same user and item: what was shown, then clicked."""
-    kept = rows.kept
+    kept = rows.kept[:_ROWS_LOOKED_AT]  # to sort all of a large log takes longer than to read it
     if rows.form.time.kind != "date" and not rows.form.time.is_recent:
         return
     order = kept[np.lexsort((rows.label[kept], rows.time[kept], rows.item[kept], rows.user[kept]))]
@@ -275,9 +276,11 @@ def _remark_shown_and_clicked(found: Proposal, rows: Rows) -> None:
     soon = np.diff(rows.time[order]) <= _SHOWN_BEFORE_S * 10**6
     num = int((same & soon & (np.diff(rows.label[order]) == 1)).sum())
     if num > 0.5 * (of := int((rows.label[kept] == 1).sum())):
+        first = f" among the first {len(kept):,} rows" if len(kept) < len(rows.kept) else ""
         found.remarks.append(
-            f"{num:,} of {of:,} positive rows come within {_SHOWN_BEFORE_S // 3600} hour after a row of label 0 of the "
-            "same user and item: if that is what was shown and then clicked, leave it out, as it says the opposite"
+            f"{num:,} of {of:,} positive rows{first} come within {_SHOWN_BEFORE_S // 3600} hour after a row of label 0 "
+            "of the same user and item: if that is what was shown and then clicked, leave it out, as it says the "
+            "opposite"
         )
 
 
