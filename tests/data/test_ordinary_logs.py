@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from mwuf_dist.config import UserError
 from mwuf_dist.data.init_config.propose import propose
+from mwuf_dist.data.readers import ids
 from tests.data.log_files import csv_of, log, write
 
 
@@ -58,3 +60,22 @@ def test_names_of_files_in_which_one_thing_happened_are_no_labels(names: str, tm
 def test_names_of_files_in_which_different_things_happened_are_asked_about(names: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no column says what happened, but the names of"):
         propose(str(_of_files(tmp_path, *names.split())))
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "are_odd"),
+    [
+        (range(99), range(99, 3_000), False),
+        (range(99), range(10**8, 10**8 + 9), True),
+        (range(99), range(-9, 0), True),
+        ([f"item-{one}" for one in range(99)], [f"item-{one}" for one in range(1_200)], False),
+        ([f"item-{one}" for one in range(99)], [f"ITEM-{one}" for one in range(99)], True),
+        ([f"sku{one}" for one in range(99)], [f"art{one}" for one in range(99)], True),
+        ([f"{one * 2**40:016x}" for one in range(9_000)], [f"{one * 2**39:016x}" for one in range(1, 99)], False),
+        (["A film", "The best film 2", None], ["Cats & Dogs", "x men 7"], False),
+        (["u1"], [7, 8], True),
+    ],
+)
+def test_ids_that_look_as_none_of_the_known_ones(known: Any, found: Any, are_odd: bool) -> None:
+    odd = ids.written_otherwise(pa.array(list(found)), pa.array(list(known)))
+    assert odd.tolist() == [are_odd] * len(found)

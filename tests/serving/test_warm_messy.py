@@ -196,13 +196,30 @@ def test_a_day_of_items_in_another_form_of_both_labels_and_of_items_without_fiel
     day = a_day()
     negative = day.set_column(1, "item_id", pa.array([-one for one in day["item_id"].to_pylist()]))
     found = warm(folder / "run", write(negative, tmp_path / "day.csv"), tmp_path / "tue", runtime)
-    assert "ALARM: 100% of the rows are of items that the run has not been trained on" in found.text()
+    said = found.text()
+    assert (
+        "ALARM: 100% of the rows are of items whose IDs are written as none of the run's, 0% in the run's own" in said
+    )
+    assert "note: 100% of the rows are of items that the run has not been trained on" in said
     other = day.set_column(3, "label", pa.array([1 - one for one in day["label"].to_pylist()]))
     both = write(pa.concat_tables([day, other]), tmp_path / "both.csv")
     fields = write(pa.table({"item_id": [951], "color": ["red"], "price": [3]}), tmp_path / "fields.csv")
     found = warm(folder / "run", both, tmp_path / "wed", runtime, items=fields)
     assert "60 times one user, item and time stands with label 0 and with label 1" in found.text()
     assert "1 of 2 items never seen before have no row in the table of items" in found.text()
+
+
+def test_a_day_of_new_items_alone_sounds_an_alarm_only_where_the_table_of_items_has_none_of_them(
+    folder: Path, runtime: Runtime, tmp_path: Path
+) -> None:
+    day = a_day()
+    fresh = day.set_column(1, "item_id", pa.array([950 + one % 20 for one in range(day.num_rows)]))
+    path = write(fresh, tmp_path / "day.csv")
+    said = warm(folder / "run", path, tmp_path / "tue", runtime).text()
+    assert "note: 100% of the rows are of items that the run has not been trained on" in said and "ALARM" not in said
+    fields = write(pa.table({"item_id": [2000], "color": ["red"], "price": [3]}), tmp_path / "fields.csv")
+    said = warm(folder / "run", path, tmp_path / "wed", runtime, items=fields).text()
+    assert "ALARM: 20 of 21 items never seen before have no row in the table of items" in said
 
 
 def test_a_fraction_like_that_of_the_days_before_sounds_none() -> None:

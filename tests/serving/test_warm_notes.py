@@ -19,6 +19,7 @@ from mwuf_dist.data.readers.gate import DataForm
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.serving.served_log import NewRows
 from mwuf_dist.serving.warm.alarms import alarms, usual_fractions
+from mwuf_dist.serving.warm.change import OTHERWISE
 from mwuf_dist.serving.warm.interactions import Columns, log_options, read_files
 from mwuf_dist.serving.warm.item_fields import read_fields
 from tests.serving.own_logs import COLORS, a_day, config_for, make_logs, write
@@ -182,7 +183,10 @@ def test_a_file_that_is_cut_short_or_has_names_alone_says_what_to_do(
 def test_a_day_without_a_positive_sounds_an_alarm_and_a_short_one_does_not(data: tuple[Config, Prepared]) -> None:
     usual = usual_fractions(data[1])
     sets = [data[1].manifest["splits"][name] for name in ("warm_a", "warm_b", "warm_c")]
-    assert usual == {"positive": sum(one["positives"] for one in sets) / sum(one["rows"] for one in sets)}
+    assert usual == {
+        OTHERWISE: 0.0,
+        "positive": sum(one["positives"] for one in sets) / sum(one["rows"] for one in sets),
+    }
     assert alarms({"positive": 0.0}, [], {"positive": 0.2}, 100) == [
         "ALARM: 0% of the rows are positive, 20% in the run's own sets"
     ]

@@ -36,6 +36,7 @@ _EXACT_POWER = 10  # Spreadsheets write a number of more digits with few of them
 _THOUSANDS = r"^-?[0-9]{1,3}(,[0-9]{3})+$"
 _UUID = r"^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"
 _FEW_WORDS, _FEW_OF = 5, 10  # At most so many, each among so many times as many IDs.
+_SAMPLE = 1_000  # of known IDs: a follower looks at them with each batch
 _NOBODY = ("-", "--", ".", "?", "(none)", "(not set)", "(null)", "[null]", "anon", "anonymous", "empty", "guest")
 _NOBODY += ("missing", "n/a", "na", "nan", "nil", "none", "not set", "null", "undefined", "unknown")
 
@@ -260,6 +261,29 @@ def in_quotes(found: pa.Array) -> str:
         return ""
     which = _is(found, "^(['`‘].*['`’]|[“„”].*[“”]|«.*»|\".*\")$")
     return found.filter(which)[0].as_py() if 2 * pc.sum(which).as_py() > len(found) else ""
+
+
+def written_otherwise(found: pa.Array, known: pa.Array) -> np.ndarray:
+    """Says which IDs [n] look as none of the known ones does; bool [n].
+
+    That is: other kinds of characters, another beginning, or a length that is farther than two from all of theirs, by a
+    sample of the known ones (those that are null do not count).
+    """
+    every = max(1, len(known) // _SAMPLE)
+    known = text_of(known.take(pa.array(np.arange(0, len(known), every)))).drop_null()
+    found = text_of(found)
+    if not len(known) or not len(found):
+        return np.zeros(len(found), dtype=bool)
+    lengths, bounds = pc.utf8_length(found), pc.min_max(pc.utf8_length(known)).as_py()
+    odd = [pc.less(lengths, bounds["min"] - 2), pc.greater(lengths, bounds["max"] + 2)]
+    for characters in ("[A-Z]", "[a-z]", "[0-9]", "[^A-Za-z0-9]"):
+        had, has = _is(known, characters), _is(found, characters)
+        odd += [] if _any(had) else [has]
+        odd += [pc.invert(has)] if pc.all(had).as_py() else []
+    ends = pc.min_max(known).as_py()
+    both = itertools.takewhile(lambda pair: pair[0] == pair[1] and not pair[0].isdigit(), zip(*ends.values()))
+    odd.append(pc.invert(pc.starts_with(found, "".join(one for one, _ in both))))
+    return np.any([one.to_numpy(zero_copy_only=False) for one in odd], axis=0)
 
 
 def num_from_spreadsheets(values: pa.Array) -> int:

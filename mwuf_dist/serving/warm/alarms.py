@@ -9,26 +9,25 @@ import numpy as np
 
 from mwuf_dist.config import WARM_SETS
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.serving.warm.change import NOT_TRAINED, POSITIVE
+from mwuf_dist.serving.warm.change import ALMOST_ALL, NOT_TRAINED, OTHERWISE, POSITIVE
 
 # A fraction of the rows that differs by more from the days before is no chance.
 _ALARM = 0.3
 # Rows: where so many positive ones were likely, that there is none is no chance. Rows of other kinds come together: all
 # those of a user, or of an item.
 _MANY_LIKELY = 20.0
-# The kinds that are all rows where IDs are written in another way; from which fraction of the first day on, and whose.
-_STRANGERS = {"of users never seen": (0.5, "IDs"), NOT_TRAINED: (0.95, "IDs of items")}
 
 
 def usual_fractions(prepared: Prepared) -> dict[str, float]:
-    """Returns the fraction of positive rows in the run's warm sets; empty where none is known, or rows were drawn."""
+    """Returns fractions of kinds of rows in the run's warm sets: of positive ones where rows were not drawn."""
+    usual = {OTHERWISE: 0.0}
     if prepared.negatives_per_positive:
-        return {}
+        return usual
     splits = [prepared.manifest["splits"][name] for name in WARM_SETS]
     num_rows = sum(one["rows"] for one in splits)
     if not num_rows or any("positives" not in one for one in splits):
-        return {}
-    return {POSITIVE: sum(one["positives"] for one in splits) / num_rows}
+        return usual
+    return usual | {POSITIVE: sum(one["positives"] for one in splits) / num_rows}
 
 
 def alarms(
@@ -54,7 +53,8 @@ def alarms(
         none_left = num_rows * ((now == 0) * usual + (now == 1) * (1 - usual)) >= _MANY_LIKELY
         if before and (abs(now - usual) > _ALARM or (kind == POSITIVE and none_left)):
             found.append(f"ALARM: {now:.0%} of the rows are {kind}, {usual:.0%} {when}")
-        elif not before and kind in _STRANGERS and now > _STRANGERS[kind][0]:
-            whose = _STRANGERS[kind][1]
-            found.append(f"ALARM: {now:.0%} of the rows are {kind}: are {whose} written as in the run's own logs?")
+        elif not before and kind == "of users never seen" and now > 0.5:
+            found.append(f"ALARM: {now:.0%} of the rows are {kind}: are IDs written as in the run's own logs?")
+        elif not before and kind == NOT_TRAINED and now > ALMOST_ALL:  # as is right on a day of new items
+            found.append(f"{now:.0%} of the rows are {kind}")
     return found

@@ -19,7 +19,9 @@ from mwuf_dist.serving.served_rows import Rows
 from mwuf_dist.serving.served_state import WarmState, unknown_fields
 
 NOT_TRAINED = "of items that the run has not been trained on"
+OTHERWISE = "of items whose IDs are written as none of the run's"
 POSITIVE = "positive"  # Kind of rows, where the input has labels.
+ALMOST_ALL = 0.95
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,17 @@ class Change:
     fractions: dict[str, float] = field(default_factory=dict)
 
     def without_fields(self, before: WarmState) -> list[str]:
-        """Says how many items have come of which no table of items has had a row."""
+        """Says how many items have come of which no table of items has a row; an alarm where the day is all such."""
         came = find(self.state.ids, before.ids) < 0
-        num = int((came & ~self.state.listed).sum())
-        return [
-            f"{num:,} of {int(came.sum()):,} items never seen before have no row in the table of items: their fields "
-            "are unknown"
-        ] if num else []  # fmt: skip
+        num, of = int((came & ~self.state.listed).sum()), int(came.sum())
+        if not num:
+            return []
+        clicked = np.unique(self.new_log["item"]) - self.state.num_run_items
+        is_all = (
+            self.fractions.get(NOT_TRAINED, 0.0) > ALMOST_ALL and not self.state.listed[clicked[clicked >= 0]].any()
+        )
+        said = f"{num:,} of {of:,} items never seen before have no row in the table of items: their fields are unknown"
+        return [f"ALARM: {said}; are IDs of items written as in that table?" if is_all else said]
 
 
 def change_by(
@@ -87,7 +93,9 @@ def change_by(
     assert not len(new["item"]) or new["item"].min() >= 0, "an item is neither the run's nor added"
     is_old = new["item"] < prepared.num_old_items
     num_of_old_items, num_counted = rows.num_counted(taken(new, is_old)), rows.num_counted(new)
-    num_of_new_items_rows = rows.num_counted(taken(new, new["item"] >= state.num_run_items))
+    is_not_trained = new["item"] >= state.num_run_items
+    is_otherwise = is_not_trained & raw_ids.written_otherwise(rows.item_ids, run_ids)[rows.log["item"]]
+    num_of_new_items_rows, num_otherwise = (rows.num_counted(taken(new, one)) for one in (is_not_trained, is_otherwise))
     num_of_unseen_users = rows.num_counted(taken(new, new["user"] < 0))
     new = new if old_items else taken(new, ~is_old)
     new = taken(new, in_order(new))
@@ -109,6 +117,7 @@ def change_by(
         fractions={
             "of old items": num_of_old_items / max(1, num_counted),
             NOT_TRAINED: num_of_new_items_rows / max(1, num_counted),
+            OTHERWISE: num_otherwise / max(1, num_counted),
             "of users never seen": num_of_unseen_users / max(1, num_counted),
         }
         | ({} if rows.has_drawn or not num_counted else {POSITIVE: float((rows.log["label"] > 0).mean())}),
