@@ -281,7 +281,9 @@ def written_otherwise(found: pa.Array, known: pa.Array) -> np.ndarray:
         odd += [] if _any(had) else [has]
         odd += [pc.invert(has)] if pc.all(had).as_py() else []
     ends = pc.min_max(known).as_py()
-    both = itertools.takewhile(lambda pair: pair[0] == pair[1] and not pair[0].isdigit(), zip(*ends.values()))
+    both = itertools.takewhile(
+        lambda pair: pair[0] == pair[1] and not pair[0].isdigit(), zip(*ends.values(), strict=False)
+    )
     odd.append(pc.invert(pc.starts_with(found, "".join(one for one, _ in both))))
     return np.any([one.to_numpy(zero_copy_only=False) for one in odd], axis=0)
 
