@@ -9,9 +9,11 @@ import pyarrow as pa
 import pytest
 
 from mwuf_dist.config import UserError
-from mwuf_dist.data.init_config.propose import propose
+from mwuf_dist.data.init_config.propose import Proposal, propose
 from mwuf_dist.data.readers import ids
-from tests.data.log_files import csv_of, log, write
+from tests.data.log_files import NUM, csv_of, log, write
+
+FIRST = list(range(1_600_000_000, 1_600_000_000 + NUM))
 
 
 def _without(*names: str, **more: list[Any]) -> dict[str, list[Any]]:
@@ -60,6 +62,40 @@ def test_names_of_files_in_which_one_thing_happened_are_no_labels(names: str, tm
 def test_names_of_files_in_which_different_things_happened_are_asked_about(names: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no column says what happened, but the names of"):
         propose(str(_of_files(tmp_path, *names.split())))
+
+
+def _later(folder: Path, first: dict[str, list[Any]], more: dict[str, list[Any]]) -> Proposal:
+    write(folder, "logs/2020.csv", csv_of(first))
+    write(folder, "logs/2021.csv", csv_of(first | more))
+    return propose(str(folder / "logs"))
+
+
+@pytest.mark.parametrize(
+    ("role", "taken", "more"),
+    [
+        ("time", "ts", {"event_time": FIRST, "timestamp": FIRST}),
+        ("user", "customer_id", {"user_id": [index % 7 for index in range(NUM)]}),
+        ("user", "user", {"session_id": [index % 7 for index in range(NUM)]}),
+        ("label", "rating", {"recommended": [index % 2 for index in range(NUM)]}),
+        ("label", "", {"event_type": ["web"] * NUM}),
+    ],
+)
+def test_a_column_that_later_files_add_takes_no_place_that_is_taken(
+    role: str, taken: str, more: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    of_role = {"time": "timestamp", "user": "user_id", "label": "label"}[role]
+    made = _without(of_role)
+    made |= {taken: [1 + index % 5 for index in range(NUM)] if role == "label" else log()[of_role]} if taken else {}
+    found = _later(tmp_path, made, more)
+    options = found.options
+    assert {"time": options.time, "user": options.user, "label": options.label or options.label_from}[role] == taken
+    assert "2020.csv has no such column" in found.left_out[min(more)]
+    assert not taken or any(f"{taken} is taken" in one for one in found.remarks)
+
+
+def test_a_column_that_later_files_add_is_asked_about_where_every_row_would_be_a_positive(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="2020.csv: no column 'event_type', which looks like the label"):
+        _later(tmp_path, _without("label"), {"event_type": [("view", "click")[index % 2] for index in range(NUM)]})
 
 
 @pytest.mark.parametrize(

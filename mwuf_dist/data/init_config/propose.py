@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,7 +84,8 @@ class Proposal:
         left_out: column -> why it is no field.
         remarks: which files were not used, and what is odd; what of their rows was not, `logs.join` says.
         rows: the rows by these options.
-        lacking: columns that a file does not have, and which file.
+        lacking: columns of the first file that another does not have, and which one.
+        added: columns that the first file does not have, and which file has.
     """
 
     options: LogsConfig
@@ -93,6 +94,25 @@ class Proposal:
     remarks: list[str] = field(default_factory=list)
     rows: Rows | None = None
     lacking: dict[str, Path] = field(default_factory=dict)
+    added: dict[str, Path] = field(default_factory=dict)
+
+    def refuse_lacking(self, log: LogTable, role: str, taken: str, score: Callable[[str], int]) -> None:
+        """Refuses to go on without a column of a role that only some files have, for arguments see `names`.
+
+        One that later files add is told only, where what is taken stands in every row.
+
+        Raises:
+            UserError: it names the file, and the options.
+        """
+        names.refuse_lacking(self.lacking, role, taken, score)
+        if not taken or log.columns[taken].null_count:
+            names.refuse_lacking(dict.fromkeys(self.added, log.files[0]), role, taken, score)
+        for name, path in self.added.items():
+            if taken and score(name) > score(taken):
+                self.remarks.append(
+                    f"{name} looks like the {role}, too, but stands in {path} and not in {log.files[0]}: {taken} is "
+                    "taken, which all files have"
+                )
 
 
 def propose(interactions: str, users: str = "", items: str = "", asked: Asked | None = None) -> Proposal:
@@ -135,7 +155,9 @@ def propose(interactions: str, users: str = "", items: str = "", asked: Asked | 
     found.options, found.notes[label.key] = label.options, label.note
     if not asked.label:
         taken = label.options.label or label.options.label_from
-        names.refuse_lacking(found.lacking, "label", taken, _label_score)
+        if not taken:
+            found.added = _that_say_more(found, log, label.options)
+        found.refuse_lacking(log, "label", taken, _label_score)
         names.refuse_unread(log.unread or {}, log.files[0], "label", taken, _label_score)
         gaps = log.columns[taken].null_count / log.num_rows if taken else 0.0
         if gaps > _MOST_GAPS and (label.options.label or label.options.label_is) and not asked.missing:
@@ -171,15 +193,16 @@ def _with_form_of_table(options: LogsConfig, side: Side, asked: Asked) -> LogsCo
 
 def _read(found: Proposal, files: Sequence[Path], columns: Sequence[str], asked: Asked) -> LogTable:
     """Returns all columns that all files have."""
-    lacking = found.lacking
+    lacking, added = found.lacking, found.added
     for path in files[1:]:
         if log_files.format_of(path).kind != "empty":
             there = set(log_tables.column_names(path, found.options))
             if not there & set(columns):
                 break  # which the reader tells better
             lacking |= {name: path for name in columns if name not in there and name not in lacking}
-            lacking |= {name: files[0] for name in there if name not in columns and name not in lacking}
-    found.left_out |= {name: f"{path} has no such column" for name, path in lacking.items()}
+            added |= {name: path for name in there if name not in columns and name not in added}
+    absent = lacking | dict.fromkeys(added, files[0])
+    found.left_out |= {name: f"{path} has no such column" for name, path in absent.items()}
     wanted = [name for name in columns if name not in lacking]
     return log_tables.read(files, wanted, found.options, "interactions", skip_unread=True, progress=asked.progress)
 
@@ -198,9 +221,8 @@ def _propose_ids(found: Proposal, log: LogTable, asked: Asked) -> None:
             # Somebody's own log, of one user: the last resort, as a column of one value is mostly no ID.
             scored = [(score, one) for one in columns if (score := names.entity_score(one, wanted))][:1]
         if not named:
-            names.refuse_lacking(
-                found.lacking, side, scored[0][1] if scored else "", functools.partial(_entity_score, wanted)
-            )
+            best = scored[0][1] if scored else ""
+            found.refuse_lacking(log, side, best, functools.partial(_entity_score, wanted))
         if not named and not scored:
             one_column = len(columns) < 2 and not taken
             how = "if other letters stand between columns, name them: --delimiter" if one_column else (
@@ -223,6 +245,24 @@ def _propose_ids(found: Proposal, log: LogTable, asked: Asked) -> None:
 
 def _entity_score(wanted: Sequence[str], name: str) -> int:
     return names.entity_score(name, wanted)
+
+
+def _that_say_more(found: Proposal, log: LogTable, options: LogsConfig) -> dict[str, Path]:
+    """Returns those columns of later files by which not every row there is a positive."""
+    out = {}
+    for name, path in found.added.items():
+        if not _label_score(name):
+            continue
+        wanted = [one for one in (options.user, options.item, options.time, name) if one]
+        table = log_tables.read([path], wanted, options, log.what, skip_unread=True)
+        try:
+            guess = guess_label(table, dataclasses.replace(options, negatives_per_positive=0))
+        except UserError:
+            out[name] = path
+            continue
+        if guess.key != "negatives_per_positive":
+            out[name] = path
+    return out
 
 
 def _label_score(name: str) -> int:

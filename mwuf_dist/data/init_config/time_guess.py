@@ -77,7 +77,7 @@ def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
         accepted[name] = form
     if not asked.time:
         taken = next(iter(accepted), "")
-        names.refuse_lacking(found.lacking, "time", taken, names.time_score)
+        found.refuse_lacking(log, "time", taken, names.time_score)
         names.refuse_unread(log.unread or {}, log.files[0], "time", taken, names.time_score)
     if accepted:
         name = asked.time or _finest(found, log, accepted)
