@@ -11,7 +11,7 @@ import pytest
 from mwuf_dist.config import UserError
 from mwuf_dist.data.init_config.propose import Proposal, propose
 from mwuf_dist.data.readers import ids
-from tests.data.log_files import NUM, csv_of, log, write
+from tests.data.log_files import NUM, csv_of, log, proposed, write
 
 FIRST = list(range(1_600_000_000, 1_600_000_000 + NUM))
 
@@ -96,6 +96,21 @@ def test_a_column_that_later_files_add_takes_no_place_that_is_taken(
 def test_a_column_that_later_files_add_is_asked_about_where_every_row_would_be_a_positive(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2020.csv: no column 'event_type', which looks like the label"):
         _later(tmp_path, _without("label"), {"event_type": [("view", "click")[index % 2] for index in range(NUM)]})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("opening_time", [("08:00", "09:30")[index * 7 % 12 % 2] for index in range(NUM)]),  # of each item one
+        ("time", [f"{2 + index % 5}:{index * 7 % 60:02d}" for index in range(NUM)]),
+        ("time", [f"{index}:{index * 7 % 60:02d}" for index in range(NUM)]),
+        ("time", [f"00:0{2 + index % 5}:{index * 7 % 60:02d}" for index in range(NUM)]),
+    ],
+)
+def test_opening_hours_and_lengths_are_no_part_of_a_date(name: str, values: list[str], tmp_path: Path) -> None:
+    days = [f"2020-09-{1 + index // 2:02d}" for index in range(NUM)]
+    found = proposed(tmp_path, csv_of(_without("timestamp", date=days) | {name: values}))
+    assert found.options.time == "date"
 
 
 @pytest.mark.parametrize(

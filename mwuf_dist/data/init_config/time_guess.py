@@ -19,7 +19,7 @@ from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.init_config import names
 from mwuf_dist.data.init_config.label_guess import numbers_of
-from mwuf_dist.data.readers import times
+from mwuf_dist.data.readers import encode, times
 from mwuf_dist.data.readers.arrow_types import text_of
 from mwuf_dist.data.readers.ids import codes
 from mwuf_dist.data.readers.log_tables import LogTable
@@ -39,7 +39,7 @@ TIME_FORMATS += ("%a %b %d %H:%M:%S %z %Y", "%a %b %d %H:%M:%S %Y", "%d/%b/%Y:%H
 TIME_FORMATS += ("%a, %d %b %Y %H:%M:%S %Z", "%a, %d %b %Y %H:%M:%S %z")
 _TRIED = 100  # So many values say whether a form is worth a look at all of them.
 _OF_THE_DAY = "hours of the day"
-_OF_DAY = r"^[0-9]{1,2}:[0-9]{2}(:[0-9]{2}([.,][0-9]+)?)?( ?[AaPp]\.?[Mm]\.?)?$"
+_OF_DAY = r"^([01]?[0-9]|2[0-4]):[0-9]{2}(:[0-9]{2}([.,][0-9]+)?)?( ?[AaPp]\.?[Mm]\.?)?$"
 _MOST_GAPS = 0.2  # A column with more rows without a time is no finer one.
 
 
@@ -117,19 +117,30 @@ def _refuse_times_of_the_day(found: Proposal, log: LogTable, day: str, form: str
     for name, column in zip(log.columns.column_names, log.columns.columns, strict=True):
         if name == day or not names.time_score(name) or pa.types.is_nested(column.type):
             continue
-        if _is_time_of_day(text_of(codes(column)[1])):
+        if _is_time_of_day(text_of(codes(column)[1])) and not _is_of_an_entity(found.options, log, column):
             raise UserError(
                 f"{log.files[0]}: the time is written in parts ({day}, {name}): make one column of them, or say --time "
                 f"{day}, so that the day alone counts"
             )
 
 
+def _is_of_an_entity(options: LogsConfig, log: LogTable, column: pa.ChunkedArray) -> bool:
+    """Says whether each user, or each item, has one value of a column (when a shop opens)."""
+    ids = (codes(log.columns[name])[0] for name in (options.user, options.item))
+    return any((encode.OneValue(one).share(column) or 0.0) >= options.constant_share for one in ids)
+
+
 def _is_time_of_day(values: pa.Array) -> bool:
-    """Says whether all of distinct values are times of a day: 13:21:33, or more of them than hours as 132133."""
-    if not len(values) or not pa.types.is_string(values.type):
+    """Says whether all of distinct values are times of a day: 13:21:33, or more of them than hours as 132133.
+
+    3:25 is none where no value reaches eight hours: a log has no days that end at eight in the morning, and songs are
+    shorter.
+    """
+    if len(values) < 2 or not pa.types.is_string(values.type):
         return False
     if pc.all(pc.match_substring_regex(values, _OF_DAY)).as_py():
-        return True
+        of_half_days = pc.any(pc.match_substring_regex(values, "[AaPp]")).as_py()
+        return of_half_days or pc.any(pc.match_substring_regex(values, r"^(0?[89]|1[0-9]|2[0-4]):")).as_py()
     packed = pc.match_substring_regex(pc.utf8_lpad(values, 6, "0"), r"^([01][0-9]|2[0-3])[0-5][0-9][0-5][0-9]$")
     return len(values) > 24 and bool(pc.all(packed).as_py())
 
