@@ -32,6 +32,7 @@ from mwuf_dist.data.readers.log_files import format_of, is_parquet, partitions
 DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 _BLOCK_BYTES = 8 << 20  # Parsed at once: each block has dictionaries of its own, which are joined at the end.
 _PROGRESS_FROM_FILES = 10
+_DATE = r"(19|20)\d\d-?(0[1-9]|1[0-2])-?[0-3]\d"
 
 
 @dataclass(frozen=True)
@@ -242,10 +243,21 @@ def _unlike_folder(path: Path, name: str, value: str | None, column: pa.ChunkedA
     if pa.types.is_nested(column.type) or value is None:
         return []
     there = arrow_types.text_of(pc.unique(arrow_types.plain(column)).drop_null()).slice(0, 1_000).to_pylist()
-    other = next((one for one in there if not one.startswith(value)), None)
+    other = next((one for one in there if not _is_same(value, one)), None)
     return [] if other is None else [
         f"{path}: column {name!r} holds {other!r}, and its folder is {name}={value}: what stands in the file counts"
     ]  # fmt: skip
+
+
+def _is_same(folder: str, there: str) -> bool:
+    """Says whether a value means what the name of its folder says: 1 is 01 and true, 2020-09-01 is of 202009."""
+    one, other = folder.strip().casefold(), there.strip().casefold()
+    if one == other or {one, other} in ({"1", "true"}, {"0", "false"}):
+        return True
+    with contextlib.suppress(ValueError):
+        return float(one) == float(other)
+    digits = re.sub(r"\D", "", one)
+    return len(digits) >= 4 and bool(re.match(_DATE, other)) and re.sub(r"\D", "", other).startswith(digits)
 
 
 def unread_type(path: Path, name: str, kind: str) -> UserError:
