@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mwuf_dist.config import UserError
@@ -111,6 +112,57 @@ def test_opening_hours_and_lengths_are_no_part_of_a_date(name: str, values: list
     days = [f"2020-09-{1 + index // 2:02d}" for index in range(NUM)]
     found = proposed(tmp_path, csv_of(_without("timestamp", date=days) | {name: values}))
     assert found.options.time == "date"
+
+
+@pytest.mark.parametrize(
+    ("rest", "low", "is_asked"),
+    [
+        ([20, 40, 60, 80, 100], 0, False),
+        ([1, 1.5, 2, 3.5, 5], 0.5, False),
+        ([1.5, 2.5, 3.5], 0, False),
+        ([0.5, 0, 1], -1, False),
+        ([1, 2, 3, 4, 5], 0, True),
+        ([0.5, 1, 2, 4.5, 5], 0, True),
+        ([50, 60, 70, 80, 90, 100], 0, True),
+        ([0, 1, 2, 3, 4], -1, True),
+    ],
+)
+def test_the_least_rating_is_asked_about_where_it_does_not_fit_the_others(
+    rest: list[float], low: float, is_asked: bool, tmp_path: Path
+) -> None:
+    rating = [low if index % 2 else rest[index // 2 % 5 % len(rest)] for index in range(NUM)]
+    text = csv_of(_without("label", rating=rating))
+    if is_asked:
+        with pytest.raises(UserError, match=rf"column 'rating': {low} \(30 rows\) stands apart"):
+            proposed(tmp_path, text)
+    else:
+        assert proposed(tmp_path, text).options.label_at_least == sorted(rest)[0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "value", "is_told"),
+    [
+        ("01", 1, False),
+        ("1", True, False),
+        ("True", "true", False),
+        ("DE", "de", False),
+        ("20200901", "2020-09-01", False),
+        ("2020-09-01", 20200901, False),
+        ("2020-09", "2020-09-01 10:00:00", False),
+        ("1", 10, True),
+        ("20200901", "2020-09-02", True),
+        ("a", "ab", True),
+    ],
+)
+def test_a_folder_says_what_its_files_say_however_it_is_written(
+    folder: str, value: Any, is_told: bool, tmp_path: Path
+) -> None:
+    inside = tmp_path / f"logs/k={folder}"
+    inside.mkdir(parents=True)
+    pq.write_table(pa.table(log() | {"k": [value] * NUM}), inside / "1.parquet")
+    found = propose(str(tmp_path / "logs"))
+    assert found.rows is not None
+    assert any("what stands in the file counts" in one for one in found.rows.notes()) == is_told
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,9 @@ def _halved(table: LogTable, options: LogsConfig, name: str) -> LabelGuess:
 
 
 def _apart(numbers: np.ndarray) -> tuple[str, int, float] | None:
-    """Finds a least or greatest number that may mean that there is none: -1 or 0 among ratings from 1 on, or a 99.
+    """Finds a least or greatest number that may mean that there is none, as it does not fit the others' spacing.
+
+    That is -1 beside numbers from 0 on, 0 beside stars from 1 to 5 or 10 (not among 0, 20, ..., 100), or a 99.
 
     Returns:
         It as it is written; in how many rows it stands; the threshold that tells it alone from the others.
@@ -300,7 +302,9 @@ def _apart(numbers: np.ndarray) -> tuple[str, int, float] | None:
     if len(values) < 4:
         return None
     (low, second), (last, high) = values[:2], values[-2:]
-    is_low = low <= 0 < second or low < 0 <= second or second - low > high - second
+    is_below_stars = low == 0 and second in (0.5, 1) and high in (5, 10)
+    is_below_all = low < 0 <= second and high > -low  # a scale from -1 to 1 has a -1
+    is_low = is_below_stars or is_below_all or second - low > 2 * np.diff(values[1:]).max()
     if not is_low and high - last <= last - low:
         return None
     value, count, threshold = (low, counts[0], second) if is_low else (high, counts[-1], high)
