@@ -166,6 +166,19 @@ def test_a_folder_says_what_its_files_say_however_it_is_written(
 
 
 @pytest.mark.parametrize(
+    ("form", "first", "cut"),
+    [("{:.2e}", 0, ""), ("{:.5E}", 1_600_000_000, "1.60000E+09")],
+)
+def test_numbers_with_a_power_of_ten_are_cut_where_whole_seconds_are(
+    form: str, first: int, cut: str, tmp_path: Path
+) -> None:
+    found = proposed(tmp_path, csv_of(log(timestamp=[form.format(first + 1.5 * 15**2 * one) for one in range(NUM)])))
+    assert found.rows is not None
+    told = [one for one in found.rows.notes() if "a spreadsheet has cut" in one]
+    assert len(told) == bool(cut) and all(f"timestamp are like {cut}" in one for one in told)
+
+
+@pytest.mark.parametrize(
     ("known", "found", "are_odd"),
     [
         (range(99), range(99, 3_000), False),

@@ -237,10 +237,10 @@ def _cut_times(table: LogTable, options: LogsConfig) -> list[str]:
     values = table.columns[options.time] if options.time else pa.chunked_array([[]], pa.string())
     if pa.types.is_dictionary(values.type):
         values = ids.codes(values)[1]
-    if not ids.num_from_spreadsheets(values):
+    if not (cut := ids.from_spreadsheets(values)):
         return []
     return [
-        f"values of {options.time} are like 1.60937E+12: a spreadsheet has cut their digits, and rows that were apart "
+        f"values of {options.time} are like {cut[0]}: a spreadsheet has cut their digits, and rows that were apart "
         "in time are at one moment; export the column anew"
     ]
 
@@ -341,9 +341,9 @@ def _ids(
             f"{', '.join(map(repr, words))} of {name}, beside {len(found) - len(words):,} other IDs, may stand for "
             "nobody: then add it to data.logs.missing (--missing)"
         )
-    if spoilt := ids.num_from_spreadsheets(present):
+    if cut := ids.from_spreadsheets(present):
         remarks.append(
-            f"{spoilt:,} values of {name} are like 1.23457E+11: a spreadsheet has cut their digits; IDs are lost"
+            f"{len(cut):,} values of {name} are like {cut[0]}: a spreadsheet has cut their digits; IDs are lost"
         )
     return of_row, found, form, remarks
 

@@ -33,6 +33,7 @@ _DIGITS = r"^[0-9]+$"
 _POWER = r"^-?[0-9](\.[0-9]+)?[eE]\+[0-9]{2}$"
 _EXCEL = r"^-?[0-9]\.[0-9]{1,5}[eE]\+[0-9]+$"
 _EXACT_POWER = 10  # Spreadsheets write a number of more digits with few of them; R and NumPy write all that count.
+_SHORTENED_FROM = 9  # Times of programs may be 8.64e+04: numbers that short spreadsheets leave as they are.
 _THOUSANDS = r"^-?[0-9]{1,3}(,[0-9]{3})+$"
 _UUID = r"^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"
 _FEW_WORDS, _FEW_OF = 5, 10  # At most so many, each among so many times as many IDs.
@@ -288,12 +289,12 @@ def written_otherwise(found: pa.Array, known: pa.Array) -> np.ndarray:
     return np.any([one.to_numpy(zero_copy_only=False) for one in odd], axis=0)
 
 
-def num_from_spreadsheets(values: pa.Array) -> int:
-    """Says how many of distinct IDs have lost their last digits to a spreadsheet (1.23457E+11)."""
+def from_spreadsheets(values: pa.Array) -> list[str]:
+    """Returns those of distinct IDs that have lost their last digits to a spreadsheet (1.23457E+11)."""
     if not pa.types.is_string(values.type):
-        return 0
-    cut = values.filter(_is(values, _EXCEL))
-    return sum(_without_power(one) == one for one in cut.to_pylist())
+        return []
+    cut = values.filter(_is(values, _EXCEL)).to_pylist()
+    return [one for one in cut if int(one[-2:]) >= _SHORTENED_FROM and _without_power(one) == one]
 
 
 def _text(values: pa.Array) -> pa.Array:
