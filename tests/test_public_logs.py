@@ -133,6 +133,7 @@ def test_the_job_counts_later_weeks_as_they_are(
     log, later = pq.read_table(folder / "log.parquet"), weeks(journey, 2, 25, 30)
     pq.write_table(later, folder / "later.parquet")
     assert mwuf("init", "--check", folder / "mine.toml", folder / "later.parquet") == 0
+    assert mwuf("init", "--check", folder / "mine.toml", folder / "later.parquet", "--delimiter", ";") == 2
     told = capsys.readouterr().out
     known_users = pc.is_in(pc.unique(later[KEY[0]]), value_set=pc.unique(log[KEY[0]]))
     assert f"users: {pc.sum(known_users)} of {len(known_users)} IDs are known" in told

@@ -198,6 +198,15 @@ def _plan(arguments: list[str]) -> int:
 def _init(arguments: list[str]) -> int:
     options = read_options(_InitOptions, arguments, "mwuf init", EXAMPLES["init"])
     if options.check is not None:
+        plain = _InitOptions(logs=options.logs, check=options.check)
+        given = [
+            one.name for one in dataclasses.fields(plain) if getattr(plain, one.name) != getattr(options, one.name)
+        ]
+        if given:
+            raise UserError(
+                f"--{given[0].replace('_', '-')}: has no effect with --check, as {options.check} says how its logs are "
+                "written; leave it out"
+            )
         return _check_logs(options.check, options.logs)
     from mwuf_dist.data.init_config.propose import Asked, propose
     from mwuf_dist.data.init_config.write_config import write_config

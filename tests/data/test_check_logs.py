@@ -52,7 +52,7 @@ def test_rows_that_are_not_later_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        (csv_of(later(), sep=";"), r"--delimiter \(';'\)"),
+        (csv_of(later(), sep=";"), r"';' seems to stand between its columns: write it as the run's"),
         (csv_of({name.upper(): values for name, values in later().items()}), "did you mean 'USER_ID'"),
         (csv_of(later()).partition("\n")[2], "first line looks like data"),
     ],
@@ -60,7 +60,8 @@ def test_rows_that_are_not_later_are_counted(tmp_path: Path) -> None:
 def test_a_file_whose_names_are_not_read_is_told_why(text: str, hint: str, tmp_path: Path) -> None:
     log_path, new = write(tmp_path, "log.csv", csv_of(log())), write(tmp_path, "new.csv", text)
     found = check_logs(LogsConfig(label="label", interactions=str(log_path)), new)
-    assert re.search(f"column 'user_id' is not in new.csv.*{hint}", found.faults[0])
+    (fault,) = found.faults
+    assert re.search(f"columns 'user_id', 'item_id', 'timestamp', 'label' are not in new.csv.*{hint}", fault)
 
 
 def test_a_column_that_is_gone_is_a_fault_where_it_is_used_and_a_new_one_is_told(tmp_path: Path) -> None:

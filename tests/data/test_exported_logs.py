@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mwuf_dist.config import DataConfig, UserError
+from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.init_config.propose import Asked, Proposal, propose
-from mwuf_dist.data.readers import ids
+from mwuf_dist.data.readers import gate, ids
 from mwuf_dist.data.readers.encode import to_float
 from mwuf_dist.data.sources import logs
 from tests.data.log_files import NUM, csv_of, log, proposed, read, rows, write
@@ -37,7 +38,7 @@ def test_a_year_of_two_digits_is_no_year_of_the_romans(form: str, tmp_path: Path
 
 def test_a_year_of_two_digits_that_may_be_the_day_is_asked_for(tmp_path: Path) -> None:
     days = [f"{9 + index * 7 % 3:02d}/{1 + index % 12:02d}/{10 + index * 5 % 3:02d}" for index in range(NUM)]
-    with pytest.raises(UserError, match=r"or year: say it.*'%d/%m/%y'.*'%y/%m/%d'"):
+    with pytest.raises(UserError, match=r"is the day: say it.*'%d/%m/%y'.*'%y/%m/%d'"):
         proposed(tmp_path, csv_of(log(timestamp=days)))
 
 
@@ -57,6 +58,22 @@ def test_dates_of_browsers_mails_and_databases_are_read(form: str, tmp_path: Pat
     assert found.rows is not None and found.rows.time.max() == FIRST * 10**6
 
 
+def test_days_to_come_within_the_year_do_not_tell_the_day_from_the_month(tmp_path: Path) -> None:
+    """Bookings have them, and a clock ahead of UTC: 05/01 is no May because January is over."""
+    this_year = datetime.datetime.now(datetime.UTC).year
+    days = [f"{1 + index * 5 % 9:02d}/12/{this_year} 01:15" for index in range(NUM)]
+    with pytest.raises(UserError, match=r"is the day: say it.*'%d/%m/%Y %H:%M'.*'%m/%d/%Y %H:%M'"):
+        proposed(tmp_path, csv_of(log(timestamp=days)))
+
+
+def test_years_of_two_digits_with_points_may_stand_first_and_months_may_not(tmp_path: Path) -> None:
+    years_first = [f"24.05.{1 + index * 24 // NUM:02d}" for index in range(NUM)]
+    with pytest.raises(UserError, match=r"is the day: say it.*'%d.%m.%y'.*'%y.%m.%d'"):
+        proposed(tmp_path, csv_of(log(timestamp=years_first)))
+    found = proposed(tmp_path, csv_of(log(timestamp=[f"{1 + index * 5 % 12:02d}.05.2024" for index in range(NUM)])))
+    assert found.options.time_format == "%d.%m.%Y"
+
+
 @pytest.mark.parametrize("written", ["{:,}", "{},25"])
 def test_times_with_commas_are_numbers(written: str, tmp_path: Path) -> None:
     found = proposed(tmp_path, csv_of(log(timestamp=[written.format(FIRST + k) for k in range(NUM)]), sep=";"))
@@ -74,6 +91,7 @@ def test_times_whose_digits_a_spreadsheet_has_cut_are_told(tmp_path: Path) -> No
     [
         (["1e+05", "99999", "2.5e+09"], [99999, 100000, 2500000000]),  # R
         (["12,0", "7"], [7, 12]),  # pandas, with a decimal comma and a gap
+        (["1", "1,0", "1,5"], ["1", "1,0", "1,5"]),  # versions, as 1.0 beside 1.5
         (["1.234e+05", "9"], ["1.234e+05", "9"]),  # no program that keeps all digits writes it so
         (["9.010000000000000000e+02", "1.000000000000000000e+00"], [1, 901]),  # NumPy
         (["1.23457E+11", "9"], ["1.23457E+11", "9"]),  # a spreadsheet: its last digits are lost
@@ -140,6 +158,17 @@ def test_a_line_of_names_in_another_order_within_a_file_is_refused_and_in_anothe
     first, _, below = text.partition("\n")
     found = proposed(tmp_path, text + first.upper() + "\n" + below)
     assert found.rows is not None and len(found.rows.kept) == 2 * NUM
+
+
+def test_a_label_named_like_its_column_is_wrong_in_a_row_that_is_no_line_of_names(tmp_path: Path) -> None:
+    path = write(tmp_path, "log.csv", csv_of(log(label=["0", "1", "LABEL"] * (NUM // 3))))
+    with pytest.raises(UserError, match=r"log.csv:4: label is 'LABEL', neither 0 nor 1"):
+        gate.read_rows([path], LogsConfig(label="label"), whole=False)
+
+
+def test_a_column_that_holds_its_own_name_or_nothing_has_one_value(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is 'purchased' in every row that has one"):
+        proposed(tmp_path, csv_of(_without("label") | {"Purchased": ["purchased", ""] * (NUM // 2)}))
 
 
 @pytest.mark.parametrize("place", [30, 60])

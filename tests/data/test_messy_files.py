@@ -134,6 +134,13 @@ def test_bytes_that_are_text_are_the_ids_that_text_has() -> None:
     assert arrow_types.simple(column, LogsConfig.missing).to_pylist() == ["u1", "u1", None, None]
 
 
+def test_bytes_that_a_database_fills_up_with_blanks_are_text() -> None:
+    values = [b"item-0 ", b"item-11", b"  x    ", b"null   ", b"       ", b"ab \0\0\0\0"]
+    column = pa.chunked_array([pa.array(values, pa.binary(7))])
+    digits = [f"0x{one.hex()}" for one in values[2:]]
+    assert arrow_types.simple(column, LogsConfig.missing).to_pylist() == ["item-0", "item-11", *digits]
+
+
 def test_the_file_whose_column_has_a_type_that_is_not_read_is_named(tmp_path: Path) -> None:
     for number in (1, 2):
         users = pa.array([{"of": 1}] * NUM) if number == 2 else pa.array([1] * NUM)

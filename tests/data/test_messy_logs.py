@@ -254,7 +254,7 @@ def test_day_and_month_are_told_apart_by_the_order_of_the_rows_or_asked_for(form
     found = proposed(tmp_path, csv_of(log(timestamp=over_a_month)))
     assert found.options.time_format == form and "order of time" in found.notes["time_format"]
     shuffled = [over_a_month[index * 37 % NUM] for index in range(NUM)]
-    with pytest.raises(UserError, match=r"tells its day from its month: say it, --time-format '.*' or --time-format"):
+    with pytest.raises(UserError, match=r"is the day: say it, --time-format '.*' or --time-format"):
         proposed(tmp_path, csv_of(log(timestamp=shuffled)))
     assert first_day(proposed(tmp_path, csv_of(log(timestamp=shuffled)), time_format=form)) == datetime.date(2020, 3, 2)
 

@@ -9,6 +9,7 @@ as it is, or would be read as something else, is a fault; the rest is told.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def check_logs(options: LogsConfig, new: Path) -> Checked:
 def _columns_fit(found: Checked, own: Path, files: tuple[Path, ...], options: LogsConfig, fields: list[str]) -> bool:
     """Says whether each file has the columns that are used; those of users' and items' fields only training needs."""
     known = log_tables.column_names(own, options)
-    needed = {*gate.needed_columns(options), *row_values.columns(options)}
+    needed = {*log_tables.needed_columns(options), *row_values.columns(options)}
     lacking: dict[str, list[str]] = {}
     more: dict[str, list[str]] = {}
     for path in _with_rows(files):
@@ -100,18 +101,39 @@ def _columns_fit(found: Checked, own: Path, files: tuple[Path, ...], options: Lo
         for name in there:
             if name not in known:
                 more.setdefault(name, []).append(path.name)
+    found.faults += [_no_column(names, where, files, options) for where, names in _by_files(lacking, needed).items()]
     for name, where in lacking.items():
         said = f"column {name!r} is not in {_some(where)}"
-        if name in needed:
-            there = log_tables.column_names(next(path for path in files if path.name == where[0]), options)
-            like = f"; did you mean {near!r}?" if (near := absent_columns.otherwise_written(there, name)) else ""
-            found.faults.append(f"{said}{like}{absent_columns.why_no_names(there, 'interactions')}")
-        elif name in fields:
+        if name in fields:
             found.told.append(f"{said}: `mwuf warm` does without, a run on these files does not")
-        else:
+        elif name not in needed:
             found.told.append(f"{said}; it is not used")
     found.told += [f"column {name!r} is new, in {_some(where)}; it is not used" for name, where in more.items()]
     return not lacking.keys() & needed
+
+
+def _by_files(lacking: dict[str, list[str]], needed: Collection[str]) -> dict[tuple[str, ...], list[str]]:
+    """Returns columns that are needed by the files that lack them."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name, where in lacking.items():
+        if name in needed:
+            found.setdefault(tuple(where), []).append(name)
+    return found
+
+
+def _no_column(names: Sequence[str], where: Sequence[str], files: tuple[Path, ...], options: LogsConfig) -> str:
+    """Says that files lack columns, and why; how a file is written belongs to the run, and stays as it was."""
+    there = log_tables.column_names(next(path for path in files if path.name == where[0]), options)
+    near = [one for one in (absent_columns.otherwise_written(there, name) for name in names) if one]
+    why = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+    if absent_columns.looks_like_data(there):
+        why = "; its first line looks like data: write the line of names above it"
+    elif sign := absent_columns.sign_between(there):
+        why = f"; {sign!r} seems to stand between its columns: write it as the run's logs are written"
+    listed = ", ".join(map(repr, names))
+    return (
+        f"column{'s' if len(names) > 1 else ''} {listed} {'are' if len(names) > 1 else 'is'} not in {_some(where)}{why}"
+    )
 
 
 def _with_rows(files: tuple[Path, ...]) -> list[Path]:
@@ -217,5 +239,5 @@ def _new_values(before: Rows, now: Rows, name: str) -> str:
     return f"{len(strangers):,} of {len(new):,}, like {listed}"
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more files" if len(names) > 3 else "")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
@@ -19,6 +18,7 @@ from mwuf_dist.data.init_config.actions import positive_action, refuse_names_of_
 from mwuf_dist.data.readers import encode, labels
 from mwuf_dist.data.readers.arrow_types import text_of
 from mwuf_dist.data.readers.ids import codes
+from mwuf_dist.data.readers.lines_of_names import repeated_names
 from mwuf_dist.data.readers.log_tables import LogTable
 
 NEGATIVES = 4
@@ -180,15 +180,9 @@ def _named(
 
 def _by_values(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | None:
     """Returns a rule for a column that is named like a label; None where its values say nothing."""
-    index, values = codes(table.columns[name])
+    index, values = _codes(table, options, name)
     if not len(values):
         return None
-    named_again = pc.equal(pc.utf8_lower(text_of(values)), name.lower()).to_numpy(
-        zero_copy_only=False
-    )  # a line of names within the file
-    if named_again.any():
-        values = values.filter(pa.array(~named_again))
-        index = np.where(np.append(named_again, False)[index], -1, np.append(np.cumsum(~named_again) - 1, -1)[index])
     of_value = labels.label_of(values, dataclasses.replace(options, label=name))
     if (of_value >= 0).all():
         share = float(of_value[index[index >= 0]].mean())
@@ -208,9 +202,20 @@ def _by_values(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
     return _by_action(table, options, name)
 
 
+def _codes(table: LogTable, options: LogsConfig, name: str) -> tuple[np.ndarray, pa.Array]:
+    """Returns `codes` of a column without lines of names that stand again within a file."""
+    index, values = codes(table.columns[name])
+    again = repeated_names(table, options)
+    if not again.any():
+        return index, values
+    index = index[~again]
+    is_used = np.bincount(index[index >= 0], minlength=len(values)) > 0
+    return np.append(np.cumsum(is_used) - 1, -1)[index], values.filter(pa.array(is_used))
+
+
 def _by_action(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | None:
     """Returns a rule for words of what happened."""
-    index, distinct = codes(table.columns[name])
+    index, distinct = _codes(table, options, name)
     values = text_of(distinct).to_pylist()
     if len(values) == 1 and (index < 0).any() and (names.label_score(name) or names.action_of([name])):
         raise _one_value(table, name, index, distinct)

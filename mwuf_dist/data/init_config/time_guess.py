@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import datetime
 import re
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -174,27 +173,33 @@ def _day_and_month(options: LogsConfig, log: LogTable) -> tuple[str, str]:
         UserError: nothing tells which order it is.
     """
     form = options.time_format
-    found = re.match(r"(%[dm])([/-])(%[dm])\2(%[yY])", form)
+    found = re.match(r"(%[dm])([/.-])(%[dm])\2(%[yY])", form)
     if found is None:
         return form, ""
     first, sign, second, year = found.groups()
-    orders = [(first, second, year), (second, first, year), *([(year, "%m", "%d")] if year == "%y" else [])]
+    # With points nobody writes the month first.
+    orders = [(first, second, year), *([(second, first, year)] if sign != "." else [])]
+    orders += [(year, "%m", "%d")] if year == "%y" else []
     forms = [sign.join(one) + form[found.end() :] for one in orders]
     column = log.columns[options.time]
     read = {
         one: times.read_times(log, dataclasses.replace(options, time_format=one)) for one in forms if _fits(column, one)
     }
     read = {one: of for one, of in read.items() if of.bad.sum() <= 0.01 * len(of.bad)}
-    # 31/12/20 is no day of 2031: an order that gives days to come gives way to one that gives none.
-    read = {one: of for one, of in read.items() if of.values.max() < time.time() * 1e6} or read
+    # 31/12/20 is no day of 2031: an order that gives years to come gives way to one that gives none. Days to come may
+    # be right: bookings have them, and clocks ahead of UTC.
+    next_year = datetime.datetime(datetime.datetime.now(datetime.UTC).year + 1, 1, 2, tzinfo=datetime.UTC)
+    read = {one: of for one, of in read.items() if of.values.max() < next_year.timestamp() * 1e6} or read
+    if len(forms) == 1:
+        return forms[0], "with points the day stands first"
     if len(read) == 1:
         return next(iter(read)), "a number above 12, or a year to come, tells the day from the rest"
     ordered = [one for one, of in read.items() if bool((np.diff(of.values[of.has]) >= 0).all())]
     if len(ordered) == 1:
         return ordered[0], "so the rows are in order of time; the other way round they are not"
     raise UserError(
-        f"{log.files[0]}: no date of {options.time} (like {column.drop_null()[0].as_py()!r}) tells its day from its "
-        f"month{' or year' if len(read) > 2 else ''}: say it, " + " or ".join(f"--time-format {one!r}" for one in read)
+        f"{log.files[0]}: no date of {options.time} (like {column.drop_null()[0].as_py()!r}) tells which of its "
+        "numbers is the day: say it, " + " or ".join(f"--time-format {one!r}" for one in read)
     )
 
 

@@ -38,15 +38,17 @@ def looks_like_data(names: Sequence[str]) -> bool:
     return sum(one.replace(".", "", 1).lstrip("-").isdecimal() for one in names) >= 2
 
 
+def sign_between(there: Sequence[str]) -> str:
+    """Finds what stands between two columns where one name looks like several; empty: it does not."""
+    return next((sign for sign in (";", "\t", "|", "::", ",") if len(there) == 1 and sign in there[0]), "")
+
+
 def _of_other_delimiter(there: Sequence[str], what: str) -> str:
     """Says that one name looks like several with another sign between them."""
-    signs = [sign for sign in (";", "\t", "|", "::", ",") if len(there) == 1 and sign in there[0]]
-    if not signs:
+    if not (sign := sign_between(there)):
         return ""
-    key, option = "data.logs.delimiter", "--delimiter"
+    said = "tab" if sign == "\t" else repr(sign)
+    key, option = "data.logs.delimiter", f"--delimiter {said}"
     if what in ("users", "items"):
-        key, option = f"data.logs.{what}_form.delimiter", f"--{what}-delimiter of `mwuf init`"
-    sign = "tab" if signs[0] == "\t" else repr(signs[0])
-    return (
-        f"; is {signs[0]!r} what stands between two columns? Say it with {key}, on the command line {option} ({sign})"
-    )
+        key, option = f"data.logs.{what}_form.delimiter", f"--{what}-delimiter {said} of `mwuf init`"
+    return f"; is {sign!r} what stands between two columns? Say it with {key}, on the command line {option}"

@@ -174,8 +174,8 @@ def _binary(values: pa.Array, missing: Sequence[str]) -> pa.Array:
     """Text that a writer has marked as bytes, else hexadecimal digits behind `0x`: by each value alone, so files agree.
 
     Of a fixed width also numbers and keys are written, some of which look like text. So there text is only what zeros
-    fill up, if anything, and what nothing that is done to text would make another's: no blanks around, no word for
-    missing. Parquet has gaps of its own.
+    fill up, if anything (or blanks, as a database fills up CHAR, where the width is no number's), and what nothing
+    that is done to text would make another's: no blanks before it, no word for missing. Parquet has gaps of its own.
     """
     is_fixed, plain = pa.types.is_fixed_size_binary(values.type), values.cast(pa.binary())
     with contextlib.suppress(pa.ArrowInvalid):
@@ -189,11 +189,20 @@ def _binary(values: pa.Array, missing: Sequence[str]) -> pa.Array:
 
 def _text_or_digits(value: bytes, is_fixed: bool, kept_apart: Sequence[str]) -> str:
     with contextlib.suppress(UnicodeDecodeError):
-        text = (value.rstrip(b"\0") if is_fixed else value).decode()
+        text = _without_padding(value).decode() if is_fixed else value.decode()
         is_as_written = not is_fixed or (text == text.strip(_BLANKS) and text not in kept_apart)
         if is_as_written and not re.search(_CONTROL, text):
             return text
     return f"0x{value.hex()}"
+
+
+def _without_padding(value: bytes) -> bytes:
+    """Returns text without what fills up its width: zeros, or blanks.
+
+    Of numbers of up to four bytes one may be `A` and blanks, and another `A` and zeros; longer ones are too many.
+    """
+    filling = b" " if value.endswith(b" ") and len(value) > 4 else b"\0"
+    return value.rstrip(filling)
 
 
 def _recoded(indices: pa.Array, values: pa.Array) -> pa.DictionaryArray:

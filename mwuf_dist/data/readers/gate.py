@@ -34,7 +34,8 @@ from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.readers import ids, labels, log_tables
 from mwuf_dist.data.readers.arrow_types import text_of
 from mwuf_dist.data.readers.ids import IdForm
-from mwuf_dist.data.readers.log_tables import LogTable
+from mwuf_dist.data.readers.lines_of_names import repeated_names
+from mwuf_dist.data.readers.log_tables import LogTable, needed_columns
 from mwuf_dist.data.readers.times import TimeForm, Times, read_times, why_bad
 
 _MOST_LABELS = 1_000  # Values of a label's column that are kept with a data set.
@@ -132,11 +133,6 @@ def read_rows(
     return rows_of(read_table(files, options, what, more, skip_unread), options, form, whole)
 
 
-def needed_columns(options: LogsConfig) -> list[str]:
-    """Returns the columns without which a row is none: user, item, time and label, as far as there are such."""
-    return [one for one in (options.user, options.item, options.time, options.label or options.label_from) if one]
-
-
 def read_table(
     files: Sequence[Path],
     options: LogsConfig,
@@ -156,8 +152,8 @@ def read_table(
 def rows_of(table: LogTable, options: LogsConfig, form: DataForm | None = None, whole: bool = True) -> Rows:
     """Returns the rows of a table that has been read; see `read_rows`."""
     label_column = options.label or options.label_from
-    repeated = _repeated_names(table, options)
-    label = labels.read_labels(table, options, whole=whole)
+    repeated = repeated_names(table, options)
+    label = labels.read_labels(table, options, whole=whole, left_out=repeated)
     times = read_times(table, options, form.time if form else None)
     has = {
         options.user: table.columns[options.user].is_valid().to_numpy(),
@@ -243,46 +239,6 @@ def _cut_times(table: LogTable, options: LogsConfig) -> list[str]:
         f"values of {options.time} are like {cut[0]}: a spreadsheet has cut their digits, and rows that were apart "
         "in time are at one moment; export the column anew"
     ]
-
-
-def _repeated_names(table: LogTable, options: LogsConfig) -> np.ndarray:
-    """Returns rows in which each column holds its own name, in whatever case [R].
-
-    Raises:
-        UserError: columns hold each other's names: below that line all values stand in other columns.
-    """
-    _refuse_other_order(table, options)
-    found = np.ones(table.num_rows, dtype=bool)
-    for name in dict.fromkeys(filter(None, (options.user, options.item, options.time))):
-        column = table.columns[name]
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if not pa.types.is_string(kind) or not found.any():
-            return np.zeros(table.num_rows, dtype=bool)
-        index, values = ids.codes(column)
-        own = np.flatnonzero(pc.equal(pc.utf8_lower(values), name.lower()).to_numpy(zero_copy_only=False))
-        found &= np.isin(index, own) if len(own) else False
-    return found
-
-
-def _refuse_other_order(table: LogTable, options: LogsConfig) -> None:
-    names = pa.array([name.lower() for name in table.columns.column_names])
-    strange = np.zeros(table.num_rows, dtype=np.int8)
-    for name in needed_columns(options):
-        column = table.columns[name]
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if pa.types.is_string(kind):
-            index, values = ids.codes(column)
-            lower = pc.utf8_lower(values)
-            others = pc.and_(pc.is_in(lower, value_set=names), pc.not_equal(lower, name.lower()))
-            if len(found := np.flatnonzero(others.to_numpy(zero_copy_only=False))):
-                strange += np.isin(index, found)
-    if (strange > 1).any():
-        row = int(np.argmax(strange > 1))
-        there = ", ".join(f"{name} = {table.columns[name][row].as_py()!r}" for name in needed_columns(options))
-        raise UserError(
-            f"{table.place(row)}: a line of names in another order ({there}): below it values stand in other columns; "
-            "split the file there, or write all of it in one order"
-        )
 
 
 def _incomplete(table: LogTable, name: str, missing: np.ndarray) -> UserError:

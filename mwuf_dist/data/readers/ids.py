@@ -27,7 +27,7 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 from mwuf_dist.data.readers.arrow_types import text_of, with_one_dictionary
 
 _INTEGER = r"^(0|-?[1-9][0-9]*)$"
-_WITH_POINT = r"^-?[0-9]+\.[0-9]+$"
+_WITH_POINT = r"^-?[0-9]+(\.[0-9]+|,[0-9]{1,2})$"
 _WHOLE_WITH_POINT = r"^-?[0-9]+(\.0+|,0)$"  # 12,0 is pandas' for Europe; 12,000 may be twelve thousand
 _DIGITS = r"^[0-9]+$"
 _POWER = r"^-?[0-9](\.[0-9]+)?[eE]\+[0-9]{2}$"

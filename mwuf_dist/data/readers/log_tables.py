@@ -82,6 +82,11 @@ class LogTable:
         return f"{path}: row {row}"
 
 
+def needed_columns(options: LogsConfig) -> list[str]:
+    """Returns the columns without which a row is none: user, item, time and label, as far as there are such."""
+    return [one for one in (options.user, options.item, options.time, options.label or options.label_from) if one]
+
+
 def column_names(path: Path, options: LogsConfig) -> list[str]:
     """Returns names of a file's columns, those of its folders (`day=2020-09-01/`) last.
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.data.readers import gate, row_values
+from mwuf_dist.data.readers import log_tables, row_values
 from mwuf_dist.runtime.shutdown import asked_to_stop
 from mwuf_dist.serving.warm.sources.interface import Position, Taken
 
@@ -83,7 +83,7 @@ class KafkaSource:
         brokers, _, topic = uri.removeprefix("kafka:").lstrip("/").partition("/")
         if not brokers or not topic or "/" in topic or "@" in brokers:
             raise UserError(f"--follow {uri}: write a topic as kafka://HOST:PORT/TOPIC; passwords go into --kafka FILE")
-        names = [*gate.needed_columns(options), *row_values.columns(options)]
+        names = [*log_tables.needed_columns(options), *row_values.columns(options)]
         return cls(brokers, topic, names, read_settings(settings), skip_lost)
 
     def take(self, position: Position) -> Taken | None:
