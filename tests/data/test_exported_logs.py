@@ -68,6 +68,8 @@ def test_days_to_come_within_the_year_do_not_tell_the_day_from_the_month(tmp_pat
 
 def test_years_of_two_digits_with_points_may_stand_first_and_months_may_not(tmp_path: Path) -> None:
     years_first = [f"24.05.{1 + index * 24 // NUM:02d}" for index in range(NUM)]
+    assert proposed(tmp_path, csv_of(log(timestamp=years_first))).options.time_format == "%y.%m.%d"
+    years_first = [f"{22 + index % 3}.05.{22 + index * 7 // 2 % 3}" for index in range(NUM)]
     with pytest.raises(UserError, match=r"is the day: say it.*'%d.%m.%y'.*'%y.%m.%d'"):
         proposed(tmp_path, csv_of(log(timestamp=years_first)))
     found = proposed(tmp_path, csv_of(log(timestamp=[f"{1 + index * 5 % 12:02d}.05.2024" for index in range(NUM)])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,13 @@ def test_numbers_with_a_power_of_ten_are_cut_where_whole_seconds_are(
     assert found.rows is not None
     told = [one for one in found.rows.notes() if "a spreadsheet has cut" in one]
     assert len(told) == bool(cut) and all(f"timestamp are like {cut}" in one for one in told)
+
+
+@pytest.mark.parametrize("form", ["%d/%m/%y", "%y/%m/%d", "%d-%m-%y %H:%M"])
+def test_days_of_one_month_are_not_one_day_of_many_years(form: str, tmp_path: Path) -> None:
+    days = [datetime.datetime(2020, 9, 1 + index * 7 % 25, 12, 30) for index in range(NUM)]
+    found = proposed(tmp_path, csv_of(log(timestamp=[one.strftime(form) for one in days])))
+    assert found.options.time_format == form and "from 2020-09-01 to 2020-09-25" in found.notes["time"]
 
 
 @pytest.mark.parametrize(

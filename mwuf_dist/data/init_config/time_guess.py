@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import datetime
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +40,7 @@ TIME_FORMATS += ("%a, %d %b %Y %H:%M:%S %Z", "%a, %d %b %Y %H:%M:%S %z")
 _TRIED = 100  # So many values say whether a form is worth a look at all of them.
 _OF_THE_DAY = "hours of the day"
 _OF_DAY = r"^([01]?[0-9]|2[0-4]):[0-9]{2}(:[0-9]{2}([.,][0-9]+)?)?( ?[AaPp]\.?[Mm]\.?)?$"
+_MUCH_LONGER = 5
 _MOST_GAPS = 0.2  # A column with more rows without a time is no finer one.
 
 
@@ -86,6 +88,9 @@ def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
         why = "as --time says" if asked.time else "by its name" if name in scored else "its values are dates"
         found.notes["time"] = why + (f"; {', '.join(others)} could be it, too (--time)" if others else "")
         found.options = dataclasses.replace(options, time=name, time_format=form)
+        if not asked.time_format:
+            form, found.notes["time_format"] = _day_and_month(found.options, log)
+            found.options = dataclasses.replace(found.options, time_format=form)
         read = times.read_times(log, found.options)
         if read.form.is_recent and read.has.any():
             first, last = (read.values[read.has].min(), read.values[read.has].max())
@@ -93,9 +98,6 @@ def propose_time(found: Proposal, log: LogTable, asked: Asked) -> None:
         elif read.form.kind in ("number", "date"):
             what = "numbers are no moments" if read.form.kind == "number" else "dates are not"
             found.notes["time"] += f"; its {what} of the years 1973 to 2103: only their order counts"
-        if not asked.time_format:
-            form, found.notes["time_format"] = _day_and_month(found.options, log)
-            found.options = dataclasses.replace(found.options, time_format=form)
         return
     _no_time(found, log, parts, tried)
 
@@ -190,10 +192,11 @@ def _day_and_month(options: LogsConfig, log: LogTable) -> tuple[str, str]:
     # be right: bookings have them, and clocks ahead of UTC.
     next_year = datetime.datetime(datetime.datetime.now(datetime.UTC).year + 1, 1, 2, tzinfo=datetime.UTC)
     read = {one: of for one, of in read.items() if of.values.max() < next_year.timestamp() * 1e6} or read
+    read = {one: read[one] for one in _of_plausible_years(read)}
     if len(forms) == 1:
         return forms[0], "with points the day stands first"
     if len(read) == 1:
-        return next(iter(read)), "a number above 12, or a year to come, tells the day from the rest"
+        return next(iter(read)), "a number above 12, a year to come or many years tell the day from the rest"
     ordered = [one for one, of in read.items() if bool((np.diff(of.values[of.has]) >= 0).all())]
     if len(ordered) == 1:
         return ordered[0], "so the rows are in order of time; the other way round they are not"
@@ -201,6 +204,20 @@ def _day_and_month(options: LogsConfig, log: LogTable) -> tuple[str, str]:
         f"{log.files[0]}: no date of {options.time} (like {column.drop_null()[0].as_py()!r}) tells which of its "
         "numbers is the day: say it, " + " or ".join(f"--time-format {one!r}" for one in read)
     )
+
+
+def _of_plausible_years(read: Mapping[str, times.Times]) -> list[str]:
+    """Returns formats without those that begin with the year, or do not, where it makes the log much longer.
+
+    01/09/20 to 25/09/20 are days of a month, and not one day of each of 25 years.
+    """
+    spans = {one: max(86_400 * 10**6, int(np.ptp(of.values[of.has]))) for one, of in read.items()}
+
+    def is_plausible(form: str) -> bool:
+        others = [span for one, span in spans.items() if one.startswith("%y") != form.startswith("%y")]
+        return not others or spans[form] <= _MUCH_LONGER * min(others)
+
+    return [form for form in spans if is_plausible(form)]
 
 
 def _fits(column: pa.ChunkedArray, form: str) -> bool:
