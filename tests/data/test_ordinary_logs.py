@@ -119,7 +119,7 @@ def test_opening_hours_and_lengths_are_no_part_of_a_date(name: str, values: list
     ("rest", "low", "is_asked"),
     [
         ([20, 40, 60, 80, 100], 0, False),
-        ([1, 1.5, 2, 3.5, 5], 0.5, False),
+        ([3, 3.5, 4, 4.5, 5], 0.5, False),
         ([1.5, 2.5, 3.5], 0, False),
         ([0.5, 0, 1], -1, False),
         ([1, 2, 3, 4, 5], 0, True),

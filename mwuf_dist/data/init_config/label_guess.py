@@ -309,7 +309,8 @@ def _apart(numbers: np.ndarray) -> tuple[str, int, float] | None:
     (low, second), (last, high) = values[:2], values[-2:]
     is_below_stars = low == 0 and second in (0.5, 1) and high in (5, 10)
     is_below_all = low < 0 <= second and high > -low  # a scale from -1 to 1 has a -1
-    is_low = is_below_stars or is_below_all or second - low > 2 * np.diff(values[1:]).max()
+    is_far = low <= 0 and second - low > 2 * np.diff(values[1:]).max()
+    is_low = is_below_stars or is_below_all or is_far
     if not is_low and high - last <= last - low:
         return None
     value, count, threshold = (low, counts[0], second) if is_low else (high, counts[-1], high)
