@@ -7,16 +7,20 @@ process, because a machine that others use too is not as fast as its data sheet.
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 _COPIED = 1 << 24  # numbers: 64 MB, more than the caches hold
 _SIDE = 1024  # of the matrices that are multiplied
+_BLOCKS_MB = (4, 16, 64)  # that processes copy at once: they fit the second cache, the last one, and none
+_SECONDS_AT_ONCE = 0.5
 _ADAM_PASSES = 7  # over each weight: gradient, weight and two moments read, weight and moments written
 
 
@@ -59,6 +63,44 @@ def measure(clock: Callable[[], float] = time.process_time, rounds: int = 9) -> 
     copy_s = _seconds(lambda: target.copy_(source), clock, rounds)
     product_s = _seconds(lambda: torch.mm(left, right, out=product), clock, rounds)
     return Roof(2 * _SIDE**3 / product_s, 2 * source.nbytes / copy_s)
+
+
+def at_once(num_processes: int) -> dict[str, float]:
+    """What so many processes of one thread do side by side, all together: products and copies, bytes/s or operations/s.
+
+    More cores help no more than this where the work is of that kind: they share the memory and the last cache.
+    """
+    context = multiprocessing.get_context("spawn")
+    begin, results = context.Barrier(num_processes), context.Queue()
+    workers = [context.Process(target=_at_once, args=(begin, results)) for _ in range(num_processes)]
+    for worker in workers:
+        worker.start()
+    found = [results.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join()
+    return {kind: sum(rates[kind] for rates in found) for kind in found[0]}
+
+
+def _at_once(begin: Any, results: Any) -> None:
+    torch.set_num_threads(1)
+    left, right, product = torch.randn(3, _SIDE // 4, _SIDE // 4)
+    calls: dict[str, tuple[Callable[[], object], float]] = {
+        "products of matrices": (lambda: torch.mm(left, right, out=product), 2 * len(left) ** 3)
+    }
+    for size in _BLOCKS_MB:
+        source = torch.zeros(size << 18)
+        target = torch.empty_like(source)
+        calls[f"copies of {size} MB"] = (lambda a=source, b=target: b.copy_(a)), 2 * source.nbytes
+    rates = {}
+    for kind, (call, work) in calls.items():
+        call()
+        begin.wait()
+        started, num = time.perf_counter(), 0
+        while time.perf_counter() - started < _SECONDS_AT_ONCE:
+            call()
+            num += 1
+        rates[kind] = num * work / (time.perf_counter() - started)
+    results.put(rates)
 
 
 def flops_of(step: Callable[[], object]) -> int:

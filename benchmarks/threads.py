@@ -1,6 +1,6 @@
 """How much faster is each stage on several threads, and what would it be on more cores than this machine has?
 
-    python -m benchmarks.threads configs/movielens-1m.toml [--section.key VALUE ...]
+    python -m benchmarks.threads configs/movielens-1m.toml [--busy 1] [--section.key VALUE ...]
 
 Steps of each stage take turns on 1, 2, ... threads, by the clock, on a machine that should do nothing else: the median
 counts. "ours" is the rate on most threads, the alternative that on one.
@@ -8,22 +8,28 @@ counts. "ours" is the rate on most threads, the alternative that on one.
 The curve is an ESTIMATE, from a model with three numbers: seconds on n cores = serial + max(shared / n, bytes /
 bandwidth), no fewer than a step's largest task. `serial` and `shared` are fitted to one and two threads; `bytes` are
 counted from the shapes (what a step reads and writes that no cache near a core keeps), and `bandwidth` is one core's,
-measured here: a machine with more cores has more of it.
+measured here: a machine with more cores has more of it. The last rows say what the machine allows: what as many
+processes make together, of products and of copies, beside one. With `--busy` other programs take so many cores
+meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from mwuf_kernels import set_num_threads
 
+from benchmarks import roofline
 from benchmarks.contest import Ours, full_batches
 from benchmarks.record import Figure, Record, Row, command_line, interleaved, table
 from benchmarks.train_step import STAGES, benchmark_config, start_command
@@ -120,6 +126,25 @@ def _bytes_per_step(stage: str, model: Model, size: int) -> float:
     return 4 * (of_tables + size * per_row)
 
 
+def _allowed(num: int) -> list[Row]:
+    """Rows of what so many processes make together, which nothing that runs on as many threads can beat by much."""
+    one, many = roofline.at_once(1), roofline.at_once(num)
+    figures = {kind: (Figure.of(f"{num} processes", [many[kind]]), Figure.of("1 process", [one[kind]])) for kind in one}
+    return [Row(kind, "1/s", True, *both) for kind, both in figures.items()]
+
+
+@contextlib.contextmanager
+def _busy(num: int) -> Iterator[None]:
+    """Lets so many other programs compute without a pause."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,18 +153,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="1 and 2 must be among them")
     parser.add_argument("--steps", type=int, default=40, help="steps of a turn at batch 2048; fewer of larger ones")
     parser.add_argument("--rounds", type=int, default=7, help="turns; the median counts")
+    parser.add_argument("--busy", type=int, default=0, help="programs that take a core each all the while")
     parser.add_argument("--output", type=Path, help="JSON file of the record")
     options, keys = parser.parse_known_args()
     warnings.filterwarnings("ignore")
     if not {1, 2} <= set(options.threads):
         parser.error("--threads: 1 and 2 must be among them, because the model is fitted to these")
     config = benchmark_config([options.config, *keys], max(options.batch_sizes))
-    rows = measure(config, list(options.batch_sizes), sorted(options.threads), options.steps, options.rounds)
+    with _busy(options.busy):
+        rows = measure(config, list(options.batch_sizes), sorted(options.threads), options.steps, options.rounds)
+        allowed = _allowed(max(options.threads))
     record = Record(
         f"Stages by threads, {config.data.name}, {config.backbone.name}",
         command_line("threads", sys.argv[1:]),
-        {"data": config.data.name, "backbone": config.backbone.name, "dim": config.embedding.dim},
-        rows,
+        {"data": config.data.name, "backbone": config.backbone.name, "dim": config.embedding.dim, "busy": options.busy},
+        [*rows, *allowed],
         max(options.threads),
     )
     print(table([record]))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from benchmarks import threads
+from benchmarks.processes import descendants, processes, title_of
 from benchmarks.train_step import STAGES
 from tests.tiny import tiny
 
@@ -16,6 +19,15 @@ def test_every_stage_is_timed_on_one_and_two_threads_and_has_an_estimate() -> No
     for row in rows:
         assert set(row.more["samples_per_s_by_threads"]) == {1, 2} and row.more["bytes_per_step"] > 0
         assert set(row.more["estimated_samples_per_s_by_cores"]) == set(threads.CORES)
+
+
+def test_what_the_machine_allows_stands_beside_it_and_programs_that_keep_it_busy_end() -> None:
+    with threads._busy(1):
+        (other,) = [one for one in descendants({os.getpid()}) if "while True" in title_of(one)]
+        rows = threads._allowed(1)
+    assert other not in processes()
+    assert [row.name for row in rows] == ["products of matrices", *(f"copies of {size} MB" for size in (4, 16, 64))]
+    assert all(figure is not None and figure.p50 > 1e6 for row in rows for figure in (row.ours, row.alternative))
 
 
 def test_the_model_gives_back_its_two_rates_and_is_bounded_by_the_serial_part_the_bytes_and_the_largest_task() -> None:
