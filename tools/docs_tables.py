@@ -163,8 +163,10 @@ def ranks_table(name: str) -> str:
     for row in _record(name)["rows"]:
         ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
         ranks, batch_size = row["config"]["ranks"], row["config"]["batch_size"]
-        of_one.setdefault((row["name"], batch_size), ours)
-        gain = f"{ours / of_one[row['name'], batch_size]:.2f}"
+        if ranks == 1:
+            of_one[row["name"], batch_size] = ours
+        one = of_one.get((row["name"], batch_size))
+        gain = f"{ours / one:.2f}" if one else "–"
         cells = (f"{plain / 1e3:,.0f}", f"{ours / 1e3:,.0f}", f"{ours / plain:.2f}", gain)
         rows.append((row["name"], f"{batch_size:,}", str(ranks), *cells))
     heads = ("", "global batch", "ranks", "plain DDP, thousand samples/s", "mwuf-dist", "ratio", "to its one rank")
