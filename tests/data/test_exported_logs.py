@@ -367,3 +367,58 @@ def test_a_title_above_the_names_and_quotes_behind_a_backslash_are_told(tmp_path
     made = log(title=['"the \\"best\\", a film"'] * NUM)
     with pytest.raises(UserError, match=r"log.csv:2: expected 5 columns.*in Spark: escape"):
         proposed(tmp_path, csv_of(made))
+
+
+@pytest.mark.parametrize(
+    ("genres", "expected"),
+    [
+        (["[{'id': 16, 'name': 'Comedy'}, {'id': 18, 'name': 'Drama'}]", "[{'id': 18, 'name': 'Drama'}]", "[]"], None),
+        (['{"color": "red"}', '{"color": "blue"}', '{ "color" : "red"}'], None),
+        (["['Comedy', 'Drama']", "['Drama']", "['Comedy']"], ["Comedy", "Drama"]),
+        (["[16, 18]", "[18]", "[7]"], ["16", "18", "7"]),
+        (["[REC]", "[[Alien]]", "Heat", "Blade Runner", "Alien"], ["Alien", "Blade Runner", "Heat"]),
+    ],
+)
+def test_lists_written_as_text_are_their_words_and_objects_are_none(
+    genres: list[str], expected: list[str] | None, tmp_path: Path
+) -> None:
+    """TMDB's genres had become the words `[{'id':`, `16,` and so on, without a word."""
+    items = sorted(set(log()["item_id"]))
+    write(tmp_path, "log.csv", csv_of(log()))
+    table = pa.table({"item_id": items, "genres": [genres[index % len(genres)] for index in range(len(items))]})
+    pq.write_table(table, tmp_path / "items.parquet")
+    found = propose(str(tmp_path / "log.csv"), items=str(tmp_path / "items.parquet"))
+    assert ("objects written as text" in found.left_out.get("genres", "")) is (expected is None)
+    if expected is not None and found.rows is not None:
+        words = logs.join(found.rows, found.options).vocabularies["genres"].to_pylist()
+        assert set(expected) <= set(words) and not any("'" in word for word in words)
+
+
+def test_a_rating_is_one_where_files_were_put_together_with_their_names(tmp_path: Path) -> None:
+    text = csv_of(_without("label") | {"rating": [1 + index % 5 for index in range(NUM)]}, sep="\t")
+    found = proposed(tmp_path, text + text)
+    assert found.options.label_from == "rating" and found.rows is not None and len(found.rows.kept) == 2 * NUM
+    assert any("its column names stand in it 1 times more" in note for note in found.rows.notes())
+    with pytest.raises(UserError, match=rf"log.csv:{2 * NUM + 3}: rating is 'x', no number"):
+        read(
+            write(tmp_path, "log.csv", text + text + "1\t2\t1600000000\tx\n"),
+            label_from="rating",
+            label_at_least=3.0,
+            delimiter="\t",
+        )
+
+
+def test_names_that_stand_again_in_a_table_of_items_are_no_item_and_in_another_order_are_refused(
+    tmp_path: Path,
+) -> None:
+    items = sorted(set(log()["item_id"]))
+    lines = [f"{item},{'ab'[item % 2]}\n" for item in items]
+    write(tmp_path, "log.csv", csv_of(log()))
+    write(tmp_path, "items.csv", "item_id,genre\n" + lines[0] + "Item_ID,Genre\n" + "".join(lines[1:]))
+    found = propose(str(tmp_path / "log.csv"), items=str(tmp_path / "items.csv"))
+    assert found.rows is not None
+    assert logs.join(found.rows, found.options).vocabularies["genre"].to_pylist() == ["a", "b"]
+    other = [f"{'ab'[item % 2]},{item}\n" for item in items[1:]]
+    write(tmp_path, "items.csv", "item_id,genre\n" + lines[0] + "genre,item_id\n" + "".join(other))
+    with pytest.raises(UserError, match=r"items.csv:3: a line of names in another order"):
+        propose(str(tmp_path / "log.csv"), items=str(tmp_path / "items.csv"))

@@ -18,7 +18,6 @@ from mwuf_dist.data.init_config.actions import positive_action, refuse_names_of_
 from mwuf_dist.data.readers import encode, labels
 from mwuf_dist.data.readers.arrow_types import text_of
 from mwuf_dist.data.readers.ids import codes
-from mwuf_dist.data.readers.lines_of_names import repeated_names
 from mwuf_dist.data.readers.log_tables import LogTable
 
 NEGATIVES = 4
@@ -180,7 +179,7 @@ def _named(
 
 def _by_values(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | None:
     """Returns a rule for a column that is named like a label; None where its values say nothing."""
-    index, values = _codes(table, options, name)
+    index, values = codes(table.columns[name])
     if not len(values):
         return None
     of_value = labels.label_of(values, dataclasses.replace(options, label=name))
@@ -202,20 +201,9 @@ def _by_values(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
     return _by_action(table, options, name)
 
 
-def _codes(table: LogTable, options: LogsConfig, name: str) -> tuple[np.ndarray, pa.Array]:
-    """Returns `codes` of a column without lines of names that stand again within a file."""
-    index, values = codes(table.columns[name])
-    again = repeated_names(table, options)
-    if not again.any():
-        return index, values
-    index = index[~again]
-    is_used = np.bincount(index[index >= 0], minlength=len(values)) > 0
-    return np.append(np.cumsum(is_used) - 1, -1)[index], values.filter(pa.array(is_used))
-
-
 def _by_action(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | None:
     """Returns a rule for words of what happened."""
-    index, distinct = _codes(table, options, name)
+    index, distinct = codes(table.columns[name])
     values = text_of(distinct).to_pylist()
     if len(values) == 1 and (index < 0).any() and (names.label_score(name) or names.action_of([name])):
         raise _one_value(table, name, index, distinct)

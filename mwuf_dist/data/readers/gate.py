@@ -5,7 +5,7 @@ r"""The one gate for logs: `init`, `run`, `warm` and `adopt` all get users, item
 * IDs in the normal form of `ids` (12.0 is 12; decimals and 64-bit IDs are exact; CSV and Parquet agree);
 * times in microseconds, in one unit (`times`); labels 0 or 1 by the rule of the config (`labels`);
 * a row without one of them is an error that names its place, or is left out and counted (`drop_incomplete`);
-* a line of names that stands again within a file (`cat a.csv b.csv`) is left out and counted;
+* a line of names that stands again within a file (`cat a.csv b.csv`) is no row (`log_tables`);
 * `DataForm` is what a later file must agree with: who has trained on a data set keeps it (`to_dict`) and passes it on.
 
     rows = read_rows(find_files("day.csv", "--interactions"), options, form=DataForm.from_dict(kept))
@@ -34,7 +34,6 @@ from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.readers import ids, labels, log_tables
 from mwuf_dist.data.readers.arrow_types import text_of
 from mwuf_dist.data.readers.ids import IdForm
-from mwuf_dist.data.readers.lines_of_names import repeated_names
 from mwuf_dist.data.readers.log_tables import LogTable, needed_columns
 from mwuf_dist.data.readers.times import TimeForm, Times, read_times, why_bad
 
@@ -152,8 +151,7 @@ def read_table(
 def rows_of(table: LogTable, options: LogsConfig, form: DataForm | None = None, whole: bool = True) -> Rows:
     """Returns the rows of a table that has been read; see `read_rows`."""
     label_column = options.label or options.label_from
-    repeated = repeated_names(table, options)
-    label = labels.read_labels(table, options, whole=whole, left_out=repeated)
+    label = labels.read_labels(table, options, whole=whole)
     times = read_times(table, options, form.time if form else None)
     has = {
         options.user: table.columns[options.user].is_valid().to_numpy(),
@@ -161,8 +159,8 @@ def rows_of(table: LogTable, options: LogsConfig, form: DataForm | None = None, 
         options.time: times.has | times.bad,
         label_column: label != labels.MISSING,
     }
-    left_out = {"a line of names, again": int(repeated.sum())}
-    good = ~repeated
+    left_out: dict[str, int] = {}
+    good = np.ones(table.num_rows, dtype=bool)
     for name, there in has.items():
         missing = good & ~there
         if missing.any() and not options.drop_incomplete:
@@ -269,10 +267,15 @@ def _ids(
             f"{table.files[0]}: column {name!r} holds floating point numbers of 2^53 and more, whose last digits are "
             "lost: different IDs may have become one; write it as int64 or as text"
         ) from None
-    remarks = []
     index, values = ids.codes(column)
     _refuse_nul(table, name, index, values)
     present = values.take(pa.array(np.flatnonzero(np.bincount(index[kept], minlength=len(values)))))
+    return of_row, found, form, _remarks_on_ids(name, found, present)
+
+
+def _remarks_on_ids(name: str, found: pa.Array, present: pa.Array) -> list[str]:
+    """Says what of the IDs of a column may be wrong; `present` are its values as they are written."""
+    remarks = []
     if (twice := len(present) - len(found)) > 0:
         remarks.append(f"{twice:,} values of {name} are another way of writing an ID that is there too (12.0 and 12)")
     num_alike, pair = ids.alike(found)
@@ -282,16 +285,11 @@ def _ids(
             f"within them, or how a letter is coded alone, as {pair[0]!r} and {pair[1]!r} do: they are different IDs "
             "here"
         )
-    if quoted := ids.in_quotes(found):
-        remarks.append(
-            f"values of {name} stand in quotes that are part of them, as {quoted!r} does: data.logs.quote (--quote) "
-            "takes those off that are one sign"
-        )
-    if listed := ids.like_a_list(found):
-        remarks.append(
-            f"values of {name} look like lists, as {listed!r} does: each counts as one ID; if it stands for several, "
-            "write a row for each of them"
-        )
+    in_quotes = "stand in quotes that are part of them", "data.logs.quote (--quote) takes those off that are one sign"
+    like_a_list = "look like lists", "each counts as one ID; if it stands for several, write a row for each of them"
+    for example, (what, advice) in ((ids.in_quotes(found), in_quotes), (ids.like_a_list(found), like_a_list)):
+        if example:
+            remarks.append(f"values of {name} {what}, as {example!r} does: {advice}")
     if words := ids.nobody(found):
         remarks.append(
             f"{', '.join(map(repr, words))} of {name}, beside {len(found) - len(words):,} other IDs, may stand for "
@@ -301,7 +299,7 @@ def _ids(
         remarks.append(
             f"{len(cut):,} values of {name} are like {cut[0]}: a spreadsheet has cut their digits; IDs are lost"
         )
-    return of_row, found, form, remarks
+    return remarks
 
 
 def _refuse_nul(table: LogTable, name: str, index: np.ndarray, values: pa.Array) -> None:

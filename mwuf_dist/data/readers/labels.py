@@ -21,16 +21,13 @@ WRONG = -2  # It has something that the rule cannot read.
 _ZERO, _ONE = ("false", "f", "no", "n", "negative", "neg", "off"), ("true", "t", "yes", "y", "positive", "pos", "on")
 
 
-def read_labels(
-    table: LogTable, options: LogsConfig, whole: bool = True, left_out: np.ndarray | None = None
-) -> np.ndarray:
+def read_labels(table: LogTable, options: LogsConfig, whole: bool = True) -> np.ndarray:
     """Returns the label of each row by the rule of the config, `MISSING` where its column has none; int8 [R].
 
     Args:
         table: the rows.
         options: the rule.
         whole: they are all rows there are. Of a part of them nobody can say that it lacks a value or a class.
-        left_out: rows that do not count, bool [R]: theirs may be `WRONG`.
 
     Raises:
         UserError: a value that the rule cannot read (with file and line), or all labels are the same.
@@ -44,9 +41,8 @@ def read_labels(
     index, values = codes(column)
     of_value = label_of(values, options, table if whole else None)
     label = np.append(of_value, np.int8(MISSING))[index]
-    wrong = label == WRONG if left_out is None else (label == WRONG) & ~left_out
-    if wrong.any():
-        row = int(np.argmax(wrong))
+    if (label == WRONG).any():
+        row = int(np.argmax(label == WRONG))
         raise UserError(f"{table.place(row)}: {why_wrong(name, values[int(index[row])].as_py(), options)}")
     if whole:
         _refuse_one_class(label[label >= 0], name, table)

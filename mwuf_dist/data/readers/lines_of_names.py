@@ -8,47 +8,59 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
-from mwuf_dist.config import UserError
-from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.data.readers.ids import codes
-from mwuf_dist.data.readers.log_tables import LogTable, needed_columns
+_LEAST = 2  # columns that hold names; in a table of one column, that one
 
 
-def repeated_names(table: LogTable, options: LogsConfig) -> np.ndarray:
-    """Returns rows in which each column holds its own name, in whatever case [R].
+def find(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows in which columns hold their own names, and rows in which they hold each other's, in whatever case.
 
-    Raises:
-        UserError: columns hold each other's names: below that line all values stand in other columns.
+    In the former every column holds its own name or nothing, as a column without a name does.
+
+    Args:
+        table: the columns of one file as they were read.
     """
-    _refuse_other_order(table, options)
-    found = np.ones(table.num_rows, dtype=bool)
-    for name in dict.fromkeys(filter(None, (options.user, options.item, options.time))):
-        column = table.columns[name]
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if not pa.types.is_string(kind) or not found.any():
-            return np.zeros(table.num_rows, dtype=bool)
-        index, values = codes(column)
-        own = np.flatnonzero(pc.equal(pc.utf8_lower(values), name.lower()).to_numpy(zero_copy_only=False))
-        found &= np.isin(index, own) if len(own) else False
-    return found
+    nothing = np.empty(0, np.int64)
+    names = {name: name.strip().lower() for name in table.column_names}
+    kinds = [table[name].type for name in names]
+    if not all(_is_text(kind) for kind in kinds if not pa.types.is_null(kind)):
+        return nothing, nothing  # A line of names would have made text of every column.
+    own, other, fits = np.zeros(len(table), np.int16), np.zeros(len(table), np.int16), np.ones(len(table), bool)
+    encoded = [name for name in names if pa.types.is_dictionary(table[name].type)]
+    for name in encoded:
+        is_own, is_other = _holds(table[name], names, name)
+        own += is_own
+        other += is_other
+        fits &= is_own | table[name].is_null().to_numpy()
+    least = min(_LEAST, max(1, len(encoded)))
+    rows = np.flatnonzero(((own >= least) & fits) | (other >= least))
+    for name in names.keys() - set(encoded) if len(rows) else ():
+        few = table[name].take(pa.array(rows)).cast(pa.string())
+        is_own, is_other = _holds(few, names, name)
+        own[rows] += is_own
+        other[rows] += is_other
+        fits[rows] &= is_own | few.is_null().to_numpy()
+    least = min(_LEAST, len(names))
+    return rows[fits[rows] & (own[rows] >= least)], rows[other[rows] >= _LEAST]
 
 
-def _refuse_other_order(table: LogTable, options: LogsConfig) -> None:
-    names = pa.array([name.lower() for name in table.columns.column_names])
-    strange = np.zeros(table.num_rows, dtype=np.int8)
-    for name in needed_columns(options):
-        column = table.columns[name]
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if pa.types.is_string(kind):
-            index, values = codes(column)
-            lower = pc.utf8_lower(values)
-            others = pc.and_(pc.is_in(lower, value_set=names), pc.not_equal(lower, name.lower()))
-            if len(found := np.flatnonzero(others.to_numpy(zero_copy_only=False))):
-                strange += np.isin(index, found)
-    if (strange > 1).any():
-        row = int(np.argmax(strange > 1))
-        there = ", ".join(f"{name} = {table.columns[name][row].as_py()!r}" for name in needed_columns(options))
-        raise UserError(
-            f"{table.place(row)}: a line of names in another order ({there}): below it values stand in other columns; "
-            "split the file there, or write all of it in one order"
-        )
+def _is_text(kind: pa.DataType) -> bool:
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(plain) or pa.types.is_large_string(plain)
+
+
+def _holds(column: pa.ChunkedArray, names: dict[str, str], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Says which rows of a column hold its own name, and which another column's."""
+    found = []
+    for chunk in column.chunks:
+        values = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
+        lower = pc.utf8_lower(pc.utf8_trim_whitespace(values))
+        own = pc.equal(lower, names[name]).fill_null(False).to_numpy(zero_copy_only=False)
+        others = pc.is_in(lower, value_set=pa.array(list(names.values()), lower.type)).to_numpy(zero_copy_only=False)
+        both = own, others & ~own
+        if pa.types.is_dictionary(chunk.type):
+            index = chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+            both = tuple(np.append(one, False)[index] for one in both)
+        found.append(both)
+    if not found:
+        return np.empty(0, bool), np.empty(0, bool)
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))  # type: ignore[return-value]

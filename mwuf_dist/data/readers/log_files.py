@@ -4,6 +4,8 @@ Names say little (`part-00001`, `b.parquet.gzip`, `LOG.CSV.GZ`): a file's first 
 and what it is compressed with. Whatever is not read is listed with a reason, so that nobody loses half a log unawares.
 """
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import contextlib
@@ -17,14 +19,17 @@ from typing import Literal
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
 from mwuf_dist.config import UserError
 from mwuf_dist.data.locations import data_dir
+from mwuf_dist.data.readers import arrow_types
 from mwuf_dist.data.remote import local_path
 
 KINDS_READ = "Parquet or CSV (.csv, .tsv or .txt; also compressed as .gz, .bz2, .zst, .lz4)"
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
+_DATE = r"(19|20)\d\d-?(0[1-9]|1[0-2])-?[0-3]\d"
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
 _OTHER_MAGIC = {
     b"PK\x03\x04": "a ZIP archive or an Excel file: unpack it, or save it as CSV",
@@ -310,3 +315,25 @@ def _why_not(path: Path) -> str | None:
     if form.kind == "empty":
         return "empty"
     return form.why_not if form.kind == "other" else None
+
+
+def unlike_folder(path: Path, name: str, value: str | None, column: pa.ChunkedArray) -> list[str]:
+    """Says that a file's own column holds another value than the name of its folder, in at most one sentence."""
+    if pa.types.is_nested(column.type) or value is None:
+        return []
+    there = arrow_types.text_of(pc.unique(arrow_types.plain(column)).drop_null()).slice(0, 1_000).to_pylist()
+    other = next((one for one in there if not _is_same(value, one)), None)
+    return [] if other is None else [
+        f"{path}: column {name!r} holds {other!r}, and its folder is {name}={value}: what stands in the file counts"
+    ]  # fmt: skip
+
+
+def _is_same(folder: str, there: str) -> bool:
+    """Says whether a value means what the name of its folder says: 1 is 01 and true, 2020-09-01 is of 202009."""
+    one, other = folder.strip().casefold(), there.strip().casefold()
+    if one == other or {one, other} in ({"1", "true"}, {"0", "false"}):
+        return True
+    with contextlib.suppress(ValueError):
+        return float(one) == float(other)
+    digits = re.sub(r"\D", "", one)
+    return len(digits) >= 4 and bool(re.match(_DATE, other)) and re.sub(r"\D", "", other).startswith(digits)

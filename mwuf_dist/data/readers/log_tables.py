@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,14 +25,13 @@ from tqdm import tqdm
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
-from mwuf_dist.data.readers import arrow_types, csv_text
+from mwuf_dist.data.readers import arrow_types, csv_text, lines_of_names
 from mwuf_dist.data.readers.absent_columns import absent
-from mwuf_dist.data.readers.log_files import format_of, is_parquet, partitions
+from mwuf_dist.data.readers.log_files import format_of, is_parquet, partitions, unlike_folder
 
 DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 _BLOCK_BYTES = 8 << 20  # Parsed at once: each block has dictionaries of its own, which are joined at the end.
 _PROGRESS_FROM_FILES = 10
-_DATE = r"(19|20)\d\d-?(0[1-9]|1[0-2])-?[0-3]\d"
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class LogTable:
         options: how CSV files were read.
         notes: what of the files was passed over, a sentence each.
         unread: column -> its type, of those that were wanted and that nothing can read (`skip_unread`).
+        gone: place in `files` -> the file's lines that hold its names again and are no rows, ascending.
     """
 
     what: str
@@ -56,6 +56,7 @@ class LogTable:
     options: LogsConfig
     notes: tuple[str, ...] = ()
     unread: dict[str, str] | None = None
+    gone: Mapping[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -69,17 +70,23 @@ class LogTable:
     def place(self, row: int) -> str:
         """Says where a row stands: `file:line` of a CSV, `file: row r (counted from 0)` of a Parquet file."""
         part = self.file_of(row)
-        path, row = self.files[part], row - int(self.starts[part])
-        if is_parquet(path):
-            return f"{path}: row {row} (counted from 0)"
-        expected, number = len(self.options.header), 0 if self.options.header else -1
-        for one in csv_text.rows_of(path, self.options):
-            expected = expected or len(one.values)
-            if len(one.values) == expected:
-                if number == row:
-                    return f"{path}:{one.line}"
-                number += 1
-        return f"{path}: row {row}"
+        row -= int(self.starts[part])
+        for before in self.gone.get(part, ()):
+            row += before <= row
+        return _place(self.files[part], row, self.options)
+
+
+def _place(path: Path, row: int, options: LogsConfig) -> str:
+    if is_parquet(path):
+        return f"{path}: row {row} (counted from 0)"
+    expected, number = len(options.header), 0 if options.header else -1
+    for one in csv_text.rows_of(path, options):
+        expected = expected or len(one.values)
+        if len(one.values) == expected:
+            if number == row:
+                return f"{path}:{one.line}"
+            number += 1
+    return f"{path}: row {row}"
 
 
 def needed_columns(options: LogsConfig) -> list[str]:
@@ -159,7 +166,7 @@ def read(
     """
     notes: list[str] = []
     unread: dict[str, str] | None = {} if skip_unread else None
-    parts, used = [], []
+    parts, used, gone = [], [], {}
     quiet = not progress or len(files) < _PROGRESS_FROM_FILES
     with tqdm(total=len(files), desc=f"read {what}", unit="file", disable=quiet) as bar:
         for path in files:
@@ -171,7 +178,11 @@ def read(
             for name in names:
                 if name not in there:
                     raise absent(path, there, name, what, used[0] if used else None)
-            parts.append(_read_file(path, names, options, plain, notes, unread, vectors))
+            *part, again = _read_file(path, names, options, plain, notes, unread, vectors)
+            if len(again):
+                gone[len(used)] = again
+                notes.append(f"{path}: its column names stand in it {len(again):,} times more; these are no rows")
+            parts.append(part)
             used.append(path)
     starts = np.cumsum([0] + [part[0] for part in parts])
     if not starts[-1]:
@@ -186,7 +197,7 @@ def read(
             one, other = (used[place] for place in joined)
             raise UserError(f"column {name!r} is a list in {one} and text in {other}: write it alike in both")
         columns[name] = joined
-    return LogTable(what, pa.table(columns), tuple(used), starts, options, tuple(notes), unread)
+    return LogTable(what, pa.table(columns), tuple(used), starts, options, tuple(notes), unread, gone)
 
 
 def _read_file(
@@ -197,13 +208,18 @@ def _read_file(
     notes: list[str],
     unread: dict[str, str] | None,
     vectors: Sequence[str] = (),
-) -> tuple[int, dict[str, pa.ChunkedArray]]:
-    """Returns rows of one file and its columns."""
+) -> tuple[int, dict[str, pa.ChunkedArray], np.ndarray]:
+    """Returns rows of one file, its columns, and which of its lines hold names again."""
     folder = {name: value for name, value in partitions(path).items() if name in names}
     own = [name for name in names if name not in folder]
     own_names = _own_names(path, options) if folder else names
     own += [name for name in folder if name in own_names]  # what stands in the file counts
     table = _read_parquet(path, own, plain) if is_parquet(path) else _read_csv(path, own, options, plain, notes)
+    again, in_another_order = lines_of_names.find(table)
+    if len(in_another_order):
+        raise _of_another_order(path, table, int(in_another_order[0]), options)
+    if len(again):
+        table = table.filter(pa.array(~np.isin(np.arange(len(table)), again)))
     num_rows = table.num_rows
     columns = {}
     for name in names:
@@ -226,8 +242,16 @@ def _read_file(
             one = pa.chunked_array([pa.nulls(num_rows, pa.string())])
         columns[name] = one
         if name in folder and name in own and not any(f"column {name!r}" in said for said in notes):
-            notes += _unlike_folder(path, name, folder[name], one)
-    return num_rows, columns
+            notes += unlike_folder(path, name, folder[name], one)
+    return num_rows, columns, again
+
+
+def _of_another_order(path: Path, table: pa.Table, row: int, options: LogsConfig) -> UserError:
+    there = ", ".join(f"{name} = {table[name][row].as_py()!r}" for name in table.column_names)
+    return UserError(
+        f"{_place(path, row, options)}: a line of names in another order ({there}): below it values stand in other "
+        "columns; split the file there, or write all of it in one order"
+    )
 
 
 def _refuse_inexact(path: Path, name: str, column: pa.ChunkedArray) -> None:
@@ -241,28 +265,6 @@ def _refuse_inexact(path: Path, name: str, column: pa.ChunkedArray) -> None:
             f"{path}: column {name!r} holds numbers of type {kind} up to {largest:.0f}, whose last digits are lost: "
             "different IDs may have become one; write it as int64 or as text"
         )
-
-
-def _unlike_folder(path: Path, name: str, value: str | None, column: pa.ChunkedArray) -> list[str]:
-    """Says that a file's own column holds another value than the name of its folder, of the first file alone."""
-    if pa.types.is_nested(column.type) or value is None:
-        return []
-    there = arrow_types.text_of(pc.unique(arrow_types.plain(column)).drop_null()).slice(0, 1_000).to_pylist()
-    other = next((one for one in there if not _is_same(value, one)), None)
-    return [] if other is None else [
-        f"{path}: column {name!r} holds {other!r}, and its folder is {name}={value}: what stands in the file counts"
-    ]  # fmt: skip
-
-
-def _is_same(folder: str, there: str) -> bool:
-    """Says whether a value means what the name of its folder says: 1 is 01 and true, 2020-09-01 is of 202009."""
-    one, other = folder.strip().casefold(), there.strip().casefold()
-    if one == other or {one, other} in ({"1", "true"}, {"0", "false"}):
-        return True
-    with contextlib.suppress(ValueError):
-        return float(one) == float(other)
-    digits = re.sub(r"\D", "", one)
-    return len(digits) >= 4 and bool(re.match(_DATE, other)) and re.sub(r"\D", "", other).startswith(digits)
 
 
 def unread_type(path: Path, name: str, kind: str) -> UserError:
