@@ -86,30 +86,17 @@ def test_one_absurd_time_does_not_change_the_unit_of_its_file(
         warm(folder / "tue", path, tmp_path / "wed", runtime)
 
 
-def test_a_follower_takes_what_a_job_would_and_refuses_the_rest_by_name(
-    folder: Path, runtime: Runtime, tmp_path: Path
-) -> None:
-    there, good = tmp_path / "clicks", tmp_path / "good"
-    there.mkdir()
-    good.mkdir()
+def day(seed: int, **columns: Callable[[int, int], object]) -> pa.Table:
+    """A day whose columns are changed, value by value, with the number of its row."""
+    made = a_day(seed)
+    for name, change in columns.items():
+        values = [str(change(value, row)) for row, value in enumerate(made[name].to_pylist())]
+        made = made.set_column(made.column_names.index(name), name, pa.array(values))
+    return made
 
-    def day(seed: int, **columns: Callable[[int, int], object]) -> pa.Table:
-        made = a_day(seed)
-        for name, change in columns.items():
-            values = [str(change(value, row)) for row, value in enumerate(made[name].to_pylist())]
-            made = made.set_column(made.column_names.index(name), name, pa.array(values))
-        return made
 
-    taken = {
-        "forms": day(11, user_id=lambda one, row: f"{one}.0", item_id=lambda one, row: f"{one:06d}"),
-        "future": day(12, timestamp=lambda one, row: one + 10**9 * (row == 3)),
-        "words": day(13, user_id=lambda one, row: "bob smith" if row == 3 else one + 10**18 * (row == 4)),
-    }
-    for name, table in taken.items():
-        write(table, there / f"{name}.csv")
-        write(table, good / f"{name}.csv")
-    last = write(a_day(14), good / "last.csv").read_text()
-    (there / "last.csv").write_bytes(last.encode("utf-16"))
+def write_refused(there: Path, last: str) -> dict[str, str]:
+    """Writes a file of each kind that is refused; returns why, by their names."""
     write(day(1, timestamp=lambda one, row: one * 1000), there / "ms.csv")
     write(day(2, timestamp=lambda one, row: one * 1000 if row % 2 else one), there / "mixed.csv")
     write(day(3, item_id=lambda one, row: "sku-9" if row == 5 else one), there / "item.csv")
@@ -124,12 +111,11 @@ def test_a_follower_takes_what_a_job_would_and_refuses_the_rest_by_name(
     (there / "names.csv").write_text(last.split("\n")[0] + "\n")
     (there / "empty.csv").touch()
     first, *lines = last.splitlines(keepends=True)
-    (there / "order.csv").write_text(
-        last + first.replace("user_id", "x").replace("item_id", "user_id").replace("x", "item_id") + "".join(lines)
-    )
+    other = first.replace("user_id", "x").replace("item_id", "user_id").replace("x", "item_id")
+    (there / "order.csv").write_text(last + other + "".join(lines))
     (there / "nul.csv").write_text(first + "\0" * 40 + "".join(lines))
     (there / "lines.csv").write_text('{"user_id": 3, "item_id": 900}\n')
-    refused = {
+    return {
         "ms.csv": "are milliseconds, but the data set has seconds",
         "mixed.csv": "its other times are in seconds",
         "item.csv": "item_id is 'sku-9', and all items of the run have whole numbers",
@@ -146,6 +132,25 @@ def test_a_follower_takes_what_a_job_would_and_refuses_the_rest_by_name(
         "nul.csv": "nul.csv:2: user_id holds a NUL",
         "lines.csv": "JSON, which is not read",
     }
+
+
+def test_a_follower_takes_what_a_job_would_and_refuses_the_rest_by_name(
+    folder: Path, runtime: Runtime, tmp_path: Path
+) -> None:
+    there, good = tmp_path / "clicks", tmp_path / "good"
+    there.mkdir()
+    good.mkdir()
+    taken = {
+        "forms": day(11, user_id=lambda one, row: f"{one}.0", item_id=lambda one, row: f"{one:06d}"),
+        "future": day(12, timestamp=lambda one, row: one + 10**9 * (row == 3)),
+        "words": day(13, user_id=lambda one, row: "bob smith" if row == 3 else one + 10**18 * (row == 4)),
+    }
+    for name, table in taken.items():
+        write(table, there / f"{name}.csv")
+        write(table, good / f"{name}.csv")
+    last = write(a_day(14), good / "last.csv").read_text()
+    (there / "last.csv").write_bytes(last.encode("utf-16"))
+    refused = write_refused(there, last)
     said: list[Batch] = []
     follow(folder / "run", FolderSource(there), tmp_path / "live", runtime, until_idle=True, told=said.append)
     assert {name: why for name, why in said[0].refused.items() if refused.get(name, "?") not in why} == {}

@@ -7,6 +7,7 @@ import math
 import re
 import textwrap
 from dataclasses import fields
+from string import Template
 
 import numpy as np
 import tomli_w
@@ -237,6 +238,58 @@ def _field(one: LogsField, dataset: RawDataset, said: str) -> list[str]:
     return lines
 
 
+_TRAINING = Template(
+    """\
+[backbone]
+name = "fm"
+
+[method]
+name = "map"
+
+[pretrain]
+epochs = $epochs
+batch_size = $batch_size
+learning_rate = 3e-3
+
+[meta_train]
+batch_size = $batch_size
+
+[warm_up]
+epochs = 5
+learning_rate = 1e-2
+carry_over = true
+
+# `mwuf compare` runs these, over three seeds, and says which to deploy.
+[study]
+seeds = 3
+
+[[study.runs]]
+method = { name = "map" }
+
+[[study.runs]]
+$deep
+method = { name = "base" }
+
+[[study.runs]]
+$deep
+method = { name = "base", initialisation = "mean", variant = "mean row" }
+
+[[study.runs]]
+$deep
+method = { name = "mwuf" }
+warm_up = { learning_rate = 3e-3 }  # its learned scale, often 2 to 3, makes the steps longer
+
+# `mwuf tune` tries these for every run of [study], on old items played as new.
+[tune]
+folds = 1
+
+[tune.grid]
+"pretrain.learning_rate" = [1e-3, 3e-3]
+"pretrain.epochs" = [$epochs, $more_epochs]
+"warm_up.learning_rate" = [3e-3, 1e-2, 3e-2]"""
+)
+
+
 def _training(rows: int) -> list[str]:
     """Gives settings that suit the number of pretrain rows, drawn ones included.
 
@@ -249,52 +302,5 @@ def _training(rows: int) -> list[str]:
     batch_size = int(min(2048, max(256, 2 ** round(math.log2(max(rows, 1) / 1500)))))
     epochs = 5 if rows < 1_000_000 else 3 if rows < 4_000_000 else 2
     deep = 'backbone = { name = "deepfm", batch_norm = true, dropout = 0.2 }'
-    return [
-        "[backbone]",
-        'name = "fm"',
-        "",
-        "[method]",
-        'name = "map"',
-        "",
-        "[pretrain]",
-        f"epochs = {epochs}",
-        f"batch_size = {batch_size}",
-        "learning_rate = 3e-3",
-        "",
-        "[meta_train]",
-        f"batch_size = {batch_size}",
-        "",
-        "[warm_up]",
-        "epochs = 5",
-        "learning_rate = 1e-2",
-        "carry_over = true",
-        "",
-        "# `mwuf compare` runs these, over three seeds, and says which to deploy.",
-        "[study]",
-        "seeds = 3",
-        "",
-        "[[study.runs]]",
-        'method = { name = "map" }',
-        "",
-        "[[study.runs]]",
-        deep,
-        'method = { name = "base" }',
-        "",
-        "[[study.runs]]",
-        deep,
-        'method = { name = "base", initialisation = "mean", variant = "mean row" }',
-        "",
-        "[[study.runs]]",
-        deep,
-        'method = { name = "mwuf" }',
-        "warm_up = { learning_rate = 3e-3 }  # its learned scale, often 2 to 3, makes the steps longer",
-        "",
-        "# `mwuf tune` tries these for every run of [study], on old items played as new.",
-        "[tune]",
-        "folds = 1",
-        "",
-        "[tune.grid]",
-        '"pretrain.learning_rate" = [1e-3, 3e-3]',
-        f'"pretrain.epochs" = [{epochs}, {2 * epochs}]',
-        '"warm_up.learning_rate" = [3e-3, 1e-2, 3e-2]',
-    ]
+    keys = {"epochs": epochs, "more_epochs": 2 * epochs, "batch_size": batch_size, "deep": deep}
+    return _TRAINING.substitute(keys).split("\n")

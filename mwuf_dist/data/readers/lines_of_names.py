@@ -24,23 +24,34 @@ def find(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     kinds = [table[name].type for name in names]
     if not all(_is_text(kind) for kind in kinds if not pa.types.is_null(kind)):
         return nothing, nothing  # A line of names would have made text of every column.
-    own, other, fits = np.zeros(len(table), np.int16), np.zeros(len(table), np.int16), np.ones(len(table), bool)
     encoded = [name for name in names if pa.types.is_dictionary(table[name].type)]
-    for name in encoded:
+    held = [name for name in encoded if _has_any(table[name], names)]
+    if len(held) < min(_LEAST, max(1, len(encoded))):
+        return nothing, nothing
+    own, other = np.zeros(len(table), np.int16), np.zeros(len(table), np.int16)
+    for name in held:
         is_own, is_other = _holds(table[name], names, name)
         own += is_own
         other += is_other
-        fits &= is_own | table[name].is_null().to_numpy()
-    least = min(_LEAST, max(1, len(encoded)))
-    rows = np.flatnonzero(((own >= least) & fits) | (other >= least))
-    for name in names.keys() - set(encoded) if len(rows) else ():
+    rows = np.flatnonzero(own + other >= min(_LEAST, max(1, len(encoded))))
+    own, other, fits = own[rows], other[rows], np.ones(len(rows), bool)
+    for name in names:
         few = table[name].take(pa.array(rows)).cast(pa.string())
         is_own, is_other = _holds(few, names, name)
-        own[rows] += is_own
-        other[rows] += is_other
-        fits[rows] &= is_own | few.is_null().to_numpy()
-    least = min(_LEAST, len(names))
-    return rows[fits[rows] & (own[rows] >= least)], rows[other[rows] >= _LEAST]
+        own += is_own & (name not in held)
+        other += is_other & (name not in held)
+        fits &= is_own | few.is_null().to_numpy()
+    return rows[fits & (own >= min(_LEAST, len(names)))], rows[other >= _LEAST]
+
+
+def _has_any(column: pa.ChunkedArray, names: dict[str, str]) -> bool:
+    """Says whether a column may hold a name; most have no value as long as one, and need no lower case of all."""
+    lengths = pa.array({len(name.encode()) + blanks for name in names.values() for blanks in range(3)}, pa.int32())
+    for values in (chunk.dictionary for chunk in column.chunks):
+        near = values.filter(pc.is_in(pc.binary_length(values).cast(pa.int32()), value_set=lengths))
+        if len(near) and pc.any(pc.is_in(_plain(near), value_set=_names_as(near.type, names))).as_py():
+            return True
+    return False
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -48,14 +59,22 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(plain) or pa.types.is_large_string(plain)
 
 
+def _plain(values: pa.Array) -> pa.Array:
+    return pc.utf8_lower(pc.utf8_trim_whitespace(values))
+
+
+def _names_as(kind: pa.DataType, names: dict[str, str]) -> pa.Array:
+    return pa.array(list(names.values()), kind)
+
+
 def _holds(column: pa.ChunkedArray, names: dict[str, str], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Says which rows of a column hold its own name, and which another column's."""
     found = []
     for chunk in column.chunks:
         values = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
-        lower = pc.utf8_lower(pc.utf8_trim_whitespace(values))
+        lower = _plain(values)
         own = pc.equal(lower, names[name]).fill_null(False).to_numpy(zero_copy_only=False)
-        others = pc.is_in(lower, value_set=pa.array(list(names.values()), lower.type)).to_numpy(zero_copy_only=False)
+        others = pc.is_in(lower, value_set=_names_as(lower.type, names)).to_numpy(zero_copy_only=False)
         both = own, others & ~own
         if pa.types.is_dictionary(chunk.type):
             index = chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False)
