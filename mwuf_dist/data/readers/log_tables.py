@@ -197,6 +197,7 @@ def read(
             one, other = (used[place] for place in joined)
             raise UserError(f"column {name!r} is a list in {one} and text in {other}: write it alike in both")
         columns[name] = joined
+        pa.default_memory_pool().release_unused()  # else what joins took stays with Arrow: .1 GB of 385 files
     return LogTable(what, pa.table(columns), tuple(used), starts, options, tuple(notes), unread, gone)
 
 
