@@ -4,6 +4,7 @@ from mwuf_kernels._autograd import backward_from
 from mwuf_kernels.adam import AdamGroup, AdamSettings, adam_step_, adam_step_by_row_
 from mwuf_kernels.bulk_warm import bulk_warm, bulk_warm_reference
 from mwuf_kernels.frozen_rows import FrozenRows, PairWeights, PartRows
+from mwuf_kernels.history_attention import history_attention
 from mwuf_kernels.meta_networks import (
     Network,
     meta_networks,
@@ -37,6 +38,7 @@ __all__ = [
     "bulk_warm_reference",
     "distinct_ids",
     "has_library",
+    "history_attention",
     "meta_networks",
     "meta_networks_backward",
     "meta_networks_reference",

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Le, MaxLen, MinLen
-from mwuf_kernels import distinct_ids
+from mwuf_kernels import distinct_ids, history_attention, user_mean
 from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
@@ -19,11 +19,6 @@ from mwuf_dist.runtime.draws import id_uniform, row_uniform
 # Columns of a user's vector that are not learned: one constant, so that an item embedding has an intercept. Its square
 # is the ratio of a coordinate's prior precision to the intercept's (chosen on old items played as new).
 _INTERCEPT = 0.775
-# Padded events of one attention call: histories are sorted by length and cut into pieces of about this size.
-_CELLS = 1 << 16
-# Where rows times distinct events are at most so many times the events of all histories, each row attends to all the
-# distinct ones with a bias: a product for a cell takes about 1/24 of the time of the gathers for an event.
-_DENSE = 16
 
 
 @section
@@ -114,13 +109,7 @@ class Encoder(Backbone):
         pairs = torch.relu(items.index_select(0, pair // 2) + self.event_label(pair % 2))
         pairs = torch.relu(self.event_out(pairs))  # [p, W]
 
-        cells = None
-        if 0 < len(query) * len(pairs) <= _DENSE * len(event):
-            cells = _cells(event, history, pairs)
-        if cells is None:
-            mean = F.embedding_bag(event, pairs, history.offsets[:-1], mode="mean")  # [g, W], zeros without an event
-        else:
-            mean = (cells[0] / history.lengths.clamp(min=1)[:, None]).to(pairs.dtype) @ pairs
+        mean = user_mean(pairs, event, history.offsets)  # [g, W], zeros without an event
         person = context[:, num_item_columns:].unflatten(1, (-1, dim))
         num = self.shape.num_row_fields + self.shape.num_user_fields
         others = [field for field in range(num) if field != self.shape.user_id_field]
@@ -129,12 +118,8 @@ class Encoder(Backbone):
         known = torch.cat([known.index_select(0, history.group), *recent], dim=1)
         user = self.user(torch.cat([known, person[:, others].flatten(1)], dim=1))
 
-        asked = self.attention_query(query)
-        if cells is None:
-            attended = self._attend(asked, pairs, event, history)
-        else:
-            attended = self._attend_to_all(asked, pairs, cells[1].index_select(0, history.group))
-            attended = attended * (history.lengths[history.group] > 0)[:, None]
+        asked, keys, values = self.attention_query(query), self.attention_key(pairs), self.attention_value(pairs)
+        attended = history_attention(asked, keys, values, event, history.offsets, history.group, self.config.heads)
         cold = self.cold(torch.cat([user, attended, query, user * query], dim=1)) + self.cold_user(user)
         taste = self.taste(torch.relu(user)) + person[:, self.shape.user_id_field, : dim - 1]
         return torch.cat([cold, taste, taste.new_full((len(taste), 1), _INTERCEPT)], dim=1)
@@ -157,60 +142,6 @@ class Encoder(Backbone):
         kept = (draws >= share)[:, :, None]
         return (fields.unflatten(1, (-1, self.shape.dim)) * kept).flatten(1)
 
-    def _attend_to_all(self, query: torch.Tensor, pairs: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Attends with each row's query [B, W] to all distinct events, with a bias for each [B, p]."""
-        q, k, v = (
-            rows.unflatten(1, (self.config.heads, -1)).transpose(0, 1)[None]
-            for rows in (query, self.attention_key(pairs), self.attention_value(pairs))
-        )
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))[0].transpose(0, 1).flatten(1)
-
-    def _attend(
-        self, query: torch.Tensor, pairs: torch.Tensor, event: torch.Tensor, history: EmbeddedHistory
-    ) -> torch.Tensor:
-        """Attends with each row's query [B, W] to the events of its history [B, W]; zeros where there are none."""
-        keys, values = self.attention_key(pairs), self.attention_value(pairs)  # [p, W]
-        lengths = history.lengths
-        num_rows = torch.bincount(history.group, minlength=len(lengths))
-        by_group = torch.argsort(history.group, stable=True)
-        first_row = torch.cumsum(num_rows, 0) - num_rows
-        found, rows = [], []
-        for groups in _pieces(lengths, num_rows):
-            place, is_event = _padded(history.offsets[groups], lengths[groups])  # [g, L]
-            of_event = event[place.clamp(max=max(0, len(event) - 1))] if len(event) else place * 0
-            of_row, is_row = _padded(first_row[groups], num_rows[groups])  # [g, T]
-            of_row = by_group[of_row.clamp(max=len(by_group) - 1)]
-            split = (len(groups), -1, self.config.heads, query.shape[1] // self.config.heads)
-            q, k, v = (
-                table[index].view(split).transpose(1, 2)
-                for table, index in ((query, of_row), (keys, of_event), (values, of_event))
-            )
-            # A history without events attends to padding, and what it finds is taken away.
-            has_events = is_event.any(1)
-            mask = (is_event | ~has_events[:, None])[:, None, None]
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)  # [g, T, W]
-            found.append((out * has_events[:, None, None])[is_row])
-            rows.append(of_row[is_row])
-        place = torch.argsort(torch.cat(rows))
-        return torch.cat(found).index_select(0, place)
-
-
-def _cells(event: torch.Tensor, history: EmbeddedHistory, pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns how often each distinct event is in each history, and the bias of its attention, both [g, p].
-
-    An event that is there twice weighs twice: exp(score + log(2)). A history without events attends to all. Both are
-    float32 at least, as bfloat16 counts no further than 256.
-    """
-    shape = len(history.lengths), len(pairs)
-    first = torch.arange(shape[0], device=event.device) * shape[1]
-    cell = torch.repeat_interleave(first, history.lengths) + event  # [h]
-    dtype = torch.promote_types(pairs.dtype, torch.float32)
-    counts = torch.zeros(shape[0] * shape[1], dtype=dtype, device=pairs.device)
-    counts.index_add_(0, cell, counts.new_ones(1).expand(len(cell)))
-    # Logarithms of events alone: that of 0 is slow.
-    bias = torch.full_like(counts, -torch.inf).scatter_(0, cell, counts[cell].log().to(dtype)).view(shape)
-    return counts.view(shape), bias.index_fill_(0, (history.lengths == 0).nonzero().squeeze(1), 0.0)
-
 
 def _recent_mean(pairs: torch.Tensor, event: torch.Tensor, history: EmbeddedHistory, most: int) -> torch.Tensor:
     """Gives mean of the last events, `most` at most, that are earlier than each row [b, W].
@@ -222,7 +153,7 @@ def _recent_mean(pairs: torch.Tensor, event: torch.Tensor, history: EmbeddedHist
     first = history.offsets[history.group] + history.earlier - number
     place = torch.repeat_interleave(first - offsets[:-1], number)
     place = place + torch.arange(len(place), device=place.device)
-    return F.embedding_bag(event[place], pairs, offsets[:-1], mode="mean")
+    return user_mean(pairs, event.index_select(0, place), offsets)
 
 
 def _field_dropout(config: EncoderConfig, shape: Shape) -> list[float]:
@@ -237,19 +168,3 @@ def _field_dropout(config: EncoderConfig, shape: Shape) -> list[float]:
                 f"backbone.field_dropout_of.{name}: no such item field: there are {', '.join(shape.item_fields)}"
             )
     return [config.field_dropout_of.get(name, config.field_dropout) for name in shape.item_fields]
-
-
-def _pieces(lengths: torch.Tensor, num_rows: torch.Tensor) -> list[torch.Tensor]:
-    """Sorts histories with a row by length and cuts them so that a padded piece is about `_CELLS` large."""
-    order = torch.argsort(lengths, stable=True)
-    order = order[num_rows[order] > 0]
-    # Longest last: the padded size of a piece is its number of histories times its last length.
-    sizes = torch.maximum(lengths[order], num_rows[order]).clamp(min=1)
-    piece = torch.cumsum(sizes, 0) // _CELLS
-    return [groups for groups in order.split(torch.bincount(piece).tolist()) if len(groups)]
-
-
-def _padded(first: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns positions first[j], first[j] + 1, ... [g, longest], and which of them are within lengths[j]."""
-    step = torch.arange(max(1, int(lengths.max())), device=first.device)
-    return first[:, None] + step, step < lengths[:, None]

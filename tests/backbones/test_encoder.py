@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from mwuf_dist.backbones import EmbeddedHistory, Shape, build_backbone
-from mwuf_dist.backbones import encoder as encoder_module
 from mwuf_dist.backbones.encoder import Encoder
 from mwuf_dist.config import UserError
 from mwuf_dist.config.registry import backbone_config
@@ -88,22 +87,12 @@ def literal_logit(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dense", [0, 16])
-def test_logits_equal_the_equations_event_by_event(dense: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module, "_DENSE", dense)  # rows attend to their own events, or to all with a bias
+def test_logits_equal_the_equations_event_by_event() -> None:
     backbone = built().eval()
     item, context, history = example()
     found = logits(backbone, item, context, history)
     expected = [literal_logit(backbone, row, item, context, history) for row in range(5)]
     assert found.tolist() == pytest.approx(expected, abs=1e-12)
-
-
-def test_cutting_the_attention_into_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module, "_DENSE", 0)
-    backbone = built().eval()
-    whole = logits(backbone, *example())
-    monkeypatch.setattr(encoder_module, "_CELLS", 1)
-    assert torch.allclose(logits(backbone, *example()), whole, atol=1e-12)
 
 
 def test_the_cold_part_sees_no_item_id_and_no_user_id() -> None:
@@ -117,24 +106,6 @@ def test_the_cold_part_sees_no_item_id_and_no_user_id() -> None:
     # The user's ID is a part of the taste, and the intercept stays what it is.
     assert (changed[:, 1:-1] != whole[:, 1:-1]).all() and torch.equal(changed[:, -1], whole[:, -1])
     assert (logits(backbone, item, context, history) != logits(backbone, item + 1, context, history)).all()
-
-
-def test_events_are_counted_exactly_in_bfloat16_too() -> None:
-    """Ones added up in bfloat16 stop at 256."""
-    event = torch.tensor([0] * 1000 + [1] * 3 + [1] * 2)
-    history = EmbeddedHistory(
-        items=event,
-        labels=torch.ones(1005),
-        offsets=torch.tensor([0, 1003, 1005]),
-        group=torch.tensor([0, 1]),
-        earlier=torch.tensor([1003, 2]),
-        index=event,
-        rows=torch.zeros(2, 4),
-        fields=None,
-    )
-    counts, bias = encoder_module._cells(event, history, torch.zeros(2, 4, dtype=torch.bfloat16))
-    assert counts.tolist() == [[1000, 3], [0, 2]]
-    assert bias.exp().tolist() == [[pytest.approx(1000), pytest.approx(3)], [0, pytest.approx(2)]]
 
 
 @torch.no_grad()

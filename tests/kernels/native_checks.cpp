@@ -2,71 +2,15 @@
 // are not at hand, under qemu-user for another processor. tests/kernels/test_native_checks.py builds it for this one,
 // tools/play_processors.py for aarch64. Prints what it has checked; exit code 1 and a line for each thing that is wrong.
 
-#include <cstdio>
-#include <functional>
-#include <string>
-
 #include "frozen_rows.cpp"
+#include "history_attention.cpp"
+#include "native_draws.h"
 #include "networks.cpp"
 #include "pool.cpp"
 #include "table_rows.cpp"
 #include "trained_rows.cpp"
 
 namespace {
-
-typedef std::vector<float> Floats;
-typedef std::vector<double> Doubles;
-typedef std::vector<int64_t> Ids;
-
-// The same draws on every machine: a linear congruential generator (Knuth's MMIX).
-uint64_t state = 1;
-double uniform() {
-    state = state * 6364136223846793005ull + 1442695040888963407ull;
-    return double(state >> 11) / 9007199254740992.0;
-}
-Floats draws(long n, double scale = 1) {
-    Floats out(n);
-    for (float& x : out) x = float(scale * (2 * uniform() - 1));
-    return out;
-}
-Ids draw_ids(long n, long most) {
-    Ids out(n);
-    for (int64_t& x : out) x = int64_t(uniform() * double(most));
-    return out;
-}
-
-int wrong = 0, checked = 0;
-
-// The bound of tests/bounds.py: the terms that are added on the longest way, times their size, times 2^-23.
-template <typename Found>
-void same(const std::string& what, const Found& found, const Doubles& expected, long num_terms) {
-    double size = 0;
-    for (double x : expected) size = std::fmax(size, std::fabs(x));
-    const double bound = double(num_terms) * std::ldexp(1.0, -23) * size;
-    checked++;
-    for (size_t i = 0; i < expected.size(); i++)
-        if (!(std::fabs(double(found[i]) - expected[i]) <= bound)) {  // also where one is no number
-            std::printf("WRONG %s [%zu]: %.9g, not %.9g (bound %.2g)\n", what.c_str(), i, double(found[i]), expected[i], bound);
-            wrong++;
-            return;
-        }
-}
-
-Doubles wide(const Floats& x) { return Doubles(x.begin(), x.end()); }
-
-// d loss / d x, by central differences in double.
-Doubles slopes(Doubles& x, const std::function<double()>& loss) {
-    Doubles out(x.size());
-    for (size_t i = 0; i < x.size(); i++) {
-        const double before = x[i], h = 1e-6;
-        x[i] = before + h;
-        const double up = loss();
-        x[i] = before - h;
-        out[i] = (up - loss()) / (2 * h);
-        x[i] = before;
-    }
-    return out;
-}
 
 void check_products() {
     for (long m : {1, 4, 5, 13, 48})
@@ -130,6 +74,51 @@ void check_network(long n, long inputs, long hidden, long dim) {
     same("network: d b1", d_b1, e_b1, terms + dim + n);
     same("network: d w2", d_w2, e_w2, terms + dim + n);
     same("network: d b2", d_b2, e_b2, n);
+}
+
+void check_attention(long heads, long width) {
+    const long rows = 20, distinct = 9, wide_row = heads * width;
+    const Ids lengths = {0, 3, 40, 16}, group = draw_ids(rows, 4);
+    Ids offsets = {0};
+    for (int64_t length : lengths) offsets.push_back(offsets.back() + length);
+    const Ids event = draw_ids(offsets.back(), distinct);
+    const Floats query = draws(rows * wide_row), key = draws(distinct * wide_row), value = draws(distinct * wide_row);
+    const Floats d_out = draws(rows * wide_row);
+    Doubles q = wide(query), k = wide(key), v = wide(value), found(rows * wide_row);
+    const auto loss = [&] {
+        double sum = 0;
+        for (long r = 0; r < rows; r++)
+            for (long h = 0; h < heads; h++) {
+                Doubles weight;
+                double all = 0;
+                for (long j = offsets[group[r]]; j < offsets[group[r] + 1]; j++) {
+                    double score = 0;
+                    for (long c = 0; c < width; c++) score += q[(r * heads + h) * width + c] * k[(event[j] * heads + h) * width + c];
+                    weight.push_back(std::exp(score / std::sqrt(double(width))));
+                    all += weight.back();
+                }
+                for (long c = 0; c < width; c++) {
+                    double& to = found[(r * heads + h) * width + c];
+                    to = 0;
+                    for (size_t j = 0; j < weight.size(); j++)
+                        to += weight[j] / all * v[(event[offsets[group[r]] + long(j)] * heads + h) * width + c];
+                    sum += to * d_out[(r * heads + h) * width + c];
+                }
+            }
+        return sum;
+    };
+    loss();
+    Floats out(rows * wide_row), normalisers(rows * heads), d_q(query.size()), d_k(key.size()), d_v(value.size());
+    const Attention attention{rows, distinct, heads, width, offsets.back(), query.data(), key.data(), value.data(),
+                              event.data(), offsets.data(), group.data(), out.data(), normalisers.data(), d_out.data(),
+                              d_q.data(), d_k.data(), d_v.data()};
+    mwuf_attention(&attention);
+    same("attention", out, found, width + 40);
+    mwuf_attention_back(&attention);
+    const long terms = rows * (width + 40);
+    same("attention: d query", d_q, slopes(q, loss), terms);
+    same("attention: d key", d_k, slopes(k, loss), terms);
+    same("attention: d value", d_v, slopes(v, loss), terms);
 }
 
 void check_tables(long dim) {
@@ -377,6 +366,7 @@ int main() {
     check_network(100, 20, 17, 9);
     check_network(1, 3, 64, 16);
     for (long dim : {5, 16}) check_tables(dim);
+    for (long width : {5, 16}) check_attention(2, width);
     for (Holds holds : {Holds::Nothing, Holds::Sum, Holds::Fields}) {
         check_head(100, 16, holds);
         check_head(47, 12, holds);

@@ -28,23 +28,6 @@ void slope_back(float* __restrict d, float slope, const float* __restrict out, c
     for (long i = 0; i < n; i++) d[i] = x[i] <= 0 ? 0 : slope * out[i];
 }
 
-typedef int32_t Whole __attribute__((vector_size(V * sizeof(int32_t))));
-
-// e^x for x <= 0: 2^n e^r with |r| <= ln(2) / 2, by the Taylor series of e^r to r^7 / 7! (3e-8 of it is left out).
-inline Vec exp_of_negative(Vec x) {
-    x = x < -87.0f ? Vec{} - 87.0f : x;  // below, 2^n is none that float32 holds in full
-    const Vec scaled = x * 1.44269504f - 0.5f;
-    const Whole n = __builtin_convertvector(scaled, Whole);  // towards zero
-    const Vec whole = __builtin_convertvector(n, Vec);
-    const Vec r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln(2) in two parts
-    Vec sum = Vec{} + 1.0f / 5040;
-    for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) sum = sum * r + c;
-    const Whole power = (n + 127) << 23;
-    Vec two;
-    std::memcpy(&two, &power, sizeof(two));
-    return sum * two;
-}
-
 // Binary cross entropies of V logits, and their slopes.
 inline Vec losses_of(Vec logit, Vec label, Vec* slope) {
     const Vec size = logit < 0 ? -logit : logit;

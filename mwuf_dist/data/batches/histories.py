@@ -151,10 +151,13 @@ class Histories:
         earlier = place if self._gap_s < 0 else (self._place[first + settled] - self._place[first]).long()
         if not in_pretrain:
             return replace(self.whole(users), earlier=earlier)
-        history = self._cut(self._place[first], self._place[self._offsets[users + 1]], group)
         # A row of label 0 is no event where only positives are.
-        is_event = self._place[(at + 1).clamp(max=len(self._place) - 1)] > own
-        return replace(_without(history, place, is_event), earlier=earlier)
+        is_event = (self._place[(at + 1).clamp(max=len(self._place) - 1)] > own).to(own.dtype)
+        # Two pieces of each history, before the row itself and after it: masks take thrice as long.
+        first, stop = self._place[first], self._place[self._offsets[users + 1]]
+        firsts, stops = torch.stack([first, own + is_event], 1), torch.stack([own, stop], 1)
+        items, labels, offsets = self._events(firsts.flatten(), (stops - firsts).flatten().long())
+        return History(items, labels, offsets[::2].contiguous(), group, earlier)
 
     def whole(self, users: torch.Tensor) -> History:
         """Gives the histories of users [b] as of now, all that may be seen, all earlier; rows of one user share one."""
@@ -166,15 +169,11 @@ class Histories:
         if self._length:
             first = torch.maximum(first, stop - self._length)
         lengths = (stop - first).long()
+        return History(*self._events(first, lengths), group, lengths[group])
+
+    def _events(self, first: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns items and labels of runs of events [h], run after run, and where each run begins, [runs + 1]."""
         offsets = F.pad(torch.cumsum(lengths, 0), (1, 0))
-        shift = torch.repeat_interleave(first - offsets[:-1], lengths)
-        events = shift + torch.arange(len(shift), device=shift.device)
-        return History(self._items[events].long(), self._labels[events].float(), offsets, group, lengths[group])
-
-
-def _without(history: History, place: torch.Tensor, is_there: torch.Tensor) -> History:
-    """Returns histories without the event at a position [g] of each, counted from its first, where there is one."""
-    kept = torch.ones_like(history.items, dtype=torch.bool)
-    kept[(history.offsets[:-1] + place)[is_there]] = False
-    offsets = history.offsets - F.pad(torch.cumsum(is_there, 0), (1, 0))
-    return replace(history, items=history.items[kept], labels=history.labels[kept], offsets=offsets)
+        events = torch.repeat_interleave(first - offsets[:-1], lengths)
+        events += torch.arange(len(events), device=events.device)
+        return self._items.index_select(0, events).long(), self._labels.index_select(0, events).float(), offsets
