@@ -20,7 +20,9 @@ from mwuf_dist.training.stages.stream import ages_and_clicks
 
 
 def add_intervals(comparison: dict[str, Any], finished: Sequence[tuple[Cell, Path]], prepared: Prepared) -> None:
-    """Puts the bootstrap over items and seeds in the place of the t-test, where both rows' scores are here.
+    """Puts the bootstrap over items and seeds in place of the t-test, where scores of all seeds of both rows are here.
+
+    Cells of `--records` have none: with two seeds trained here and three from elsewhere the t-test over five says more.
 
     Args:
         comparison: of `build_comparison`.
@@ -54,8 +56,9 @@ def add_intervals(comparison: dict[str, Any], finished: Sequence[tuple[Cell, Pat
                 split = NEXT_SETS[number] if scoring == "next" else "test"
                 for kind in VERSUS:
                     versus = row["phases"][phase][f"versus_{kind}_{scoring}"]
-                    if versus is not None:
-                        versus |= test(row["label"], versus["row"], phase, split) or {}
+                    found = versus and test(row["label"], versus["row"], phase, split)
+                    if found and found["num_seeds"] == versus["num_seeds"]:
+                        versus |= found
     conclude(comparison)
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
+from mwuf_dist.config import PHASES
 from mwuf_dist.evaluation.comparison import build_comparison
 from mwuf_dist.evaluation.metrics import auc
 from mwuf_dist.evaluation.significance import bootstrap_difference, holm, placements
 from mwuf_dist.evaluation.tables import auc_table, sentences
+from mwuf_dist.studies.intervals import add_intervals
+from mwuf_dist.training.results import NEXT_SETS
 from tests.evaluation.results import SPLIT, make_result, two_methods
 
 
@@ -85,6 +92,29 @@ def test_with_two_seeds_or_few_positives_nothing_is_marked() -> None:
     assert marks(few) == {""}
     text = " ".join(sentences(build_comparison(few)))
     assert "WARNING. Too few rows of the scarcer class" in text and "test 30" in text
+
+
+@pytest.mark.parametrize(("num_here", "has_intervals"), [(5, True), (2, False)])
+def test_a_test_is_over_all_seeds_whether_or_not_their_scores_are_here(
+    num_here: int, has_intervals: bool, tmp_path: Path
+) -> None:
+    """Cells that came with --records have no scores: over the two that were trained here less would be known."""
+    cells = two_methods(5)
+    finished = [(cell, tmp_path / f"{cell['method']}-{cell['seed']}") for cell in cells]
+    items, label = np.arange(400) % 40, np.arange(400) % 3 == 0
+    for cell, folder in finished:
+        if cell["seed"] < num_here:
+            (folder / "scores").mkdir(parents=True)
+            for phase in PHASES:
+                for split in {*NEXT_SETS, "test"}:
+                    np.save(folder / "scores" / f"{phase}-{split}.npy", label + np.random.default_rng(0).random(400))
+    prepared: Any = SimpleNamespace(columns=lambda split, names: {"item": items, "label": label})
+    comparison = build_comparison(cells)
+    of_t_test = comparison["rows"][1]["phases"]["cold"]["versus_base_test"].copy()
+    add_intervals(comparison, finished, prepared)
+    found = comparison["rows"][1]["phases"]["cold"]["versus_base_test"]
+    assert found["num_seeds"] == 5 and found["difference"] == of_t_test["difference"]
+    assert ("interval" in found) == has_intervals and (found["p_value"] == of_t_test["p_value"]) != has_intervals
 
 
 def test_a_row_is_compared_with_rows_of_as_many_seeds_together() -> None:
