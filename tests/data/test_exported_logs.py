@@ -417,7 +417,9 @@ def test_names_that_stand_again_in_a_table_of_items_are_no_item_and_in_another_o
     write(tmp_path, "items.csv", "item_id,genre\n" + lines[0] + "Item_ID,Genre\n" + "".join(lines[1:]))
     found = propose(str(tmp_path / "log.csv"), items=str(tmp_path / "items.csv"))
     assert found.rows is not None
-    assert logs.join(found.rows, found.options).vocabularies["genre"].to_pylist() == ["a", "b"]
+    joined = logs.join(found.rows, found.options)
+    assert joined.vocabularies["genre"].to_pylist() == ["a", "b"]
+    assert any("items.csv: its column names stand in it 1 times more" in note for note in joined.notes)
     other = [f"{'ab'[item % 2]},{item}\n" for item in items[1:]]
     write(tmp_path, "items.csv", "item_id,genre\n" + lines[0] + "genre,item_id\n" + "".join(other))
     with pytest.raises(UserError, match=r"items.csv:3: a line of names in another order"):

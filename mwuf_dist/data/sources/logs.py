@@ -260,7 +260,7 @@ def _entity_table(
             )
     joined = _join(side, log, [field for field in wanted if _column(field) in there], options)
     if joined is not None:
-        notes += _unmatched(joined[1], len(own_ids), f"{side}s")
+        notes += [*joined[0].notes, *_unmatched(joined[1], len(own_ids), f"{side}s")]
     earliest = kept[np.argsort(log.time[kept], kind="stable")]
     one_value: encode.OneValue | None = None
     for field in wanted:
