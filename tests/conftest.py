@@ -119,7 +119,7 @@ def _has_gpu() -> bool:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """A worker of `pytest -n` ends: all have left out the same tests."""
-    node.config.stash[_NUM_GPU] = node.workeroutput.get("num_gpu", 0)
+    node.config.stash[_NUM_GPU] = getattr(node, "workeroutput", {}).get("num_gpu", 0)  # none of one that crashed
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

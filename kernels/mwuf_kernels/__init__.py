@@ -1,17 +1,19 @@
 """Fused operations of MWUF: torch and Triton only, with a CPU path of their own (see kernels/README.md)."""
 
 from mwuf_kernels._autograd import backward_from
+from mwuf_kernels.activation_unit import activation_unit
 from mwuf_kernels.adam import AdamGroup, AdamSettings, adam_step_, adam_step_by_row_
 from mwuf_kernels.bulk_warm import bulk_warm, bulk_warm_reference
 from mwuf_kernels.frozen_rows import FrozenRows, PairWeights, PartRows
 from mwuf_kernels.history_attention import history_attention
+from mwuf_kernels.history_gru import history_gru
 from mwuf_kernels.meta_networks import (
     Network,
     meta_networks,
     meta_networks_backward,
     meta_networks_reference,
 )
-from mwuf_kernels.native import has_library, set_num_threads, without_library
+from mwuf_kernels.native import has_library, has_loop, set_num_threads, without_library
 from mwuf_kernels.segments import segment_sums, segments
 from mwuf_kernels.table_rows import EntityFields, add_table_rows_, distinct_ids, table_rows
 from mwuf_kernels.trained_rows import BatchSide, TrainedLayer, TrainedNorm, TrainedRows
@@ -30,6 +32,7 @@ __all__ = [
     "TrainedLayer",
     "TrainedNorm",
     "TrainedRows",
+    "activation_unit",
     "adam_step_",
     "adam_step_by_row_",
     "add_table_rows_",
@@ -38,7 +41,9 @@ __all__ = [
     "bulk_warm_reference",
     "distinct_ids",
     "has_library",
+    "has_loop",
     "history_attention",
+    "history_gru",
     "meta_networks",
     "meta_networks_backward",
     "meta_networks_reference",

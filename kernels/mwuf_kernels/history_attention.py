@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mwuf_kernels._autograd import eager_function
-from mwuf_kernels.native import address, has_library, library, structure
+from mwuf_kernels.native import address, has_loop, library, structure
 
 # Padded events of one piece.
 _CELLS = 1 << 16
@@ -46,8 +46,8 @@ def history_attention(
     Returns:
         [B, W], zeros where a history is empty. The first derivative only.
     """
-    if has_library(query, key, value) and not torch.compiler.is_compiling():
-        return _eager(query, key, value, event, offsets, group, heads)[0]
+    if has_loop(query, key, value):
+        return _eager(*(one.contiguous() for one in (query, key, value, event, offsets, group)), heads)[0]
     return _in_pieces(query, key, value, event, offsets, group, heads)
 
 
@@ -60,7 +60,6 @@ def _forward(
     group: torch.Tensor,
     heads: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     out, normalisers = torch.empty_like(query), query.new_empty(len(query), heads)
     _call("mwuf_attention", (query, key, value, event, offsets, group, out, normalisers), heads, (None,) * 4)
     return out, normalisers
@@ -69,7 +68,7 @@ def _forward(
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     *tensors, heads = inputs
     ctx.heads = heads
-    ctx.save_for_backward(*(one.contiguous() for one in tensors), *output)
+    ctx.save_for_backward(*tensors, *output)
 
 
 def _backward(ctx: Any, d_out: torch.Tensor, *_: Any) -> tuple:

@@ -92,6 +92,15 @@ def has_library(*tensors: torch.Tensor) -> bool:
     return fits and not _is_out_of_use and library() is not None
 
 
+def has_loop(*tensors: torch.Tensor) -> bool:
+    """Says whether a loop may stand in the place of torch's operators on these tensors, in the middle of a model.
+
+    Beside `has_library`: no compiler follows what is called (it would follow the library's making, too), and autocast,
+    under which torch would multiply in another type, is off.
+    """
+    return not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu") and has_library(*tensors)
+
+
 def set_num_threads(num_threads: int) -> None:
     """Lets a loop of the library use so many threads, the caller's own among them.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from mwuf_kernels import activation_unit, has_loop
 from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
@@ -62,11 +63,16 @@ class Din(Backbone):
         dim = self.shape.dim
         fields, events = context.split([context.shape[1] - self.history_width, self.history_width], dim=1)
         events = events.reshape(len(item), -1, dim)  # [B, L, D]
+        interest = self._interest(item, events)
+        return self.mlp(torch.cat([item, fields, interest], dim=1), row_weight)
+
+    def _interest(self, item: torch.Tensor, events: torch.Tensor) -> torch.Tensor:
+        """Returns v_U(A) [B, D]. Padding is a zero vector, so its weight does not matter."""
+        weights = self.unit.weight, self.unit.bias, self.activation.weight, self.relevance.weight, self.relevance.bias
+        if has_loop(item, events, *weights):
+            return activation_unit(item, events, *weights)
         # The part of v_A in the unit is the same for every event of a row.
-        of_event, of_item = self.unit.weight.split([2 * dim, dim], dim=1)
+        of_event, of_item = self.unit.weight.split([2 * item.shape[1], item.shape[1]], dim=1)
         hidden = torch.cat([events, events * item[:, None]], dim=2) @ of_event.t()  # [B, L, 36]
         hidden = self.activation(hidden + (item @ of_item.t() + self.unit.bias)[:, None])
-        weight = self.relevance(hidden)  # [B, L, 1]
-        # Padding is a zero vector, so its weight does not matter.
-        interest = (weight * events).sum(1)
-        return self.mlp(torch.cat([item, fields, interest], dim=1), row_weight)
+        return (self.relevance(hidden) * events).sum(1)

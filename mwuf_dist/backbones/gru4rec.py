@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from mwuf_kernels import has_loop, history_gru
 from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
@@ -49,6 +51,10 @@ class Gru4Rec(Backbone):
 
     def encode(self, history: EmbeddedHistory, context: torch.Tensor) -> torch.Tensor:
         """See `Backbone.encode`: the last state [B, D]."""
+        of_state = self.gru.weight_hh_l0, self.gru.bias_hh_l0
+        if has_loop(history.rows, *of_state):
+            gates = F.linear(history.rows, self.gru.weight_ih_l0, self.gru.bias_ih_l0)
+            return history_gru(gates, *of_state, history.index, history.offsets).index_select(0, history.group)
         lengths = history.lengths
         longest = max(1, int(lengths.max()))
         # Padded rather than packed: on a CPU the packed form costs more than the padding saves.

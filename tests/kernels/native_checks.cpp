@@ -3,8 +3,8 @@
 // tools/play_processors.py for aarch64. Prints what it has checked; exit code 1 and a line for each thing that is wrong.
 
 #include "frozen_rows.cpp"
-#include "history_attention.cpp"
 #include "native_draws.h"
+#include "native_histories.h"
 #include "networks.cpp"
 #include "pool.cpp"
 #include "table_rows.cpp"
@@ -74,51 +74,6 @@ void check_network(long n, long inputs, long hidden, long dim) {
     same("network: d b1", d_b1, e_b1, terms + dim + n);
     same("network: d w2", d_w2, e_w2, terms + dim + n);
     same("network: d b2", d_b2, e_b2, n);
-}
-
-void check_attention(long heads, long width) {
-    const long rows = 20, distinct = 9, wide_row = heads * width;
-    const Ids lengths = {0, 3, 40, 16}, group = draw_ids(rows, 4);
-    Ids offsets = {0};
-    for (int64_t length : lengths) offsets.push_back(offsets.back() + length);
-    const Ids event = draw_ids(offsets.back(), distinct);
-    const Floats query = draws(rows * wide_row), key = draws(distinct * wide_row), value = draws(distinct * wide_row);
-    const Floats d_out = draws(rows * wide_row);
-    Doubles q = wide(query), k = wide(key), v = wide(value), found(rows * wide_row);
-    const auto loss = [&] {
-        double sum = 0;
-        for (long r = 0; r < rows; r++)
-            for (long h = 0; h < heads; h++) {
-                Doubles weight;
-                double all = 0;
-                for (long j = offsets[group[r]]; j < offsets[group[r] + 1]; j++) {
-                    double score = 0;
-                    for (long c = 0; c < width; c++) score += q[(r * heads + h) * width + c] * k[(event[j] * heads + h) * width + c];
-                    weight.push_back(std::exp(score / std::sqrt(double(width))));
-                    all += weight.back();
-                }
-                for (long c = 0; c < width; c++) {
-                    double& to = found[(r * heads + h) * width + c];
-                    to = 0;
-                    for (size_t j = 0; j < weight.size(); j++)
-                        to += weight[j] / all * v[(event[offsets[group[r]] + long(j)] * heads + h) * width + c];
-                    sum += to * d_out[(r * heads + h) * width + c];
-                }
-            }
-        return sum;
-    };
-    loss();
-    Floats out(rows * wide_row), normalisers(rows * heads), d_q(query.size()), d_k(key.size()), d_v(value.size());
-    const Attention attention{rows, distinct, heads, width, offsets.back(), query.data(), key.data(), value.data(),
-                              event.data(), offsets.data(), group.data(), out.data(), normalisers.data(), d_out.data(),
-                              d_q.data(), d_k.data(), d_v.data()};
-    mwuf_attention(&attention);
-    same("attention", out, found, width + 40);
-    mwuf_attention_back(&attention);
-    const long terms = rows * (width + 40);
-    same("attention: d query", d_q, slopes(q, loss), terms);
-    same("attention: d key", d_k, slopes(k, loss), terms);
-    same("attention: d value", d_v, slopes(v, loss), terms);
 }
 
 void check_tables(long dim) {
@@ -366,7 +321,7 @@ int main() {
     check_network(100, 20, 17, 9);
     check_network(1, 3, 64, 16);
     for (long dim : {5, 16}) check_tables(dim);
-    for (long width : {5, 16}) check_attention(2, width);
+    for (long width : {5, 16}) check_attention(2, width), check_gru(width), check_unit(width);
     for (Holds holds : {Holds::Nothing, Holds::Sum, Holds::Fields}) {
         check_head(100, 16, holds);
         check_head(47, 12, holds);

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mwuf_kernels import without_library
 
 from mwuf_dist.config import Config
 from mwuf_dist.data.batches.episodes import EpisodeLoader, episodes_of
@@ -84,7 +85,8 @@ class EpisodeTrain:
         def loss_of(which: int) -> Callable[[torch.Tensor], torch.Tensor]:
             def loss(v: torch.Tensor) -> torch.Tensor:
                 rows = v[:, None].expand(-1, half, -1).reshape(num_episodes * half, -1)  # [E*K, D]
-                logit = self.frozen.logit(rows, part[:, which].flatten(0, 1)).view(num_episodes, half)
+                with without_library():  # whose gradients cannot be differentiated, as methods do here
+                    logit = self.frozen.logit(rows, part[:, which].flatten(0, 1)).view(num_episodes, half)
                 of_row = None if counted is None else counted[:, which]
                 return F.binary_cross_entropy_with_logits(logit, label[:, which], of_row, reduction="none").mean(1)
 

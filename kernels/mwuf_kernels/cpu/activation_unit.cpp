@@ -1,0 +1,162 @@
+// What an item finds in a row's events by DIN's activation unit, forward and back: see activation_unit.py.
+
+#include "partial_sums.h"
+#include "pool.h"
+#include "rows.h"
+
+extern "C" {
+
+// Shapes: item, out, d_out, d_item [rows, dim]; events, d_events [rows, length, dim]; weight [units, 3 dim], of an event, of
+// its product with the item, and of the item; bias, relevance [units], a multiple of 16. Gradients of the weights are
+// [dim, units] each; null, as d_events, where nobody asks for them. d_numbers: of PReLU's slope and of the constant.
+struct Unit {
+    long rows, length, dim, units;
+    float slope, constant;
+    const float *item, *events, *weight, *bias, *relevance;
+    float* out;
+    const float* d_out;
+    float *d_item, *d_events, *d_event_weight, *d_product_weight, *d_item_weight, *d_bias, *d_relevance, *d_numbers;
+};
+
+}  // extern "C"
+
+namespace {
+
+struct ActivationUnit : Unit {
+    std::vector<float> turned;  // the weight [3 dim, units]
+
+    explicit ActivationUnit(const Unit& unit) : Unit(unit), turned(3 * dim * units) {
+        for (long u = 0; u < units; u++)
+            for (long i = 0; i < 3 * dim; i++) turned[i * units + u] = weight[u * 3 * dim + i];
+    }
+
+    double ns() const { return double(rows) * double(length) * double(dim * units + 4 * units) / (2 * V); }
+    const float* of_event() const { return turned.data(); }
+    const float* of_product() const { return turned.data() + dim * units; }
+    const float* of_item() const { return turned.data() + 2 * dim * units; }
+
+    // What the item gives to each unit, of the rows of a block.
+    void shares(long start, long number, float* to) const {
+        product<Then::Nothing>(number, units, dim, {item + start * dim, dim, 1}, {of_item(), units, 1}, {bias, 0, 1}, NONE,
+                               to, units);
+    }
+
+    // Each event's units before the PReLU, of a row: its item is a part of the weight `folded` [dim, units], as
+    // e W + (e * v) P = e (W + v P).
+    void before(long row, const float* share, float* folded, float* sums) const {
+        for (long i = 0; i < dim; i++) {
+            copy_of(folded + i * units, of_event() + i * units, units);
+            add_times(folded + i * units, item[row * dim + i], of_product() + i * units, units);
+        }
+        product<Then::Nothing>(length, units, dim, {events + row * length * dim, dim, 1}, {folded, units, 1}, {share, 0, 1},
+                               NONE, sums, units);
+    }
+
+    Vec activated(Vec x) const { return x > 0 ? x : slope * x; }
+
+    void forward(long start, long number) const {
+        float* share = workspace<Kept::ForTheTask>((BLOCK + dim + length) * units);
+        float *folded = share + BLOCK * units, *sums = folded + dim * units;
+        shares(start, number, share);
+        for (long row = start; row < start + number; row++) {
+            before(row, share + (row - start) * units, folded, sums);
+            float* to = out + row * dim;
+            std::memset(to, 0, dim * sizeof(float));
+            for (long j = 0; j < length; j++) {
+                Vec weight{};
+                for (long u = 0; u < units; u += V) weight += activated(load(sums + j * units + u)) * load(relevance + u);
+                add_times(to, constant + sum_of_lanes(weight), events + (row * length + j) * dim, dim);
+            }
+        }
+    }
+
+    // Of an event whose weight has the gradient d_weight: x becomes the gradient of the units before the PReLU. Returns
+    // the weight, and the gradient of the PReLU's slope.
+    std::pair<float, float> back_through(float* x, float d_weight, float* of_relevance) const {
+        Vec weight{}, of_slope{};
+        for (long u = 0; u < units; u += V) {
+            const Vec of = load(x + u), active = activated(of), d = d_weight * load(relevance + u);
+            weight += active * load(relevance + u);
+            of_slope += of > 0 ? Vec{} : d * of;
+            store(x + u, of > 0 ? d : slope * d);
+            if (of_relevance) store(of_relevance + u, load(of_relevance + u) + d_weight * active);
+        }
+        return {sum_of_lanes(weight), sum_of_lanes(of_slope)};
+    }
+
+    // Adds to a span's own gradients: of the weights [3][dim, units], the bias, the relevance and the two numbers.
+    void back(long start, long number, float* own) const {
+        float* share = workspace<Kept::ForTheTask>((2 * BLOCK + 3 * dim + length) * units);
+        float *d_share = share + BLOCK * units, *folded = d_share + BLOCK * units, *sums = folded + dim * units;
+        float *d_folded = sums + length * units, *folded_turned = d_folded + dim * units;
+        const bool of_weights = d_bias != nullptr;
+        float *of_bias = own + 3 * dim * units, *of_relevance = of_weights ? of_bias + units : nullptr;
+        shares(start, number, share);
+        std::memset(d_share, 0, number * units * sizeof(float));
+        for (long row = start; row < start + number; row++) {
+            const float *d = d_out + row * dim, *v = item + row * dim, *of_row = events + row * length * dim;
+            float* d_own = d_share + (row - start) * units;
+            before(row, share + (row - start) * units, folded, sums);
+            for (long j = 0; j < length; j++) {
+                float* x = sums + j * units;
+                const float d_weight = dot(d, of_row + j * dim, dim);
+                const auto [weight, of_slope] = back_through(x, d_weight, of_relevance);
+                add_to(d_own, x, units);
+                if (of_weights) of_relevance[units] += of_slope, of_relevance[units + 1] += d_weight;
+                if (d_events) times(d_events + (row * length + j) * dim, constant + weight, d, dim);
+            }
+            product<Then::Nothing>(dim, units, length, {of_row, 1, dim}, {sums, units, 1}, NONE, NONE, d_folded, units);
+            for (long i = 0; i < dim; i++) {
+                const float* of = d_folded + i * units;
+                d_item[row * dim + i] = dot(of, of_product() + i * units, units);
+                if (!of_weights) continue;
+                add_to(own + i * units, of, units);
+                add_times(own + (dim + i) * units, v[i], of, units);
+            }
+            if (!d_events) continue;
+            for (long u = 0; u < units; u++)
+                for (long i = 0; i < dim; i++) folded_turned[u * dim + i] = folded[i * units + u];
+            float* to = d_events + row * length * dim;
+            product<Then::Nothing>(length, dim, units, {sums, units, 1}, {folded_turned, dim, 1}, {to, dim, 1}, NONE, to, dim);
+        }
+        float* to = d_item + start * dim;
+        product<Then::Nothing>(number, dim, units, {d_share, units, 1}, {weight + 2 * dim, 3 * dim, 1}, {to, dim, 1}, NONE,
+                               to, dim);
+        if (!of_weights) return;
+        float* of_items = own + 2 * dim * units;
+        product<Then::Nothing>(dim, units, number, {item + start * dim, 1, dim}, {d_share, units, 1}, {of_items, units, 1},
+                               NONE, of_items, units);
+        for (long row = 0; row < number; row++) add_to(of_bias, d_share + row * units, units);
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+long mwuf_size_of_unit() { return sizeof(Unit); }
+
+void mwuf_unit(const Unit* unit) {
+    const ActivationUnit all(*unit);
+    in_parallel((all.rows + BLOCK - 1) / BLOCK, all.ns(), [&](long block) {
+        all.forward(block * BLOCK, least(BLOCK, all.rows - block * BLOCK));
+    });
+}
+
+void mwuf_unit_back(const Unit* unit) {
+    const ActivationUnit all(*unit);
+    const long n = all.rows, units = all.units;
+    PartialSums sums(spans_of(n));
+    for (float* to : {all.d_event_weight, all.d_product_weight, all.d_item_weight}) sums.add(to, all.dim, units, units);
+    for (float* to : {all.d_bias, all.d_relevance}) sums.add(to, units);
+    sums.add(all.d_numbers, 2);
+    sums.use(workspace<Kept::ForTheCall>(sums.floats()));
+    in_parallel(spans_of(n), 2.5 * all.ns(), [&](long span) {
+        float* own = sums.clear(span);
+        const long stop = least((span + 1) * span_rows(n), n);
+        for (long start = span * span_rows(n); start < stop; start += BLOCK) all.back(start, least(BLOCK, stop - start), own);
+    });
+    add_up({&sums});
+}
+
+}  // extern "C"
