@@ -51,10 +51,11 @@ class Gru4Rec(Backbone):
 
     def encode(self, history: EmbeddedHistory, context: torch.Tensor) -> torch.Tensor:
         """See `Backbone.encode`: the last state [B, D]."""
-        of_state = self.gru.weight_hh_l0, self.gru.bias_hh_l0
-        if has_loop(history.rows, *of_state):
-            gates = F.linear(history.rows, self.gru.weight_ih_l0, self.gru.bias_ih_l0)
-            return history_gru(gates, *of_state, history.index, history.offsets).index_select(0, history.group)
+        of_event, of_state, of_event_bias, of_state_bias = self.gru.all_weights[0]
+        if has_loop(history.rows, of_state):
+            gates = F.linear(history.rows, of_event, of_event_bias)
+            states = history_gru(gates, of_state, of_state_bias, history.index, history.offsets)
+            return states.index_select(0, history.group)
         lengths = history.lengths
         longest = max(1, int(lengths.max()))
         # Padded rather than packed: on a CPU the packed form costs more than the padding saves.
