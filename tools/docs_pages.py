@@ -233,6 +233,18 @@ def gains_table(names: str) -> str:
     return rows_table(("data", "row", *PHASES, "seeds"), rows)
 
 
+def settings_table(names: str) -> str:
+    """What DeepFM without a method gains by tuning, fixed test: pairs of studies, the tuned one first."""
+    rows, studies = [], [_comparison(name) for name in names.split()]
+    for tuned, usual in zip(studies[::2], studies[1::2], strict=True):
+        better, plain = (next(row for row in study["rows"] if row["label"].startswith("deepfm / base"))["phases"]
+                         for study in (tuned, usual))  # fmt: skip
+        pairs = [(better[phase]["auc_test"]["mean"], plain[phase]["auc_test"]["mean"]) for phase in PHASES]
+        cells = [f"{more - less:+.4f}".replace("0.", ".") for more, less in pairs]
+        rows.append((_title(tuned), *cells, str(len(usual["seeds"]))))
+    return rows_table(("data", *PHASES, "seeds"), rows)
+
+
 def stream_gains_table(names: str) -> str:
     """What each row gains over the best base of a stream study: a line per study and row."""
     rows = []
@@ -322,6 +334,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "config_keys": config_keys,
     "command_help": command_help,
     "gains_table": gains_table,
+    "settings_table": settings_table,
     "stream_gains_table": stream_gains_table,
     "study_keys": study_keys,
     "prepare_table": docs_tables.prepare_table,
