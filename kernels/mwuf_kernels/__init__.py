@@ -2,7 +2,7 @@
 
 from mwuf_kernels._autograd import backward_from
 from mwuf_kernels.activation_unit import activation_unit
-from mwuf_kernels.adam import AdamGroup, AdamSettings, adam_step_, adam_step_by_row_
+from mwuf_kernels.adam import AdamSettings, adam_step_, adam_step_by_row_
 from mwuf_kernels.bulk_warm import bulk_warm, bulk_warm_reference
 from mwuf_kernels.frozen_rows import FrozenRows, PairWeights, PartRows
 from mwuf_kernels.history_attention import history_attention
@@ -21,7 +21,6 @@ from mwuf_kernels.user_mean import user_mean, user_mean_reference
 from mwuf_kernels.warm_embedding import warm_embedding, warm_embedding_backward, warm_embedding_reference
 
 __all__ = [
-    "AdamGroup",
     "AdamSettings",
     "BatchSide",
     "EntityFields",

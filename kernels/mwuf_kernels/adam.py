@@ -1,19 +1,9 @@
-"""AdamW over several parameters, by `adam.cpp` on a CPU and torch's fused kernel elsewhere; Adam of single rows."""
+"""AdamW over several parameters, by torch's fused kernel; Adam of single rows."""
 
-import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-
-from mwuf_kernels.native import address, has_library, library, structure
-
-_Update = structure(
-    "update",
-    longs="n",
-    floats="step_size root keep new_mean new_square eps",
-    pointers="parameter gradient mean square",
-)
 
 
 @dataclass(frozen=True)
@@ -27,73 +17,41 @@ class AdamSettings:
     eps: float = 1e-8
 
 
-@dataclass(frozen=True)
-class AdamGroup:
-    """Parameters that take the same step.
+@torch.no_grad()
+def adam_step_(
+    parameters: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    moments: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
+    num_steps: torch.Tensor,
+    settings: AdamSettings,
+) -> None:
+    """Changes parameters and moments in place (Loshchilov and Hutter 2019), in one pass over each.
+
+    torch's layers above this kernel sort parameters by device and check them anew in every step, which takes longer
+    than the kernel itself.
 
     Args:
         parameters: contiguous tensors of any shapes.
         gradients: theirs.
         moments: (first, second) of each.
-        num_steps: which step this is, from 1 [].
+        num_steps: which step this is, from 1 [], float32.
         settings: of all of them.
     """
-
-    parameters: Sequence[torch.Tensor]
-    gradients: Sequence[torch.Tensor]
-    moments: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
-    num_steps: torch.Tensor
-    settings: AdamSettings
-
-    @property
-    def is_for_loop(self) -> bool:
-        """Whether `adam.cpp` can do it."""
-        return has_library(*self.parameters, *self.gradients) and all(one.is_contiguous() for one in self.gradients)
-
-
-@torch.no_grad()
-def adam_step_(groups: Sequence[AdamGroup]) -> None:
-    """Changes parameters and moments in place (Loshchilov and Hutter 2019), in one call for all groups.
-
-    torch's kernel knows OpenMP's threads only, which the loops of this package do without.
-    """
-    if groups and all(group.is_for_loop for group in groups):
-        updates = [update for group in groups for update in _updates(group)]
-        found = library()
-        assert found is not None
-        found.mwuf_adam(ctypes.c_long(len(updates)), (_Update * len(updates))(*updates))
-        return
-    for group in groups:
-        settings = group.settings
-        torch._fused_adamw_(
-            list(group.parameters),
-            list(group.gradients),
-            list(group.moments[0]),
-            list(group.moments[1]),
-            [],
-            [group.num_steps] * len(group.parameters),
-            lr=settings.rate,
-            beta1=settings.beta_1,
-            beta2=settings.beta_2,
-            weight_decay=settings.weight_decay,
-            eps=settings.eps,
-            amsgrad=False,
-            maximize=False,
-        )
-
-
-def _updates(group: AdamGroup) -> Iterator[tuple[int | float | None, ...]]:
-    settings, step = group.settings, int(group.num_steps)
-    factors = (
-        settings.rate / (1 - settings.beta_1**step),
-        (1 - settings.beta_2**step) ** -0.5,
-        1 - settings.rate * settings.weight_decay,
-        1 - settings.beta_1,
-        1 - settings.beta_2,
-        settings.eps,
+    torch._fused_adamw_(
+        list(parameters),
+        [gradient.contiguous() for gradient in gradients],  # The kernel reads memory in order, whatever the strides.
+        list(moments[0]),
+        list(moments[1]),
+        [],
+        [num_steps] * len(parameters),
+        lr=settings.rate,
+        beta1=settings.beta_1,
+        beta2=settings.beta_2,
+        weight_decay=settings.weight_decay,
+        eps=settings.eps,
+        amsgrad=False,
+        maximize=False,
     )
-    for tensors in zip(group.parameters, group.gradients, *group.moments, strict=True):
-        yield tensors[0].numel(), *factors, *map(address, tensors)
 
 
 @torch.no_grad()

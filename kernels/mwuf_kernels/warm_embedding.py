@@ -11,9 +11,7 @@ import torch
 
 from mwuf_kernels._autograd import eager_function
 from mwuf_kernels._triton import block_of, cdiv, constexpr, jit, tl, use_triton
-from mwuf_kernels.native import has_library
 from mwuf_kernels.segments import segment_sums, segments
-from mwuf_kernels.table_rows import add_table_rows_
 
 
 def warm_embedding(
@@ -59,13 +57,6 @@ def _forward(
     return rows.index_select(0, inverse), warm.index_select(0, inverse)
 
 
-def _summed(d: torch.Tensor, inverse: torch.Tensor, num_unique: int) -> torch.Tensor:
-    """Returns sums [U, D] of the positions' gradients [B, D] by unique item, by `table_rows.cpp`."""
-    sums = d.new_zeros(num_unique, d.shape[1])
-    add_table_rows_(sums, None, inverse.contiguous(), d.contiguous())
-    return sums
-
-
 def warm_embedding_backward(
     d_cold: torch.Tensor | None, d_warm: torch.Tensor | None, rows: torch.Tensor, inverse: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
@@ -83,12 +74,7 @@ def warm_embedding_backward(
     if inverse is None:
         d_rows, d_shift = d_cold, d_warm
     else:
-        given = [d for d in (d_cold, d_warm) if d is not None]
-        if inverse.dtype == torch.int64 and has_library(*given):
-            # One position after another needs no order, and takes less time than sorting.
-            d_rows, d_shift = (None if d is None else _summed(d, inverse, len(rows)) for d in (d_cold, d_warm))
-        else:
-            d_rows, d_shift = segment_sums((d_cold, d_warm), *segments(inverse, len(rows)))
+        d_rows, d_shift = segment_sums((d_cold, d_warm), *segments(inverse, len(rows)))
     return d_rows, None if d_shift is None else d_shift * rows, d_shift
 
 

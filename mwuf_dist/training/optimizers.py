@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from mwuf_kernels import AdamGroup, AdamSettings, adam_step_
+from mwuf_kernels import AdamSettings, adam_step_
 from torch import nn
 
 from mwuf_dist.embeddings.tables import Tables
@@ -34,18 +34,21 @@ class _Group:
         self.num_steps = self.num_steps.to(parameter.device)
         return self.exp_avg[-1], self.exp_avg_sq[-1]
 
-    def step(self, rate: float) -> AdamGroup:
-        """Counts a step; returns the parameters that have a gradient, at `rate` times the learning rate."""
+    def step(self, rate: float) -> None:
+        """Steps on the parameters that have a gradient, at `rate` times the learning rate, and clears it."""
         self.num_steps += 1
-        parameters, gradients, means, squares = [], [], [], []
-        for parameter, mean, square in zip(self.parameters, self.exp_avg, self.exp_avg_sq, strict=True):
-            if parameter.grad is not None:
-                parameters.append(parameter)
-                gradients.append(parameter.grad)
-                means.append(mean)
-                squares.append(square)
+        stepped = [
+            (parameter, parameter.grad, mean, square)
+            for parameter, mean, square in zip(self.parameters, self.exp_avg, self.exp_avg_sq, strict=True)
+            if parameter.grad is not None
+        ]
+        if not stepped:  # None are left of tables that other ranks hold.
+            return
+        parameters, gradients, means, squares = zip(*stepped, strict=True)
         settings = AdamSettings(self.learning_rate * rate, self.weight_decay)
-        return AdamGroup(parameters, gradients, (means, squares), self.num_steps, settings)
+        adam_step_(parameters, gradients, (means, squares), self.num_steps, settings)
+        for parameter in parameters:
+            parameter.grad = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,8 @@ class _Moments:
 
 
 class Adam:
-    """AdamW (Loshchilov and Hutter 2019) over several groups, in one fused call where the compiled loop can.
+    """AdamW (Loshchilov and Hutter 2019) over several groups; the tables of a TorchRec kernel are one parameter.
 
-    torch's layers above its fused kernel sort parameters by device and check them anew in every step, which took longer
-    than the kernel itself. The tables of a TorchRec kernel are one parameter.
     Tables that train in their own backward (fused row-wise Adagrad) are left out: there is nothing to do for them here.
 
     Args:
@@ -114,11 +115,8 @@ class Adam:
     @torch.no_grad()
     def step(self, rate: float = 1.0) -> None:
         """Steps on every parameter that has a gradient, at `rate` times its learning rate; gradients are cleared."""
-        groups = [group.step(rate) for group in self._groups]
-        adam_step_([group for group in groups if group.parameters])  # None are left of tables that other ranks hold.
-        for group in groups:
-            for parameter in group.parameters:
-                parameter.grad = None
+        for group in self._groups:
+            group.step(rate)
 
     def state(self) -> dict[str, Any]:
         """Returns moments and step counts by parameter name, tables' moments as sharded tensors."""

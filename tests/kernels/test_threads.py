@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from mwuf_kernels import (
-    AdamGroup,
-    AdamSettings,
     BatchSide,
     EntityFields,
     FrozenRows,
@@ -20,8 +18,6 @@ from mwuf_kernels import (
     TrainedLayer,
     TrainedNorm,
     TrainedRows,
-    adam_step_,
-    adam_step_by_row_,
     add_table_rows_,
     meta_networks,
     native,
@@ -101,27 +97,6 @@ def networks() -> Tensors:
     return [scale.detach(), shift.detach(), *torch.autograd.grad([scale, shift], weights, slopes)]
 
 
-def adam() -> Tensors:
-    parameters = [draws(3001, 33), draws(5), draws(9), draws(1, 8192)]
-    gradients = [parameter.sin() for parameter in parameters]
-    moments = ([torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters])
-    for step in (1, 2):
-        settings = (AdamSettings(0.01, 0.1), AdamSettings(0.02))
-        adam_step_(
-            [
-                AdamGroup(
-                    parameters[i::2],
-                    gradients[i::2],
-                    (moments[0][i::2], moments[1][i::2]),
-                    torch.tensor(step + 3.0 * i),
-                    one,
-                )
-                for i, one in enumerate(settings)
-            ]
-        )
-    return [*parameters, *moments[0], *moments[1]]
-
-
 OPS: dict[str, Callable[[], Tensors]] = {
     "frozen rows": frozen_rows,
     "frozen rows with pairs": lambda: frozen_rows(has_pairs=True),
@@ -132,7 +107,6 @@ OPS: dict[str, Callable[[], Tensors]] = {
     "trained rows with pairs and BatchNorm": lambda: trained_rows(True, num_pairs=10),
     "fields of entities": fields_of_entities,
     "networks": networks,
-    "Adam": adam,
 }
 
 
@@ -199,32 +173,6 @@ def test_a_process_ends_while_its_threads_sleep_or_work() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_adam_is_that_of_torch() -> None:
-    ours = adam()
-    with native.without_library():
-        theirs = adam()
-    for found, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
-
-
-def test_a_row_at_a_step_of_its_own_moves_as_adam_moves_it_at_that_step() -> None:
-    gradients = [torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(5)]
-    rows, first, second = (torch.zeros(3, 4, dtype=torch.float64) for _ in range(3))
-    taken = torch.zeros(3, dtype=torch.int64)
-    for step, gradient in enumerate(gradients):
-        live = slice(0, 3 if step < 2 else 2)  # the last row takes two steps
-        taken[live] += 1
-        moments = (first[live], second[live])
-        adam_step_by_row_(rows[live], gradient[live], moments, taken[live], AdamSettings(0.1))
-    for row in range(3):
-        expected = torch.zeros(4, dtype=torch.float64, requires_grad=True)
-        adam = torch.optim.Adam([expected], lr=0.1)
-        for gradient in gradients[: int(taken[row])]:
-            expected.grad = gradient[row].clone()
-            adam.step()
-        torch.testing.assert_close(rows[row], expected.detach(), rtol=1e-12, atol=1e-12)
 
 
 def test_a_structure_of_another_size_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

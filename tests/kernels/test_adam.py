@@ -1,0 +1,41 @@
+"""Adam of whole parameters is that of torch's optimizer, and that of single rows is it at each row's own step."""
+
+from __future__ import annotations
+
+import torch
+from mwuf_kernels import AdamSettings, adam_step_, adam_step_by_row_
+
+
+def test_adam_is_that_of_torchs_optimizer_whatever_the_strides_of_a_gradient() -> None:
+    draws = torch.Generator().manual_seed(0)
+    parameters = [torch.randn(shape, generator=draws) for shape in ((31, 33), (5,), (1, 700))]
+    expected = [parameter.clone().requires_grad_() for parameter in parameters]
+    adam = torch.optim.AdamW(expected, lr=0.01, weight_decay=0.1)
+    moments = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
+    for step in (1.0, 2.0, 3.0):
+        # Transposed in memory, where there are two dimensions.
+        gradients = [torch.randn(p.shape[::-1], generator=draws).T for p in parameters]
+        for parameter, gradient in zip(expected, gradients, strict=True):
+            parameter.grad = gradient.contiguous()
+        adam.step()
+        adam_step_(parameters, gradients, moments, torch.tensor(step), AdamSettings(0.01, 0.1))
+    # Both round parameters of up to 4 to 24 bits, in each step once.
+    torch.testing.assert_close(parameters, [p.detach() for p in expected], rtol=1e-6, atol=1e-7)
+
+
+def test_a_row_at_a_step_of_its_own_moves_as_adam_moves_it_at_that_step() -> None:
+    gradients = [torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(5)]
+    rows, first, second = (torch.zeros(3, 4, dtype=torch.float64) for _ in range(3))
+    taken = torch.zeros(3, dtype=torch.int64)
+    for step, gradient in enumerate(gradients):
+        live = slice(0, 3 if step < 2 else 2)  # the last row takes two steps
+        taken[live] += 1
+        moments = (first[live], second[live])
+        adam_step_by_row_(rows[live], gradient[live], moments, taken[live], AdamSettings(0.1))
+    for row in range(3):
+        expected = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+        adam = torch.optim.Adam([expected], lr=0.1)
+        for gradient in gradients[: int(taken[row])]:
+            expected.grad = gradient[row].clone()
+            adam.step()
+        torch.testing.assert_close(rows[row], expected.detach(), rtol=1e-12, atol=1e-12)
