@@ -34,6 +34,21 @@ class EntityFields:
     pools_by_mean: bool
     step: int | None = None
 
+    def alone(self, entities: torch.Tensor) -> tuple["EntityFields", torch.Tensor]:
+        """Returns the fields of some entities [n] alone, and which they are among these."""
+        places = torch.arange(len(entities))
+        if self.lengths is None or self.starts is None:
+            step = self.num_fields if self.step is None else self.step
+            which = (entities * step)[:, None] + torch.arange(self.num_fields)
+            ids = self.ids.index_select(0, which.view(-1))
+            return EntityFields(ids, None, None, self.num_fields, self.pools_by_mean), places
+        lengths = self.lengths.index_select(0, entities)
+        numbers = lengths.sum(1)
+        starts = numbers.cumsum(0) - numbers
+        which = torch.repeat_interleave(self.starts.index_select(0, entities) - starts, numbers)
+        ids = self.ids.index_select(0, which.add_(torch.arange(len(which))))
+        return EntityFields(ids, lengths, starts, self.num_fields, self.pools_by_mean), places
+
 
 def table_rows(table: torch.Tensor, fields: EntityFields | None, entities: torch.Tensor) -> torch.Tensor:
     """Returns fields side by side [n, F*D] of entities [n] int64, from a table [N, D] float32; without gradients.
@@ -58,17 +73,22 @@ def add_table_rows_(
 def distinct_ids(ids: torch.Tensor, num_ids: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Finds (distinct values [u] in order, position of each of `ids` [n] among them [n]) of int64 ids.
 
-    As `torch.unique`; on a CPU without its sort, in time that grows with n + num_ids.
+    As `torch.unique`; on a CPU without its comparisons: by a look at all that there may be, or a sort by digits.
 
     Args:
-        ids: in [0, num_ids).
+        ids: in [0, num_ids), n * num_ids at most 2^63.
         num_ids: how many there may be; None is any.
     """
-    if num_ids is None or num_ids > _FEW * len(ids) or ids.device.type != "cpu" or not has_library():
+    if ids.device.type != "cpu" or not has_library():
         return torch.unique(ids, return_inverse=True)
-    place, count = torch.empty(num_ids, dtype=torch.int32), torch.empty(1, dtype=torch.int64)
-    values, inverse = torch.empty(min(len(ids), num_ids), dtype=torch.int64), torch.empty_like(ids)
-    call("mwuf_distinct", len(ids), num_ids, ids, place, values, inverse, count)
+    ids = ids.contiguous()
+    num, count = len(ids), torch.empty(1, dtype=torch.int64)
+    values, inverse = torch.empty(num, dtype=torch.int64), torch.empty_like(ids)
+    if num_ids is not None and num_ids <= _FEW * num:
+        call("mwuf_distinct", num, num_ids, ids, torch.empty(num_ids, dtype=torch.int32), values, inverse, count)
+    else:
+        sorted_, other = torch.empty(2, num, dtype=torch.int64)
+        call("mwuf_distinct_of_many", num, ids, sorted_, other, values, inverse, count)
     return values[: int(count)], inverse
 
 

@@ -69,9 +69,11 @@ def test_rows_and_gradients_match_float64(kind: str, dim: int, num: int) -> None
     assert_float32_close(runs[0].double() - 2, d_exact, num_terms=num // 12 + 4, size=size)
 
 
-@pytest.mark.parametrize(("num", "num_ids"), [(0, 5), (1, 1), (50, 7), (50, 5000)])
+@pytest.mark.parametrize(("num", "num_ids"), [(0, 5), (1, 1), (50, 7), (50, 5000), (3000, 70_000), (3000, 1 << 50)])
 def test_distinct_ids_are_those_of_torch_unique(num: int, num_ids: int) -> None:
     ids = torch.randint(num_ids, (num,), generator=torch.Generator().manual_seed(num))
+    ids[: num // 3] = ids[num - num // 3 :]
     expected, inverse = torch.unique(ids, return_inverse=True)
-    found = distinct_ids(ids, num_ids)
-    assert torch.equal(found[0], expected) and torch.equal(found[1], inverse)
+    for given in (ids, torch.stack([ids, ids + 1], dim=1)[:, 0]):  # and a column
+        found = distinct_ids(given, num_ids)
+        assert torch.equal(found[0], expected) and torch.equal(found[1], inverse)

@@ -123,4 +123,29 @@ void mwuf_distinct(long n, long num_ids, const int64_t* ids, int32_t* place, int
     *count = found;
 }
 
+// The same by sorting, where there may be many more than n: byte by byte, with the place of each id in its lowest bits.
+void mwuf_distinct_of_many(long n, const int64_t* ids, uint64_t* sorted, uint64_t* other, int64_t* values,
+                           int64_t* inverse, int64_t* count) {
+    int64_t largest = 0;
+    for (long i = 0; i < n; i++) largest = ids[i] > largest ? ids[i] : largest;
+    int place_bits = 0, last_bit = 0;
+    while (n >> place_bits) place_bits++;
+    while (last_bit < 63 && largest >> last_bit) last_bit++;
+    for (long i = 0; i < n; i++) sorted[i] = uint64_t(ids[i]) << place_bits | uint64_t(i);
+    for (int shift = place_bits; shift < place_bits + last_bit; shift += 8) {
+        long next[257] = {};
+        for (long i = 0; i < n; i++) next[(sorted[i] >> shift & 255) + 1]++;
+        for (long digit = 0; digit < 256; digit++) next[digit + 1] += next[digit];
+        for (long i = 0; i < n; i++) other[next[sorted[i] >> shift & 255]++] = sorted[i];
+        std::swap(sorted, other);
+    }
+    long found = 0;
+    for (long i = 0; i < n; i++) {
+        const int64_t id = int64_t(sorted[i] >> place_bits);
+        if (!found || values[found - 1] != id) values[found++] = id;
+        inverse[sorted[i] & ((uint64_t(1) << place_bits) - 1)] = found - 1;
+    }
+    *count = found;
+}
+
 }  // extern "C"
