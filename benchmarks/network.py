@@ -138,6 +138,13 @@ class _ByGloo:
         for one, found in zip(out, flat.split([len(one) for one in out]), strict=True):
             one.copy_(found)
 
+    def give(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        lengths = torch.empty(len(parts), dtype=torch.int64)
+        dist.all_to_all_single(lengths, torch.tensor([len(one) for one in parts]))
+        out = [part.new_empty(length) for part, length in zip(parts, lengths.tolist(), strict=True)]
+        self.exchange(out, parts)
+        return out
+
 
 @contextmanager
 def _counted(direct: ManyHosts) -> Iterator[list[int]]:

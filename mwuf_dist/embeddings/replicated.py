@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
@@ -11,6 +11,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import DenseTableBat
 from torch import nn
 
 from mwuf_dist.embeddings.sharding import TableSpec
+from mwuf_dist.runtime import Runtime
 
 
 class ReplicatedTables:
@@ -43,3 +44,24 @@ class ReplicatedTables:
         """Returns rows [rows, width] of a table: a view, writing to it writes to the table."""
         start, shape = self.parts[name]
         return self.weights.detach()[start : start + shape.numel()].view(shape)
+
+    def fill(
+        self,
+        name: str,
+        compute: Callable[[torch.Tensor], torch.Tensor],
+        rows: range,
+        chunk_rows: int,
+        runtime: Runtime,
+    ) -> None:
+        """Writes rows of a table: each rank computes a part of them, at most so many at once. See `Tables.fill`."""
+        weight, chunk = self.table(name), chunk_rows * runtime.world_size
+        for begin in range(rows.start, rows.stop, chunk):
+            end = min(begin + chunk, rows.stop)
+            each = -(-(end - begin) // runtime.world_size)
+            first = min(begin + runtime.rank * each, end)
+            last = min(first + each, end)
+            ids = torch.full((each,), rows.start, device=runtime.device)
+            torch.arange(first, last, out=ids[: last - first])
+            block = torch.zeros_like(weight[begin:end])
+            block[first - begin : last - begin] = compute(ids)[: last - first]
+            weight[begin:end] = runtime.sum(block)

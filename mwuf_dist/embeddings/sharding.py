@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.sharding_plan import column_wise, row_wise, table_wise
 
@@ -118,3 +123,29 @@ def sharding_of(placement: Placement, world_size: int) -> Callable:
     if placement.kind == "column_wise":
         return column_wise(ranks=list(range(world_size)), compute_kernel=kernel)
     return row_wise(compute_kernel=kernel)
+
+
+def torchrec_collection(specs: Sequence[TableSpec]) -> EmbeddingBagCollection:
+    """Describes tables to TorchRec, as a collection without memory."""
+    with _WithoutDraws():
+        return EmbeddingBagCollection(device=torch.device("meta"), tables=[_torchrec_config(spec) for spec in specs])
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Makes `normal_` do nothing: on the meta device it fills nothing, and imports torch's compiler for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
+
+
+def _torchrec_config(spec: TableSpec) -> EmbeddingBagConfig:
+    return EmbeddingBagConfig(
+        name=spec.name,
+        embedding_dim=spec.dim,
+        num_embeddings=spec.rows,
+        feature_names=[spec.name],
+        pooling=PoolingType.MEAN if spec.pooling == "mean" else PoolingType.SUM,
+        # The sharded module starts at zero; `Tables.draw` or `Tables.fill` gives the first values.
+        init_fn=nn.init.zeros_,
+    )

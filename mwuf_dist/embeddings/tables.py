@@ -8,6 +8,7 @@ under `torch.no_grad()`, because `requires_grad_(False)` does not freeze a fused
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
-from torch.overrides import TorchFunctionMode
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
+from torchrec import KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.comm_ops import set_gradient_division
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -29,9 +29,10 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from mwuf_dist.config import EmbeddingConfig
-from mwuf_dist.embeddings.lookups import KernelLookups, LoopLookups
+from mwuf_dist.embeddings.lookups import KernelLookups, LoopLookups, ShardedLookups
 from mwuf_dist.embeddings.replicated import ReplicatedTables
-from mwuf_dist.embeddings.sharding import Placement, TableSpec, placements, sharding_of
+from mwuf_dist.embeddings.sharded import shards_of
+from mwuf_dist.embeddings.sharding import Placement, TableSpec, placements, sharding_of, torchrec_collection
 from mwuf_dist.runtime import Runtime, generator_seed
 
 # Notes of no use to a run: that a dense kernel ignores caching parameters it was not given, and one on tracing.
@@ -109,10 +110,7 @@ class Tables:
         # The loss is divided by the global weight, so gradients are summed over the ranks, not averaged.
         set_gradient_division(False)
         fused = {name for name, placement in layout.items() if placement.is_fused}
-        with _WithoutDraws():
-            collection = EmbeddingBagCollection(
-                device=torch.device("meta"), tables=[_torchrec_config(s) for s in specs]
-            )
+        collection = torchrec_collection(specs)
         for table in fused:
             parameter = collection.embedding_bags[table].get_parameter("weight")
             apply_optimizer_in_backward(RowWiseAdagrad, [parameter], {"lr": config.rowwise_adagrad_lr})
@@ -162,9 +160,20 @@ class Tables:
         """Gives the only table the gradient [n, width] of `rows_to_train` of different `ids` [n]. A collective."""
         self.lookups.set_gradient(ids, rows, d_rows)
 
+    def send_gradients(self) -> None:
+        """Sends ranks the gradients of their rows since the last time, where `lookups` keep them. A collective then."""
+        if isinstance(self.lookups, ShardedLookups):
+            for fetched in self.lookups.gradients():
+                fetched.send_gradients()
+
     def rows_by_table(self, ids: torch.Tensor) -> Sequence[torch.Tensor]:
         """Looks up rows [n, width] of each table at the same `ids` [n], without gradients. A collective."""
         return self.lookups.rows_by_table(ids)
+
+    @property
+    def takes_any_number(self) -> bool:
+        """Whether ranks may look up different numbers of rows at once."""
+        return self.is_whole or isinstance(self.lookups, ShardedLookups)
 
     def _local_kernel(self) -> nn.Module | None:
         """Returns the kernel that holds all tables, where this rank is the only one and they share a kernel.
@@ -190,10 +199,12 @@ class Tables:
         if self._replicated is not None:
             yield
             return
-        before, self._local = self._local, None
-        with self.by_kernel():
+        before = self._local, self.lookups
+        self._local, self.lookups = None, self._shared_lookups
+        try:
             yield
-        self._local = before
+        finally:
+            self._local, self.lookups = before
 
     @contextlib.contextmanager
     def by_kernel(self) -> Iterator[None]:
@@ -204,11 +215,23 @@ class Tables:
         finally:
             self.lookups = before
 
+    @functools.cached_property
+    def _shared_lookups(self) -> KernelLookups | ShardedLookups:
+        """How rows are looked up on several ranks: by TorchRec's exchanges on accelerators, and of columns."""
+        runtime, specs = self._runtime, list(self.specs.values())
+        is_direct = runtime.world_size == 1 or runtime.group_of_tables is not None
+        if not runtime.is_compiled or not is_direct or "column_wise" in self.plan.values():
+            return self._kernel_lookups()
+        shards, num_segments = shards_of(self._collection, specs, runtime)
+        return ShardedLookups(shards, specs, num_segments)
+
     def _kernel_lookups(self) -> KernelLookups:
         return KernelLookups(list(self.specs.values()), self, self._runtime.device)
 
-    def _chosen_lookups(self) -> KernelLookups | LoopLookups:
-        """Chooses loops where this rank has all tables and no fused kernel trains them; else TorchRec's kernel."""
+    def _chosen_lookups(self) -> KernelLookups | LoopLookups | ShardedLookups:
+        """Chooses loops where this rank has all tables and no fused kernel trains them, or else other ways."""
+        if not self.is_whole:
+            return self._shared_lookups
         if self._local is None or not self._runtime.is_compiled or "adam" not in self.kernels.values():
             return self._kernel_lookups()
         weights = self._local.weights
@@ -217,7 +240,7 @@ class Tables:
 
     @property
     def implementation(self) -> str:
-        """Names how rows are looked up: "compiled" or "torchrec"."""
+        """Names how rows are looked up: "compiled", "sharded" or "torchrec"."""
         return self.lookups.implementation
 
     def rows_of(self, table: str, ids: torch.Tensor) -> torch.Tensor:
@@ -226,6 +249,13 @@ class Tables:
         out = self(KeyedJaggedTensor(self._names, ids.contiguous(), lengths=torch.cat(lengths).to(ids.device)))
         start = sum(self.specs[name].dim for name in self._names[: self._names.index(table)])
         return out[:, start : start + self.specs[table].dim]
+
+    def rows_once(self, *ids: torch.Tensor) -> list[torch.Tensor]:
+        """Returns rows [u, width] of the only table, without gradients, and which of them the `ids` [n] have, [n] each.
+
+        A collective.
+        """
+        return self.lookups.rows_once(*ids)
 
     def bag_sums(self, ids: torch.Tensor) -> torch.Tensor:
         """Returns sums [n, width] of the rows `ids` [n, k] of the only table. A collective."""
@@ -294,7 +324,7 @@ class Tables:
         """
         chosen = rows if rows is not None else range(self.specs[table].rows)
         if self._replicated is not None:
-            self._fill_together(self._replicated.table(table), compute, chosen)
+            self._replicated.fill(table, compute, chosen, _FILL_CHUNK_ROWS, self._runtime)
             return
         device = self._runtime.device
         pieces = [
@@ -311,22 +341,6 @@ class Tables:
             values = compute(self._runtime.pad(torch.arange(begin, end, device=device), chosen.start))[: end - begin]
             columns = slice(shard.column, shard.column + shard.weight.shape[1])
             shard.weight[begin - shard.row : end - shard.row] = values[:, columns]
-
-    def _fill_together(
-        self, weight: torch.Tensor, compute: Callable[[torch.Tensor], torch.Tensor], rows: range
-    ) -> None:
-        """Computes a part of the rows on each rank, and hands it to the others."""
-        runtime, chunk = self._runtime, _FILL_CHUNK_ROWS * self._runtime.world_size
-        for begin in range(rows.start, rows.stop, chunk):
-            end = min(begin + chunk, rows.stop)
-            each = -(-(end - begin) // runtime.world_size)
-            first = min(begin + runtime.rank * each, end)
-            last = min(first + each, end)
-            ids = torch.full((each,), rows.start, device=runtime.device)
-            torch.arange(first, last, out=ids[: last - first])
-            block = torch.zeros_like(weight[begin:end])
-            block[first - begin : last - begin] = compute(ids)[: last - first]
-            weight[begin:end] = runtime.sum(block)
 
     @torch.no_grad()
     def mean_row(self, table: str, used: torch.Tensor | None = None) -> torch.Tensor:
@@ -377,23 +391,3 @@ class Tables:
     def bytes_per_rank(self) -> int:
         """Returns bytes of weights that this rank holds."""
         return sum(s.weight.numel() * s.weight.element_size() for name in self._names for s in self.shards(name))
-
-
-class _WithoutDraws(TorchFunctionMode):
-    """Makes `normal_` do nothing: on the meta device it fills nothing, and imports torch's compiler for it."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
-
-
-def _torchrec_config(spec: TableSpec) -> EmbeddingBagConfig:
-    return EmbeddingBagConfig(
-        name=spec.name,
-        embedding_dim=spec.dim,
-        num_embeddings=spec.rows,
-        feature_names=[spec.name],
-        pooling=PoolingType.MEAN if spec.pooling == "mean" else PoolingType.SUM,
-        # The sharded module starts at zero; `draw` or `fill` gives the first values.
-        init_fn=nn.init.zeros_,
-    )

@@ -43,10 +43,10 @@ _TIMED_STEPS, _WARM_STEPS = 15, 3
 _FLOAT = 4  # bytes
 _ID = 8
 _ROW_BYTES = 9  # user, item, label of an interaction
-# Sent by a lookup of a collection: how much will be sent, lengths, ids, rows, and the rows' gradients.
+# Sent by TorchRec's lookup of a collection: how much will be sent, lengths, ids, rows, and the rows' gradients.
 _COLLECTIVES_OF_A_LOOKUP = 5
-# Operators of a lookup on several ranks that one rank leaves out: counted in steps of two ranks.
-_OPS_OF_AN_EXCHANGE = 65
+# Sent by ranks of CPUs, which look up in all collections at once: ids, rows, and the rows' gradients.
+_COLLECTIVES_OF_LOOKUPS = 3
 # Moments of the global batch, and what their gradient needs.
 _COLLECTIVES_OF_A_BATCH_NORM = 2
 # Code that torch, TorchRec and fbgemm load in the first step: fitted to what `benchmarks.plan` measured on a CPU.
@@ -120,14 +120,12 @@ def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, 
     loader = model.pretrain_rows(prepared, config.pretrain.order, rows, config.seed)
     batch = next(loader.epoch(0))
     times = _step_times(config, prepared, stage)
-    # From here on as an accelerator does it, and a rank of several.
-    stage.trained = AutogradTrained(model, change_of(method))
     with contextlib.ExitStack() as ways:
         for tables in model.pretrained_tables:
             ways.enter_context(tables.as_if_shared())
         shared_times = _step_times(config, prepared, stage, as_if_shared=True)
-        with _CountOps() as shared_ops:
-            stage.step(replace(batch, is_full=False))
+    # From here on as an accelerator does it.
+    stage.trained = AutogradTrained(model, change_of(method))
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -155,13 +153,8 @@ def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, 
         prepared.num_rows("pretrain"),
         prepared.num_users,
         times,
-        _with_exchanges(shared_times, shared_ops.num_ops, len(model.pretrained_tables)),
+        shared_times,
     )
-
-
-def _with_exchanges(times: StepTimes, num_ops: int, num_lookups: int) -> StepTimes:
-    """Adds the operators that TorchRec needs to cut and join what is exchanged, which one rank leaves out."""
-    return StepTimes(times.fixed_s * (1 + num_lookups * _OPS_OF_AN_EXCHANGE / num_ops), times.row_s)
 
 
 def _step_times(config: Config, prepared: Prepared, stage: Pretrain, as_if_shared: bool = False) -> StepTimes:
@@ -243,9 +236,13 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
     summed = counts.dense_bytes + sum(
         _FLOAT * spec.rows * spec.dim for name in ("user", "item", "old") if name not in sharded for spec in specs[name]
     )
-    wire = _wire({name: specs[name] for name in sharded}, plan, world, batch)
+    exchange = _wire_of_distinct if device.is_here else _wire
+    wire = exchange({name: specs[name] for name in sharded}, plan, world, batch)
     wire["gradients that every rank has"] = 2 * (world - 1) / world * summed
-    collectives = len(sharded) * _COLLECTIVES_OF_A_LOOKUP + counts.num_batch_norms * _COLLECTIVES_OF_A_BATCH_NORM + 1
+    lookups = len(sharded) * _COLLECTIVES_OF_A_LOOKUP
+    if device.is_here and sharded:
+        lookups = _COLLECTIVES_OF_LOOKUPS + (world > device.per_host)  # hosts say first how many ids there will be
+    collectives = lookups + counts.num_batch_norms * _COLLECTIVES_OF_A_BATCH_NORM + 1
     # The tables that the timed steps moved, all on one rank; a rank of the plan may hold more, or fewer.
     timed_plan = {name: placements(tables, config.embedding, 1) for name, tables in counts.tables.items()}
     timed_tables = _tables(counts.tables, timed_plan, 1)[2]
@@ -345,6 +342,23 @@ def _wire(
                 # Of a table by rows every rank makes a partial sum for each row of the global batch.
                 rows[rank] += batch * width * _FLOAT * others
     return {"ids": ids, "embedding rows": max(rows), "gradients of rows": max(rows)}
+
+
+def _wire_of_distinct(
+    specs: dict[str, list[TableSpec]], plan: dict[str, dict[str, Placement]], world_size: int, batch: int
+) -> dict[str, float]:
+    """Gives what `_wire` does where a rank sends each row that another asks for once: at most all of a table."""
+    ids, rows, gradients = 0.0, [0.0] * world_size, 0.0
+    for collection, tables in specs.items():
+        for spec in tables:
+            placement = plan[collection][spec.name]
+            asked = min(batch / world_size, spec.rows) * (world_size - 1) / world_size  # of others by each, on average
+            ids += asked * _ID
+            gradients += asked * spec.dim * _FLOAT
+            holders = [placement.rank] if placement.kind == "table_wise" else range(world_size)
+            for rank in holders:
+                rows[rank] += asked * spec.dim * _FLOAT * world_size / len(holders)
+    return {"ids": ids, "embedding rows": max(rows), "gradients of rows": gradients}
 
 
 def sizes(counts: Counts, prepared: Prepared, world_size: int, rows: float, users: float, items: float) -> Size:

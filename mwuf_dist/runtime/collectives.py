@@ -6,7 +6,7 @@ Ranks of one host go through memory that they share (`one_host`), those of sever
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -79,6 +79,22 @@ def sum_over_ranks_(tensor: torch.Tensor) -> torch.Tensor:
         return _way.direct.sum_(tensor)
     dist.all_reduce(tensor)
     return tensor
+
+
+def exchange_over_ranks(out: Sequence[torch.Tensor], parts: Sequence[torch.Tensor]) -> None:
+    """Gives every rank its one of `parts`, and fills `out` with what each has for us. A collective of `directly`."""
+    if len(parts) == 1:
+        out[0].copy_(parts[0])
+        return
+    _direct().exchange(out, parts)
+
+
+def give_over_ranks(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Gives every rank its one of `parts` [n]; returns what each has for us, however much.
+
+    A collective of `directly`.
+    """
+    return list(parts) if len(parts) == 1 else _direct().give(parts)
 
 
 class _Group(dist.ProcessGroup):

@@ -85,6 +85,14 @@ class ManyHosts:
         self._swap({other: parts[other] for other in self._sockets}, {other: out[other] for other in self._sockets})
         out[self._rank].copy_(parts[self._rank])
 
+    def give(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Gives every rank its one of `parts` [n]; returns what each has for us, however much. A collective."""
+        lengths = {other: torch.empty(1, dtype=torch.int64) for other in self._sockets}
+        self._swap({other: torch.tensor([len(parts[other])]) for other in self._sockets}, lengths)
+        out = [part if rank == self._rank else part.new_empty(int(lengths[rank])) for rank, part in enumerate(parts)]
+        self._swap({other: parts[other] for other in self._sockets}, {other: out[other] for other in self._sockets})
+        return out
+
     def close(self) -> None:
         """Lets the others notice, if they should still wait for us."""
         for one in self._sockets.values():

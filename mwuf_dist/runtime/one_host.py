@@ -30,8 +30,8 @@ _SLOT_BYTES = 1 << 20
 # Bytes from which more than two ranks sum a part each, and read the parts of the others.
 LONG_BYTES = 1 << 16
 TOKEN_BYTES = 32
-# What a rank says to another: where in its slot that one finds its bytes.
-_MESSAGE = struct.Struct("<q")
+# What a rank says to another: where in its slot that one finds its bytes, and how many they are.
+_MESSAGE = struct.Struct("<qq")
 
 
 class PeerLostError(RuntimeError):
@@ -112,18 +112,14 @@ class OneHost:
         Raises:
             PeerLostError: another rank has gone or says nothing.
         """
-        slots, starts, start = self._next_slots(), {}, 0
-        for other in self._sockets:
-            part = parts[other]
-            num_bytes = part.numel() * part.element_size()
-            slots[self._rank].first(num_bytes, part, start).copy_(part.reshape(-1))
-            starts[other] = start
-            start += -(-num_bytes // 16) * 16  # where any type of number may begin
-        theirs = self._meet(starts)
-        for other, begin in theirs.items():
-            into = out[other]
-            into.view(-1).copy_(slots[other].first(into.numel() * into.element_size(), into, begin))
+        for other, found in self._swapped(parts).items():
+            out[other].view(-1).copy_(found)
         out[self._rank].copy_(parts[self._rank])
+
+    def give(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Gives every rank its one of `parts` [n]; returns what each has for us, however much. A collective."""
+        theirs = self._swapped(parts)
+        return [part if rank == self._rank else theirs[rank].clone() for rank, part in enumerate(parts)]
 
     def close(self) -> None:
         """Lets the others notice, if they should still wait for us."""
@@ -131,6 +127,18 @@ class OneHost:
             one.close()
         for slot in (slot for slots in self._slots for slot in slots):
             slot.close()
+
+    def _swapped(self, parts: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
+        """Writes a part for every rank into our slot; views what the others have written for us."""
+        slots, places, start = self._next_slots(), {}, 0
+        for other in self._sockets:
+            part = parts[other]
+            num_bytes = part.numel() * part.element_size()
+            slots[self._rank].first(num_bytes, part, start).copy_(part.reshape(-1))
+            places[other] = start, num_bytes
+            start += -(-num_bytes // 16) * 16  # where any type of number may begin
+        found = self._meet(places).items()
+        return {other: slots[other].first(num_bytes, parts[other], begin) for other, (begin, num_bytes) in found}
 
     def _written(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """Writes a tensor into our slot; views what every rank has written, equally long."""
@@ -145,17 +153,17 @@ class OneHost:
         return [slots[self._turn] for slots in self._slots]
 
     @record_function("one_host:meet")  # what a profile shows of the time that we wait for the slowest
-    def _meet(self, starts: dict[int, int] | None = None) -> dict[int, int]:
+    def _meet(self, places: dict[int, tuple[int, int]] | None = None) -> dict[int, tuple[int, int]]:
         """Says that our slot is written, and where for whom; waits until those of the others are, and returns where."""
         found = {}
         try:
             for other, one in self._sockets.items():
-                one.sendall(_MESSAGE.pack(starts[other] if starts else 0))
+                one.sendall(_MESSAGE.pack(*(places[other] if places else (0, 0))))
             for other, one in self._sockets.items():
                 message = _read(one, _MESSAGE.size)
                 if len(message) < _MESSAGE.size:
                     raise PeerLostError(f"rank {other} has gone")
-                (found[other],) = _MESSAGE.unpack(message)
+                found[other] = _MESSAGE.unpack(message)
         except OSError as error:
             raise PeerLostError(f"a rank of this host does not answer ({error})") from error
         return found

@@ -216,8 +216,6 @@ class CompiledFrozen(Frozen):
     def __init__(self, model: Model, config: EmbeddingConfig) -> None:
         super().__init__(model, config)
         self._loops = self._folded.compiled()
-        # Read in place where this rank has them all.
-        self._whole_parts = self._parts.whole("parts")
 
     @property
     def _folded(self) -> FoldedHead:
@@ -234,9 +232,7 @@ class CompiledFrozen(Frozen):
     @torch.no_grad()
     def _part_rows(self, user: torch.Tensor, second: torch.Tensor) -> PartRows:
         """Returns parts of rows, each the sum of a user's and of another of the table of parts."""
-        if self._whole_parts is None:
-            return PartRows(self._parts.bag_sums(torch.stack([user, second], dim=1)))
-        return PartRows(self._whole_parts, user.contiguous(), second)
+        return PartRows(*self._parts.rows_once(user, second))
 
     @torch.no_grad()
     def losses_and_gradients(

@@ -54,7 +54,7 @@ class CompiledTrained:
     def logit(self, batch: Batch) -> torch.Tensor:
         """See `TrainedModel.logit`."""
         model = self._model
-        item_side, inverse = model.item_side(batch.item)
+        item_side, inverse = model.item_side(batch)
         users = model.users.sides(model.user_tables, batch.user, model.runtime)
         width = item_side.shape[1]
         sides = [BatchSide(side.embeddings, side.index, width + side.column) for side in users]

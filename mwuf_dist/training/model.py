@@ -19,6 +19,7 @@ from mwuf_dist.data.batches.user_batches import UserLoader
 from mwuf_dist.data.schema import SIDES, USER_ID, Field, Side
 from mwuf_dist.data.shards import EntityTable, FieldColumn, Prepared
 from mwuf_dist.embeddings.features import FeatureStore, without_rare_values
+from mwuf_dist.embeddings.lookups import fetch_ahead
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.embeddings.vector_fields import VectorFields
@@ -89,7 +90,7 @@ class Model:
             change: what a method does to the rows' item embeddings [b, D] (`Method.pretrain_item`); None is nothing.
         """
         if batch.history is None:
-            item_side, inverse = self.item_side(batch.item)
+            item_side, inverse = self.item_side(batch)
             item, item_context = item_side[inverse].split([self.dim, item_side.shape[1] - self.dim], dim=1)
             context = torch.cat([item_context, self.person(batch.user, batch.row_values)], dim=1)
         else:
@@ -103,16 +104,24 @@ class Model:
         weight = None if batch.is_full else batch.weight
         return self.backbone.in_precision(self.backbone, item, context, weight)
 
-    def item_side(self, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def item_side(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Looks up rows of phi_old with the item fields behind them, once per distinct old item [n, D + Fi*D].
 
-        Returns them, with gradients, and which of them each of `item` [b] has [b]. A collective.
+        Returns them, with gradients, and which of them each row of the batch has [b]. A collective, in which the rows'
+        users are fetched too: they are to be looked up next.
         """
-        items, inverse = self._distinct_old(item)
+        items, inverse = self._distinct_old(batch.item)
+        fetch_ahead(
+            [
+                (self.old_ids.lookups, None, items),
+                (self.item_tables.lookups, self.items, items),
+                (self.user_tables.lookups, self.users, batch.user),
+            ]
+        )
         return torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1), inverse
 
     def _distinct_old(self, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pads = not (self.old_ids.is_whole and self.item_tables.is_whole)
+        pads = not (self.old_ids.takes_any_number and self.item_tables.takes_any_number)
         return self.runtime.distinct(item, self.num_old, pads)
 
     def histories(self, prepared: Prepared, num_finished: int) -> Histories | None:

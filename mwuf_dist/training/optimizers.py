@@ -90,6 +90,7 @@ class Adam:
         self._groups: list[_Group] = []
         self._held_by_all: list[torch.Tensor] = []
         self._moments: list[_Moments] = []
+        self._tables = [collection for collection, _ in tables]
         for name, module, rate in dense:
             group = _Group(rate, weight_decay)
             for key, parameter in module.named_parameters():
@@ -110,6 +111,8 @@ class Adam:
 
     def sum_gradients(self, runtime: Runtime) -> None:
         """Sums the gradients of what every rank holds over the ranks, in one exchange; shards of tables have theirs."""
+        for tables in self._tables:
+            tables.send_gradients()
         runtime.sum_gradients(self._held_by_all)
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from mwuf_dist.config import build, merge
 from mwuf_dist.runtime import many_hosts, one_host, start
-from mwuf_dist.runtime.collectives import sum_over_ranks_
+from mwuf_dist.runtime.collectives import give_over_ranks, sum_over_ranks_
 from mwuf_dist.runtime.shutdown import RankLostError
 from tests.faults.ranks import VALUES, forked
 
@@ -89,6 +89,8 @@ def _check_everything(num_hosts: int) -> None:
             work.wait()
             expected = [torch.full((int(sizes[other, rank]), 2), 10 * other + rank) for other in range(world_size)]
             assert torch.equal(theirs, torch.cat(expected))
+            given = give_over_ranks([part.view(-1) for part in parts])
+            assert all(torch.equal(one, other.view(-1)) for one, other in zip(given, expected, strict=True))
         even = torch.empty(world_size)
         dist.all_to_all_single(even, torch.arange(float(world_size)) + 10 * rank, group=group)
         assert torch.equal(even, 10.0 * torch.arange(world_size) + rank)

@@ -82,6 +82,15 @@ def check(
     return found
 
 
+TRACED_STEPS = 5
+
+
+def traced(folder: Path, stage: str) -> list[str]:
+    """What the main rank did in the traced steps of a stage."""
+    trace = json.loads((folder / "profile" / f"{stage}.json").read_text())
+    return [event["name"] for event in trace["traceEvents"]]
+
+
 # Three ranks cannot share 64 lanes evenly: two of them pad each batch.
 @pytest.mark.parametrize(
     ("ranks", "sharding"),
@@ -96,9 +105,13 @@ def check(
 def test_several_ranks_give_the_auc_and_the_tables_of_one_rank(
     ranks: int, sharding: str, one_rank: Any, tmp_path: Path
 ) -> None:
-    values = merge(VALUES, {"embedding": {"sharding": sharding}})
+    values = merge(VALUES, {"embedding": {"sharding": sharding}, "runtime": {"profile": sharding == "table_wise"}})
     (run_under_torchrun if sharding == "row_wise" else run)(tmp_path / "several", values, ranks)
     assert check(tmp_path / "several", one_rank)["world_size"] == ranks
+    if sharding == "table_wise" and native.library() is not None:
+        # IDs, rows and gradients: once for all tables in pretrain, later for phi_new, with IDs and rows of frozen ones.
+        for stage, most in {"pretrain": 6, "meta_train": 8, "warm_up-a": 5, "warm_up-c": 5}.items():
+            assert traced(tmp_path / "several", stage).count("one_host:meet") == most * TRACED_STEPS, stage
 
 
 def test_small_tables_are_replicated_and_a_step_makes_few_exchanges(one_rank: Any, tmp_path: Path) -> None:
@@ -111,17 +124,14 @@ def test_small_tables_are_replicated_and_a_step_makes_few_exchanges(one_rank: An
     check(folder, one_rank)
     meta = json.loads(next((folder / "checkpoints").glob("*/meta.json")).read_text())
     assert {kind for tables in meta["plans"].values() for kind in tables.values()} == {"replicated"}
-    traced_steps = 5
     for stage, most in {"pretrain": 3, "meta_train": 1, "warm_up-a": 1, "warm_up-c": 1}.items():
-        names = [
-            event["name"] for event in json.loads((folder / "profile" / f"{stage}.json").read_text())["traceEvents"]
-        ]
-        assert names.count("one_host:meet") == most * traced_steps, stage
+        names = traced(folder, stage)
+        assert names.count("one_host:meet") == most * TRACED_STEPS, stage
         if stage == "pretrain" and native.library() is not None:
             assert "aten::mm" not in names and "aten::addmm" not in names
         # Beside steps, the ranks agree on whether to save: as often as before it, and not for each step.
         others = [name for name in names if name.startswith("gloo:")]
-        assert set(others) <= {"gloo:all_reduce"} and len(others) < traced_steps, (stage, others)
+        assert set(others) <= {"gloo:all_reduce"} and len(others) < TRACED_STEPS, (stage, others)
     config = build(VALUES)
     with start(config) as runtime:
         job = Run(config, folder, runtime, _prepare(config, runtime))

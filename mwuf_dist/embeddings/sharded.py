@@ -1,0 +1,216 @@
+"""Rows of tables of which CPU ranks hold a part each: distinct ones are asked for, sent, and stepped on, once.
+
+TorchRec's way to them exchanges how many IDs there will be, lengths of bags, IDs as often as they occur, and bags that
+the rank which holds a table has pooled, all of it for every collection. Here a rank asks each other one for the rows
+that it lacks, as one list of those of all tables of a step, and sends their gradients summed by row. TorchRec's kernels
+look up and step on each rank's part, so weights, states of optimizers and checkpoints are theirs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mwuf_kernels import backward_from
+from torch import nn
+
+from mwuf_dist.embeddings.sharding import TableSpec
+from mwuf_dist.runtime import Runtime
+from mwuf_dist.runtime.collectives import exchange_over_ranks, give_over_ranks
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows of a table that one rank holds.
+
+    Attributes:
+        first: the first of them, where the rows of all tables are counted through.
+        width: of a row.
+        rank: that holds them.
+        kernel: of TorchRec, that looks them up; None for those of another rank.
+        place: of the table among those of the kernel.
+    """
+
+    first: int
+    width: int
+    rank: int
+    kernel: nn.Module | None = None
+    place: int = 0
+
+
+class Shards:
+    """Says where the rows of some collections are, and fetches them.
+
+    Args:
+        segments: of each collection, ascending.
+        num_rows: of each collection.
+        runtime: the ranks.
+    """
+
+    def __init__(self, segments: Sequence[list[Segment]], num_rows: Sequence[int], runtime: Runtime) -> None:
+        self._by_collection, self._num_rows, self._runtime, self.rank = segments, num_rows, runtime, runtime.rank
+        self._bases = [0, *itertools.accumulate(num_rows)][:-1]
+        pairs = zip(segments, self._bases, strict=True)
+        self.segments = [replace(one, first=one.first + base) for part, base in pairs for one in part]
+        self._firsts = torch.tensor([one.first for one in self.segments])
+        ranks = range(runtime.world_size)
+        self.of_rank = [[place for place, one in enumerate(self.segments) if one.rank == rank] for rank in ranks]
+        self.ours = [self.segments[place] for place in self.of_rank[self.rank]]
+        self.kernels: list[tuple[nn.Module, list[int]]] = []  # with its segments, as places in `ours`
+        for kernel in dict.fromkeys(one.kernel for one in self.ours):
+            places = [place for place, one in enumerate(self.ours) if one.kernel is kernel]
+            assert kernel is not None
+            self.kernels.append((kernel, sorted(places, key=lambda place: self.ours[place].place)))
+        self._joined: dict[tuple[Shards, ...], Shards] = {}
+
+    def joined(self, others: tuple[Shards, ...]) -> Shards:
+        """Returns these collections with others behind them."""
+        if others not in self._joined:
+            everyone = (self, *others)
+            segments = [part for one in everyone for part in one._by_collection]
+            self._joined[others] = Shards(segments, [n for one in everyone for n in one._num_rows], self._runtime)
+        return self._joined[others]
+
+    def fetch(self, rows: Sequence[torch.Tensor]) -> Fetched:
+        """Fetches ascending rows [n] of each collection, counted through its tables. A collective."""
+        numbered = torch.cat([one + base for one, base in zip(rows, self._bases, strict=True)])
+        ends = torch.searchsorted(numbered, self._firsts[1:]).tolist()
+        numbers = [end - begin for begin, end in itertools.pairwise([0, *ends, len(numbered)])]
+        ids = (numbered - torch.repeat_interleave(self._firsts, torch.tensor(numbers))).split(numbers)
+        lengths = [torch.tensor([numbers[place] for place in places], dtype=torch.int64) for places in self.of_rank]
+        theirs = give_over_ranks(
+            [torch.cat([one, *(ids[p] for p in places)]) for one, places in zip(lengths, self.of_rank, strict=True)]
+        )
+        num_asked = [one[: len(self.ours)].tolist() for one in theirs]
+        asked = [one[len(self.ours) :].split(number) for one, number in zip(theirs, num_asked, strict=True)]
+        held = [
+            _rows(kernel, [torch.cat([one[place] for one in asked]) for place in places])
+            for kernel, places in self.kernels
+        ]
+        return Fetched(self, [len(part) for part in self._by_collection], numbers, num_asked, held)
+
+
+class Fetched:
+    """Rows that this rank has asked the others for, and those that these have asked of it. Made by all ranks at once.
+
+    Args:
+        shards: where rows are.
+        sizes: segments of each collection.
+        numbers: rows that this rank wants of each segment.
+        num_asked: rows that each rank wants of each segment of ours.
+        held: those rows from each of our kernels, all ranks' of a table one after another.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        sizes: list[int],
+        numbers: list[int],
+        num_asked: list[list[int]],
+        held: list[torch.Tensor],
+    ) -> None:
+        self._shards, self._held = shards, held
+        self._wanted = [number * one.width for number, one in zip(numbers, shards.segments, strict=True)]
+        self._asked = [[n * one.width for n, one in zip(ns, shards.ours, strict=True)] for ns in num_asked]
+        self.by_segment = self._fetched()
+        pieces = iter(self.by_segment)
+        self._by_collection = [list(itertools.islice(pieces, size)) for size in sizes]
+        self.rows: list[torch.Tensor] = []
+
+    def _fetched(self) -> list[torch.Tensor]:
+        """Exchanges the rows [n, width] of each segment."""
+        shards = self._shards
+        parts: list[Sequence[torch.Tensor]] = [()] * len(shards.ours)
+        for (_, places), held in zip(shards.kernels, self._held, strict=True):
+            widths = [shards.ours[place].width for place in places]
+            for place, rows in zip(places, held.detach().split(widths, dim=1), strict=True):
+                sizes = [one[place] for one in self._asked]
+                parts[place] = rows.reshape(-1)[: sum(sizes)].split(sizes)
+        answers = [_flat([one[rank] for one in parts]) for rank in range(len(self._asked))]
+        pieces: list[torch.Tensor] = [torch.empty(0)] * len(shards.segments)
+        sizes = [[self._wanted[place] for place in places] for places in shards.of_rank]
+        for places, found in zip(shards.of_rank, _exchanged(answers, sizes, shards.rank), strict=True):
+            for place, piece in zip(places, found, strict=True):
+                pieces[place] = piece.view(-1, shards.segments[place].width)
+        return pieces
+
+    def matrices(self) -> list[torch.Tensor]:
+        """Returns the rows [n, D] of each collection, of tables of one width; with gradients where these are wanted."""
+        self.rows = [torch.cat(pieces).requires_grad_(torch.is_grad_enabled()) for pieces in self._by_collection]
+        return self.rows
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether there is something to send."""
+        return any(one.grad is not None for one in self.rows)
+
+    def send_gradients(self) -> None:
+        """Gives the ranks the gradients of their rows, on which fused kernels step. A collective."""
+        shards = self._shards
+        pieces, wanted = [], iter(self._wanted)
+        for rows, own in zip(self.rows, self._by_collection, strict=True):
+            gradient = torch.zeros_like(rows) if rows.grad is None else rows.grad
+            pieces += gradient.view(-1).split(list(itertools.islice(wanted, len(own))))
+        parts = [_flat([pieces[place] for place in places]) for places in shards.of_rank]
+        theirs = _exchanged(parts, self._asked, shards.rank)
+        for (_, places), held in zip(shards.kernels, self._held, strict=True):
+            d_rows = [torch.cat([one[place] for one in theirs]).view(-1, shards.ours[place].width) for place in places]
+            backward_from([held], [_side_by_side(d_rows, held)])
+
+
+def shards_of(collection: Any, specs: Sequence[TableSpec], runtime: Runtime) -> tuple[Shards, list[int]]:
+    """Reads where the rows of TorchRec's sharded collection are, none of whose tables is cut into columns.
+
+    Returns also how many segments each table has.
+    """
+    held = {
+        table.name: (kernel._emb_module, place)
+        for lookup in collection._lookups
+        for kernel in lookup._emb_modules
+        for place, table in enumerate(kernel.config.embedding_tables)
+    }
+    segments: list[Segment] = []
+    sizes, first, state = [], 0, collection.state_dict()
+    for spec in specs:
+        parts = state[f"embedding_bags.{spec.name}.weight"].metadata().shards_metadata
+        for start, rank in sorted((one.shard_offsets[0], one.placement.rank()) for one in parts):
+            kernel, place = held[spec.name] if rank == runtime.rank else (None, 0)
+            segments.append(Segment(first + start, spec.dim, rank, kernel, place))
+        sizes.append(len(parts))
+        first += spec.rows
+    return Shards([segments], [first], runtime), sizes
+
+
+def _rows(kernel: nn.Module, ids: list[torch.Tensor]) -> torch.Tensor:
+    """Returns rows of each table of a kernel at its ids [n], side by side [largest n, sum of widths].
+
+    At least one: a kernel without any ID gives its weights a gradient of zero all the same.
+    """
+    numbers = torch.tensor([len(one) for one in ids])
+    is_there = torch.arange(max(1, int(numbers.max()))) < numbers[:, None]  # behind a table's last, bags are empty
+    return kernel(torch.cat(ids), F.pad(is_there.view(-1).cumsum(0), (1, 0)))
+
+
+def _side_by_side(rows: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """Lays rows [n, width] of tables side by side, as `_rows` does."""
+    if rows[0].shape == like.shape:
+        return rows[0]
+    out = torch.zeros_like(like)
+    for one, columns in zip(rows, out.split([one.shape[1] for one in rows], dim=1), strict=True):
+        columns[: len(one)] = one
+    return out
+
+
+def _exchanged(parts: list[torch.Tensor], sizes: list[list[int]], rank: int) -> list[Sequence[torch.Tensor]]:
+    """Gives each rank its part [n]; returns what each has for us, `rank`, of so many sizes."""
+    out = [parts[rank] if other == rank else torch.empty(sum(one)) for other, one in enumerate(sizes)]
+    exchange_over_ranks(out, parts)
+    return [one.split(size) for one, size in zip(out, sizes, strict=True)]
+
+
+def _flat(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(parts) if parts else torch.empty(0)
