@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
-_BLANKS = " \t\r\n\x0b\x0c\xa0\ufeff\u200b\u3000"
+BLANKS = " \t\r\n\x0b\x0c\xa0\ufeff\u200b\u3000"
 _EXACT = 2.0**53
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"  # No text has such a character.
 
@@ -135,7 +135,7 @@ def _simple_values(values: pa.Array, missing: Sequence[str]) -> pa.Array:
 
 def _text(values: pa.Array, missing: Sequence[str]) -> pa.Array:
     """Texts without blanks around them, null where they mean missing."""
-    values = pc.utf8_trim(values.cast(pa.string()), characters=_BLANKS)
+    values = pc.utf8_trim(values.cast(pa.string()), characters=BLANKS)
     if pc.any(pc.starts_with(values, '="')).as_py():  # how text with digits is kept from a spreadsheet
         values = pc.replace_substring_regex(values, r'^="(.*)"$', r"\1")
     return pc.if_else(pc.is_in(values, value_set=pa.array(list(missing), pa.string())), None, values)
@@ -190,7 +190,7 @@ def _binary(values: pa.Array, missing: Sequence[str]) -> pa.Array:
 def _text_or_digits(value: bytes, is_fixed: bool, kept_apart: Sequence[str]) -> str:
     with contextlib.suppress(UnicodeDecodeError):
         text = _without_padding(value).decode() if is_fixed else value.decode()
-        is_as_written = not is_fixed or (text == text.strip(_BLANKS) and text not in kept_apart)
+        is_as_written = not is_fixed or (text == text.strip(BLANKS) and text not in kept_apart)
         if is_as_written and not re.search(_CONTROL, text):
             return text
     return f"0x{value.hex()}"

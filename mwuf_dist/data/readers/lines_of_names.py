@@ -4,82 +4,112 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
+from mwuf_dist.data.readers.arrow_types import BLANKS
+
 _LEAST = 2  # columns that hold names; in a table of one column, that one
+_AROUND = BLANKS + '"#'  # what may stand around a name: blanks, byte-order marks, quotes that are none, `#user_id`
+_STRANGERS = 3  # One column of so many may hold what is no name of this file in a line of names of another.
 
 
-def find(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows in which columns hold their own names, and rows in which they hold each other's, in whatever case.
+@dataclass(frozen=True)
+class LinesOfNames:
+    """Holds rows of a table, ascending.
 
-    In the former every column holds its own name or nothing, as a column without a name does.
-
-    Args:
-        table: the columns of one file as they were read.
+    Attributes:
+        again: every column holds its own name, in whatever case, or nothing (where it has none, or is of numbers).
+        in_another_order: every column holds a column's name, each another one.
+        of_another_file: most hold their own name, and the others a word that is none here.
     """
-    nothing = np.empty(0, np.int64)
-    names = {name: name.strip().lower() for name in table.column_names}
-    kinds = [table[name].type for name in names]
-    if not all(_is_text(kind) for kind in kinds if not pa.types.is_null(kind)):
-        return nothing, nothing  # A line of names would have made text of every column.
-    encoded = [name for name in names if pa.types.is_dictionary(table[name].type)]
-    held = [name for name in encoded if _has_any(table[name], names)]
-    if len(held) < min(_LEAST, max(1, len(encoded))):
-        return nothing, nothing
-    own, other = np.zeros(len(table), np.int16), np.zeros(len(table), np.int16)
+
+    again: np.ndarray
+    in_another_order: np.ndarray
+    of_another_file: np.ndarray
+
+
+def find(table: pa.Table) -> LinesOfNames:
+    """Returns the rows of a file, as it was read, that are lines of names."""
+    nothing = LinesOfNames(*[np.empty(0, np.int64)] * 3)
+    names = dict(zip(table.column_names, _plain(pa.array(table.column_names)).to_pylist(), strict=True))
+    columns = {name: _words(table[name]) for name in names}
+    encoded = [name for name in names if pa.types.is_dictionary(columns[name].type)]
+    least = min(_LEAST, max(1, len(encoded)))
+    held = [name for name in encoded if _has_any(columns[name], names)]
+    if len(held) < least:
+        return nothing
+    named = np.zeros(len(table), np.int16)
     for name in held:
-        is_own, is_other = _holds(table[name], names, name)
-        own += is_own
-        other += is_other
-    rows = np.flatnonzero(own + other >= min(_LEAST, max(1, len(encoded))))
-    own, other, fits = own[rows], other[rows], np.ones(len(rows), bool)
-    for name in names:
-        few = table[name].take(pa.array(rows)).cast(pa.string())
-        is_own, is_other = _holds(few, names, name)
-        own += is_own & (name not in held)
-        other += is_other & (name not in held)
-        fits &= is_own | few.is_null().to_numpy()
-    return rows[fits & (own >= min(_LEAST, len(names)))], rows[other >= _LEAST]
+        named += _holds(columns[name], list(names.values()))
+    rows = np.flatnonzero(named >= least)
+    if not len(rows):
+        return nothing
+    few = {name: _nothing_for_empty(_plain(columns[name].take(pa.array(rows)).combine_chunks())) for name in names}
+    own = sum(_is(few[name], [names[name]]).astype(int) for name in names)
+    named = sum(_is(one, list(names.values())).astype(int) for one in few.values())
+    is_null = [one.is_null().to_numpy(zero_copy_only=False) for one in few.values()]
+    words = sum((pc.match_substring_regex(one, r"\p{L}").fill_null(False).to_numpy(zero_copy_only=False)).astype(int)
+                for one in few.values())  # fmt: skip
+    filled = len(names) - sum(one.astype(int) for one in is_null)
+    least = min(_LEAST, len(names))
+    again = (own == filled) & (own >= least)
+    permuted = (named == filled) & (own < named) & (2 * named > len(names))
+    permuted[permuted] = [_are_distinct(few, place) for place in np.flatnonzero(permuted)]
+    strangers = filled - own
+    other = (named < filled) & (words == filled) & (own >= least) & (strangers * _STRANGERS <= filled)
+    return LinesOfNames(rows[again], rows[permuted], rows[other & ~permuted])
+
+
+def _words(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns text as it is, bytes that are text, and nothing of other types, which hold no names."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return column
+    if (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) and kind == column.type:
+        try:
+            return column.cast(pa.string()).dictionary_encode()
+        except pa.ArrowInvalid:
+            pass
+    return pa.chunked_array([pa.nulls(len(column), pa.string())])
 
 
 def _has_any(column: pa.ChunkedArray, names: dict[str, str]) -> bool:
     """Says whether a column may hold a name; most have no value as long as one, and need no lower case of all."""
-    lengths = pa.array({len(name.encode()) + blanks for name in names.values() for blanks in range(3)}, pa.int32())
+    lengths = pa.array({len(name.encode()) for name in names.values()} | {len(name.encode()) for name in names})
     for values in (chunk.dictionary for chunk in column.chunks):
-        near = values.filter(pc.is_in(pc.binary_length(values).cast(pa.int32()), value_set=lengths))
-        if len(near) and pc.any(pc.is_in(_plain(near), value_set=_names_as(near.type, names))).as_py():
+        trimmed = pc.utf8_trim(values, characters=_AROUND)
+        near = trimmed.filter(pc.is_in(pc.binary_length(trimmed).cast(pa.int64()), value_set=lengths))
+        if len(near) and _is(pc.utf8_lower(near), list(names.values())).any():
             return True
     return False
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(plain) or pa.types.is_large_string(plain)
-
-
 def _plain(values: pa.Array) -> pa.Array:
-    return pc.utf8_lower(pc.utf8_trim_whitespace(values))
+    text = values.cast(pa.string()) if not pa.types.is_string(values.type) else values
+    return pc.utf8_lower(pc.utf8_trim(text, characters=_AROUND))
 
 
-def _names_as(kind: pa.DataType, names: dict[str, str]) -> pa.Array:
-    return pa.array(list(names.values()), kind)
+def _nothing_for_empty(values: pa.Array) -> pa.Array:
+    return pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
 
 
-def _holds(column: pa.ChunkedArray, names: dict[str, str], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Says which rows of a column hold its own name, and which another column's."""
-    found = []
+def _is(values: pa.Array, names: list[str]) -> np.ndarray:
+    return pc.is_in(values, value_set=pa.array(names, values.type)).to_numpy(zero_copy_only=False)
+
+
+def _holds(column: pa.ChunkedArray, names: list[str]) -> np.ndarray:
+    """Says which rows of a dictionary-encoded column hold a name."""
+    found = [np.empty(0, bool)]
     for chunk in column.chunks:
-        values = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
-        lower = _plain(values)
-        own = pc.equal(lower, names[name]).fill_null(False).to_numpy(zero_copy_only=False)
-        others = pc.is_in(lower, value_set=_names_as(lower.type, names)).to_numpy(zero_copy_only=False)
-        both = own, others & ~own
-        if pa.types.is_dictionary(chunk.type):
-            index = chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-            both = tuple(np.append(one, False)[index] for one in both)
-        found.append(both)
-    if not found:
-        return np.empty(0, bool), np.empty(0, bool)
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))  # type: ignore[return-value]
+        index = chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        found.append(np.append(_is(_plain(chunk.dictionary), names), False)[index])
+    return np.concatenate(found)
+
+
+def _are_distinct(columns: dict[str, pa.Array], row: int) -> bool:
+    there = [value for one in columns.values() if (value := one[int(row)].as_py()) is not None]
+    return len(set(there)) == len(there)

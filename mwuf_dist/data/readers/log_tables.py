@@ -216,9 +216,11 @@ def _read_file(
     own_names = _own_names(path, options) if folder else names
     own += [name for name in folder if name in own_names]  # what stands in the file counts
     table = _read_parquet(path, own, plain) if is_parquet(path) else _read_csv(path, own, options, plain, notes)
-    again, in_another_order = lines_of_names.find(table)
-    if len(in_another_order):
-        raise _of_another_order(path, table, int(in_another_order[0]), options)
+    found = lines_of_names.find(table)
+    again = found.again
+    for rows, what in ((found.in_another_order, "in another order"), (found.of_another_file, "of another file")):
+        if len(rows):
+            raise _of_other_columns(path, table, int(rows[0]), options, what)
     if len(again):
         table = table.filter(pa.array(~np.isin(np.arange(len(table)), again)))
     num_rows = table.num_rows
@@ -247,11 +249,11 @@ def _read_file(
     return num_rows, columns, again
 
 
-def _of_another_order(path: Path, table: pa.Table, row: int, options: LogsConfig) -> UserError:
-    there = ", ".join(f"{name} = {table[name][row].as_py()!r}" for name in table.column_names)
+def _of_other_columns(path: Path, table: pa.Table, row: int, options: LogsConfig, what: str) -> UserError:
+    there = ", ".join(f"{name} = {table[name][row].as_py()!r}" for name in table.column_names)[:300]
     return UserError(
-        f"{_place(path, row, options)}: a line of names in another order ({there}): below it values stand in other "
-        "columns; split the file there, or write all of it in one order"
+        f"{_place(path, row, options)}: a line of names {what} ({there}): below it values stand in other columns; "
+        "split the file there, or write all of it with the same columns in one order"
     )
 
 
