@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import docs_tables
+import kernel_tables
 from docs_tables import rows_table
 
 from mwuf_dist import cli
@@ -350,11 +351,12 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "processors_table": docs_tables.processors_table,
     "last_bits_table": docs_tables.last_bits_table,
     "exploration_table": docs_tables.exploration_table,
-    "compiled_kernels_table": docs_tables.compiled_kernels_table,
+    "compiled_kernels_table": kernel_tables.compiled_kernels_table,
     "criteo_table": docs_tables.criteo_table,
     "export_table": docs_tables.export_table,
-    "gpu_kernels_table": docs_tables.gpu_kernels_table,
+    "gpu_kernels_table": kernel_tables.gpu_kernels_table,
     "warm_table": docs_tables.warm_table,
+    "fast_paths_table": kernel_tables.fast_paths_table,
     "threads_table": docs_tables.threads_table,
     "ranks_table": docs_tables.ranks_table,
     "large_tables_table": docs_tables.large_tables_table,

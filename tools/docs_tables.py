@@ -16,7 +16,7 @@ def prepare_table(names: str) -> str:
     """Records of `benchmarks.prepare`: rows, time and memory of each command."""
     rows = []
     for name in names.split():
-        for row in _record(name)["rows"]:
+        for row in read_record(name)["rows"]:
             one = row["more"]
             kept = sum(one["split"][split] for split in ("pretrain", "warm_a", "warm_b", "warm_c", "test"))
             parts = (one["synthesize"], one["prepare"])
@@ -29,7 +29,7 @@ def prepare_table(names: str) -> str:
 def init_table(name: str) -> str:
     """A record of `benchmarks.init_logs`: time and memory of the whole command."""
     rows = []
-    for row in _record(name)["rows"]:
+    for row in read_record(name)["rows"]:
         one, load = row["more"]["init"], row["more"]["load_average"]
         cells = (f"{one['cpu_s']:.1f}", f"{one['wall_s']:.0f}", f"{one['peak_bytes'] / 1e6:,.0f}", f"{load:.1f}")
         rows.append((row["name"], f"{row['config']['rows']:,}", *cells))
@@ -39,7 +39,7 @@ def init_table(name: str) -> str:
 def prepare_growth_table(name: str) -> str:
     """A record of `benchmarks.prepare --workers`: processor time per million rows, and memory, by size."""
     rows = []
-    for row in _record(name)["rows"]:
+    for row in read_record(name)["rows"]:
         one, num_rows = row["more"]["prepare"], row["config"]["rows"]
         cpu_s = one["cpu_s"] + one["workers_cpu_s"]
         memory = (f"{one[key] / 1e6:,.0f}" for key in ("worker_peak_bytes", "peak_bytes"))
@@ -54,7 +54,7 @@ def prepare_growth_table(name: str) -> str:
 def plan_table(name: str) -> str:
     """A record of `benchmarks.plan`: estimates beside what was measured."""
     rows = []
-    for row in _record(name)["rows"]:
+    for row in read_record(name)["rows"]:
         estimated, measured = row["ours"]["p50"], row["alternative"]["p50"]
         cells = (f"{estimated:.1f} {row['unit']}", f"{measured:.1f} {row['unit']}", f"{measured / estimated:.2f}")
         rows.append((f"{row['name']}, {row['config']['ranks']} rank(s)", *cells))
@@ -67,7 +67,7 @@ def speed_table(names: str) -> str:
     Rates, ratios, and the AUCs of the same runs; bfloat16 in columns of its own.
     """
     rows = []
-    full, half = (_record(name) for name in names.split())
+    full, half = (read_record(name) for name in names.split())
     assert half["config"] == full["config"] | {"dtype": "bfloat16"}
     for row, other in zip(full["rows"], half["rows"], strict=True):
         ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
@@ -97,7 +97,7 @@ def backbone_speed_table(names: str) -> str:
     """Records of `benchmarks.train_step` of several backbones: rates of both programs and their ratio by stage."""
     rows = []
     for name in names.split():
-        record = _record(name)
+        record = read_record(name)
         for row in record["rows"]:
             if not row["higher_is_better"] or row["alternative"] is None:
                 continue
@@ -119,7 +119,7 @@ def backbone_speed_table(names: str) -> str:
 def threads_table(name: str) -> str:
     """A record of `benchmarks.threads`: rates on one and on most threads, and the estimate for more cores."""
     rows = []
-    for row in _record(name)["rows"]:
+    for row in read_record(name)["rows"]:
         one, most, more = row["alternative"]["p50"], row["ours"]["p50"], row["more"]
         if "serial_s" not in more:  # what the machine allows, in operations or bytes
             rows.append((row["name"], "–", "–", f"{most / one:.2f}", "–", "–", "–"))
@@ -143,7 +143,7 @@ def threads_table(name: str) -> str:
 def growth_table(name: str) -> str:
     """A record of `benchmarks.growth`: rates and memory by size."""
     rows = []
-    for row in _record(name)["rows"]:
+    for row in read_record(name)["rows"]:
         sizes, more = row["config"], row["more"]
         above = f"{(more['peak_bytes'] - more['table_bytes']) / 1e6:,.0f}"
         cells = (f"{sizes['rows_per_table']:,}", f"{sizes['training_rows']:,}", f"{row['ours']['p50'] / 1e3:,.0f}")
@@ -151,7 +151,7 @@ def growth_table(name: str) -> str:
     heads = ("", "rows in each ID table", "training rows", "thousand samples/CPU s", "tables MB", "peak MB above them")
     slopes = [
         (of, f"{one['from']:,}", f"{one['to']:,}", f"{one['times_as_long']:.2f}", f"{one['slope']:.3f}")
-        for of, one in _record(name)["config"]["growth"].items()
+        for of, one in read_record(name)["config"]["growth"].items()
     ]
     slope_heads = ("", "from", "to", "times as long", "slope over all sizes")
     return f"{rows_table(heads, rows)}\n\n{rows_table(slope_heads, slopes)}"
@@ -160,7 +160,7 @@ def growth_table(name: str) -> str:
 def ranks_table(name: str) -> str:
     """A record of `benchmarks.ranks`: rates of both programs by stage, batch size and number of ranks."""
     rows, of_one = [], {}
-    for row in _record(name)["rows"]:
+    for row in read_record(name)["rows"]:
         ours, plain = row["ours"]["p50"], row["alternative"]["p50"]
         ranks, batch_size = row["config"]["ranks"], row["config"]["batch_size"]
         if ranks == 1:
@@ -176,7 +176,7 @@ def ranks_table(name: str) -> str:
 def large_tables_table(name: str) -> str:
     """A record of `benchmarks.large_tables`: rates of one rank with whole tables, and of several with parts of them."""
     rows = []
-    for row in _record(name)["rows"]:
+    for row in read_record(name)["rows"]:
         one, ours = row["alternative"]["p50"], row["ours"]["p50"]
         cells = (f"{one / 1e3:,.0f}", f"{ours / 1e3:,.0f}", f"{ours / one:.2f}")
         rows.append((row["name"], f"{row['config']['batch_size']:,}", str(row["config"]["ranks"]), *cells))
@@ -187,7 +187,7 @@ def large_tables_table(name: str) -> str:
 def network_table(name: str) -> str:
     """A record of `benchmarks.network`: estimated and measured steps by stage and link, and those by gloo."""
     rows = []
-    for row in _record(name)["rows"]:
+    for row in read_record(name)["rows"]:
         link, more, estimated, measured = row["config"], row["more"], row["ours"]["p50"], row["alternative"]["p50"]
         rate = link["gbit_per_s"] if link["gbit_per_s"] == "free" else f"{link['gbit_per_s']:g} Gbit/s"
         sent = (f"{more['exchanges']}", f"{more['bytes_sent'] / 1e6:.2f}")
@@ -212,54 +212,16 @@ def network_table(name: str) -> str:
 def loader_table(name: str) -> str:
     """A record of `benchmarks.loader`: rates, and their share of a bare scan's."""
     rows = []
-    for row in _record(name)["rows"]:
+    for row in read_record(name)["rows"]:
         ours, limit = row["ours"]["p50"], row["limit"]["p50"]
         rows.append((row["name"], f"{ours / 1e6:.0f}", f"{limit / 1e6:.0f}", f"{ours / limit:.0%}"))
     return rows_table(("", "million rows/CPU s", "bare scan", "of it"), rows)
 
 
-def gpu_kernels_table(name: str) -> str:
-    """A record of `benchmarks.kernels` on a GPU: larger sizes of each op, beside the best alternative and a copy."""
-    rows = []
-    for row in _record(name)["rows"]:
-        sizes = row["config"]
-        if row["ours"] is None or max(sizes.get("batch", 0), sizes.get("items", 0)) < 65_536:
-            continue
-        ours, other = row["ours"]["p50"], row["alternative"]["p50"]
-        shown = ", ".join(f"{key} {sizes[key]:,}" for key in ("batch", "items", "dim") if key in sizes)
-        shown += ", bfloat16" if sizes["dtype"] == "bfloat16" else ""
-        share = f"{row['more']['share_of_copy']:.0%}"
-        name = row["name"].removesuffix(", cuda")
-        rows.append((f"{name}: {shown}", f"{ours:,.0f}", f"{other:,.0f}", f"{other / ours:.2f}", share))
-    return rows_table(("", "us", "eager or compiled us", "ratio", "of copy"), rows)
-
-
-def compiled_kernels_table(name: str) -> str:
-    """A record of `benchmarks.compiled_kernels`: what a kernel needs on each card, over all widths and types."""
-    kernels: dict[str, list[dict[str, Any]]] = {}
-    for row in _record(name)["rows"]:
-        kernels.setdefault(row["name"], []).append(row)
-    cards = [key for key in _record(name)["rows"][0]["more"] if key != "num_warps"]
-    rows = []
-    for kernel, launches in kernels.items():
-        cells = []
-        for card in cards:
-            found = [launch["more"][card] for launch in launches]
-            registers = [one["registers"] for one in found]
-            warps = min(launch["more"]["num_warps"] * launch["more"][card]["programs"] for launch in launches)
-            spilled = max(one["spilled_bytes"] for one in found)
-            spills = f", spills {spilled} B" if spilled else ""
-            cells.append(f"{min(registers)} to {max(registers)}, {warps}{spills}")
-        shared = max(launch["more"][card]["shared_bytes"] for launch in launches for card in cards)
-        ratios = [launch["ours"]["p50"] / launch["limit"]["p50"] for launch in launches]
-        rows.append((f"`{kernel}`", *cells, f"{shared / 1024:.2g}", f"{min(ratios):.2f} to {max(ratios):.2f}"))
-    return rows_table(("kernel", *cards, "shared kB", "bytes asked for / distinct"), rows)
-
-
 def criteo_table(name: str) -> str:
     """A record of `benchmarks.criteo`: rates, what a sample costs, and the part of the roofline that is reached."""
     rows = []
-    for row in _record(name)["rows"]:
+    for row in read_record(name)["rows"]:
         more, ours, other, roof = row["more"], *(row[key]["p50"] for key in ("ours", "alternative", "limit"))
         cost = (f"{more['flops_per_sample'] / 1e6:.1f}", f"{more['bytes_per_sample'] / 1e3:.0f}")
         machine = (f"{more['gflops_per_s']:.0f}", f"{more['copy_gb_per_s']:.1f}")
@@ -273,7 +235,7 @@ def criteo_table(name: str) -> str:
 def export_table(name: str) -> str:
     """A record of `benchmarks.export`: items a second by the clock and by processor time, and memory."""
     rows = []
-    for row in _record(name)["rows"]:
+    for row in read_record(name)["rows"]:
         more = row["more"]
         rates = (f"{rate / 1e6:.2f}" for rate in (more["items_per_s"], row["ours"]["p50"]))
         sizes = (more["file_bytes"], more["before_bytes"], more["peak_bytes"] - more["before_bytes"])
@@ -285,7 +247,7 @@ def export_table(name: str) -> str:
 def warm_table(name: str) -> str:
     """A record of `benchmarks.warm`: seconds of a daily job."""
     rows = []
-    for row in _record(name)["rows"]:
+    for row in read_record(name)["rows"]:
         more = row["more"]
         seconds = (f"{more[key]:.1f}" for key in ("seconds", "cpu_s", "rule_s"))
         rows.append((f"{more['clicks']:,}", f"{more['items']:,}", *seconds, f"{row['ours']['p50']:,.0f}"))
@@ -295,7 +257,7 @@ def warm_table(name: str) -> str:
 def saves_table(name: str) -> str:
     """A record of `benchmarks.saves`: how long training stands still, and when the checkpoint is there."""
     rows = []
-    for row in _record(name)["rows"]:
+    for row in read_record(name)["rows"]:
         cells = (row["alternative"]["p50"], row["ours"]["p50"], row["more"]["written_after_s"])
         rows.append((f"{row['config']['mb']:,.0f} MB", *(f"{seconds:.2f}" for seconds in cells)))
     heads = ("state", "at once: stands still, s", "in the background: stands still, s", "is written after, s")
@@ -305,7 +267,7 @@ def saves_table(name: str) -> str:
 def processors_table(name: str) -> str:
     """A record of `make test-processors`: what each part plays, and what came of it."""
     rows = []
-    for part in _record(name)["parts"].values():
+    for part in read_record(name)["parts"].values():
         outcome = f"skipped: {part['skipped']}" if part["skipped"] else re.sub(r", \d+ warnings?", "", part["tests"])
         rows.append((f"`{part['part']}`", f"`{part['plays']}`", part["loops"], outcome, f"{part['seconds']:.0f}"))
     return rows_table(("`PROCESSORS`", "plays", "the loops' own checks", "tests", "s"), rows)
@@ -316,7 +278,7 @@ def power_cuts_table(name: str) -> str:
     rows = [
         (f"`{row['name']}`", *(f"{number:,}" for number in (row["more"]["states"], row["more"]["tried"])),
          str(len(row["more"]["wrong"])))
-        for row in _record(name)["rows"]
+        for row in read_record(name)["rows"]
     ]  # fmt: skip
     return rows_table(("command", "states of the disk", "tried", "wrong"), rows)
 
@@ -324,7 +286,7 @@ def power_cuts_table(name: str) -> str:
 def stops_table(name: str) -> str:
     """A record of `benchmarks.chaos --stops`: what was stopped, how often, and how long the others took."""
     rows = []
-    for row in _record(name)["rows"]:
+    for row in read_record(name)["rows"]:
         found = row["more"]["scenarios"]
         longest = max(one["seconds"] for one in found)
         cells = (f"{row['more']['in_bound']} of {len(found)}", f"{row['ours']['p50']:.0f}", f"{longest:.0f}")
@@ -337,7 +299,7 @@ def new_users_table(names: str) -> str:
     """Records of `benchmarks.new_users`: AUC and log loss by the number of a user's clicks."""
     rows, heads = [], [""]
     for name in names.split():
-        record = _record(name)
+        record = read_record(name)
         heads = ["", *(f"{row['more']['clicks']} clicks" for row in record["rows"])]
         model = f"{record['config']['backbone']['name']} / {record['config']['method']['name']}"
         rows.append((f"{model}, AUC", *(f"{row['ours']['p50']:.4f}" for row in record["rows"])))
@@ -349,7 +311,7 @@ def last_bits_table(names: str) -> str:
     """Records of `benchmarks.last_bits`: AUCs of several ranks and of one moved bit, against one rank's."""
     rows, heads = [], [""]
     for name in names.split():
-        record = _record(name)
+        record = read_record(name)
         *ranks, moved = record["rows"]
         heads = ["", *(row["name"] for row in ranks), "one rank, a last bit moved: median and largest of so many tries"]
         tries = f"{moved['ours']['p50']:.1e}, {moved['more']['largest']:.1e} ({moved['ours']['runs']})"
@@ -363,7 +325,7 @@ _DAYS = (10, 30, 60, 120)
 
 def exploration_table(name: str) -> str:
     """A record of `benchmarks.exploration`: clicks that each policy has lost by some days."""
-    record = _record(name)
+    record = read_record(name)
     first = record["rows"][0]
     rows = [("Thompson sampling", "", *_by_day(first["more"]["curve_ours_mean"]), _spread(first["ours"]))]
     for row in record["rows"]:
@@ -383,7 +345,7 @@ def _spread(figure: dict[str, float]) -> str:
     return f"{figure['p10']:,.0f} to {figure['p90']:,.0f}"
 
 
-def _record(name: str) -> dict[str, Any]:
+def read_record(name: str) -> dict[str, Any]:
     """A record of `benchmarks/results/`; see `benchmarks/record.py:Record`."""
     return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
 

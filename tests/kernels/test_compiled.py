@@ -12,7 +12,7 @@ from mwuf_kernels._triton import INTERPRETED
 
 from benchmarks import compiled_kernels
 from benchmarks.record import RESULTS, ROOT
-from tools.docs_tables import compiled_kernels_table
+from tools.kernel_tables import compiled_kernels_table
 
 # Of a kernel that moves rows; the others read weights of layers too, element by element, from the cache.
 MOVES_ROWS = {"warm_embedding", "segment_sums", "partial_sums"}
