@@ -18,7 +18,7 @@ _CELLS = 1 << 16
 
 _Attention = structure(
     "attention",
-    longs="rows distinct heads width events",
+    longs="rows distinct heads width histories",
     pointers="query key value event offsets group out normalisers d_out d_query d_key d_value",
 )
 
@@ -81,8 +81,7 @@ def _backward(ctx: Any, d_out: torch.Tensor, *_: Any) -> tuple:
 def _call(name: str, tensors: tuple[torch.Tensor, ...], heads: int, of_back: tuple[torch.Tensor | None, ...]) -> None:
     query, key, _, event, offsets, group, *_ = tensors
     assert event.dtype == offsets.dtype == group.dtype == torch.int64 and query.shape[1] % heads == 0
-    events = len(event) * len(query) // max(1, len(offsets) - 1)
-    sizes = len(query), len(key), heads, query.shape[1] // heads, events
+    sizes = len(query), len(key), heads, query.shape[1] // heads, len(offsets) - 1
     found = library()
     assert found is not None
     addresses = (ctypes.c_void_p(address(one)) for one in (*tensors, *of_back))

@@ -42,7 +42,7 @@ void check_attention(long heads, long width) {
     };
     loss();
     Floats out(rows * wide_row), normalisers(rows * heads), d_q(query.size()), d_k(key.size()), d_v(value.size());
-    const Attention attention{rows, distinct, heads, width, offsets.back(), query.data(), key.data(), value.data(),
+    const Attention attention{rows, distinct, heads, width, 4, query.data(), key.data(), value.data(),
                               event.data(), offsets.data(), group.data(), out.data(), normalisers.data(), d_out.data(),
                               d_q.data(), d_k.data(), d_v.data()};
     mwuf_attention(&attention);

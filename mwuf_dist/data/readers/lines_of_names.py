@@ -57,8 +57,9 @@ def find(table: pa.Table) -> LinesOfNames:
     filled = len(names) - sum(one.astype(int) for one in is_null)
     least = min(_LEAST, len(names))
     again = (own == filled) & (own >= least)
-    permuted = (named == filled) & (own < named) & (2 * named > len(names))
-    permuted[permuted] = [_are_distinct(few, place) for place in np.flatnonzero(permuted)]
+    permuted = np.asarray((named == filled) & (own < named) & (2 * named > len(names)))
+    for place in np.flatnonzero(permuted).tolist():
+        permuted[place] = _are_distinct(few, place)
     strangers = filled - own
     other = (named < filled) & (words == filled) & (own >= least) & (strangers * _STRANGERS <= filled)
     return LinesOfNames(rows[again], rows[permuted], rows[other & ~permuted])
@@ -111,5 +112,5 @@ def _holds(column: pa.ChunkedArray, names: list[str]) -> np.ndarray:
 
 
 def _are_distinct(columns: dict[str, pa.Array], row: int) -> bool:
-    there = [value for one in columns.values() if (value := one[int(row)].as_py()) is not None]
+    there = [value for one in columns.values() if (value := one[row].as_py()) is not None]
     return len(set(there)) == len(there)
