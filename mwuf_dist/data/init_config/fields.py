@@ -16,7 +16,7 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 
 from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig, LogsField
-from mwuf_dist.data.init_config import names
+from mwuf_dist.data.init_config import names, texts
 from mwuf_dist.data.init_config.label_guess import numbers_of
 from mwuf_dist.data.readers import encode, log_files, log_tables, vectors
 from mwuf_dist.data.readers.ids import codes
@@ -26,12 +26,8 @@ from mwuf_dist.data.schema import RAW_ID, SIDES, USER_ID, Side
 if TYPE_CHECKING:
     from mwuf_dist.data.init_config.propose import Proposal
 
-SEPARATORS = ("|", ";", ",", " ")
 NUMERIC_FROM = 30  # A column of numbers with at least so many distinct values may be numeric.
 _NUMBER = r"^[+-]?[0-9][0-9.,]*$"
-_VECTOR = r"^\s*[\[({]?\s*(-?[0-9]*\.[0-9]+(e-?[0-9]+)?\s*[,;| ]\s*){2,}-?[0-9]*\.[0-9]+(e-?[0-9]+)?\s*[\])}]?\s*$"
-_OBJECT = r"""\{\s*["'][^"']*["']\s*:"""  # of JSON or Python: its words would be keys and brackets
-_LIST = r"^\s*\[[\s\S]*\]\s*$"
 _FEW_WORDS, _FEW_OF = 3, 10  # At most so many words, each among so many times as many values.
 _FEW = ("it has no value", "it has one value only")
 _Kind = Literal["categorical", "multi_valued", "numeric"]
@@ -183,24 +179,10 @@ def kind_of(name: str, column: pa.ChunkedArray) -> tuple[_Kind, str, int, str]:
     if (numbers := numbers_of(column)) is not None:
         return _kind_of_numbers(name, numbers[~np.isnan(numbers)], len(values)), "", 1, ""
     text = values.cast(pa.string())
-    if pc.all(pc.match_substring_regex(text, _VECTOR)).as_py():
-        return "categorical", "", 1, "it looks like vectors; in Parquet, as lists of numbers, it could be a field"
-    objects = pc.match_substring_regex(text, _OBJECT)
-    if 2 * pc.sum(objects).as_py() > len(text):
-        example = text.filter(objects)[0].as_py()[:60]
-        reason = (
-            f"its values are objects written as text, as {example!r} is; as lists in Parquet, or as words with a sign "
-        )
-        return "categorical", "", 1, reason + "between them, it could be a field"
-    for separator in SEPARATORS:
-        parts = encode.split(text, separator)
-        lengths = pc.list_value_length(parts).to_numpy(zero_copy_only=False)
-        words = len(pc.unique(encode.words_of(parts.flatten())))
-        # Values put together from a smaller set; the words of a title count when they come back.
-        if (lengths > 1).mean() > 0.2 and words < 0.7 * lengths.sum():
-            return "multi_valued", separator, 2 if separator == " " else 1, ""
-    if 2 * pc.sum(pc.match_substring_regex(text, _LIST)).as_py() > len(text):
-        return "multi_valued", ",", 1, ""
+    if reason := texts.why_no_field(text):
+        return "categorical", "", 1, reason
+    if several := texts.separator_of(text):
+        return "multi_valued", *several, ""
     if len(values) > 0.8 * max(1, int((index >= 0).sum())) and len(values) > 100:
         return "categorical", "", 1, f"nearly every row has another value ({len(values):,})"
     return "categorical", "", 1, ""

@@ -140,10 +140,11 @@ def _without_label(table: LogTable, options: LogsConfig, changing: Sequence[str]
     refuse_times_of_label(table, changing)
     refuse_names_of_files(table.files, "--label none takes every row of all files as a positive")
     numbers = [one for one in changing if not _is_zero_or_one(table, options, one) and _is_amount(table, one)][:4]
-    strength = (
-        f"; {', '.join(numbers)} are numbers of a row (--label {numbers[0]} --label-at-least N)" if numbers else ""
-    )
-    return _positives(options, f"no column looks like a label: every row is taken as a positive{strength}")
+    said = f"; {', '.join(numbers)} are numbers of a row (--label {numbers[0]} --label-at-least N)" if numbers else ""
+    if words := [one for one in changing if one not in numbers and _is_kind_of_row(table, one)][:4]:
+        said += f"; {', '.join(words)} may say what happened (--label {words[0]} --label-is VALUE, of "
+        said += f"{_listed(table, words[0])})"
+    return _positives(options, f"no column looks like a label: every row is taken as a positive{said}")
 
 
 def _positives(options: LogsConfig, note: str) -> LabelGuess:
@@ -202,7 +203,11 @@ def _by_values(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
 
 
 def _by_action(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | None:
-    """Returns a rule for words of what happened."""
+    """Returns a rule for words of what happened; None where they are none.
+
+    Raises:
+        UserError: a word stands among numbers, or the column is named as what happened and no word is a positive.
+    """
     index, distinct = codes(table.columns[name])
     values = text_of(distinct).to_pylist()
     if len(values) == 1 and (index < 0).any() and (names.label_score(name) or names.action_of([name])):
@@ -210,6 +215,8 @@ def _by_action(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
     if len(values) == 1:
         return _all_positives(options, name, distinct)
     chosen = positive_action(values)
+    if chosen is not None and _is_stray_word(index, distinct, options, name):
+        raise UserError(_not_understood(table, name))
     if chosen is not None:
         alike = tuple(sorted(value for value in values if names.words(value) == names.words(chosen)))  # Buy and BUY
         made = dataclasses.replace(options, label_from=name, label_is=alike)
@@ -217,6 +224,17 @@ def _by_action(table: LogTable, options: LogsConfig, name: str) -> LabelGuess | 
     if names.action_of([name]):
         raise UserError(_not_understood(table, name))
     return None
+
+
+def _is_stray_word(index: np.ndarray, values: pa.Array, options: LogsConfig, name: str) -> bool:
+    """Says whether words are the lesser part of a column of numbers, or of yes and no: buy among 0 and 1.
+
+    Beside 0 (or no) alone they are what 1 would be.
+    """
+    of_value = labels.label_of(values, dataclasses.replace(options, label=name))
+    is_number = (of_value >= 0) | ~np.isnan(encode.to_float(text_of(values)))
+    counts = np.bincount(index[index >= 0], minlength=len(values))
+    return bool((is_number & (of_value != 0)).any()) and counts[is_number].sum() > counts[~is_number].sum()
 
 
 def _all_positives(options: LogsConfig, name: str, values: pa.Array) -> LabelGuess:
@@ -252,6 +270,14 @@ def _says_what_happened(table: LogTable, name: str) -> bool:
         return False
     of_value = [set(names.words(value)) for value in values.to_pylist()]
     return positive_action(values.to_pylist()) is not None and any(one & vocabulary.NO_POSITIVE for one in of_value)
+
+
+def _is_kind_of_row(table: LogTable, name: str) -> bool:
+    """Says whether a column has a few words, which may be what happened in any language."""
+    values = codes(table.columns[name])[1]
+    if not 2 <= len(values) <= _MOST_CODES or names.is_of_request(name):
+        return False
+    return pa.types.is_string(values.type) and numbers_of(table.columns[name]) is None
 
 
 def _is_amount(table: LogTable, name: str) -> bool:
@@ -346,5 +372,6 @@ def _not_understood(table: LogTable, name: str) -> str:
     return (
         f"{table.files[0]}: column {name!r} looks like the label, but its values ({_listed(table, name)}) do not say "
         f"what is a positive. Say it: --label {name} --label-is VALUE (the values that are), --label {name} "
-        "--label-at-least NUMBER, another --label COLUMN, or --label none to take every row as a positive"
+        "--label-at-least NUMBER, --missing VALUE (one that stands for none), another --label COLUMN, or --label none "
+        "to take every row as a positive"
     )

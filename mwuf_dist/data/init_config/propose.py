@@ -169,6 +169,9 @@ def propose(interactions: str, users: str = "", items: str = "", asked: Asked | 
     fields.propose_fields(found, log, shares, asked.constant_share)
     found.left_out |= {name: f"its type is {kind}, which is not read" for name, kind in (log.unread or {}).items()}
     found.rows = gate.rows_of(log, found.options)
+    for side in SIDES:
+        num = len(found.rows.user_ids if side == "user" else found.rows.item_ids)
+        found.notes[side] = f"{num:,} {side}s, {found.notes[side]}"
     _remark(found, found.rows)
     return found
 
@@ -221,8 +224,9 @@ def _propose_ids(found: Proposal, log: LogTable, asked: Asked) -> None:
             # Somebody's own log, of one user: the last resort, as a column of one value is mostly no ID.
             scored = [(score, one) for one in columns if (score := names.entity_score(one, wanted))][:1]
         if not named:
-            best = scored[0][1] if scored else ""
-            found.refuse_lacking(log, side, best, functools.partial(_entity_score, wanted))
+            best, score_of = scored[0][1] if scored else "", functools.partial(_entity_score, wanted)
+            found.refuse_lacking(log, side, best, score_of)
+            names.refuse_unread(log.unread or {}, log.files[0], side, best, score_of)
         if not named and not scored:
             one_column = len(columns) < 2 and not taken
             how = "if other letters stand between columns, name them: --delimiter" if one_column else (
@@ -238,8 +242,7 @@ def _propose_ids(found: Proposal, log: LogTable, asked: Asked) -> None:
             _refuse_gaps(log, side, taken, [one for _, one in scored])
         others = [one for _, one in scored if one != taken][:3]
         against = f"; {', '.join(others)} could be it, too (--{side})" if others else ""
-        num = len(codes(log.columns[taken])[1])
-        found.notes[side] = ("as --" + side + " says" if named else "by its name") + f", {num:,} values{against}"
+        found.notes[side] = (f"as --{side} says" if named else "by its name") + against
         found.options = dataclasses.replace(found.options, **{side: taken})
 
 

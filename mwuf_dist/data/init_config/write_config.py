@@ -6,7 +6,7 @@ import datetime
 import math
 import re
 import textwrap
-from dataclasses import fields
+from dataclasses import fields, replace
 from string import Template
 
 import numpy as np
@@ -30,10 +30,16 @@ def write_config(found: Proposal) -> str:
     """Makes the text of a config for the logs.
 
     Raises:
-        UserError: no N and K give both old and new items, or no row of label 0 could be drawn.
+        UserError: no N and K give both old and new items, no row of label 0 could be drawn, or all rows of old items
+            have one label.
     """
-    assert found.rows is not None
-    dataset = logs.join(found.rows, found.options)  # draws nothing: N and K count positives
+    rows = found.rows
+    assert rows is not None
+    dataset = logs.join(rows, found.options)  # draws nothing: N and K count positives
+    sizes = {one.name: one.size for one in dataset.fields if one.kind != "vector"}
+    if empty := {one.name for one in found.options.fields if sizes.get(one.name) == 1}:
+        found = _without_fields(found, empty)
+        dataset = logs.join(rows, found.options)
     item, time, label = (dataset.interactions[name].to_numpy() for name in ("item", "time", "label"))
     counts = np.bincount(item, minlength=dataset.items.num_rows)
     old_above, warm_rows = choose(counts)
@@ -60,7 +66,7 @@ def write_config(found: Proposal) -> str:
         'name = "logs"',
         *_threshold_comment(counts, old_above, warm_rows),
         *([comment(classes_note)] if classes_note else []),
-        *_launch_comment(found.rows, item, time, counts, (old_above, warm_rows)),
+        *_launch_comment(rows, item, time, counts, (old_above, warm_rows)),
         f"old_above = {old_above}  # N: an old item has more rows than this.",
         f"warm_rows = {warm_rows}  # K: rows of each warm set; a new item has 3K to N rows.",
         "",
@@ -117,8 +123,20 @@ def _count(counts: np.ndarray, threshold: int, rows: int) -> tuple[int, int, int
     return int(old.sum()), int(new.sum()), int(counts[old].sum()), int(counts[new].sum() - 3 * rows * new.sum())
 
 
+def _without_fields(found: Proposal, empty: set[str]) -> Proposal:
+    """Returns the proposal without fields that have no value, which it says."""
+    kept = tuple(one for one in found.options.fields if one.name not in empty)
+    columns = {one.name: one.column or one.name for one in found.options.fields}
+    why = {columns[name]: "each of its values stands too seldom to be learnt" for name in empty}
+    return replace(found, options=replace(found.options, fields=kept), left_out=found.left_out | why)
+
+
 def _with_both_classes(rows: LabelledRows, old_above: int, warm_rows: int) -> tuple[int, int, str]:
-    """Finds the N and K nearest to the chosen ones for which each set has both labels, and what to say."""
+    """Finds the N and K nearest to the chosen ones for which each set has both labels, and what to say.
+
+    Raises:
+        UserError: there are none near, and the rows of old items have one label, from which nothing is learnt.
+    """
     classes = rows.classes(old_above, warm_rows)
     if has_both(classes):
         return old_above, warm_rows, ""
@@ -128,6 +146,13 @@ def _with_both_classes(rows: LabelledRows, old_above: int, warm_rows: int) -> tu
         better = rows.better(old_above, warm_rows, fewest)
         if better:
             return *better, f"{said}; these are the nearest that do not."
+    num_rows, num_positives = classes["pretrain"]
+    if num_positives in (0, num_rows):
+        raise UserError(
+            f"{said}, and so does all that is near: of the {num_rows:,} rows to pretrain on {num_positives:,} are "
+            "positives, and nothing could be learnt. Check what is a positive (--label COLUMN with --label-is VALUE "
+            "or --label-at-least NUMBER), or name more logs; --label none takes every row as a positive"
+        )
     return old_above, warm_rows, f"{said}, and so does all that is near: AUC is not defined there, and shown as –."
 
 

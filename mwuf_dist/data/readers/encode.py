@@ -25,7 +25,7 @@ from mwuf_dist.data.readers.vectors import encode_vectors
 from mwuf_dist.data.schema import Field, list_column
 
 _AROUND = " \t\r\n'\""
-_BRACKETS = r"^\s*[\[({](.*)[\])}]\s*$"
+_BRACKETS = r"(?s)^\s*[\[({](.*)[\])}]\s*$"
 _THOUSANDS = re.compile(r"^[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$")
 _DECIMAL_COMMA = re.compile(r"^[+-]?\d+(\.\d{3})*,\d+$")
 _MONEY = re.compile(r"^([+-]?)\s*(?:[$€£¥₹%]|USD|EUR|GBP)?\s*([\d.,]+)\s*(?:[$€£¥₹%]|USD|EUR|GBP)?$")
@@ -241,8 +241,16 @@ def _words_for_nan(values: pa.Array) -> np.ndarray:
 
 
 def split(texts: pa.Array, separator: str) -> pa.Array:
-    """Lists that are written as text, without the brackets around them: a|b, ['a', 'b'], {a,b}, ('a', 'b')."""
-    return pc.split_pattern(pc.replace_substring_regex(texts, _BRACKETS, r"\1"), separator)
+    """Lists that are written as text, without the brackets around them: a|b, ['a', 'b'], {a,b}, ('a', 'b').
+
+    A separator in quotes stands between quoted values, which may hold it themselves: `','` of 'Smith, John', 'Doe', and
+    `' '`, as NumPy writes 'Sci Fi' 'War', with line ends.
+    """
+    bare = pc.replace_substring_regex(texts, _BRACKETS, r"\1")
+    if len(separator) == 3 and separator[0] == separator[-1] == "'":
+        sign = r"\s+" if separator[1] == " " else rf"\s*{re.escape(separator[1])}\s*"
+        return pc.split_pattern_regex(bare, rf"""['"]{sign}['"]""")
+    return pc.split_pattern(bare, separator)
 
 
 def words_of(values: pa.Array) -> pa.Array:
