@@ -30,6 +30,7 @@ def found(rows: list[list], names: list[str]) -> tuple[list[int], list[int], lis
         ["user_id" + 9 * " ", "    item_id", "\ttime", "click"],
         ['"user_id"', '"item_id"', '"time"', '"click"'],
         ["#user_id", "item_id", "time", "click"],
+        ["User ID", "itemId", "time", "CLICK"],
         ["user_id", "item_id", None, "click"],
         ["user_id", "item_id", "", "click"],
     ],
@@ -66,6 +67,7 @@ def test_names_in_another_order_and_names_of_another_file_are_told_apart() -> No
         (["user_id", "item_id", "query", "title"], ["5", "6", "title", "query"]),
         (["user", "item", "price"], ["user", "item", "19.9"]),  # a user and an item of these names
         (["user", "item"], ["user", "3"]),
+        (["a_b", "c"], ["ab", "-"]),
         (["tag", "also_tag"], ["also_tag", "also_tag"]),
     ],
 )

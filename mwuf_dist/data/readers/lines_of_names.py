@@ -80,18 +80,19 @@ def _words(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _has_any(column: pa.ChunkedArray, names: dict[str, str]) -> bool:
     """Says whether a column may hold a name; most have no value as long as one, and need no lower case of all."""
-    lengths = pa.array({len(name.encode()) for name in names.values()} | {len(name.encode()) for name in names})
+    lengths = {length for name, bare in names.items() for length in range(len(bare.encode()), len(name.encode()) + 3)}
     for values in (chunk.dictionary for chunk in column.chunks):
         trimmed = pc.utf8_trim(values, characters=_AROUND)
-        near = trimmed.filter(pc.is_in(pc.binary_length(trimmed).cast(pa.int64()), value_set=lengths))
-        if len(near) and _is(pc.utf8_lower(near), list(names.values())).any():
+        near = trimmed.filter(pc.is_in(pc.binary_length(trimmed).cast(pa.int64()), value_set=pa.array(lengths)))
+        if len(near) and _is(_plain(near), list(names.values())).any():
             return True
     return False
 
 
 def _plain(values: pa.Array) -> pa.Array:
+    """Returns words as names are compared: `User ID`, `userId` and `"user_id"` are one."""
     text = values.cast(pa.string()) if not pa.types.is_string(values.type) else values
-    return pc.utf8_lower(pc.utf8_trim(text, characters=_AROUND))
+    return pc.replace_substring_regex(pc.utf8_lower(pc.utf8_trim(text, characters=_AROUND)), r"[\s_.\-]+", "")
 
 
 def _nothing_for_empty(values: pa.Array) -> pa.Array:
