@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mwuf_kernels._autograd import eager_function
-from mwuf_kernels.native import address, library, structure
+from mwuf_kernels.native import address, has_library, library, structure
 
 _PADDED = 16  # Units are padded to a multiple of it: of every register's width.
 
@@ -96,8 +96,9 @@ def _call(
     item, events, weight, bias, relevance = tensors
     rows, length, dim = events.shape
     assert item.shape == (rows, dim) and weight.shape == (len(bias), 3 * dim) and relevance.shape == (1, len(bias))
+    assert has_library(*tensors), "ask has_loop first"
     found = library()
-    assert found is not None, "ask has_loop first"
+    assert found is not None
     addresses = (ctypes.c_void_p(address(one)) for one in (*tensors, *others))
     unit = _Unit(rows, length, dim, len(bias), *(float(one) for one in numbers), *addresses)
     getattr(found, name)(ctypes.byref(unit))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mwuf_kernels._autograd import eager_function
-from mwuf_kernels.native import address, has_loop, library, structure
+from mwuf_kernels.native import address, has_library, has_loop, library, structure
 
 # Padded events of one piece.
 _CELLS = 1 << 16
@@ -82,6 +82,7 @@ def _call(name: str, tensors: tuple[torch.Tensor, ...], heads: int, of_back: tup
     query, key, _, event, offsets, group, *_ = tensors
     assert event.dtype == offsets.dtype == group.dtype == torch.int64 and query.shape[1] % heads == 0
     sizes = len(query), len(key), heads, query.shape[1] // heads, len(offsets) - 1
+    assert has_library(*tensors[:3])
     found = library()
     assert found is not None
     addresses = (ctypes.c_void_p(address(one)) for one in (*tensors, *of_back))

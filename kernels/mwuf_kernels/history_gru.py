@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mwuf_kernels._autograd import eager_function
-from mwuf_kernels.native import address, library, structure
+from mwuf_kernels.native import address, has_library, library, structure
 
 _Gru = structure(
     "gru",
@@ -80,8 +80,9 @@ def _call(
 ) -> None:
     gates, weight, _, index, offsets = inputs
     assert index.dtype == offsets.dtype == torch.int64 and gates.shape[1] == len(weight) == 3 * weight.shape[1]
+    assert has_library(*inputs[:3]), "ask has_loop first"
     found = library()
-    assert found is not None, "ask has_loop first"
+    assert found is not None
     addresses = (ctypes.c_void_p(address(one)) for one in (*inputs, out, states, kept, *of_back))
     getattr(found, name)(ctypes.byref(_Gru(len(offsets) - 1, len(gates), weight.shape[1], *addresses)))
 

@@ -71,20 +71,22 @@ def add_table_rows_(
 
 
 def distinct_ids(ids: torch.Tensor, num_ids: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Finds (distinct values [u] in order, position of each of `ids` [n] among them [n]) of int64 ids.
+    """Finds (distinct values [u] in order, position of each of `ids` [n] among them [n]).
 
-    As `torch.unique`; on a CPU without its comparisons: by a look at all that there may be, or a sort by digits.
+    As `torch.unique`; of int64 ids on a CPU without its comparisons: by a look at all that there may be, or a sort by
+    digits.
 
     Args:
         ids: in [0, num_ids), n * num_ids at most 2^63.
-        num_ids: how many there may be; None is any.
+        num_ids: how many there may be; None is any, negative ones too.
     """
-    if ids.device.type != "cpu" or not has_library():
+    is_plain = ids.dtype == torch.int64 and ids.dim() == 1 and ids.device.type == "cpu"
+    if num_ids is None or not is_plain or not has_library():
         return torch.unique(ids, return_inverse=True)
     ids = ids.contiguous()
     num, count = len(ids), torch.empty(1, dtype=torch.int64)
     values, inverse = torch.empty(num, dtype=torch.int64), torch.empty_like(ids)
-    if num_ids is not None and num_ids <= _FEW * num:
+    if num_ids <= _FEW * num:
         call("mwuf_distinct", num, num_ids, ids, torch.empty(num_ids, dtype=torch.int32), values, inverse, count)
     else:
         sorted_, other = torch.empty(2, num, dtype=torch.int64)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from mwuf_kernels import without_library
+from mwuf_kernels import has_library, without_library
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -83,6 +83,7 @@ class Counts:
     num_users: int
     times: StepTimes
     shared_times: StepTimes
+    uses_history: bool
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, 
         prepared.num_users,
         times,
         shared_times,
+        model.backbone.uses_history,
     )
 
 
@@ -236,12 +238,17 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
     summed = counts.dense_bytes + sum(
         _FLOAT * spec.rows * spec.dim for name in ("user", "item", "old") if name not in sharded for spec in specs[name]
     )
-    exchange = _wire_of_distinct if device.is_here else _wire
+    # As `Tables` chooses.
+    by_column = any(placed.kind == "column_wise" for name in sharded for placed in plan[name].values())
+    asks_for_rows = device.is_here and has_library() and not by_column
+    exchange = _wire_of_distinct if asks_for_rows else _wire
     wire = exchange({name: specs[name] for name in sharded}, plan, world, batch)
     wire["gradients that every rank has"] = 2 * (world - 1) / world * summed
     lookups = len(sharded) * _COLLECTIVES_OF_A_LOOKUP
-    if device.is_here and sharded:
-        lookups = _COLLECTIVES_OF_LOOKUPS + (world > device.per_host)  # hosts say first how many ids there will be
+    if asks_for_rows and sharded:
+        # Hosts say first how many ids there will be. Histories are looked up before the rest is known.
+        fetches = len(sharded) if counts.uses_history else 1
+        lookups = fetches * (_COLLECTIVES_OF_LOOKUPS + (world > device.per_host))
     collectives = lookups + counts.num_batch_norms * _COLLECTIVES_OF_A_BATCH_NORM + 1
     # The tables that the timed steps moved, all on one rank; a rank of the plan may hold more, or fewer.
     timed_plan = {name: placements(tables, config.embedding, 1) for name, tables in counts.tables.items()}

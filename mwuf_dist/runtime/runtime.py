@@ -15,6 +15,7 @@ import itertools
 import os
 import re
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -237,6 +238,8 @@ def start(config: Config) -> Iterator[Runtime]:
             peers.ask(lambda _: join(), settings.timeout_s + MARGIN_S)
         try:
             found = Runtime(rank, world_size, device, show, ranks_per_host, peers, coordinator, threads=threads)
+            is_compiled = _agreed(found, is_compiled)
+            torch.set_num_threads(1 if is_compiled else threads)
             found = replace(found, is_compiled=is_compiled, timeout_s=settings.timeout_s)
             with _directly(found) as group:
                 yield replace(found, group_of_tables=group)
@@ -265,6 +268,20 @@ def _share_out(threads: int, device: torch.device) -> bool:
     is_compiled = device.type == "cpu" and native.has_library()
     torch.set_num_threads(1 if is_compiled else threads)
     return is_compiled
+
+
+def _agreed(runtime: Runtime, is_compiled: bool) -> bool:
+    """Says whether every rank has compiled loops: with and without them ranks would exchange different things."""
+    if runtime.world_size == 1 or runtime.device.type != "cpu":
+        return is_compiled
+    everyone = not runtime.max(int(not is_compiled))
+    if is_compiled and not everyone:
+        warnings.warn(
+            "another rank has no compiled loops, so no rank uses them, and training is slower: see `mwuf doctor` on "
+            "each host",
+            stacklevel=2,
+        )
+    return everyone
 
 
 @contextlib.contextmanager

@@ -77,3 +77,11 @@ def test_distinct_ids_are_those_of_torch_unique(num: int, num_ids: int) -> None:
     for given in (ids, torch.stack([ids, ids + 1], dim=1)[:, 0]):  # and a column
         found = distinct_ids(given, num_ids)
         assert torch.equal(found[0], expected) and torch.equal(found[1], inverse)
+
+
+@pytest.mark.parametrize(
+    "ids", [torch.tensor([5, 3, 5], dtype=torch.int32), torch.tensor([[5, 3], [5, 7]]), torch.tensor([-2, 1 << 62, -2])]
+)
+def test_distinct_ids_takes_whatever_torch_unique_takes(ids: torch.Tensor) -> None:
+    found, expected = distinct_ids(ids), torch.unique(ids, return_inverse=True)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

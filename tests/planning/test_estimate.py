@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from mwuf_dist.config import EmbeddingConfig, UserError, merge, to_toml
 from mwuf_dist.config import build as build_config
 from mwuf_dist.embeddings.sharding import TableSpec, placements
 from mwuf_dist.planning.devices import DEVICES, Network, _fastest, _mean_s
-from mwuf_dist.planning.estimate import _step_times, count, seconds_of_exchanges
+from mwuf_dist.planning.estimate import Size, _step_times, count, estimate, seconds_of_exchanges
 from mwuf_dist.planning.report import plan
 from mwuf_dist.runtime import start
 from mwuf_dist.training.run import Run, _prepare
@@ -46,6 +47,25 @@ def test_products_are_counted_though_a_compiled_loop_does_them_here(tmp_path: Pa
         weights = sum(p.numel() for p in job.model.backbone.mlp.parameters() if p.dim() == 2)
     # A multiplication and an addition for each weight, forward and in both products of the backward.
     assert found.flops_per_row >= 0.9 * 2 * 3 * weights and found.num_ops > 50
+
+
+@pytest.mark.parametrize(
+    ("sharding", "backbone", "exchanges"),
+    [("row_wise", "deepfm", 3), ("row_wise", "gru4rec", 9), ("column_wise", "deepfm", 15)],
+)
+def test_a_plan_counts_exchanges_of_the_way_that_tables_take(
+    sharding: str, backbone: str, exchanges: int, tmp_path: Path
+) -> None:
+    """Rows are asked for once a step; with histories once a table of three; by TorchRec five times a table."""
+    config = tiny(embedding={"sharding": sharding, "dim": 8}, backbone={"name": backbone, "batch_norm": False})
+    with start(config) as runtime:
+        job = Run(config, tmp_path, runtime, _prepare(config, runtime))
+        counts = count(config, job.prepared, runtime, job.method, job.model)
+        job.session.recorder.close()
+        is_compiled = runtime.is_compiled
+    here = replace(DEVICES["h200"], is_here=True, per_host=2, latency_s=1.0)
+    found = estimate(config, counts, Size(2, 1000, 100, 100), here).seconds["collectives"]
+    assert found == (exchanges if is_compiled else 15) + 1  # and the sum of the gradients
 
 
 def test_large_tables_are_shared_by_all_ranks_and_small_ones_spread_over_them() -> None:
