@@ -36,6 +36,9 @@ class LocalTable:
     def set_gradient(self, ids: torch.Tensor, rows: torch.Tensor, d_rows: torch.Tensor) -> None:
         rows.backward(d_rows)
 
+    def send_gradients(self) -> None:
+        """All rows are here."""
+
     def flat_parameters(self) -> list[FlatParameter]:
         return [FlatParameter(self.weight, {"new": (0, self.weight.shape)})]
 
