@@ -91,7 +91,6 @@ import json, sys
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from mwuf_kernels import without_library
 
 export, pairs, output = sys.argv[1:]
 items, users = (pq.read_table(f"{export}/{name}.parquet") for name in ("items", "users"))
