@@ -52,15 +52,8 @@ def activation_unit(
     return _eager(*(one.contiguous() for one in (item, events, weight, bias, slope, relevance, constant)))
 
 
-def _forward(
-    item: torch.Tensor,
-    events: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    slope: torch.Tensor,
-    relevance: torch.Tensor,
-    constant: torch.Tensor,
-) -> torch.Tensor:
+def _forward(*inputs: torch.Tensor) -> torch.Tensor:
+    item, events, weight, bias, slope, relevance, constant = inputs
     out = torch.empty_like(item)
     _call("mwuf_unit", [item, events, weight, bias, relevance], (slope, constant), (out, *(None,) * 9))
     return out

@@ -51,17 +51,10 @@ def history_attention(
     return _in_pieces(query, key, value, event, offsets, group, heads)
 
 
-def _forward(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    event: torch.Tensor,
-    offsets: torch.Tensor,
-    group: torch.Tensor,
-    heads: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    out, normalisers = torch.empty_like(query), query.new_empty(len(query), heads)
-    _call("mwuf_attention", (query, key, value, event, offsets, group, out, normalisers), heads, (None,) * 4)
+def _forward(*inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    *tensors, heads = inputs
+    out, normalisers = torch.empty_like(tensors[0]), tensors[0].new_empty(len(tensors[0]), heads)
+    _call("mwuf_attention", (*tensors, out, normalisers), heads, (None,) * 4)
     return out, normalisers
 
 

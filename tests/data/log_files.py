@@ -71,3 +71,8 @@ def csv_of(columns: dict[str, list[Any]], sep: str = ",") -> str:
 
 def proposed(folder: Path, text: str, name: str = "log.csv", **asked: Any) -> Proposal:
     return propose(str(write(folder, name, text)), asked=Asked(**asked))
+
+
+def without(*names: str, **more: list[Any]) -> dict[str, list[Any]]:
+    """Returns the columns of `log` but some, and others."""
+    return {name: values for name, values in log().items() if name not in names} | more

@@ -18,7 +18,7 @@ from mwuf_dist.data.init_config.propose import Asked, Proposal, propose
 from mwuf_dist.data.readers import gate, ids
 from mwuf_dist.data.readers.encode import to_float
 from mwuf_dist.data.sources import logs
-from tests.data.log_files import NUM, csv_of, log, proposed, read, rows, write
+from tests.data.log_files import NUM, csv_of, log, proposed, read, rows, without, write
 
 FIRST = 1_609_372_800  # the last day of 2020, 31/12/20
 
@@ -105,14 +105,10 @@ def test_a_whole_number_with_a_power_of_ten_is_an_id_of_its_digits(written: list
     assert ids.encode_ids(pa.chunked_array([written]))[1].to_pylist() == expected
 
 
-def _without(name: str, **columns: list[Any]) -> dict[str, list[Any]]:
-    return {one: values for one, values in log(**columns).items() if one != name}
-
-
 def test_a_category_that_no_row_has_is_no_positive(tmp_path: Path) -> None:
     codes = pa.array([int(index % 3 == 0) for index in range(NUM)])
     event = pa.DictionaryArray.from_arrays(codes, ["view", "click", "buy"])
-    pq.write_table(pa.table(_without("label") | {"event": event}), tmp_path / "log.parquet")
+    pq.write_table(pa.table(without("label") | {"event": event}), tmp_path / "log.parquet")
     found = propose(str(tmp_path / "log.parquet"))
     assert found.options.label_is == ("click",) and found.rows is not None and found.rows.label.sum() == 20
 
@@ -120,7 +116,7 @@ def test_a_category_that_no_row_has_is_no_positive(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("none", "option"), [(99, "--missing 99"), (0, "--missing 0")])
 def test_a_number_for_no_rating_that_would_decide_alone_is_asked_for(none: int, option: str, tmp_path: Path) -> None:
     rated = [none if index % 2 else 1 + index // 2 % 5 for index in range(NUM)]
-    text = csv_of(_without("label", user_id=[1 + index % 9 for index in range(NUM)]) | {"rating": rated})
+    text = csv_of(without("label", user_id=[1 + index % 9 for index in range(NUM)]) | {"rating": rated})
     with pytest.raises(UserError, match=rf"{option}.*--label rating --label-at-least"):
         proposed(tmp_path, text)
     found = proposed(tmp_path, text, missing=(str(none),))
@@ -139,7 +135,7 @@ def test_a_label_or_time_of_a_type_that_is_not_read_is_refused(name: str, tmp_pa
 @pytest.mark.parametrize(("lacks", "has"), [("1.csv", "2.csv"), ("2.csv", "1.csv")])
 def test_a_label_that_one_file_lacks_is_asked_for_whichever_comes_first(lacks: str, has: str, tmp_path: Path) -> None:
     write(tmp_path, f"logs/{has}", csv_of(log()))
-    write(tmp_path, f"logs/{lacks}", csv_of(_without("label")))
+    write(tmp_path, f"logs/{lacks}", csv_of(without("label")))
     with pytest.raises(UserError, match=rf"{lacks}: no column 'label'.*--label none"):
         propose(str(tmp_path / "logs"))
 
@@ -147,7 +143,7 @@ def test_a_label_that_one_file_lacks_is_asked_for_whichever_comes_first(lacks: s
 @pytest.mark.parametrize("names", [("clicks.csv", "impressions.csv"), ("a/Purchases/1.csv", "a/clicks/1.csv")])
 def test_what_happened_may_not_stand_in_names_of_files_alone(names: tuple[str, str], tmp_path: Path) -> None:
     for name in names:
-        write(tmp_path, f"logs/{name}", csv_of(_without("label")))
+        write(tmp_path, f"logs/{name}", csv_of(without("label")))
     with pytest.raises(UserError, match=r"the names of .* do: write it into a column.*--label none"):
         propose(str(tmp_path / "logs"))
     assert propose(str(tmp_path / "logs"), asked=Asked(label="none")).options.negatives_per_positive == 4
@@ -170,7 +166,7 @@ def test_a_label_named_like_its_column_is_wrong_in_a_row_that_is_no_line_of_name
 
 def test_a_column_that_holds_its_own_name_or_nothing_has_one_value(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is 'purchased' in every row that has one"):
-        proposed(tmp_path, csv_of(_without("label") | {"Purchased": ["purchased", ""] * (NUM // 2)}))
+        proposed(tmp_path, csv_of(without("label") | {"Purchased": ["purchased", ""] * (NUM // 2)}))
 
 
 @pytest.mark.parametrize("place", [30, 60])
@@ -229,7 +225,7 @@ def test_a_folder_that_contradicts_its_files_is_told(tmp_path: Path) -> None:
 def test_a_day_beside_a_time_of_the_day_is_a_time_in_parts(tmp_path: Path) -> None:
     clock = [f"{index % 24:02d}:30:00" for index in range(NUM)]
     days = [f"2020-09-{1 + index // 2:02d}" for index in range(NUM)]
-    text = csv_of(_without("timestamp", date=days, time=clock))
+    text = csv_of(without("timestamp", date=days, time=clock))
     with pytest.raises(UserError, match=r"written in parts \(date, time\).*--time date"):
         proposed(tmp_path, text)
     assert proposed(tmp_path, text, time="date").options.time == "date"
@@ -295,12 +291,12 @@ def test_a_column_that_the_first_file_of_a_side_table_lacks_is_told(tmp_path: Pa
 def test_a_time_that_only_some_rows_have_is_no_log_of_positives(none: str, tmp_path: Path) -> None:
     clicked = [FIRST + index if index % 3 == 0 else none for index in range(NUM)]
     with pytest.raises(UserError, match=r"'clicked_at' holds a time in 20 of 60 rows and none.*--label none"):
-        proposed(tmp_path, csv_of(_without("label", clicked_at=clicked)))
+        proposed(tmp_path, csv_of(without("label", clicked_at=clicked)))
 
 
 def test_a_label_that_many_rows_lack_is_asked_for(tmp_path: Path) -> None:
     event = [("click", "buy", "")[index % 3] for index in range(NUM)]
-    text = csv_of(_without("label") | {"event": event})
+    text = csv_of(without("label") | {"event": event})
     with pytest.raises(UserError, match="33% of the rows have none: if that means 0.*--label event"):
         proposed(tmp_path, text)
     found = proposed(tmp_path, text, label="event")
@@ -323,7 +319,7 @@ def test_a_day_beside_a_clock_without_colons_is_a_time_in_parts(tmp_path: Path) 
     clock = [int(f"{index % 24:02d}{index:02d}07") for index in range(NUM)]
     days = [20_200_901 + index // 2 for index in range(NUM)]
     with pytest.raises(UserError, match=r"written in parts \(date, time\)"):
-        proposed(tmp_path, csv_of(_without("timestamp", date=days, time=clock)))
+        proposed(tmp_path, csv_of(without("timestamp", date=days, time=clock)))
 
 
 @pytest.mark.parametrize(("kind", "first"), [(pa.float32(), 33_000_000), (pa.float16(), 3_000)])
@@ -353,7 +349,7 @@ def test_a_file_that_a_program_is_writing_or_has_left_is_no_log(ending: str, tmp
 
 
 def test_what_was_shown_and_then_clicked_is_told(tmp_path: Path) -> None:
-    shown = _without("label") | {"event": ["impression"] * NUM}
+    shown = without("label") | {"event": ["impression"] * NUM}
     clicked: dict[str, list[Any]] = {name: values[::3] for name, values in shown.items()}
     clicked |= {"event": ["click"] * 20, "timestamp": [int(one) + 5 for one in clicked["timestamp"]]}
     text = csv_of({name: [*shown[name], *clicked[name]] for name in shown})
@@ -392,35 +388,3 @@ def test_lists_written_as_text_are_their_words_and_objects_are_none(
     if expected is not None and found.rows is not None:
         words = logs.join(found.rows, found.options).vocabularies["genres"].to_pylist()
         assert set(expected) <= set(words) and not any("'" in word for word in words)
-
-
-def test_a_rating_is_one_where_files_were_put_together_with_their_names(tmp_path: Path) -> None:
-    text = csv_of(_without("label") | {"rating": [1 + index % 5 for index in range(NUM)]}, sep="\t")
-    found = proposed(tmp_path, text + text)
-    assert found.options.label_from == "rating" and found.rows is not None and len(found.rows.kept) == 2 * NUM
-    assert any("its column names stand in it 1 times more" in note for note in found.rows.notes())
-    with pytest.raises(UserError, match=rf"log.csv:{2 * NUM + 3}: rating is 'x', no number"):
-        read(
-            write(tmp_path, "log.csv", text + text + "1\t2\t1600000000\tx\n"),
-            label_from="rating",
-            label_at_least=3.0,
-            delimiter="\t",
-        )
-
-
-def test_names_that_stand_again_in_a_table_of_items_are_no_item_and_in_another_order_are_refused(
-    tmp_path: Path,
-) -> None:
-    items = sorted(set(log()["item_id"]))
-    lines = [f"{item},{'ab'[item % 2]}\n" for item in items]
-    write(tmp_path, "log.csv", csv_of(log()))
-    write(tmp_path, "items.csv", "item_id,genre\n" + lines[0] + "Item_ID,Genre\n" + "".join(lines[1:]))
-    found = propose(str(tmp_path / "log.csv"), items=str(tmp_path / "items.csv"))
-    assert found.rows is not None
-    joined = logs.join(found.rows, found.options)
-    assert joined.vocabularies["genre"].to_pylist() == ["a", "b"]
-    assert any("items.csv: its column names stand in it 1 times more" in note for note in joined.notes)
-    other = [f"{'ab'[item % 2]},{item}\n" for item in items[1:]]
-    write(tmp_path, "items.csv", "item_id,genre\n" + lines[0] + "genre,item_id\n" + "".join(other))
-    with pytest.raises(UserError, match=r"items.csv:3: a line of names in another order"):
-        propose(str(tmp_path / "log.csv"), items=str(tmp_path / "items.csv"))

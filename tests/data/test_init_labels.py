@@ -12,11 +12,7 @@ import pytest
 from mwuf_dist.config import UserError
 from mwuf_dist.data.init_config.propose import Asked, propose
 from mwuf_dist.data.init_config.write_config import write_config
-from tests.data.log_files import NUM, csv_of, log, proposed
-
-
-def _without(*names: str, **more: list[Any]) -> dict[str, list[Any]]:
-    return {name: values for name, values in log().items() if name not in names} | more
+from tests.data.log_files import NUM, csv_of, log, proposed, without
 
 
 def _mostly(usual: list[Any], word: str) -> list[Any]:
@@ -37,7 +33,7 @@ def _mostly(usual: list[Any], word: str) -> list[Any]:
     ],
 )
 def test_a_word_among_numbers_is_no_positive(name: str, usual: list[Any], word: str, tmp_path: Path) -> None:
-    text = csv_of(_without("label", **{name: _mostly(usual, word)}))
+    text = csv_of(without("label", **{name: _mostly(usual, word)}))
     with pytest.raises(UserError, match=rf"column '{name}' looks like the label, but its values.*{word} \(8\).*Say it"):
         proposed(tmp_path, text)
     with pytest.raises(UserError, match=rf"{word} \(8\)\) do not say"):
@@ -52,12 +48,12 @@ def test_a_word_among_numbers_is_no_positive(name: str, usual: list[Any], word: 
     ("usual", "word"), [([0], "click"), (["no"], "click"), (["view", "cart", "1"], "buy"), (["-1"], "click")]
 )
 def test_a_word_beside_nothing_or_beside_words_is_a_positive(usual: list[Any], word: str, tmp_path: Path) -> None:
-    found = proposed(tmp_path, csv_of(_without("label", click=_mostly(usual, word))))
+    found = proposed(tmp_path, csv_of(without("label", click=_mostly(usual, word))))
     assert found.options.label_is == (word,) and found.rows is not None and found.rows.label.sum() == 8
 
 
 def test_a_line_of_names_that_is_read_as_data_makes_no_positive_of_its_label(tmp_path: Path) -> None:
-    text = csv_of(_without("label", click=log()["label"]))
+    text = csv_of(without("label", click=log()["label"]))
     with pytest.raises(UserError, match=r"0 \(40\), 1 \(20\), click \(1\)\) do not say"):
         proposed(tmp_path, text, header=("u", "i", "t", "c"), user="u", item="i", time="t", label="c")
 
@@ -100,7 +96,7 @@ def test_an_object_beside_the_ids_is_no_id(tmp_path: Path) -> None:
 def test_words_in_any_language_that_may_say_what_happened_are_named(tmp_path: Path) -> None:
     happened = [("kaufen" if index % 7 == 5 else "ansehen") for index in range(NUM)]
     device = [("phone", "tv")[index // 7 % 2] for index in range(NUM)]
-    found = proposed(tmp_path, csv_of(_without("label", aktion=happened, device=device)))
+    found = proposed(tmp_path, csv_of(without("label", aktion=happened, device=device)))
     said = found.notes["negatives_per_positive"]
     assert "aktion may say what happened (--label aktion --label-is VALUE, of ansehen (52), kaufen (8))" in said
     assert "device" not in said

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from mwuf_dist.config import UserError
+from mwuf_dist.data.init_config.propose import propose
 from mwuf_dist.data.readers import lines_of_names
+from mwuf_dist.data.sources import logs
+from tests.data.log_files import NUM, csv_of, log, proposed, read, without, write
 
 NAMES = ["user_id", "item_id", "time", "click"]
 ROW = ["7", "12", "1600000000", "1"]
@@ -74,3 +79,35 @@ def test_names_in_another_order_and_names_of_another_file_are_told_apart() -> No
 def test_rows_that_hold_words_which_are_names_of_columns_are_rows(names: list[str], row: list[str]) -> None:
     other = ["9" for _ in names]
     assert found([other, row, other], names) == ([], [], [])
+
+
+def test_a_rating_is_one_where_files_were_put_together_with_their_names(tmp_path: Path) -> None:
+    text = csv_of(without("label") | {"rating": [1 + index % 5 for index in range(NUM)]}, sep="\t")
+    found = proposed(tmp_path, text + text)
+    assert found.options.label_from == "rating" and found.rows is not None and len(found.rows.kept) == 2 * NUM
+    assert any("its column names stand in it 1 times more" in note for note in found.rows.notes())
+    with pytest.raises(UserError, match=rf"log.csv:{2 * NUM + 3}: rating is 'x', no number"):
+        read(
+            write(tmp_path, "log.csv", text + text + "1\t2\t1600000000\tx\n"),
+            label_from="rating",
+            label_at_least=3.0,
+            delimiter="\t",
+        )
+
+
+def test_names_that_stand_again_in_a_table_of_items_are_no_item_and_in_another_order_are_refused(
+    tmp_path: Path,
+) -> None:
+    items = sorted(set(log()["item_id"]))
+    lines = [f"{item},{'ab'[item % 2]}\n" for item in items]
+    write(tmp_path, "log.csv", csv_of(log()))
+    write(tmp_path, "items.csv", "item_id,genre\n" + lines[0] + "Item_ID,Genre\n" + "".join(lines[1:]))
+    found = propose(str(tmp_path / "log.csv"), items=str(tmp_path / "items.csv"))
+    assert found.rows is not None
+    joined = logs.join(found.rows, found.options)
+    assert joined.vocabularies["genre"].to_pylist() == ["a", "b"]
+    assert any("items.csv: its column names stand in it 1 times more" in note for note in joined.notes)
+    other = [f"{'ab'[item % 2]},{item}\n" for item in items[1:]]
+    write(tmp_path, "items.csv", "item_id,genre\n" + lines[0] + "genre,item_id\n" + "".join(other))
+    with pytest.raises(UserError, match=r"items.csv:3: a line of names in another order"):
+        propose(str(tmp_path / "log.csv"), items=str(tmp_path / "items.csv"))

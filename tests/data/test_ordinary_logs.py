@@ -13,18 +13,14 @@ import pytest
 from mwuf_dist.config import UserError
 from mwuf_dist.data.init_config.propose import Proposal, propose
 from mwuf_dist.data.readers import ids
-from tests.data.log_files import NUM, csv_of, log, proposed, write
+from tests.data.log_files import NUM, csv_of, log, proposed, without, write
 
 FIRST = list(range(1_600_000_000, 1_600_000_000 + NUM))
 
 
-def _without(*names: str, **more: list[Any]) -> dict[str, list[Any]]:
-    return {name: values for name, values in log().items() if name not in names} | more
-
-
 def _of_files(folder: Path, *names: str) -> Path:
     for name in names:
-        write(folder, f"logs/{name}.csv", csv_of(_without("label")))
+        write(folder, f"logs/{name}.csv", csv_of(without("label")))
     return folder / "logs"
 
 
@@ -86,7 +82,7 @@ def test_a_column_that_later_files_add_takes_no_place_that_is_taken(
     role: str, taken: str, more: dict[str, list[Any]], tmp_path: Path
 ) -> None:
     of_role = {"time": "timestamp", "user": "user_id", "label": "label"}[role]
-    made = _without(of_role)
+    made = without(of_role)
     made |= {taken: [1 + index % 5 for index in range(NUM)] if role == "label" else log()[of_role]} if taken else {}
     found = _later(tmp_path, made, more)
     options = found.options
@@ -97,7 +93,7 @@ def test_a_column_that_later_files_add_takes_no_place_that_is_taken(
 
 def test_a_column_that_later_files_add_is_asked_about_where_every_row_would_be_a_positive(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2020.csv: no column 'event_type', which looks like the label"):
-        _later(tmp_path, _without("label"), {"event_type": [("view", "click")[index % 2] for index in range(NUM)]})
+        _later(tmp_path, without("label"), {"event_type": [("view", "click")[index % 2] for index in range(NUM)]})
 
 
 @pytest.mark.parametrize(
@@ -111,7 +107,7 @@ def test_a_column_that_later_files_add_is_asked_about_where_every_row_would_be_a
 )
 def test_opening_hours_and_lengths_are_no_part_of_a_date(name: str, values: list[str], tmp_path: Path) -> None:
     days = [f"2020-09-{1 + index // 2:02d}" for index in range(NUM)]
-    found = proposed(tmp_path, csv_of(_without("timestamp", date=days) | {name: values}))
+    found = proposed(tmp_path, csv_of(without("timestamp", date=days) | {name: values}))
     assert found.options.time == "date"
 
 
@@ -132,7 +128,7 @@ def test_the_least_rating_is_asked_about_where_it_does_not_fit_the_others(
     rest: list[float], low: float, is_asked: bool, tmp_path: Path
 ) -> None:
     rating = [low if index % 2 else rest[index // 2 % 5 % len(rest)] for index in range(NUM)]
-    text = csv_of(_without("label", rating=rating))
+    text = csv_of(without("label", rating=rating))
     if is_asked:
         with pytest.raises(UserError, match=rf"column 'rating': {low} \(30 rows\) stands apart"):
             proposed(tmp_path, text)

@@ -4,10 +4,11 @@ The same test bodies run on the CPU path, under the Triton interpreter (``test_i
 ``TRITON_INTERPRET=1``) and on a GPU (marker ``gpu``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from mwuf_kernels import set_num_threads
 
 from tests.bounds import assert_float32_close
 
@@ -86,3 +87,20 @@ def assert_same_bits() -> Callable:
             assert all(torch.equal(a, b) for a, b in zip(first, [*outputs, *gradients], strict=True))
 
     return check
+
+
+@pytest.fixture
+def assert_same_bits_on_threads(assert_same_bits: Callable) -> Iterator[Callable]:
+    """Asserts that an op and its backward give the same bits on 1, 2 and 8 threads."""
+
+    def check(op: Callable, inputs: list) -> None:
+        number = iter((1, 2, 8))
+
+        def call(*given: object) -> object:
+            set_num_threads(next(number))
+            return op(*given)
+
+        assert_same_bits(call, inputs)
+
+    yield check
+    set_num_threads(1)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from mwuf_kernels import activation_unit, has_library, set_num_threads
+from mwuf_kernels import activation_unit, has_library
 
 from tests.bounds import assert_float32_close
 
@@ -61,14 +61,5 @@ def test_a_number_that_is_none_stays_in_its_row():
     assert activation_unit(item, events, *weights).isnan().any(1).nonzero().flatten().tolist() == [7]
 
 
-def test_threads_give_the_same_bits(assert_same_bits):
-    number = iter((1, 2, 8))
-
-    def call(*inputs):
-        set_num_threads(next(number))
-        return activation_unit(*inputs)
-
-    try:
-        assert_same_bits(call, make_inputs(2000, 20, 16, 36))
-    finally:
-        set_num_threads(1)
+def test_threads_give_the_same_bits(assert_same_bits_on_threads):
+    assert_same_bits_on_threads(activation_unit, make_inputs(2000, 20, 16, 36))

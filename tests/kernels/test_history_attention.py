@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from mwuf_kernels import has_library, history_attention, set_num_threads, without_library
+from mwuf_kernels import has_library, history_attention, without_library
 
 from tests.bounds import assert_float32_close
 
@@ -88,19 +88,5 @@ def test_a_score_that_is_no_number_is_seen_in_what_its_rows_find():
     assert torch.equal(history_attention(*inputs).isnan().any(1), of_nan) and of_nan.any() and not of_nan.all()
 
 
-def test_threads_give_the_same_bits(assert_same_bits):
-    inputs = make_inputs(2000, 300, [100, 0, 30, 40], 64, 4)
-    try:
-        assert_same_bits(_on_threads(), inputs)
-    finally:
-        set_num_threads(1)
-
-
-def _on_threads():
-    number = iter((1, 2, 8))
-
-    def call(*inputs):
-        set_num_threads(next(number))
-        return history_attention(*inputs)
-
-    return call
+def test_threads_give_the_same_bits(assert_same_bits_on_threads):
+    assert_same_bits_on_threads(history_attention, make_inputs(2000, 300, [100, 0, 30, 40], 64, 4))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from mwuf_kernels import has_library, history_gru, set_num_threads
+from mwuf_kernels import has_library, history_gru
 
 pytestmark = pytest.mark.skipif(not has_library(), reason="no C++ compiler")
 
@@ -69,14 +69,5 @@ def test_a_number_that_is_none_stays_in_its_history():
     assert history_gru(gates, weight, bias, index, offsets).isnan().all(1).tolist() == of_nan and not all(of_nan)
 
 
-def test_threads_give_the_same_bits(assert_same_bits):
-    number = iter((1, 2, 8))
-
-    def call(*inputs):
-        set_num_threads(next(number))
-        return history_gru(*inputs)
-
-    try:
-        assert_same_bits(call, make_inputs(300, 300 * LENGTHS, 16))
-    finally:
-        set_num_threads(1)
+def test_threads_give_the_same_bits(assert_same_bits_on_threads):
+    assert_same_bits_on_threads(history_gru, make_inputs(300, 300 * LENGTHS, 16))

@@ -18,12 +18,14 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 
+from mwuf_dist.config import UserError
 from mwuf_dist.data.readers.arrow_types import text_of, with_one_dictionary
 
 _INTEGER = r"^(0|-?[1-9][0-9]*)$"
@@ -376,3 +378,16 @@ def _padded_width(files: Sequence[pa.Array]) -> int:
                 return 0
             widths.add(lengths["max"])
     return widths.pop() if len(widths) == 1 and longest in widths else 0
+
+
+def refuse_inexact(path: Path, name: str, column: pa.ChunkedArray) -> None:
+    """Refuses IDs that are floats of 32 bits (or 16) so large that neighbours are one number."""
+    kind = column.type
+    if not (pa.types.is_float32(kind) or pa.types.is_float16(kind)):
+        return
+    largest = pc.max(pc.abs(column.cast(pa.float32()))).as_py()
+    if largest is not None and largest >= (2**24 if pa.types.is_float32(kind) else 2**11):
+        raise UserError(
+            f"{path}: column {name!r} holds numbers of type {kind} up to {largest:.0f}, whose last digits are lost: "
+            "different IDs may have become one; write it as int64 or as text"
+        )

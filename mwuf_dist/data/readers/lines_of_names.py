@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,10 +72,8 @@ def _words(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return column
     if (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) and kind == column.type:
-        try:
+        with contextlib.suppress(pa.ArrowInvalid):  # bytes that are no text
             return column.cast(pa.string()).dictionary_encode()
-        except pa.ArrowInvalid:
-            pass
     return pa.chunked_array([pa.nulls(len(column), pa.string())])
 
 

@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc  # pyright knows none of its functions, which it makes at import
 import pyarrow.parquet as pq
 from pyarrow import csv
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from mwuf_dist.config import UserError
 from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.readers import arrow_types, csv_text, lines_of_names
 from mwuf_dist.data.readers.absent_columns import absent
+from mwuf_dist.data.readers.ids import refuse_inexact
 from mwuf_dist.data.readers.log_files import format_of, is_parquet, partitions, unlike_folder
 
 DICTIONARY = pa.dictionary(pa.int32(), pa.string())
@@ -188,17 +188,23 @@ def read(
     if not starts[-1]:
         where = f"{files[0]}{' and the files beside it' if len(files) > 1 else ''}"
         raise UserError(f"{where}: no rows of {what}, only names of columns; if there are none, leave the file out")
+    columns = _joined([part[1] for part in parts], used, [one for one in names if not unread or one not in unread])
+    return LogTable(what, pa.table(columns), tuple(used), starts, options, tuple(notes), unread, gone)
+
+
+def _joined(
+    parts: Sequence[dict[str, pa.ChunkedArray]], files: Sequence[Path], names: Sequence[str]
+) -> dict[str, pa.ChunkedArray | pa.DictionaryArray]:
+    """Returns the columns of all files, each file's part of them one after another; takes them from `parts`."""
     columns = {}
     for name in names:
-        if unread and name in unread:
-            continue
-        joined = arrow_types.together([columns_of.pop(name) for _, columns_of in parts])
+        joined = arrow_types.together([part.pop(name) for part in parts])
         if isinstance(joined, tuple):
-            one, other = (used[place] for place in joined)
+            one, other = (files[place] for place in joined)
             raise UserError(f"column {name!r} is a list in {one} and text in {other}: write it alike in both")
         columns[name] = joined
         pa.default_memory_pool().release_unused()  # else what joins took stays with Arrow: .1 GB of 385 files
-    return LogTable(what, pa.table(columns), tuple(used), starts, options, tuple(notes), unread, gone)
+    return columns
 
 
 def _read_file(
@@ -235,7 +241,7 @@ def _read_file(
             columns[name] = _vectors(path, name, raw)
             continue
         if name in (options.user, options.item):
-            _refuse_inexact(path, name, raw)
+            refuse_inexact(path, name, raw)
         try:
             one = arrow_types.simple(raw, options.missing) if name not in plain else _unencoded(raw, options)
         except arrow_types.UnreadTypeError as error:
@@ -255,19 +261,6 @@ def _of_other_columns(path: Path, table: pa.Table, row: int, options: LogsConfig
         f"{_place(path, row, options)}: a line of names {what} ({there}): below it values stand in other columns; "
         "split the file there, or write all of it with the same columns in one order"
     )
-
-
-def _refuse_inexact(path: Path, name: str, column: pa.ChunkedArray) -> None:
-    """Refuses IDs that are floats of 32 bits (or 16) so large that neighbours are one number."""
-    kind = column.type
-    if not (pa.types.is_float32(kind) or pa.types.is_float16(kind)):
-        return
-    largest = pc.max(pc.abs(column.cast(pa.float32()))).as_py()
-    if largest is not None and largest >= (2**24 if pa.types.is_float32(kind) else 2**11):
-        raise UserError(
-            f"{path}: column {name!r} holds numbers of type {kind} up to {largest:.0f}, whose last digits are lost: "
-            "different IDs may have become one; write it as int64 or as text"
-        )
 
 
 def unread_type(path: Path, name: str, kind: str) -> UserError:
