@@ -123,6 +123,15 @@ PATHS = (
         _never("mwuf_kernels.table_rows"),
     ),
     FastPath(
+        "dropout_noise_",
+        (
+            "mwuf_dist/runtime/draws.py:_Step.state",
+            f"{_KERNELS}/dropout_noise.py",
+            f"{_CPU}/dropout_noise.cpp",
+        ),
+        _never("mwuf_dist.runtime.draws"),
+    ),
+    FastPath(
         "history_attention",
         (
             *(
@@ -302,7 +311,7 @@ def main() -> None:
     for backbone in dict.fromkeys(path.backbone for path in PATHS if path.name in options.paths):
         named = ["--backbone.name", backbone] if backbone else []
         arguments = [options.config, *keys, *named, "--runtime.threads", str(options.threads)]
-        config = benchmark_config(arguments, options.batch_size)
+        config = benchmark_config(arguments, options.batch_size, draws=True)
         paths = [path for path in PATHS if path.name in options.paths and path.backbone == backbone]
         # A step of a backbone with histories takes some ten times as long.
         rows += measure(config, paths, max(1, options.steps // (10 if backbone else 1)), options.rounds)

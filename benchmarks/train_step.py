@@ -114,8 +114,8 @@ def _of_roofline(cost: roofline.Cost, roof: roofline.Roof, ours: float, alternat
     }
 
 
-def benchmark_config(arguments: list[str], batch_size: int, on_cpu: bool = True) -> Config:
-    """The config with what both programs have in common: residual MWUF, no BatchNorm, no dropout, one epoch."""
+def benchmark_config(arguments: list[str], batch_size: int, on_cpu: bool = True, draws: bool = False) -> Config:
+    """The config with what both programs have in common: residual MWUF, no BatchNorm, one epoch, dropout by choice."""
     config = parse("prepare", arguments, PrepareOptions).config
     return dataclasses.replace(
         config,
@@ -123,14 +123,14 @@ def benchmark_config(arguments: list[str], batch_size: int, on_cpu: bool = True)
         meta_train=dataclasses.replace(config.meta_train, epochs=1, batch_size=batch_size),
         warm_up=dataclasses.replace(config.warm_up, epochs=1),
         method=dataclasses.replace(config.method, name="mwuf", residual=True),
-        backbone=_without_draws(config.backbone),
+        backbone=_without(config.backbone, draws),
         checkpoint=dataclasses.replace(config.checkpoint, every_s=0.0),
         runtime=dataclasses.replace(config.runtime, progress="off", device="cpu" if on_cpu else config.runtime.device),
     )
 
 
-def _without_draws(backbone: BackboneConfig) -> BackboneConfig:
-    without = {"batch_norm": False, "dropout": 0.0, "field_dropout": 0.0}
+def _without(backbone: BackboneConfig, draws: bool) -> BackboneConfig:
+    without = {"batch_norm": False} | ({} if draws else {"dropout": 0.0, "field_dropout": 0.0})
     return dataclasses.replace(backbone, **{key: value for key, value in without.items() if hasattr(backbone, key)})
 
 

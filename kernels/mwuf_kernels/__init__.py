@@ -4,6 +4,7 @@ from mwuf_kernels._autograd import backward_from
 from mwuf_kernels.activation_unit import activation_unit
 from mwuf_kernels.adam import AdamSettings, adam_step_, adam_step_by_row_
 from mwuf_kernels.bulk_warm import bulk_warm, bulk_warm_reference
+from mwuf_kernels.dropout_noise import dropout_noise_
 from mwuf_kernels.frozen_rows import FrozenRows, PairWeights, PartRows
 from mwuf_kernels.history_attention import history_attention
 from mwuf_kernels.history_gru import history_gru
@@ -39,6 +40,7 @@ __all__ = [
     "bulk_warm",
     "bulk_warm_reference",
     "distinct_ids",
+    "dropout_noise_",
     "has_library",
     "has_loop",
     "history_attention",

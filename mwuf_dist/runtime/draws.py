@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from mwuf_kernels import dropout_noise_, has_library
 
 _CALL_BITS = 48  # The stream of a call has room for 2^48 draws of 64 bits.
 _GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # of SplitMix64
@@ -29,13 +30,24 @@ class _Step:
 
     def raw(self, begin: int, number: int) -> np.ndarray:
         """Draws [begin, begin + number) of the next call's stream, uint64."""
+        stream = self._at(begin)
+        self._position += number
+        return stream.random_raw(number)
+
+    def state(self, begin: int) -> tuple[int, int]:
+        """Returns state and increment of the next call's stream, from which draw `begin` comes."""
+        state: dict[str, int] = self._at(begin).state["state"]
+        return state["state"], state["inc"]
+
+    def _at(self, begin: int) -> np.random.PCG64DXSM:
+        """Returns the stream where draw `begin` of the next call is its next."""
         if self._bits is None:
             self._bits = np.random.PCG64DXSM(np.random.SeedSequence(self.key))
         begin += self.calls << _CALL_BITS
         self.calls += 1
         self._bits.advance(begin - self._position)
-        self._position = begin + number
-        return self._bits.random_raw(number)
+        self._position = begin
+        return self._bits
 
     def salt(self) -> int:
         """Returns a number of 64 bits of its own for the next call."""
@@ -91,11 +103,12 @@ def row_noise(x: torch.Tensor, dropout: float) -> torch.Tensor:
         return kept.view(x.shape).to(x.dtype).mul_(scale)
     begin = _step.first_row * width
     skipped = begin % 4  # A draw is four units.
+    kept = round((1 - dropout) * (1 << 16))  # of 65536
+    noise = torch.empty(x.shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    if has_library(noise):
+        return dropout_noise_(noise, *_step.state(begin // 4), skipped, kept, scale).to(x.dtype)
     raw = _step.raw(begin // 4, -(-(skipped + x.numel()) // 4))
     units = raw.view(np.int16)[skipped : skipped + x.numel()].reshape(x.shape)
-    kept = round((1 - dropout) * (1 << 16))  # of 65536
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    noise = torch.empty(x.shape, dtype=dtype)
     out = noise.numpy()
     np.multiply(units < kept - (1 << 15), out.dtype.type(scale), out=out)
     return noise.to(x.dtype)

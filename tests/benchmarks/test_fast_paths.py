@@ -38,8 +38,8 @@ def test_every_stage_is_timed_without_each_path_and_all_are_in_place_again(
         return interleaved(spied, *arguments)
 
     monkeypatch.setattr(fast_paths, "interleaved", watched)
-    without = {"field_dropout": 0.0} if backbone == "encoder" else {"batch_norm": False, "dropout": 0.0}
-    config = tiny(backbone={"name": backbone or "deepfm"} | without, method={"name": "mwuf"}, runtime={"threads": 1})
+    drawn = {} if backbone in ("encoder", "din", "gru4rec") else {"batch_norm": False, "dropout": 0.2}
+    config = tiny(backbone={"name": backbone or "deepfm"} | drawn, method={"name": "mwuf"}, runtime={"threads": 1})
     rows = fast_paths.in_order(fast_paths.measure(config, paths, num_steps=1, rounds=2))
     names = [path.name for path in paths] + (["all"] if len(paths) > 1 else [])
     assert [row.name for row in rows] == [name for name in names for _ in STAGES] + ["shared"]

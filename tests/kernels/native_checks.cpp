@@ -2,6 +2,7 @@
 // are not at hand, under qemu-user for another processor. tests/kernels/test_native_checks.py builds it for this one,
 // tools/play_processors.py for aarch64. Prints what it has checked; exit code 1 and a line for each thing that is wrong.
 
+#include "dropout_noise.cpp"
 #include "frozen_rows.cpp"
 #include "native_draws.h"
 #include "native_histories.h"
@@ -36,6 +37,20 @@ void check_products() {
                 product<Then::ReluBack>(m, n, k, of_a, of_b, of_from, {mask.data(), n, 1}, found.data(), n);
                 same("product back through a ReLU " + size, found, back, k + 1);
             }
+}
+
+void check_dropout_noise(long skipped, long n) {
+    u128 state = joined(3, -5);
+    const u128 increment = joined(7, 11);
+    Doubles expected(n);
+    for (long unit = 0; unit < skipped + n; unit += UNITS) {
+        const uint64_t four = draw(state, increment);
+        for (long u = unit; u < unit + UNITS; u++)
+            if (u >= skipped && u < skipped + n) expected[u - skipped] = int16_t(four >> 16 * (u - unit)) < 9000 ? 1.5 : 0;
+    }
+    Floats found(n);
+    mwuf_dropout_noise(3, -5, 7, 11, skipped, n, 9000, 1.5f, found.data());
+    same("dropout noise of " + std::to_string(n), found, expected, 1);
 }
 
 void check_network(long n, long inputs, long hidden, long dim) {
@@ -318,6 +333,7 @@ void check_trained(bool norm, bool dropout, bool pairs) {
 
 int main() {
     check_products();
+    for (long n : {1, 50, 9000}) check_dropout_noise(n % 3, n);
     check_network(100, 20, 17, 9);
     check_network(1, 3, 64, 16);
     for (long dim : {5, 16}) check_tables(dim);

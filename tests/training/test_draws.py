@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mwuf_kernels import set_num_threads, without_library
 
 from mwuf_dist.config import Config
 from mwuf_dist.data.batches.loader import Batch, Loader
@@ -69,6 +70,26 @@ def test_the_share_is_dropped_in_every_row_and_column_and_the_mean_is_kept(share
     centred = (kept.double() - (1 - share)) / (share * (1 - share)) ** 0.5
     for a, b in ((centred[1:], centred[:-1]), (centred[:, 1:], centred[:, :-1])):
         assert abs((a * b).mean()) < 5 / kept.numel() ** 0.5
+
+
+@pytest.mark.parametrize("shape", [(ROWS, WIDTH), (4, 3), (0, 5), (2000, 64)])
+def test_the_loop_draws_the_noise_that_numpy_draws_on_any_number_of_threads(shape: tuple[int, ...]) -> None:
+    x = torch.empty(shape)
+
+    def drawn(threads: int, first_row: int) -> list[torch.Tensor]:
+        set_num_threads(threads)
+        draws.begin(1, 2, first_row=first_row)
+        return [draws.row_noise(x, share) for share in (0.3, 0.0, 1e-6, 0.999999, 1.0)]
+
+    try:
+        for first_row in (0, 3, 1 << 40):
+            with without_library():
+                expected = drawn(1, first_row)
+            for threads in (1, 2, 3, 8):
+                for found, one in zip(drawn(threads, first_row), expected, strict=True):
+                    assert torch.equal(found, one)
+    finally:
+        set_num_threads(1)
 
 
 def test_uniform_numbers_are_uniform() -> None:
