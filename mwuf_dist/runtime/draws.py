@@ -36,8 +36,8 @@ class _Step:
 
     def state(self, begin: int) -> tuple[int, int]:
         """Returns state and increment of the next call's stream, from which draw `begin` comes."""
-        state: dict[str, int] = self._at(begin).state["state"]
-        return state["state"], state["inc"]
+        found = self._at(begin).state["state"]
+        return found["state"], found["inc"]
 
     def _at(self, begin: int) -> np.random.PCG64DXSM:
         """Returns the stream where draw `begin` of the next call is its next."""
