@@ -25,7 +25,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -82,7 +82,7 @@ def address(tensor: torch.Tensor | None) -> int | None:
     """Gives the address of a tensor, which must be contiguous and on the CPU; None for None."""
     if tensor is None:
         return None
-    assert tensor.is_contiguous() and tensor.device.type == "cpu"
+    assert tensor.is_contiguous() and tensor.is_cpu
     return tensor.data_ptr()
 
 
@@ -147,17 +147,19 @@ def without_library() -> Iterator[None]:
 
 def call(name: str, *arguments: torch.Tensor | int | float | None) -> None:
     """Calls a function of the library: tensors go as addresses, numbers as long or float."""
+    function = _function(name, tuple(map(type, arguments)))
+    function(*(one if isinstance(one, (int, float)) else address(one) for one in arguments))
+
+
+@functools.cache
+def _function(name: str, kinds: tuple[type, ...]) -> Callable[..., None]:
+    """Returns a function of the library that takes arguments of these types, whose types in C are set once."""
     found = library()
     assert found is not None, "ask has_library first"
-    getattr(found, name)(*map(_as_c, arguments))
-
-
-def _as_c(value: torch.Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_float:
-    if isinstance(value, int):
-        return ctypes.c_long(value)
-    if isinstance(value, float):
-        return ctypes.c_float(value)
-    return ctypes.c_void_p(address(value))
+    of_number = {int: ctypes.c_long, bool: ctypes.c_long, float: ctypes.c_float}
+    # Not `found.NAME`, which is one object for all: a tensor may be None in one call and not in the other.
+    prototype = ctypes.CFUNCTYPE(None, *(of_number.get(kind, ctypes.c_void_p) for kind in kinds))
+    return prototype((name, found))
 
 
 def _compiled(found: str) -> Path:
