@@ -1,12 +1,13 @@
 """How fast is the loader alone, from Parquet to ready batches, against a bare pyarrow scan of the same columns?
 
-    python -m benchmarks.loader                 # 16 million rows, batch 2048
+    python -m benchmarks.loader                 # 16 million rows, batch 2048, one thread
+    python -m benchmarks.loader --threads 2
 
 A prepared folder of random rows is made up. One pass reads it with the code of training (`Loader.epoch`): once with the
 columns in memory, reading them included, once by windows, as data too large for memory are read, and each in every
 order of `pretrain.order` that the loader has. The bare scan reads user, item and label of every row group and does
-nothing with them. All take turns in one process, one thread, with the files in the page cache; medians. rows/CPU s is
-by processor time, which other programs on the machine slow down less than the clock.
+nothing with them. All take turns in one process, with the files in the page cache; medians. The scan has one thread. On
+one thread all is by processor time (rows/CPU s), which other programs slow down less than the clock (rows/s).
 """
 
 from __future__ import annotations
@@ -68,11 +69,12 @@ def scan(prepared: Prepared) -> int:
     return total
 
 
-def load(prepared: Prepared, batch_size: int, order: Order, in_memory: bool) -> int:
+def load(prepared: Prepared, batch_size: int, order: Order, in_memory: bool, threads: int) -> int:
     """Makes every batch of an epoch; the number of rows."""
+    runtime = Runtime(0, 1, torch.device("cpu"), False, threads=threads)
     limit = prepared.num_rows("pretrain") if in_memory else 0
     with mock.patch.object(loader_module, "IN_MEMORY_ROWS", limit):
-        loader = Loader(prepared, ["pretrain"], batch_size, 0, Runtime(0, 1, torch.device("cpu"), False), order)
+        loader = Loader(prepared, ["pretrain"], batch_size, 0, runtime, order)
         return sum(batch.num_rows for batch in loader.epoch(0))
 
 
@@ -86,7 +88,7 @@ def draw(prepared: Prepared, batch_size: int) -> int:
     return sum(len(order.window(lane, index)[1]) for index in windows for lane in range(order.lanes))
 
 
-def measure(prepared: Prepared, batch_size: int, rounds: int) -> list[Row]:
+def measure(prepared: Prepared, batch_size: int, rounds: int, threads: int) -> list[Row]:
     """One row per order and place of the columns; the bare scan is the limit."""
     passes: dict[str, Callable[[], int]] = {
         "bare scan": lambda: scan(prepared),
@@ -94,7 +96,7 @@ def measure(prepared: Prepared, batch_size: int, rounds: int) -> list[Row]:
     }
     for place, in_memory in (("memory", True), ("windows", False)):
         for order in get_args(Order):
-            passes[f"{place}, {order}"] = lambda o=order, m=in_memory: load(prepared, batch_size, o, m)
+            passes[f"{place}, {order}"] = lambda o=order, m=in_memory: load(prepared, batch_size, o, m, threads)
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     cpu_s: dict[str, list[float]] = {name: [] for name in passes}
     num_rows = prepared.num_rows("pretrain")
@@ -104,12 +106,13 @@ def measure(prepared: Prepared, batch_size: int, rounds: int) -> list[Row]:
             assert one_pass() == num_rows, f"{name} has not read every row"
             seconds[name].append(time.perf_counter() - clock)
             cpu_s[name].append(time.process_time() - processor)
-    found = {name: [num_rows / value for value in values[1:]] for name, values in cpu_s.items()}
+    unit, times = ("rows/CPU s", cpu_s) if threads == 1 else ("rows/s", seconds)
+    found = {name: [num_rows / value for value in values[1:]] for name, values in times.items()}
     limit = Figure.of("bare scan", found["bare scan"])
     return [
         Row(
             name,
-            "rows/CPU s",
+            unit,
             True,
             Figure.of("ours", found[name]),
             limit=limit,
@@ -125,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=16_000_000)
     parser.add_argument("--batch-size", type=int, default=2048)
+    parser.add_argument("--threads", type=int, default=1, help="of the loader")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each; the median counts")
     parser.add_argument("--output", type=Path, help="JSON file of the record")
     options = parser.parse_args()
@@ -132,10 +136,10 @@ def main() -> None:
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     with tempfile.TemporaryDirectory() as scratch:
-        rows = measure(make_data(Path(scratch), options.rows), options.batch_size, options.rounds)
+        rows = measure(make_data(Path(scratch), options.rows), options.batch_size, options.rounds, options.threads)
     sizes = {"rows": options.rows, "batch_size": options.batch_size}
     command = command_line("loader", sys.argv[1:])
-    record = Record("Loader, from Parquet to batches", command, sizes, rows, threads=1)
+    record = Record("Loader, from Parquet to batches", command, sizes, rows, options.threads)
     print(f"{table([record])}\ngoal: {GOAL:.0%} of the bare scan")
     if options.output:
         record.write(options.output)

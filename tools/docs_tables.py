@@ -209,13 +209,15 @@ def network_table(name: str) -> str:
     return rows_table(heads, rows)
 
 
-def loader_table(name: str) -> str:
-    """A record of `benchmarks.loader`: rates, and their share of a bare scan's."""
+def loader_table(names: str) -> str:
+    """Records of `benchmarks.loader` on one thread and on two: rates, and their share of a bare scan's."""
+    one, two = map(read_record, names.split())
     rows = []
-    for row in read_record(name)["rows"]:
-        ours, limit = row["ours"]["p50"], row["limit"]["p50"]
-        rows.append((row["name"], f"{ours / 1e6:.0f}", f"{limit / 1e6:.0f}", f"{ours / limit:.0%}"))
-    return rows_table(("", "million rows/CPU s", "bare scan", "of it"), rows)
+    for row, by_two in zip(one["rows"], two["rows"], strict=True):
+        ours, limit, others = row["ours"]["p50"], row["limit"]["p50"], by_two["ours"]["p50"]
+        cells = (f"{ours / 1e6:.0f}", f"{limit / 1e6:.0f}", f"{ours / limit:.0%}", f"{others / 1e6:.0f}")
+        rows.append((row["name"], *cells))
+    return rows_table(("", "million rows/CPU s", "bare scan", "of it", "million rows/s, 2 threads"), rows)
 
 
 def criteo_table(name: str) -> str:

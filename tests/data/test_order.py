@@ -14,7 +14,7 @@ from mwuf_dist.config import UserError
 from mwuf_dist.data.batches import loader as loader_module
 from mwuf_dist.data.batches import order as order_module
 from mwuf_dist.data.batches.loader import Loader
-from mwuf_dist.data.batches.order import Order, num_lanes
+from mwuf_dist.data.batches.order import Order, num_lanes, stable_order
 from mwuf_dist.runtime import Runtime
 
 
@@ -43,8 +43,16 @@ class FakePrepared:
         return {name: values[name] for name in names}
 
 
-def make(prepared: FakePrepared, batch: int, rank: int, world: int, order: Order = "shuffled", seed: int = 3) -> Loader:
-    runtime = Runtime(rank, world, torch.device("cpu"), False)
+def make(
+    prepared: FakePrepared,
+    batch: int,
+    rank: int,
+    world: int,
+    order: Order = "shuffled",
+    seed: int = 3,
+    threads: int = 1,
+) -> Loader:
+    runtime = Runtime(rank, world, torch.device("cpu"), False, threads=threads)
     return Loader(prepared, list(prepared.sizes), batch, seed, runtime, order)  # type: ignore[arg-type]
 
 
@@ -109,6 +117,32 @@ def test_an_epoch_entered_in_the_middle_goes_on_with_the_same_batches(shape: dic
         rest = list(loader.epoch(1, start))
         assert [batch.step for batch in rest] == [batch.step for batch in whole[start:]]
         assert all(torch.equal(a.user, b.user) for a, b in zip(rest, whole[start:], strict=True))
+
+
+@settings(max_examples=20)
+@given(shapes)
+def test_batches_are_the_same_on_any_number_of_threads(shape: dict[str, Any]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_module, "WINDOW_ROWS", shape["window"])
+        patch.setattr(loader_module, "_SHARED_ROWS", 0)
+        if not shape["in_memory"]:
+            patch.setattr(loader_module, "IN_MEMORY_ROWS", 0)
+        prepared = FakePrepared({f"s{i}": n for i, n in enumerate(shape["sizes"])}, shape["group"])
+        one, *others = (
+            [[batch.user, batch.item, batch.label, batch.weight] for batch in loader.epoch(1)]
+            for loader in (make(prepared, shape["batch"], 0, 1, shape["order"], threads=n) for n in (1, 2, 3, 8))
+        )
+        for batches in others:
+            for found, expected in zip(batches, one, strict=True):
+                assert all(map(torch.equal, found, expected))
+
+
+@given(st.lists(st.one_of(st.integers(0, 9), st.integers(0, 1 << 17), st.integers(0, (1 << 40) - 1))))
+def test_ids_are_sorted_by_digits_as_by_comparing(keys: list[int]) -> None:
+    array = np.array(keys, np.int64)
+    assert stable_order(array).tolist() == np.argsort(array, kind="stable").tolist()
+    narrow = (array & 0x7FFFFFFF).astype(np.int32)
+    assert stable_order(narrow).tolist() == np.argsort(narrow, kind="stable").tolist()
 
 
 @pytest.mark.parametrize("order", ["shuffled", "blocks"])

@@ -14,6 +14,7 @@ import torch
 from mwuf_dist.config import UserError
 from mwuf_dist.data.batches.histories import Histories
 from mwuf_dist.data.batches.loader import Batch, beside
+from mwuf_dist.data.batches.order import stable_order
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
 
@@ -58,7 +59,7 @@ class EpisodeLoader:
         ours = np.arange(len(self._columns["item"]))
         if items is not None:
             ours = ours[items[self._columns["item"]]]
-        self._by_item = ours[np.argsort(self._columns["item"][ours], kind="stable")]
+        self._by_item = ours[stable_order(self._columns["item"][ours])]
         counts = np.bincount(self._columns["item"][ours], minlength=1)
         per_item = counts // self._rows
         starts = np.concatenate([[0], np.cumsum(counts)])[:-1]
@@ -95,7 +96,7 @@ class EpisodeLoader:
         generator = np.random.default_rng([self._seed, epoch, 4])
         # A stable sort by item of a random order: each item's rows in random order.
         shuffled = self._by_item[generator.permutation(len(self._by_item))]
-        rows = shuffled[np.argsort(self._columns["item"][shuffled], kind="stable")]
+        rows = shuffled[stable_order(self._columns["item"][shuffled])]
         first = self._first[generator.permutation(len(self._first))]
         for step in range(start_step, self.num_steps):
             yield self._batch(rows, first, epoch, step)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property, partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +32,11 @@ _WIDE = {"user": torch.int64, "item": torch.int64, "label": torch.float32, "befo
 _WIDENED_STEPS = 16
 # A split of at most this many rows is read once and kept: 9 bytes a row, 600 MB.
 IN_MEMORY_ROWS = 1 << 26
+# Fewer are read in a millisecond, which is what starting threads takes.
+_SHARED_ROWS = 1 << 15
+
+_T = TypeVar("_T")
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ class Loader:
         """Rows of an epoch, over all ranks."""
         return sum(self._sizes)
 
-    @property
+    @cached_property
     def num_steps(self) -> int:
         """Global batches of an epoch."""
         return self._order(0).num_steps
@@ -209,18 +217,22 @@ class Loader:
     ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """Returns [steps, b] arrays: the rows of a window, lane beside lane; weights only where some are 0."""
         shape = steps, self._slots(order), order.rows_per_lane
-        orders = [order.window(lane, index) for lane in lanes]
+        orders = self._at_once(partial(order.window, index=index), lanes, math.prod(shape))
         has_padding = len(lanes) < shape[1] or any(len(shuffle) < shape[0] * shape[2] for _, shuffle in orders)
         if order.kind == "blocks" and not has_padding and steps == order.window_steps:
             return self._full_blocks([ranges for ranges, _ in orders], order), None
         make = np.zeros if has_padding else np.empty
         rows = {name: make(shape, dtype) for name, dtype in self._dtypes.items()}
         weight = np.zeros(shape, np.float32) if has_padding else None
-        for slot, (ranges, shuffle) in enumerate(orders):
+
+        def fill(slot: int) -> None:
+            ranges, shuffle = orders[slot]
             for name, values in self._read(ranges).items():
                 _put(rows[name][:, slot], values[shuffle])
             if weight is not None:
                 _put(weight[:, slot], np.ones(len(shuffle), np.float32))
+
+        self._at_once(fill, range(len(orders)), math.prod(shape))
         flat = {name: array.reshape(steps, -1) for name, array in rows.items()}
         return flat, None if weight is None else weight.reshape(steps, -1)
 
@@ -254,6 +266,16 @@ class Loader:
                     self._kept[group] = before[group] if group in before else self._read([(begin, end)])
                 part = slice(max(start, begin) - begin, min(stop, end) - begin)
                 yield {name: column[part] for name, column in self._kept[group].items()}
+
+    def _at_once(self, body: Callable[[_T], _Made], of: Iterable[_T], num_rows: int) -> list[_Made]:
+        """Calls a function of each, on the rank's threads where so many rows take longer than starting these."""
+        if self._runtime.threads == 1 or num_rows < _SHARED_ROWS:
+            return [*map(body, of)]
+        return [*self._pool.map(body, of)]
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._runtime.threads)
 
     def _rows(
         self, order: EpochOrder, lanes: range, first: int, steps: int

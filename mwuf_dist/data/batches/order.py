@@ -28,6 +28,18 @@ BLOCK_ROWS, BLOCK_STEPS = 4096, 16
 Order = Literal["shuffled", "blocks", "time"]
 
 
+def stable_order(keys: np.ndarray) -> np.ndarray:
+    """Returns `np.argsort(keys, kind="stable")` of whole numbers from 0 on [n], a digit of 16 bits after the other.
+
+    Of 16 bits NumPy sorts by counting, which takes a quarter of the time that comparing takes.
+    """
+    order = np.argsort((keys & 0xFFFF).astype(np.uint16), kind="stable")
+    for shift in range(16, int(keys.max(initial=0)).bit_length(), 16):
+        digit = (keys >> shift & 0xFFFF).astype(np.uint16)
+        order = order[np.argsort(digit[order], kind="stable")]
+    return order
+
+
 @functools.cache
 def num_lanes(batch_size: int) -> int:
     """Gives the largest number of lanes, at most 64, that divides the batch: not a function of the number of ranks."""

@@ -15,6 +15,7 @@ import torch
 from mwuf_dist.config import Events
 from mwuf_dist.data.batches.histories import History
 from mwuf_dist.data.batches.loader import Batch, beside
+from mwuf_dist.data.batches.order import stable_order
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime
 
@@ -89,7 +90,7 @@ class UserLoader:
         generator = np.random.default_rng([self._seed, epoch, 5])
         # A stable sort by user of a random order: each user's rows in random order.
         shuffled = generator.permutation(self.num_rows)
-        rows = shuffled[np.argsort(self._user[shuffled], kind="stable")]
+        rows = shuffled[stable_order(self._user[shuffled])]
         parts = generator.permutation(len(self._part_user))
         for step in range(start_step, self.num_steps):
             yield self._batch(rows, parts[step * self._parts_per_batch :][: self._parts_per_batch], epoch, step)
