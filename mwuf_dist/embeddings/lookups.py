@@ -3,23 +3,20 @@
 TorchRec's way exchanges ids and rows between ranks, and its CPU kernel asks for jagged ids, table by table. Where this
 rank holds all rows, compiled loops read them in place: of MovieLens-1M at batch 2048, looking up the four user fields
 and adding up their gradients took 1.02 ms through the kernel and takes 0.19 ms by the loops. Where CPU ranks hold a
-part each, they exchange distinct rows, those of all collections of a step at once (`sharded.py`).
+part each, they exchange distinct rows, those of all collections of a step at once (`sharded_lookups.py`).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from mwuf_kernels import BatchSide, EntityFields, add_table_rows_, backward_from, distinct_ids, table_rows
+from mwuf_kernels import BatchSide, EntityFields, add_table_rows_, backward_from, table_rows
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torchrec import KeyedJaggedTensor
 
-from mwuf_dist.embeddings.sharded import Fetched, Shards
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.runtime import Runtime
 
@@ -83,10 +80,11 @@ class KernelLookups:
         flat = torch.cat(ids)
         return [self.rows(flat), *torch.arange(len(flat), device=flat.device).split([len(one) for one in ids])]
 
-    def bag_sums(self, ids: torch.Tensor) -> torch.Tensor:
-        """Sums the rows ids [n, k] of the only table to [n, D]."""
-        lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
-        return self._kernel(KeyedJaggedTensor(self._names, ids.contiguous().view(-1), lengths=lengths))
+    def bag_sums(self, *ids: torch.Tensor) -> torch.Tensor:
+        """Sums the only table's rows at each of the `ids` [n] to [n, D]."""
+        bags = torch.stack(ids, dim=1)
+        lengths = torch.full((len(bags),), len(ids), device=bags.device)
+        return self._kernel(KeyedJaggedTensor(self._names, bags.view(-1), lengths=lengths))
 
     def _offsets_of_one(self, num_bags: int, device: torch.device) -> torch.Tensor:
         """Returns offsets [n + 1] of bags of one id each: a prefix of one cached arange."""
@@ -153,18 +151,17 @@ class LoopLookups:
         assert len(self._shapes) == 1
         return [self._matrix, *(one.contiguous() for one in ids)]
 
-    def bag_sums(self, ids: torch.Tensor) -> torch.Tensor:
-        """Sums the rows ids [n, k] of the only table to [n, D], without gradients."""
+    def bag_sums(self, *ids: torch.Tensor) -> torch.Tensor:
+        """Sums the only table's rows at each of the `ids` [n] to [n, D], without gradients."""
         assert len(self._shapes) == 1
-        return _bag_sums(self._weights.view(self._shapes[0]), ids)
+        return bag_sums(self._weights.view(self._shapes[0]), ids)
 
     def _looked_up(self, lookups: Sequence[Lookup]) -> tuple[torch.Tensor, ...]:
         """Returns rows of several lookups in the matrix of all tables, whose gradients come together in one tensor."""
         lookups = [(fields, entities.contiguous()) for fields, entities in lookups]
         if not torch.is_grad_enabled():
             return tuple(table_rows(self._matrix, fields, entities) for fields, entities in lookups)
-        out: Any = _EntityRows.apply(self._weights, self._matrix.shape[1], lookups)
-        return out
+        return entity_rows(self._weights, self._matrix.shape[1], lookups)
 
     @property
     def _matrix(self) -> torch.Tensor:
@@ -172,166 +169,19 @@ class LoopLookups:
         return self._weights.detach().view(-1, self._shapes[0][1])
 
 
-class ShardedLookups:
-    """Looks rows up of which CPU ranks hold a part each; their gradients are kept until `Tables.send_gradients`.
-
-    Args:
-        shards: where the rows are.
-        specs: the tables.
-        num_segments: of each table.
-    """
-
-    implementation = "sharded"
-    is_thread_safe = False
-
-    def __init__(self, shards: Shards, specs: Sequence[TableSpec], num_segments: Sequence[int]) -> None:
-        self._shards, self._num_segments = shards, num_segments
-        self._firsts = [0, *itertools.accumulate(spec.rows for spec in specs)]
-        self._ahead: _Wanted | None = None
-        self._trained: list[Fetched] = []
-
-    def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Looks up rows [n, sum of widths] of every table at the same ids [n]; several tables without gradients."""
-        if len(self._num_segments) > 1:
-            return torch.cat(list(self.rows_by_table(ids)), dim=1)
-        (rows,) = self._wanted(None, ids).rows()
-        return rows
-
-    def rows_to_train(self, ids: torch.Tensor) -> torch.Tensor:
-        """Looks up rows [n, D] of the only table, for `set_gradient`."""
-        return self.rows(ids)
-
-    def set_gradient(self, ids: torch.Tensor, rows: torch.Tensor, d_rows: torch.Tensor) -> None:
-        """Gives the table the gradient [n, D] of `rows`, which are its rows ids [n]."""
-        backward_from([rows], [d_rows])
-
-    def rows_by_table(self, ids: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Looks up rows [n, width] of each table at the same ids [n], without gradients."""
-        assert not torch.is_grad_enabled()
-        distinct, inverse = _ascending(ids, self._firsts[1])
-        found = iter(self._shards.fetch([torch.cat([distinct + first for first in self._firsts[:-1]])]).by_segment)
-        tables = [torch.cat(list(itertools.islice(found, number))) for number in self._num_segments]
-        return tables if inverse is None else [rows.index_select(0, inverse) for rows in tables]
-
-    def fields(self, store: FeatureStore, index: torch.Tensor) -> torch.Tensor:
-        """Looks up field embeddings [n, F*D] of entities [n], of tables of one width."""
-        sides = self._wanted(store, index).sides()
-        parts = [one.embeddings if one.index is None else one.embeddings.index_select(0, one.index) for one in sides]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def sides(self, store: FeatureStore, index: torch.Tensor, runtime: Runtime) -> list[BatchSide]:
-        """Looks up what `fields` gives, as sides of a batch: what many entities share stands there once."""
-        return self._wanted(store, index).sides()
-
-    def rows_once(self, *ids: torch.Tensor) -> list[torch.Tensor]:
-        """Returns the only table's rows [u, D], each once, and which of them the `ids` [n] have, [n] each."""
-        assert not torch.is_grad_enabled()
-        distinct, place = distinct_ids(torch.cat(ids), self._firsts[-1])
-        return [*self._shards.fetch([distinct]).matrices(), *place.split([len(one) for one in ids])]
-
-    def bag_sums(self, ids: torch.Tensor) -> torch.Tensor:
-        """Sums the rows ids [n, k] of the only table to [n, D], without gradients."""
-        rows, place = self.rows_once(ids.reshape(-1))
-        return _bag_sums(rows, place.view(ids.shape))
-
-    def gradients(self) -> list[Fetched]:
-        """Returns what has gradients to send since the last time."""
-        found, self._trained = self._trained, []
-        return [one for one in found if one.has_gradients]
-
-    def _wanted(self, store: FeatureStore | None, index: torch.Tensor) -> _Wanted:
-        """Returns what has been fetched ahead for rows, or entities of a store; else fetches it."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead.index is index:
-            return ahead
-        wanted = self._planned(store, index)
-        _fetch([(self, wanted)])
-        return wanted
-
-    def _planned(self, store: FeatureStore | None, index: torch.Tensor) -> _Wanted:
-        lookups: list[Lookup] = [(None if store is None else store.ids, index)]
-        profiles, of_profile = None if store is None else store.profiles, None
-        if profiles is not None:
-            distinct, of_profile = distinct_ids(profiles.of_entity.index_select(0, index), profiles.number)
-            lookups = [(profiles.own, index), (profiles.shared, distinct)]
-        return _Wanted(lookups, self._firsts[-1], index, of_profile)
-
-
-class _Wanted:
-    """Lookups in the tables of a collection, in the matrix of the rows that they need.
-
-    Args:
-        lookups: in the matrix of all tables.
-        num_rows: of that.
-        index: which rows or entities they are for.
-        inverse: which row of the second lookup each of `index` has, where there are two.
-    """
-
-    def __init__(
-        self, lookups: Sequence[Lookup], num_rows: int, index: torch.Tensor, inverse: torch.Tensor | None = None
-    ) -> None:
-        self.index, self._inverse = index, inverse
-        alone: list[Lookup] = [
-            (None, entities) if fields is None else fields.alone(entities) for fields, entities in lookups
-        ]
-        ids = [entities if fields is None else fields.ids for fields, entities in alone]
-        self.distinct, place = _ascending(ids[0] if len(ids) == 1 else torch.cat(ids), num_rows)
-        self._lookups: list[Lookup] = []
-        if place is None and len(alone) == 1 and alone[0][0] is None:
-            return  # the rows as they come
-        places = (torch.arange(len(self.distinct)) if place is None else place).split([len(one) for one in ids])
-        for (fields, entities), one in zip(alone, places, strict=True):
-            self._lookups.append((None, one) if fields is None else (replace(fields, ids=one), entities))
-        self.matrix = torch.empty(0)  # the rows, once they are fetched
-
-    def rows(self) -> tuple[torch.Tensor, ...]:
-        """Returns the rows of each lookup."""
-        out: Any = _EntityRows.apply(self.matrix, self.matrix.shape[1], self._lookups) if self._lookups else None
-        return out or (self.matrix,)
-
-    def sides(self) -> list[BatchSide]:
-        """Returns the rows as sides of a batch."""
-        own, *shared = self.rows()
-        return [BatchSide(own, None, 0), *(BatchSide(one, self._inverse, own.shape[1]) for one in shared)]
-
-
-def fetch_ahead(
-    wanted: Sequence[tuple[KernelLookups | LoopLookups | ShardedLookups, FeatureStore | None, torch.Tensor]],
-) -> None:
-    """Fetches in one exchange what will be looked up next: rows [n], or fields of entities [n] of a store.
-
-    A collective of tables of which ranks hold a part each; does nothing for others.
-    """
-    planned = [(one, one._planned(store, index)) for one, store, index in wanted if isinstance(one, ShardedLookups)]
-    if planned:
-        _fetch(planned)
-    for lookups, one in planned:
-        lookups._ahead = one
-
-
-def _fetch(wanted: Sequence[tuple[ShardedLookups, _Wanted]]) -> None:
-    lookups = [one for one, _ in wanted]
-    shards = lookups[0]._shards.joined(tuple(one._shards for one in lookups[1:]))
-    found = shards.fetch([one.distinct for _, one in wanted])
-    for (_, one), matrix in zip(wanted, found.matrices(), strict=True):
-        one.matrix = matrix
-    if torch.is_grad_enabled():
-        lookups[0]._trained.append(found)
-
-
-def _ascending(ids: torch.Tensor, num_ids: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Finds (distinct values [u] in order, position of each of `ids` [n] among them; None where they are these)."""
-    if bool((ids[1:] > ids[:-1]).all()):
-        return ids.contiguous(), None
-    return distinct_ids(ids, num_ids)
-
-
-def _bag_sums(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Sums rows [u, D] at ids [n, k] to [n, D], without gradients."""
+def bag_sums(rows: torch.Tensor, ids: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sums rows [u, D] at each of some ids [n] to [n, D], without gradients."""
     assert not torch.is_grad_enabled()
-    offsets = torch.arange(0, ids.numel(), ids.shape[1], device=ids.device)
+    bags = torch.stack(list(ids), dim=1)
+    offsets = torch.arange(0, bags.numel(), len(ids), device=bags.device)
     # embedding_bag behind its Python wrapper, which takes a third of the time again.
-    return torch._embedding_bag_forward_only(rows, ids.reshape(-1), offsets, False, 0, False, None, False)[0]
+    return torch._embedding_bag_forward_only(rows, bags.view(-1), offsets, False, 0, False, None, False)[0]
+
+
+def entity_rows(weights: torch.Tensor, dim: int, lookups: Sequence[Lookup]) -> tuple[torch.Tensor, ...]:
+    """Returns rows of several lookups in a matrix of all tables, flat or [rows, dim]; their gradients come together."""
+    out: Any = _EntityRows.apply(weights, dim, lookups)
+    return out
 
 
 class _EntityRows(torch.autograd.Function):

@@ -75,8 +75,11 @@ class Shards:
             self._joined[others] = Shards(segments, [n for one in everyone for n in one._num_rows], self._runtime)
         return self._joined[others]
 
-    def fetch(self, rows: Sequence[torch.Tensor]) -> Fetched:
-        """Fetches ascending rows [n] of each collection, counted through its tables. A collective."""
+    def fetch(self, rows: Sequence[torch.Tensor], trained: Sequence[bool]) -> Fetched:
+        """Fetches ascending rows [n] of each collection, counted through its tables. A collective.
+
+        Those of collections that are `trained` get gradients.
+        """
         numbered = torch.cat([one + base for one, base in zip(rows, self._bases, strict=True)])
         ends = torch.searchsorted(numbered, self._firsts[1:]).tolist()
         numbers = [end - begin for begin, end in itertools.pairwise([0, *ends, len(numbered)])]
@@ -87,11 +90,13 @@ class Shards:
         )
         num_asked = [one[: len(self.ours)].tolist() for one in theirs]
         asked = [one[len(self.ours) :].split(number) for one, number in zip(theirs, num_asked, strict=True)]
-        held = [
-            _rows(kernel, [torch.cat([one[place] for one in asked]) for place in places])
-            for kernel, places in self.kernels
-        ]
-        return Fetched(self, [len(part) for part in self._by_collection], numbers, num_asked, held)
+        sizes = [len(part) for part in self._by_collection]
+        is_trained = [one for one, size in zip(trained, sizes, strict=True) for _ in range(size)]
+        held = []
+        for kernel, places in self.kernels:
+            with torch.set_grad_enabled(is_trained[self.of_rank[self.rank][places[0]]]):
+                held.append(_rows(kernel, [torch.cat([one[place] for one in asked]) for place in places]))
+        return Fetched(self, sizes, is_trained, numbers, num_asked, held)
 
 
 class Fetched:
@@ -100,26 +105,31 @@ class Fetched:
     Args:
         shards: where rows are.
         sizes: segments of each collection.
+        is_trained: whether the rows of each segment get gradients.
         numbers: rows that this rank wants of each segment.
         num_asked: rows that each rank wants of each segment of ours.
         held: those rows from each of our kernels, all ranks' of a table one after another.
+
+    Attributes:
+        pieces: rows [n, width] of the segments of each collection.
     """
 
     def __init__(
         self,
         shards: Shards,
         sizes: list[int],
+        is_trained: list[bool],
         numbers: list[int],
         num_asked: list[list[int]],
         held: list[torch.Tensor],
     ) -> None:
-        self._shards, self._held = shards, held
+        self._shards, self._is_trained, self._held = shards, is_trained, held
         self._wanted = [number * one.width for number, one in zip(numbers, shards.segments, strict=True)]
         self._asked = [[n * one.width for n, one in zip(ns, shards.ours, strict=True)] for ns in num_asked]
-        self.by_segment = self._fetched()
-        pieces = iter(self.by_segment)
-        self._by_collection = [list(itertools.islice(pieces, size)) for size in sizes]
-        self.rows: list[torch.Tensor] = []
+        pieces = iter(self._fetched())
+        self.pieces = [list(itertools.islice(pieces, size)) for size in sizes]
+        self._first = [0, *itertools.accumulate(sizes)]
+        self._matrices: dict[int, torch.Tensor] = {}  # of trained collections
 
     def _fetched(self) -> list[torch.Tensor]:
         """Exchanges the rows [n, width] of each segment."""
@@ -138,26 +148,34 @@ class Fetched:
                 pieces[place] = piece.view(-1, shards.segments[place].width)
         return pieces
 
-    def matrices(self) -> list[torch.Tensor]:
-        """Returns the rows [n, D] of each collection, of tables of one width; with gradients where these are wanted."""
-        self.rows = [torch.cat(pieces).requires_grad_(torch.is_grad_enabled()) for pieces in self._by_collection]
-        return self.rows
+    def matrix(self, number: int) -> torch.Tensor:
+        """Returns the rows [n, D] of the collection of that number, of tables of one width; a leaf if it is trained."""
+        rows = torch.cat(self.pieces[number])
+        if not self._is_trained[self._first[number]]:
+            return rows
+        self._matrices[number] = rows.requires_grad_()
+        return rows
 
     @property
     def has_gradients(self) -> bool:
         """Whether there is something to send."""
-        return any(one.grad is not None for one in self.rows)
+        return any(one.grad is not None for one in self._matrices.values())
 
     def send_gradients(self) -> None:
         """Gives the ranks the gradients of their rows, on which fused kernels step. A collective."""
         shards = self._shards
-        pieces, wanted = [], iter(self._wanted)
-        for rows, own in zip(self.rows, self._by_collection, strict=True):
+        pieces: dict[int, torch.Tensor] = {}  # of trained segments
+        for number, rows in self._matrices.items():
             gradient = torch.zeros_like(rows) if rows.grad is None else rows.grad
-            pieces += gradient.view(-1).split(list(itertools.islice(wanted, len(own))))
-        parts = [_flat([pieces[place] for place in places]) for places in shards.of_rank]
-        theirs = _exchanged(parts, self._asked, shards.rank)
+            segments = range(self._first[number], self._first[number + 1])
+            pieces |= zip(segments, gradient.view(-1).split([self._wanted[one] for one in segments]), strict=True)
+        parts = [_flat([pieces[one] for one in places if one in pieces]) for places in shards.of_rank]
+        ours = [place for place, one in enumerate(shards.of_rank[shards.rank]) if one in pieces]
+        sizes = [[asked[place] for place in ours] for asked in self._asked]
+        theirs = [dict(zip(ours, one, strict=True)) for one in _exchanged(parts, sizes, shards.rank)]
         for (_, places), held in zip(shards.kernels, self._held, strict=True):
+            if places[0] not in ours:
+                continue
             d_rows = [torch.cat([one[place] for one in theirs]).view(-1, shards.ours[place].width) for place in places]
             backward_from([held], [_side_by_side(d_rows, held)])
 

@@ -29,9 +29,10 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from mwuf_dist.config import EmbeddingConfig
-from mwuf_dist.embeddings.lookups import KernelLookups, LoopLookups, ShardedLookups
+from mwuf_dist.embeddings.lookups import KernelLookups, LoopLookups
 from mwuf_dist.embeddings.replicated import ReplicatedTables
 from mwuf_dist.embeddings.sharded import shards_of
+from mwuf_dist.embeddings.sharded_lookups import ShardedLookups
 from mwuf_dist.embeddings.sharding import Placement, TableSpec, placements, sharding_of, torchrec_collection
 from mwuf_dist.runtime import Runtime, generator_seed
 
@@ -257,9 +258,9 @@ class Tables:
         """
         return self.lookups.rows_once(*ids)
 
-    def bag_sums(self, ids: torch.Tensor) -> torch.Tensor:
-        """Returns sums [n, width] of the rows `ids` [n, k] of the only table. A collective."""
-        return self.lookups.bag_sums(ids)
+    def bag_sums(self, *ids: torch.Tensor) -> torch.Tensor:
+        """Sums the only table's rows at each of the `ids` [n] to [n, width]. A collective."""
+        return self.lookups.bag_sums(*ids)
 
     def flat_parameters(self) -> list[FlatParameter]:
         """Lists local weights that a torch optimizer trains (fused ones train in their backward), kernel by kernel."""

@@ -83,7 +83,6 @@ class Counts:
     num_users: int
     times: StepTimes
     shared_times: StepTimes
-    uses_history: bool
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,6 @@ def count(config: Config, prepared: Prepared, runtime: Runtime, method: Method, 
         prepared.num_users,
         times,
         shared_times,
-        model.backbone.uses_history,
     )
 
 
@@ -246,9 +244,8 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
     wire["gradients that every rank has"] = 2 * (world - 1) / world * summed
     lookups = len(sharded) * _COLLECTIVES_OF_A_LOOKUP
     if asks_for_rows and sharded:
-        # Hosts say first how many ids there will be. Histories are looked up before the rest is known.
-        fetches = len(sharded) if counts.uses_history else 1
-        lookups = fetches * (_COLLECTIVES_OF_LOOKUPS + (world > device.per_host))
+        # Hosts say first how many ids there will be.
+        lookups = _COLLECTIVES_OF_LOOKUPS + (world > device.per_host)
     collectives = lookups + counts.num_batch_norms * _COLLECTIVES_OF_A_BATCH_NORM + 1
     # The tables that the timed steps moved, all on one rank; a rank of the plan may hold more, or fewer.
     timed_plan = {name: placements(tables, config.embedding, 1) for name, tables in counts.tables.items()}

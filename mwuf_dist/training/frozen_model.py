@@ -12,6 +12,7 @@ compiled for this CPU. `implementations.py` chooses.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from mwuf_kernels import PartRows, warm_embedding, warm_embedding_backward
@@ -20,12 +21,14 @@ from mwuf_dist.backbones import FoldedHead
 from mwuf_dist.config import EmbeddingConfig
 from mwuf_dist.data.batches.histories import History
 from mwuf_dist.data.batches.loader import Batch
+from mwuf_dist.embeddings.sharded_lookups import Want, fetch_ahead
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.embeddings.tiles import in_whole_tiles
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
 from mwuf_dist.methods.meta_warm_up import algorithm_1_losses
 from mwuf_dist.runtime import Runtime
+from mwuf_dist.training.batch_ids import FrozenIds
 from mwuf_dist.training.model import Model, loss_sum
 
 # From item indices [n] to the embeddings [n, D] that these are scored with.
@@ -124,8 +127,40 @@ class Frozen:
 
         They are as many on every rank as lookups of phi_new and of the meta networks' inputs need.
         """
-        pads = not (self._model.new_ids.is_whole and self.meta_inputs.is_whole)
+        pads = not (self._model.new_ids.takes_any_number and self.meta_inputs.takes_any_number)
         return self._model.runtime.distinct(items, self._model.num_items, pads)
+
+    def ids(
+        self,
+        user: torch.Tensor,
+        item: torch.Tensor,
+        history: History | None = None,
+        values: torch.Tensor | None = None,
+    ) -> FrozenIds:
+        """Finds what rows (user [b], item [b]) look up, with what they look back at and their own fields [b, Fr]."""
+        items, index = self.distinct(item)
+        if self._head is not None:
+            return FrozenIds(items, index, (user, item + self._num_users))
+        looked_at = None if history is None else self._model.history_ids(history)[0]
+        return FrozenIds(items, index, (user,), self._model.value_ids(values, len(user)), looked_at)
+
+    def fetched(self, batch: Batch, with_inputs: bool = False) -> FrozenIds:
+        """Finds what a step looks up for a batch, and fetches it in one exchange. A collective.
+
+        That is rows of phi_new, which get gradients, frozen parts and, `with_inputs`, what h and g read.
+        """
+        ids = self.ids(batch.user, batch.item, batch.history, batch.row_values)
+        with_inputs |= self._head is None
+        inputs = [Want(self.meta_inputs.lookups, (ids.items,), None, False)] if with_inputs else []
+        rows = Want(self._model.new_ids.lookups, (ids.items,), None, torch.is_grad_enabled())
+        fetch_ahead([rows, *inputs, *self._wants(ids)])
+        return replace(ids, inputs=self.inputs(ids.items)) if with_inputs else ids
+
+    def _wants(self, ids: FrozenIds) -> list[Want]:
+        """Says what `part_of` looks up beside the inputs."""
+        model = self._model
+        wants = [Want(self._parts.lookups, ids.parts, None, False), *model.wants_of_values(ids.values)]
+        return wants if ids.history is None else [*wants, *model.wants_of_history(ids.history)]
 
     @torch.no_grad()
     def part(
@@ -141,15 +176,25 @@ class Frozen:
 
         A history is encoded with the rows of phi_new as they are now, without a gradient to them.
         """
-        if self._head is None:
-            distinct, inverse = self._model.runtime.distinct(item, self._model.num_items, not self.meta_inputs.is_whole)
-            context, _ = self.inputs(distinct)
-            own = [self._model.row_fields(values, len(user))] if self._model.rows else []
-            part = torch.cat([context[inverse], *own, self._parts.rows(user)], dim=1)
-            if history is None:
-                return part
-            return torch.cat([part, self._model.encoded_history(history, part)], dim=1)
-        return self._parts.bag_sums(torch.stack([user, item + self._num_users], dim=1))
+        ids = self.ids(user, item, history, values)
+        inputs = [Want(self.meta_inputs.lookups, (ids.items,), None, False)] if self._head is None else []
+        fetch_ahead([*inputs, *self._wants(ids)])
+        return self.part_of(replace(ids, inputs=self.inputs(ids.items)) if inputs else ids)
+
+    @torch.no_grad()
+    def part_of(self, ids: FrozenIds) -> torch.Tensor:
+        """Looks up the frozen part [b, P] of rows, as `part` does. A collective."""
+        if self._head is not None:
+            return self._parts.bag_sums(*ids.parts)
+        assert ids.inputs is not None
+        context, _ = ids.inputs
+        own = [self._model.fields_of_values(ids.values, len(ids.index))] if self._model.rows else []
+        part = torch.cat([context[ids.index], *own, self._parts.rows(*ids.parts)], dim=1)
+        if ids.history is None:
+            return part
+        model = self._model
+        encoded = model.backbone.in_precision(model.backbone.encode, model.embedded(ids.history), part)
+        return torch.cat([part, encoded], dim=1)
 
     def logit(self, item_embedding: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         """Computes logits [b] of item embeddings [b, D] with frozen parts [b, P]; differentiable twice."""
@@ -157,7 +202,7 @@ class Frozen:
         return self._model.backbone.in_precision(logit, item_embedding, part)
 
     def losses(
-        self, batch: Batch, rows: torch.Tensor, index: torch.Tensor, scale_and_shift: ScaleAndShift | None = None
+        self, batch: Batch, rows: torch.Tensor, ids: FrozenIds, scale_and_shift: ScaleAndShift | None = None
     ) -> torch.Tensor:
         """Computes L_cold [1] of this rank's rows, or with a scale and a shift (L_cold, L_warm) [2], by autograd.
 
@@ -166,10 +211,10 @@ class Frozen:
         Args:
             batch: the rows.
             rows: of phi_new, of n items [n, D].
-            index: which of them each row of the batch has [b].
+            ids: of the batch, from `fetched`.
             scale_and_shift: of the n items, both [n, D].
         """
-        part = self.part(batch.user, batch.item, batch.history, batch.row_values)
+        part, index = self.part_of(ids), ids.index
 
         def loss_of(embeddings: torch.Tensor) -> torch.Tensor:
             return loss_sum(self.logit(embeddings, part), batch)
@@ -179,12 +224,12 @@ class Frozen:
         return algorithm_1_losses(warm_embedding(rows, index, *scale_and_shift), loss_of)
 
     def losses_and_gradients(
-        self, batch: Batch, rows: torch.Tensor, index: torch.Tensor, scale_and_shift: ScaleAndShift | None = None
+        self, batch: Batch, rows: torch.Tensor, ids: FrozenIds, scale_and_shift: ScaleAndShift | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Computes `losses`, and the gradients of their sum in rows, scale and shift [n, D]. Arguments as there."""
         leaves = [values.detach().requires_grad_() for values in (rows, *(scale_and_shift or ()))]
         pair = (leaves[1], leaves[2]) if scale_and_shift is not None else None
-        losses = self.losses(batch, leaves[0], index, pair)
+        losses = self.losses(batch, leaves[0], ids, pair)
         return losses.detach(), list(torch.autograd.grad(losses.sum(), leaves))
 
     def serve(self, embeddings: Embeddings) -> None:
@@ -230,22 +275,19 @@ class CompiledFrozen(Frozen):
         return self._num_users + self._model.num_items
 
     @torch.no_grad()
-    def _part_rows(self, user: torch.Tensor, second: torch.Tensor) -> PartRows:
-        """Returns parts of rows, each the sum of a user's and of another of the table of parts."""
-        return PartRows(*self._parts.rows_once(user, second))
-
-    @torch.no_grad()
     def losses_and_gradients(
-        self, batch: Batch, rows: torch.Tensor, index: torch.Tensor, scale_and_shift: ScaleAndShift | None = None
+        self, batch: Batch, rows: torch.Tensor, ids: FrozenIds, scale_and_shift: ScaleAndShift | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """See `Frozen.losses_and_gradients`: the loop sums up the gradients of each item on its way over the rows."""
-        parts = self._part_rows(batch.user, batch.item + self._num_users)
+        parts = PartRows(*self._parts.rows_once(*ids.parts))
         items = rows.unsqueeze(0)
         if scale_and_shift is not None:
             items = torch.stack(warm_embedding(rows, None, *scale_and_shift))
         d_items = torch.zeros_like(items)
         weight = batch.loss_weight
-        losses = self._loops.loss_and_gradient(parts, items, index, batch.label, weight, 1 / batch.num_rows, d_items)
+        losses = self._loops.loss_and_gradient(
+            parts, items, ids.index, batch.label, weight, 1 / batch.num_rows, d_items
+        )
         d_warm = None if scale_and_shift is None else d_items[1]
         found = warm_embedding_backward(d_items[0], d_warm, rows, None)
         return losses, [gradient for gradient in found if gradient is not None]
@@ -273,4 +315,5 @@ class CompiledFrozen(Frozen):
     ) -> torch.Tensor:
         """See `Frozen.served_logit`."""
         # Padding is item 0, which is old: any row will do for it, and there is one there.
-        return self._loops.logits(self._part_rows(user, item + (self._first_served - self._model.num_old)))
+        item = item + (self._first_served - self._model.num_old)
+        return self._loops.logits(PartRows(*self._parts.rows_once(user, item)))

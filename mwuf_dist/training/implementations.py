@@ -54,12 +54,13 @@ class CompiledTrained:
     def logit(self, batch: Batch) -> torch.Tensor:
         """See `TrainedModel.logit`."""
         model = self._model
-        item_side, inverse = model.item_side(batch)
-        users = model.users.sides(model.user_tables, batch.user, model.runtime)
+        ids = model.fetched(batch)
+        item_side = torch.cat([model.old_ids.rows(ids.old), model.item_fields(ids.fields)], dim=1)
+        users = model.users.sides(model.user_tables, ids.user, model.runtime)
         width = item_side.shape[1]
         sides = [BatchSide(side.embeddings, side.index, width + side.column) for side in users]
         weight = None if batch.is_full else batch.weight
-        return self._head.logit([*sides, BatchSide(item_side, inverse, 0)], weight)
+        return self._head.logit([*sides, BatchSide(item_side, ids.item, 0)], weight)
 
 
 def trained_model(model: Model, method: Method) -> TrainedModel:

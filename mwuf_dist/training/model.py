@@ -19,12 +19,13 @@ from mwuf_dist.data.batches.user_batches import UserLoader
 from mwuf_dist.data.schema import SIDES, USER_ID, Field, Side
 from mwuf_dist.data.shards import EntityTable, FieldColumn, Prepared
 from mwuf_dist.embeddings.features import FeatureStore, without_rare_values
-from mwuf_dist.embeddings.lookups import fetch_ahead
+from mwuf_dist.embeddings.sharded_lookups import Want, fetch_ahead
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.embeddings.vector_fields import VectorFields
 from mwuf_dist.methods import PretrainedItems
 from mwuf_dist.runtime import Runtime, generator_seed
+from mwuf_dist.training.batch_ids import BatchIds, HistoryIds
 
 
 class Model:
@@ -89,40 +90,48 @@ class Model:
             batch: the rows.
             change: what a method does to the rows' item embeddings [b, D] (`Method.pretrain_item`); None is nothing.
         """
-        if batch.history is None:
-            item_side, inverse = self.item_side(batch)
-            item, item_context = item_side[inverse].split([self.dim, item_side.shape[1] - self.dim], dim=1)
-            context = torch.cat([item_context, self.person(batch.user, batch.row_values)], dim=1)
-        else:
-            items, inverse = self._distinct_old(batch.item)
-            item, history = self._old_rows(batch.item, batch.history)
-            item_context = self.item_fields(items).index_select(0, inverse)
-            context = torch.cat([item_context, self.person(batch.user, batch.row_values)], dim=1)
-            encoded = self.backbone.in_precision(self.backbone.encode, history, context)
+        ids = self.fetched(batch)
+        rows, fields = self.old_ids.rows(ids.old), self.item_fields(ids.fields)
+        if ids.history is not None and self.backbone.uses_history_fields:
+            fields = fields * ids.history.is_known[:, None]
+        item, own = rows.index_select(0, ids.item), fields.index_select(0, ids.item_fields)
+        context = torch.cat([own, self._person(ids.user, ids.values)], dim=1)
+        if ids.history is not None:
+            embedded = self._embedded(ids.history, rows, fields)
+            encoded = self.backbone.in_precision(self.backbone.encode, embedded, context)
             context = torch.cat([context, encoded], dim=1)
         item = item if change is None else change(item)
         weight = None if batch.is_full else batch.weight
         return self.backbone.in_precision(self.backbone, item, context, weight)
 
-    def item_side(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Looks up rows of phi_old with the item fields behind them, once per distinct old item [n, D + Fi*D].
+    def fetched(self, batch: Batch) -> BatchIds:
+        """Finds what a batch of old items' rows looks up in `pretrain`, and fetches it in one exchange. A collective.
 
-        Returns them, with gradients, and which of them each row of the batch has [b]. A collective, in which the rows'
-        users are fetched too: they are to be looked up next.
+        In one lookup of each table, because a fused one takes a step for each.
         """
-        items, inverse = self._distinct_old(batch.item)
+        ids = self._ids(batch)
+        trains = torch.is_grad_enabled()
         fetch_ahead(
             [
-                (self.old_ids.lookups, None, items),
-                (self.item_tables.lookups, self.items, items),
-                (self.user_tables.lookups, self.users, batch.user),
+                Want(self.old_ids.lookups, (ids.old,), None, trains),
+                Want(self.item_tables.lookups, (ids.fields,), self.items, trains),
+                Want(self.user_tables.lookups, (ids.user,), self.users, trains),
+                *self.wants_of_values(ids.values, trains),
             ]
         )
-        return torch.cat([self.old_ids.rows(items), self.item_fields(items)], dim=1), inverse
+        return ids
 
-    def _distinct_old(self, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _ids(self, batch: Batch) -> BatchIds:
+        values = self.value_ids(batch.row_values, len(batch.user))
         pads = not (self.old_ids.takes_any_number and self.item_tables.takes_any_number)
-        return self.runtime.distinct(item, self.num_old, pads)
+        if batch.history is None:
+            items, index = self.runtime.distinct(batch.item, self.num_old, pads)
+            return BatchIds(items, index, items, index, batch.user, values)
+        history, item = self.history_ids(batch.history, batch.item)
+        fields, index = history.fields, item
+        if not self.backbone.uses_history_fields:
+            fields, index = self.runtime.distinct(batch.item, self.num_old, pads)
+        return BatchIds(history.old, item, fields, index, batch.user, values, history)
 
     def histories(self, prepared: Prepared, num_finished: int) -> Histories | None:
         """Returns the histories once so many warm sets are finished; None for a backbone that looks at none."""
@@ -149,21 +158,6 @@ class Model:
             )
         return UserLoader(prepared, batch_size, seed, self.runtime, self._events, self._gap_s)
 
-    def _old_rows(self, item: torch.Tensor, history: History) -> tuple[torch.Tensor, EmbeddedHistory]:
-        """Gives rows of phi_old of old items [b, D] and of their history, of old items too, with gradients.
-
-        A collective.
-
-        In one lookup, because a fused table takes a step for each.
-        """
-        distinct, inverse = self.runtime.distinct(torch.cat([item, history.items]), self.num_items + 1)
-        distinct = self.runtime.pad(distinct)
-        rows = self.old_ids.rows(self._row_in_old(distinct))
-        embedded = EmbeddedHistory(
-            **vars(history), index=inverse[len(item) :], rows=rows, fields=self._history_fields(distinct)
-        )
-        return rows.index_select(0, inverse[: len(item)]), embedded
-
     @torch.no_grad()
     def encoded_history(self, history: History, context: torch.Tensor) -> torch.Tensor:
         """Encodes rows' histories [b, W], for rows of fields [b, F*D], all frozen. A collective."""
@@ -175,23 +169,49 @@ class Model:
 
         An old item stands in it by its row of phi_old, a new one by its row of phi_new as it is now.
         """
-        # One more, so that no lookup is empty.
-        distinct, inverse = self.runtime.distinct(F.pad(history.items, (0, 1)), self.num_items + 1)
-        distinct, inverse = self.runtime.pad(distinct), inverse[:-1]
-        is_new = (distinct >= self.num_old) & (distinct < self.num_items)
-        old = self.old_ids.rows(self._row_in_old(distinct) * ~is_new)
-        rows = torch.where(is_new[:, None], self.new_in_histories.rows(distinct * is_new), old)
-        return EmbeddedHistory(**vars(history), index=inverse, rows=rows, fields=self._history_fields(distinct))
+        ids, _ = self.history_ids(history)
+        fetch_ahead(self.wants_of_history(ids))
+        return self.embedded(ids)
 
-    def _row_in_old(self, items: torch.Tensor) -> torch.Tensor:
-        """Returns rows of phi_old [n] of old items and of the unknown one [n]."""
-        return items.masked_fill(items == self.num_items, self.num_old)
+    @torch.no_grad()
+    def embedded(self, ids: HistoryIds) -> EmbeddedHistory:
+        """Returns a history with its items' embeddings, as `embedded_history` does. A collective."""
+        old, new = self.old_ids.rows(ids.old), self.new_in_histories.rows(ids.new)
+        fields = None
+        if self.backbone.uses_history_fields:
+            fields = self.item_fields(ids.fields) * ids.is_known[:, None]
+        return self._embedded(ids, torch.where(ids.is_new[:, None], new, old), fields)
 
-    def _history_fields(self, items: torch.Tensor) -> torch.Tensor | None:
-        if not self.backbone.uses_history_fields:
-            return None
+    def _embedded(self, ids: HistoryIds, rows: torch.Tensor, fields: torch.Tensor | None) -> EmbeddedHistory:
+        fields = fields if self.backbone.uses_history_fields else None
+        return EmbeddedHistory(**vars(ids.history), index=ids.index, rows=rows, fields=fields)
+
+    def history_ids(self, history: History, beside: torch.Tensor | None = None) -> tuple[HistoryIds, torch.Tensor]:
+        """Finds the distinct items of histories, and of some rows `beside` them [b].
+
+        Returns them, and which of them each of these rows has [b]. A collective where tables take only as many rows on
+        every rank.
+        """
+        # Item 0 where there is no other, so that no lookup is empty.
+        beside = history.items.new_zeros(1) if beside is None else beside
+        items, inverse = self.runtime.distinct(torch.cat([beside, history.items]), self.num_items + 1)
+        tables = (self.old_ids, self.new_in_histories, self.item_tables)
+        if not all(one.takes_any_number for one in tables):
+            items = self.runtime.pad(items)
         is_known = items < self.num_items
-        return self.item_fields(items * is_known) * is_known[:, None]
+        is_new = is_known & (items >= self.num_old)
+        old = items.masked_fill(~is_known, self.num_old) * ~is_new
+        index = inverse[len(beside) :]
+        ids = HistoryIds(history, index, is_new, is_known, old, items * is_new, items * is_known)
+        return ids, inverse[: len(beside)]
+
+    def wants_of_history(self, ids: HistoryIds) -> list[Want]:
+        """Says what `embedded` looks up."""
+        wants = [Want(self.old_ids.lookups, (ids.old,), None, False)]
+        wants.append(Want(self.new_in_histories.lookups, (ids.new,), None, False))
+        if self.backbone.uses_history_fields:
+            wants.append(Want(self.item_tables.lookups, (ids.fields,), self.items, False))
+        return wants
 
     def mean_old_row(self) -> torch.Tensor:
         """Returns the mean row [D] of phi_old over the old items: the common initialisation."""
@@ -212,23 +232,37 @@ class Model:
         """Returns field embeddings [n, Fu*D] of users [n]. A collective."""
         return self.users.lookup(self.user_tables, users)
 
+    def value_ids(self, values: torch.Tensor | None, num_rows: int) -> tuple[torch.Tensor, ...]:
+        """Returns what is looked up for each field of rows themselves [n], of values [n, Fr]; None: unknown ones."""
+        if values is None:
+            values = torch.zeros(num_rows, len(self.rows), dtype=torch.int64, device=self.runtime.device)
+        return tuple(values[:, place].contiguous() for place in range(len(self.rows)))
+
+    def wants_of_values(self, values: tuple[torch.Tensor, ...], is_trained: bool = False) -> list[Want]:
+        """Says what is looked up for fields of the rows themselves."""
+        stores = zip(self.rows, self.row_tables, values, strict=True)
+        return [Want(tables.lookups, (ids,), store, is_trained) for store, tables, ids in stores]
+
+    def fields_of_values(self, values: tuple[torch.Tensor, ...], num_rows: int) -> torch.Tensor:
+        """Returns field embeddings [n, Fr*D] of rows with fields of their own, by `value_ids`. A collective."""
+        stores = zip(self.rows, self.row_tables, values, strict=True)
+        found = [store.lookup(tables, ids) for store, tables, ids in stores]
+        return torch.cat(found, dim=1) if found else torch.empty(num_rows, 0, device=self.runtime.device)
+
     def row_fields(self, values: torch.Tensor | None, num_rows: int) -> torch.Tensor:
         """Gives field embeddings [n, Fr*D] of rows with fields of their own [n, Fr].
 
         None: unknown ones. A collective.
         """
-        if values is None:
-            values = torch.zeros(num_rows, len(self.rows), dtype=torch.int64, device=self.runtime.device)
-        found = [
-            store.lookup(tables, values[:, place].contiguous())
-            for place, (store, tables) in enumerate(zip(self.rows, self.row_tables, strict=True))
-        ]
-        return torch.cat(found, dim=1) if found else torch.empty(num_rows, 0, device=self.runtime.device)
+        return self.fields_of_values(self.value_ids(values, num_rows), num_rows)
 
     def person(self, users: torch.Tensor, values: torch.Tensor | None) -> torch.Tensor:
         """Looks up what stands behind the item's fields [n, (Fr + Fu)*D]: the rows' own, the users'. A collective."""
+        return self._person(users, self.value_ids(values, len(users)))
+
+    def _person(self, users: torch.Tensor, values: tuple[torch.Tensor, ...]) -> torch.Tensor:
         users_side = self.user_fields(users)
-        return torch.cat([self.row_fields(values, len(users)), users_side], dim=1) if self.rows else users_side
+        return torch.cat([self.fields_of_values(values, len(users)), users_side], dim=1) if self.rows else users_side
 
     def item_fields(self, items: torch.Tensor) -> torch.Tensor:
         """Returns field embeddings [n, Fi*D] of items [n], without the ID. A collective."""

@@ -16,7 +16,7 @@ from mwuf_dist.config import EmbeddingConfig, build
 from mwuf_dist.data.schema import Field
 from mwuf_dist.data.shards import EntityTable, FieldColumn
 from mwuf_dist.embeddings.features import FeatureStore
-from mwuf_dist.embeddings.lookups import ShardedLookups, fetch_ahead
+from mwuf_dist.embeddings.sharded_lookups import ShardedLookups, Want, fetch_ahead
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.runtime import Runtime, start
@@ -116,7 +116,7 @@ def _check(sharding: Any, optimizer: Any, runtime: Runtime) -> None:
         whole = [_Whole.of(tables, runtime) for tables in (ids, users)]
         some, entities = wanted[runtime.rank]
         if is_ahead:
-            fetch_ahead([(ids.lookups, None, some), (users.lookups, store, entities)])
+            fetch_ahead([Want(ids.lookups, (some,)), Want(users.lookups, (entities,), store)])
         found = ids.rows(some), store.lookup(users, entities)
         expected = [(whole[0].tables[0][rows], whole[1].fields(store, index)) for rows, index in wanted]
         for one, other in zip(found, expected[runtime.rank], strict=True):
@@ -145,7 +145,8 @@ def _check_frozen(sharding: Any, runtime: Runtime) -> None:
     for found, whole in zip(wide.rows_by_table(ids), _Whole.of(wide, runtime).tables, strict=True):
         assert torch.equal(found.double(), whole[ids])
     bags = ids.reshape(2, 2)
-    assert_float32_close(parts.bag_sums(bags), _Whole.of(parts, runtime).tables[0][bags].sum(1), num_terms=2)
+    found = parts.bag_sums(*bags.unbind(1))
+    assert_float32_close(found, _Whole.of(parts, runtime).tables[0][bags].sum(1), num_terms=2)
 
 
 def _check_everything() -> None:

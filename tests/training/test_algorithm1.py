@@ -15,6 +15,7 @@ from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.embeddings.tables import FlatParameter
 from mwuf_dist.methods.mwuf import Mwuf
 from mwuf_dist.runtime import Runtime
+from mwuf_dist.training.batch_ids import FrozenIds
 from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.stages.meta_train import MetaTrain
 
@@ -58,10 +59,14 @@ class FrozenStub:
     def inputs(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.context[items], self.user_mean[items]
 
-    def distinct(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.unique(items, return_inverse=True)
+    def fetched(self, batch: Batch, with_inputs: bool = False) -> FrozenIds:
+        items, index = torch.unique(batch.item, return_inverse=True)
+        return FrozenIds(items, index, (batch.user, batch.item), inputs=self.inputs(items))
 
-    def part(self, user: torch.Tensor, item: torch.Tensor, history: None = None, values: None = None) -> torch.Tensor:
+    def part_of(self, ids: FrozenIds) -> torch.Tensor:
+        return self.part(*ids.parts)
+
+    def part(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         return torch.sin(user[:, None] + torch.arange(DIM) + item[:, None]).double()
 
     def logit(self, embedding: torch.Tensor, part: torch.Tensor) -> torch.Tensor:

@@ -51,17 +51,17 @@ def test_the_compiled_loop_weighs_rows_as_autograd_does(job: Job) -> None:  # no
     if not isinstance(frozen, CompiledFrozen):
         pytest.skip("no compiled loops here")
     batch = batch_of(64, torch.rand(64, generator=torch.Generator().manual_seed(1)) * 5)
-    items, index = frozen.distinct(batch.item)
-    rows = torch.randn(len(items), job.model.dim, generator=torch.Generator().manual_seed(2))
+    ids = frozen.fetched(batch)
+    rows = torch.randn(len(ids.items), job.model.dim, generator=torch.Generator().manual_seed(2))
     pair = (torch.rand_like(rows) + 0.5, torch.randn_like(rows) * 0.1)
     plain = Frozen.losses_and_gradients
     for scale_and_shift in (None, pair):
-        found = frozen.losses_and_gradients(batch, rows, index, scale_and_shift)
-        expected = plain(frozen, batch, rows, index, scale_and_shift)
+        found = frozen.losses_and_gradients(batch, rows, ids, scale_and_shift)
+        expected = plain(frozen, batch, rows, ids, scale_and_shift)
         assert_float32_close(found[0], expected[0], num_terms=NUM_TERMS + 64)
         for ours, theirs in zip(found[1], expected[1], strict=True):
             assert_float32_close(ours, theirs, num_terms=NUM_TERMS + 64)
-    unweighted = frozen.losses_and_gradients(dataclasses.replace(batch, row_weight=None), rows, index)
+    unweighted = frozen.losses_and_gradients(dataclasses.replace(batch, row_weight=None), rows, ids)
     assert not torch.allclose(unweighted[0], found[0][:1], rtol=1e-2)
 
 

@@ -202,6 +202,24 @@ def test_a_stopped_run_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> No
         test_resume.assert_same(test_resume.outcome(folder), test_resume.outcome(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("name", [*NAMES, "encoder"])
+def test_a_table_that_steps_in_its_backward_steps_once_a_batch(name: str, tmp_path: Path) -> None:
+    """On rows of events too. A first step of row-wise Adagrad, learning rate * g / sqrt(mean g^2), has one length."""
+    embedding = {"optimizer": "rowwise_adagrad", "rowwise_adagrad_lr": 0.01}
+    keys = fitting("backbone", KEYS | {"dropout": 0.0}, name)
+    config = build(merge(merge(TINY, FEW_STEPS), {"backbone": {"name": name} | keys, "embedding": embedding}))
+    with start(config) as runtime:
+        job = Run(config, tmp_path / "run", runtime, run_module._prepare(config, runtime))
+        loader = job.model.pretrain_rows(job.prepared, "shuffled", 256, 0)
+        tables = [(one, name) for one in job.model.pretrained_tables for name in one.specs]
+        before = [one.shards(name)[0].weight.clone() for one, name in tables]
+        Pretrain(config, job.model, job.method).step(next(loader.epoch(0)))
+        for (one, name), weight in zip(tables, before, strict=True):
+            length = (one.shards(name)[0].weight - weight).square().mean(dim=1).sqrt()
+            assert length.max() == pytest.approx(0.01, rel=1e-3), name  # a second step would add to it
+        job.session.recorder.close()
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize(("name", "method"), [("gru4rec", "mwuf"), ("din", "metaemb"), ("encoder", "map")])
 def test_two_ranks_give_the_auc_and_the_tables_of_one_rank(name: str, method: str, tmp_path: Path) -> None:

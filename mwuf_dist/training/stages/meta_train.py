@@ -15,6 +15,7 @@ from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.embeddings.tiles import in_whole_tiles
 from mwuf_dist.methods import Method
+from mwuf_dist.training.batch_ids import FrozenIds
 from mwuf_dist.training.checkpoint.files import Cursor
 from mwuf_dist.training.checkpoint.save import module_state, table_state
 from mwuf_dist.training.frozen_model import Frozen
@@ -72,15 +73,16 @@ class MetaTrain:
 
     def loss_with_gradients(self, batch: Batch) -> torch.Tensor:
         """Computes L_cold + L_warm of this rank's rows, and gives phi_new and the meta networks their gradients."""
-        items, index = self.frozen.distinct(batch.item)
-        rows, pair = self.model.new_ids.rows_to_train(items), self._scale_and_shift(items)
-        losses, (d_rows, *d_pair) = self.frozen.losses_and_gradients(batch, rows, index, pair)
-        self.model.new_ids.set_gradient(items, rows, d_rows)
+        ids = self.frozen.fetched(batch, with_inputs=True)
+        rows, pair = self.model.new_ids.rows_to_train(ids.items), self._scale_and_shift(ids)
+        losses, (d_rows, *d_pair) = self.frozen.losses_and_gradients(batch, rows, ids, pair)
+        self.model.new_ids.set_gradient(ids.items, rows, d_rows)
         backward_from(pair, d_pair)
         return losses.sum()
 
-    def _scale_and_shift(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scale_and_shift = self.method.scale_and_shift(*self.frozen.inputs(items))
+    def _scale_and_shift(self, ids: FrozenIds) -> tuple[torch.Tensor, torch.Tensor]:
+        assert ids.inputs is not None
+        scale_and_shift = self.method.scale_and_shift(*ids.inputs)
         assert scale_and_shift is not None, "a method without meta networks has no stage meta_train"
         return scale_and_shift
 
@@ -91,8 +93,8 @@ class MetaTrain:
         total = torch.zeros(2, dtype=torch.float64, device=self.model.runtime.device)
         for batch in loader.epoch(0):
             ours = replace(batch, weight=batch.weight * self._held_out[batch.item], is_full=False, num_rows=1)
-            items, index = self.frozen.distinct(batch.item)
-            losses = self.frozen.losses(ours, self.model.new_ids.rows(items), index, self._scale_and_shift(items))
+            ids = self.frozen.fetched(batch, with_inputs=True)
+            losses = self.frozen.losses(ours, self.model.new_ids.rows(ids.items), ids, self._scale_and_shift(ids))
             counted = ours.weight if ours.loss_weight is None else ours.loss_weight
             total += torch.stack([losses[1].double(), counted.sum().double()])
         loss, weight = self.model.runtime.sum(total).tolist()

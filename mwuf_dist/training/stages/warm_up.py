@@ -92,10 +92,10 @@ class WarmUp:
 
     def loss_with_gradients(self, batch: Batch) -> torch.Tensor:
         """Computes L_cold of this rank's rows, and gives phi_new its gradient."""
-        items, index = self.frozen.distinct(batch.item)
-        rows = self.model.new_ids.rows_to_train(items)
-        losses, (d_rows,) = self.frozen.losses_and_gradients(batch, rows, index)
-        self.model.new_ids.set_gradient(items, rows, d_rows)
+        ids = self.frozen.fetched(batch)
+        rows = self.model.new_ids.rows_to_train(ids.items)
+        losses, (d_rows,) = self.frozen.losses_and_gradients(batch, rows, ids)
+        self.model.new_ids.set_gradient(ids.items, rows, d_rows)
         return losses.sum()
 
     def finish_phase(self, prepared: Prepared, phase: int) -> None:
