@@ -246,6 +246,18 @@ def settings_table(names: str) -> str:
     return rows_table(("data", *PHASES, "seeds"), rows)
 
 
+def stream_settings_table(names: str) -> str:
+    """What DeepFM without a method gains by tuning, day by day: pairs of studies, the tuned one first."""
+    rows, studies = [], [_comparison(name) for name in names.split()]
+    for tuned, usual in zip(studies[::2], studies[1::2], strict=True):
+        better, plain = (next(row for row in study["rows"] if row["label"].startswith("deepfm / base"))
+                         for study in (tuned, usual))  # fmt: skip
+        pairs = [(better[which]["auc"]["mean"], plain[which]["auc"]["mean"]) for which in ("first_clicks", "stream")]
+        cells = [f"{more - less:+.4f}".replace("0.", ".") for more, less in pairs]
+        rows.append((_title(tuned), *cells, str(len(usual["seeds"]))))
+    return rows_table(("data", "first ten clicks", "all rows", "seeds"), rows)
+
+
 def stream_gains_table(names: str) -> str:
     """What each row gains over the best base of a stream study: a line per study and row."""
     rows = []
@@ -336,6 +348,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "command_help": command_help,
     "gains_table": gains_table,
     "settings_table": settings_table,
+    "stream_settings_table": stream_settings_table,
     "stream_gains_table": stream_gains_table,
     "study_keys": study_keys,
     "prepare_table": docs_tables.prepare_table,
