@@ -202,13 +202,19 @@ class Ours:
     """Our stages, one after the other, on batches that `next_batch` gives. Collectives on several ranks."""
 
     def __init__(self, job: Run, next_batch: Callable[[], Batch]) -> None:
-        self._job, self._next = job, next_batch
+        self._job, self._next_batch = job, next_batch
+        self._following: Batch | None = None
+
+    def _next(self) -> tuple[Batch, Batch]:
+        """The next batch and the one behind it, as a run's steps get them."""
+        batch, self._following = self._following or self._next_batch(), self._next_batch()
+        return batch, self._following
 
     def pretrain(self) -> Step:
         """A step of `pretrain`."""
         stage = Pretrain(self._job.config, self._job.model, self._job.method)
         self._job.model.backbone.train()
-        return lambda: stage.step(self._next())
+        return lambda: stage.step(*self._next())
 
     def meta_train(self) -> Step:
         """A step of `meta_train`, on the weights as `pretrain` has left them."""
@@ -219,14 +225,19 @@ class Ours:
             ItemUsers(job.prepared, ["pretrain"], events=job.config.data.events), range(job.model.num_old)
         )
         stage = MetaTrain(config, job.model, self.frozen, job.method)
-        return lambda: stage.step(self._next())
+        return lambda: stage.step(*self._next())
 
     def warm_up(self) -> Step:
         """A step of `warm_up`, on rows of `pretrain` so that there are enough of them."""
         job = self._job
         stage = WarmUp(job.config, job.model, self.frozen, job.method)
         optimizer = Adam(dense=[], tables=[(job.model.new_ids, job.config.warm_up.learning_rate)])
-        return lambda: stage.step(self._next(), optimizer)
+
+        def step() -> Any:
+            batch, following = self._next()
+            return stage.step(batch, optimizer, following)
+
+        return step
 
     def evaluate(self) -> Step:
         """Scoring of a batch with warm embeddings: of new items, where the frozen parts fold."""
@@ -236,12 +247,12 @@ class Ours:
         if job.model.backbone.fold() is None:
 
             def scored() -> torch.Tensor:
-                batch = self._next()
+                batch, _ = self._next()
                 return frozen.served_logit(batch.user, batch.item, batch.history)
 
             return scored
         # New items only may have a part with the embedding they are scored with.
-        batch_size = len(self._next().user)
+        batch_size = len(self._next()[0].user)
         columns = [column.to(job.runtime.device) for column in scored_columns(job.prepared, batch_size)]
         turns = slices(len(columns[0]), batch_size)
 

@@ -151,9 +151,9 @@ def _counted(direct: ManyHosts) -> Iterator[list[int]]:
     """Notes the bytes that this rank sends in every exchange with another one."""
     sent, real = [], direct._swap
 
-    def noted(parts: dict[int, torch.Tensor], theirs: dict[int, torch.Tensor]) -> None:
+    def noted(parts: dict[int, torch.Tensor], *theirs: Any) -> None:
         sent.append(sum(part.nbytes for part in parts.values()))
-        real(parts, theirs)
+        real(parts, *theirs)
 
     with mock.patch.object(direct, "_swap", noted):
         yield sent

@@ -42,6 +42,21 @@ class Segment:
     place: int = 0
 
 
+@dataclass
+class Question:
+    """Asks the ranks for rows.
+
+    Attributes:
+        numbers: rows that are wanted of each segment.
+        parts: for every rank, how many rows of each of its segments are wanted, and then which, int64 [n].
+        theirs: what each rank asks us, in the same form, once that is exchanged.
+    """
+
+    numbers: list[int]
+    parts: list[torch.Tensor]
+    theirs: list[torch.Tensor] | None = None
+
+
 class Shards:
     """Says where the rows of some collections are, and fetches them.
 
@@ -75,19 +90,19 @@ class Shards:
             self._joined[others] = Shards(segments, [n for one in everyone for n in one._num_rows], self._runtime)
         return self._joined[others]
 
-    def fetch(self, rows: Sequence[torch.Tensor], trained: Sequence[bool]) -> Fetched:
-        """Fetches ascending rows [n] of each collection, counted through its tables. A collective.
-
-        Those of collections that are `trained` get gradients.
-        """
+    def question(self, rows: Sequence[torch.Tensor]) -> Question:
+        """Asks for ascending rows [n] of each collection, counted through its tables."""
         numbered = torch.cat([one + base for one, base in zip(rows, self._bases, strict=True)])
         ends = torch.searchsorted(numbered, self._firsts[1:]).tolist()
         numbers = [end - begin for begin, end in itertools.pairwise([0, *ends, len(numbered)])]
         ids = (numbered - torch.repeat_interleave(self._firsts, torch.tensor(numbers))).split(numbers)
         lengths = [torch.tensor([numbers[place] for place in places], dtype=torch.int64) for places in self.of_rank]
-        theirs = give_over_ranks(
-            [torch.cat([one, *(ids[p] for p in places)]) for one, places in zip(lengths, self.of_rank, strict=True)]
-        )
+        parts = [torch.cat([one, *(ids[p] for p in places)]) for one, places in zip(lengths, self.of_rank, strict=True)]
+        return Question(numbers, parts)
+
+    def fetch(self, question: Question, trained: Sequence[bool]) -> Fetched:
+        """Fetches the rows that ranks ask for; those of collections that are `trained` get gradients. A collective."""
+        theirs = question.theirs if question.theirs is not None else give_over_ranks(question.parts)
         num_asked = [one[: len(self.ours)].tolist() for one in theirs]
         asked = [one[len(self.ours) :].split(number) for one, number in zip(theirs, num_asked, strict=True)]
         sizes = [len(part) for part in self._by_collection]
@@ -96,7 +111,7 @@ class Shards:
         for kernel, places in self.kernels:
             with torch.set_grad_enabled(is_trained[self.of_rank[self.rank][places[0]]]):
                 held.append(_rows(kernel, [torch.cat([one[place] for one in asked]) for place in places]))
-        return Fetched(self, sizes, is_trained, numbers, num_asked, held)
+        return Fetched(self, sizes, is_trained, question.numbers, num_asked, held)
 
 
 class Fetched:
@@ -112,6 +127,7 @@ class Fetched:
 
     Attributes:
         pieces: rows [n, width] of the segments of each collection.
+        following: what the next step asks for, to be exchanged with the gradients.
     """
 
     def __init__(
@@ -130,6 +146,7 @@ class Fetched:
         self.pieces = [list(itertools.islice(pieces, size)) for size in sizes]
         self._first = [0, *itertools.accumulate(sizes)]
         self._matrices: dict[int, torch.Tensor] = {}  # of trained collections
+        self.following: Question | None = None
 
     def _fetched(self) -> list[torch.Tensor]:
         """Exchanges the rows [n, width] of each segment."""
@@ -172,12 +189,31 @@ class Fetched:
         parts = [_flat([pieces[one] for one in places if one in pieces]) for places in shards.of_rank]
         ours = [place for place, one in enumerate(shards.of_rank[shards.rank]) if one in pieces]
         sizes = [[asked[place] for place in ours] for asked in self._asked]
-        theirs = [dict(zip(ours, one, strict=True)) for one in _exchanged(parts, sizes, shards.rank)]
+        exchanged = _exchanged(parts, sizes, shards.rank) if self.following is None else self._beside(parts, sizes)
+        theirs = [dict(zip(ours, one, strict=True)) for one in exchanged]
         for (_, places), held in zip(shards.kernels, self._held, strict=True):
             if places[0] not in ours:
                 continue
             d_rows = [torch.cat([one[place] for one in theirs]).view(-1, shards.ours[place].width) for place in places]
             backward_from([held], [_side_by_side(d_rows, held)])
+
+    def _beside(self, parts: list[torch.Tensor], sizes: list[list[int]]) -> list[Sequence[torch.Tensor]]:
+        """Does what `_exchanged` does, and exchanges in the same messages what the next step asks for."""
+        question, rank, num_ours = self.following, self._shards.rank, len(self._shards.ours)
+        assert question is not None
+        messages = [
+            torch.cat([ids.view(torch.int32), part.view(torch.int32)])
+            for ids, part in zip(question.parts, parts, strict=True)
+        ]
+        messages[rank] = messages[rank][:0]
+        question.theirs, found = list(question.parts), list(parts)
+        for other, message in enumerate(give_over_ranks(messages)):
+            if other != rank:
+                lengths = message[: 2 * num_ours].view(torch.int64)
+                num_ids = num_ours + int(lengths.sum())
+                question.theirs[other] = message[: 2 * num_ids].view(torch.int64)
+                found[other] = message[2 * num_ids :].view(torch.float32)
+        return [one.split(size) for one, size in zip(found, sizes, strict=True)]
 
 
 def shards_of(collection: Any, specs: Sequence[TableSpec], runtime: Runtime) -> tuple[Shards, list[int]]:

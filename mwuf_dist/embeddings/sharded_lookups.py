@@ -11,7 +11,7 @@ import torch
 from mwuf_kernels import BatchSide, backward_from, distinct_ids
 
 from mwuf_dist.embeddings.lookups import KernelLookups, Lookup, LoopLookups, bag_sums, entity_rows
-from mwuf_dist.embeddings.sharded import Fetched, Shards
+from mwuf_dist.embeddings.sharded import Fetched, Question, Shards
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.runtime import Runtime
 
@@ -35,6 +35,16 @@ class Want:
     store: FeatureStore | None = None
     is_trained: bool = True
 
+    def is_of(self, store: FeatureStore | None, ids: Sequence[torch.Tensor]) -> bool:
+        """Says whether it is for these very ids."""
+        pairs = zip(self.ids, ids, strict=False)
+        return self.store is store and len(self.ids) == len(ids) and all(one is other for one, other in pairs)
+
+    def is_same(self, other: Want) -> bool:
+        """Says whether the other wants the same, of the very same ids."""
+        is_alike = self.lookups is other.lookups and self.is_trained == other.is_trained
+        return is_alike and self.is_of(other.store, other.ids)
+
 
 class ShardedLookups:
     """Looks rows up of which CPU ranks hold a part each; their gradients are kept until `Tables.send_gradients`.
@@ -53,6 +63,7 @@ class ShardedLookups:
         self.firsts = [0, *itertools.accumulate(spec.rows for spec in specs)]
         self._ahead: list[_Lookup] = []
         self._trained: list[Fetched] = []
+        self._asked: _Asked | None = None  # by the step before
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Looks up rows [n, sum of widths] of every table at the same ids [n]; several tables without gradients."""
@@ -102,9 +113,9 @@ class ShardedLookups:
     def _found(self, store: FeatureStore | None, *ids: torch.Tensor) -> _Lookup:
         """Returns what has been fetched ahead for these ids; else fetches it."""
         for place, one in enumerate(self._ahead):
-            if one.is_of(store, ids):
+            if one.want.is_of(store, ids):
                 return self._ahead.pop(place)
-        ((found,),) = _fetched({self: [Want(self, ids, store, torch.is_grad_enabled())]})
+        ((found,),) = _Asked({self: [Want(self, ids, store, torch.is_grad_enabled())]}).fetched()
         return found
 
 
@@ -113,26 +124,62 @@ def fetch_ahead(wants: Sequence[Want]) -> None:
 
     A collective of tables of which ranks hold a part each; does nothing for others.
     """
-    by_collection: dict[ShardedLookups, list[Want]] = {}
+    by_collection = _by_collection(wants)
+    if not by_collection:
+        return
+    first = next(iter(by_collection))
+    asked, first._asked = first._asked, None
+    if asked is None or not asked.is_for(by_collection):
+        asked = _Asked(by_collection)
+    for lookups, found in zip(by_collection, asked.fetched(), strict=True):
+        lookups._ahead = found
+
+
+def ask_ahead(wants: Sequence[Want]) -> None:
+    """Has the gradients of the present step take along what the next one will fetch with the same `fetch_ahead`.
+
+    Without gradients to come, that asks for it itself.
+    """
+    by_collection = _by_collection(wants)
+    if by_collection:
+        first = next(iter(by_collection))
+        first._asked = _Asked(by_collection)
+        if first._trained:
+            first._trained[-1].following = first._asked.question
+
+
+def _by_collection(wants: Sequence[Want]) -> dict[ShardedLookups, list[Want]]:
+    found: dict[ShardedLookups, list[Want]] = {}
     for want in wants:
         if isinstance(want.lookups, ShardedLookups):
-            by_collection.setdefault(want.lookups, []).append(want)
-    if by_collection:
-        for lookups, found in zip(by_collection, _fetched(by_collection), strict=True):
-            lookups._ahead = found
+            found.setdefault(want.lookups, []).append(want)
+    return found
 
 
-def _fetched(wants: dict[ShardedLookups, list[Want]]) -> list[list[_Lookup]]:
-    """Fetches what is wanted of some collections; returns the lookups of each. A collective."""
-    needed = [_Needed(lookups, of_it) for lookups, of_it in wants.items()]
-    first, *others = wants
-    shards = first.shards.joined(tuple(one.shards for one in others))
-    found = shards.fetch([one.distinct for one in needed], [one.is_trained for one in needed])
-    for place, one in enumerate(needed):
-        one.receive(found, place)
-    if any(one.is_trained for one in needed):
-        first._trained.append(found)
-    return [one.lookups for one in needed]
+class _Asked:
+    """Asks for what is wanted of some collections."""
+
+    def __init__(self, wants: dict[ShardedLookups, list[Want]]) -> None:
+        self._wants = wants
+        self._needed = [_Needed(lookups, of_it) for lookups, of_it in wants.items()]
+        self._first, *others = wants
+        self._shards = self._first.shards.joined(tuple(one.shards for one in others))
+        self.question: Question = self._shards.question([one.distinct for one in self._needed])
+
+    def is_for(self, wants: dict[ShardedLookups, list[Want]]) -> bool:
+        """Says whether the same is wanted: of the very same ids."""
+        theirs = [want for of_it in wants.values() for want in of_it]
+        ours = [want for of_it in self._wants.values() for want in of_it]
+        return len(ours) == len(theirs) and all(one.is_same(other) for one, other in zip(ours, theirs, strict=True))
+
+    def fetched(self) -> list[list[_Lookup]]:
+        """Returns the lookups of each collection. A collective."""
+        found = self._shards.fetch(self.question, [one.is_trained for one in self._needed])
+        for place, one in enumerate(self._needed):
+            one.receive(found, place)
+        if any(one.is_trained for one in self._needed):
+            self._first._trained.append(found)
+        return [one.lookups for one in self._needed]
 
 
 class _Needed:
@@ -176,12 +223,13 @@ class _Lookup:
     """One lookup, in the rows of its collection that are fetched.
 
     Attributes:
+        want: what is looked up.
         ids: rows [m] that it needs, as often as it does.
         place: where each is among the fetched ones [m]; None where they are these.
     """
 
     def __init__(self, needed: _Needed, want: Want) -> None:
-        self._needed, self._want = needed, want
+        self._needed, self.want = needed, want
         self._inverse: torch.Tensor | None = None  # which row of the second of two lookups each entity has
         lookups: list[Lookup]
         if want.store is None:
@@ -198,11 +246,6 @@ class _Lookup:
         self.ids = ids[0] if len(ids) == 1 else torch.cat(ids)
         self.place: torch.Tensor | None = None
 
-    def is_of(self, store: FeatureStore | None, ids: Sequence[torch.Tensor]) -> bool:
-        """Says whether it is the lookup of these very ids."""
-        ours = self._want
-        return ours.store is store and len(ids) == len(ours.ids) and all(map(_is_same, ours.ids, ids))
-
     def place_among(self, num_ids: int) -> torch.Tensor:
         """Returns the distinct ones of its ids [u], ascending, in which its rows are looked for."""
         if bool((self.ids[1:] > self.ids[:-1]).all()):
@@ -212,8 +255,8 @@ class _Lookup:
 
     def rows(self) -> tuple[torch.Tensor, ...]:
         """Returns rows, or fields: of the entities' combinations apart, where many share one."""
-        matrix = self._needed.matrix if self._want.is_trained else self._needed.matrix.detach()
-        if self.place is None and self._want.store is None:
+        matrix = self._needed.matrix if self.want.is_trained else self._needed.matrix.detach()
+        if self.place is None and self.want.store is None:
             return (matrix,)  # as they come
         places = self._places().split(self._sizes)
         lookups: list[Lookup] = [
@@ -229,7 +272,7 @@ class _Lookup:
 
     def rows_once(self) -> list[torch.Tensor]:
         """Returns rows [u, D], and which of them each of the ids have [n]."""
-        return [self._needed.matrix.detach(), *self._places().split([len(one) for one in self._want.ids])]
+        return [self._needed.matrix.detach(), *self._places().split([len(one) for one in self.want.ids])]
 
     def sides(self) -> list[BatchSide]:
         """Returns fields as sides of a batch."""
@@ -238,7 +281,3 @@ class _Lookup:
 
     def _places(self) -> torch.Tensor:
         return torch.arange(len(self.ids)) if self.place is None else self.place
-
-
-def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one is other

@@ -45,8 +45,8 @@ _ID = 8
 _ROW_BYTES = 9  # user, item, label of an interaction
 # Sent by TorchRec's lookup of a collection: how much will be sent, lengths, ids, rows, and the rows' gradients.
 _COLLECTIVES_OF_A_LOOKUP = 5
-# Sent by ranks of CPUs, which look up in all collections at once: ids, rows, and the rows' gradients.
-_COLLECTIVES_OF_LOOKUPS = 3
+# Sent by ranks of CPUs, which look up in all collections at once: rows, and their gradients with ids of the next step.
+_COLLECTIVES_OF_LOOKUPS = 2
 # Moments of the global batch, and what their gradient needs.
 _COLLECTIVES_OF_A_BATCH_NORM = 2
 # Code that torch, TorchRec and fbgemm load in the first step: fitted to what `benchmarks.plan` measured on a CPU.
@@ -244,8 +244,7 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
     wire["gradients that every rank has"] = 2 * (world - 1) / world * summed
     lookups = len(sharded) * _COLLECTIVES_OF_A_LOOKUP
     if asks_for_rows and sharded:
-        # Hosts say first how many ids there will be.
-        lookups = _COLLECTIVES_OF_LOOKUPS + (world > device.per_host)
+        lookups = _COLLECTIVES_OF_LOOKUPS
     collectives = lookups + counts.num_batch_norms * _COLLECTIVES_OF_A_BATCH_NORM + 1
     # The tables that the timed steps moved, all on one rank; a rank of the plan may hold more, or fewer.
     timed_plan = {name: placements(tables, config.embedding, 1) for name, tables in counts.tables.items()}

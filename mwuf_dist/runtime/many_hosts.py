@@ -87,10 +87,14 @@ class ManyHosts:
 
     def give(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Gives every rank its one of `parts` [n]; returns what each has for us, however much. A collective."""
-        lengths = {other: torch.empty(1, dtype=torch.int64) for other in self._sockets}
-        self._swap({other: torch.tensor([len(parts[other])]) for other in self._sockets}, lengths)
-        out = [part if rank == self._rank else part.new_empty(int(lengths[rank])) for rank, part in enumerate(parts)]
-        self._swap({other: parts[other] for other in self._sockets}, {other: out[other] for other in self._sockets})
+        out, lengths = list(parts), {other: torch.empty(1, dtype=torch.int64) for other in self._sockets}
+        messages = {other: _with_length(parts[other]) for other in self._sockets}
+
+        def rest(other: int) -> torch.Tensor:
+            out[other] = parts[other].new_empty(int(lengths[other]))
+            return out[other]
+
+        self._swap(messages, lengths, rest)
         return out
 
     def close(self) -> None:
@@ -106,19 +110,30 @@ class ManyHosts:
         return sum_in_order([theirs.get(rank, ours) for rank in range(len(theirs) + 1)], like)
 
     @record_function("many_hosts:swap")  # what a profile shows of the time that we wait for the slowest
-    def _swap(self, parts: dict[int, torch.Tensor], theirs: dict[int, torch.Tensor]) -> None:
-        """Sends and receives at once, so that no two ranks wait for each other with full buffers."""
+    def _swap(
+        self,
+        parts: dict[int, torch.Tensor],
+        theirs: dict[int, torch.Tensor],
+        rest: Callable[[int], torch.Tensor] | None = None,
+    ) -> None:
+        """Sends and receives at once, so that no two ranks wait for each other with full buffers.
+
+        Args:
+            parts: for the others.
+            theirs: filled with what they send.
+            rest: makes the tensor that is filled with what a rank sends behind that, once that is there.
+        """
         sending = {other: _bytes(part) for other, part in parts.items() if part.numel()}
-        receiving = {other: _bytes(part) for other, part in theirs.items() if part.numel()}
+        receiving = _Receiving(theirs, rest)
         waits = select.poll()
         for other, one in self._sockets.items():
             self._move(other, sending, receiving)  # mostly all that is sent: there is room in the buffers
             if events := _events(other, sending, receiving):
                 waits.register(one, events)
-        while sending or receiving:
+        while sending or receiving.places:
             ready = waits.poll(min(self._timeout_s * 1e3, _LONGEST_POLL_MS))
             if not ready:
-                silent = min({*sending, *receiving})
+                silent = min({*sending, *receiving.places})
                 raise PeerLostError(f"rank {silent} has said nothing for {self._timeout_s:g} s")
             for descriptor, _ in ready:
                 other = self._places[descriptor]
@@ -130,7 +145,7 @@ class ManyHosts:
                 elif events != before:
                     waits.modify(descriptor, events)
 
-    def _move(self, other: int, sending: dict[int, memoryview], receiving: dict[int, memoryview]) -> None:
+    def _move(self, other: int, sending: dict[int, memoryview], receiving: _Receiving) -> None:
         """Sends and receives what is possible without waiting."""
         try:
             self._send(other, sending)
@@ -146,15 +161,39 @@ class ManyHosts:
                 return
             _advance(sending, other, sent)
 
-    def _receive(self, other: int, receiving: dict[int, memoryview]) -> None:
-        while other in receiving:
+    def _receive(self, other: int, receiving: _Receiving) -> None:
+        while other in receiving.places:
             try:
-                received = self._sockets[other].recv_into(receiving[other])
+                received = self._sockets[other].recv_into(receiving.places[other])
             except BlockingIOError:
                 return
             if not received:
                 raise ConnectionError("its end of the connection is closed")
-            _advance(receiving, other, received)
+            receiving.advance(other, received)
+
+
+class _Receiving:
+    """Says where the next bytes of each rank go.
+
+    Args:
+        theirs: filled first.
+        rest: makes what is filled then.
+
+    Attributes:
+        places: of the ranks that have not sent all.
+    """
+
+    def __init__(self, theirs: dict[int, torch.Tensor], rest: Callable[[int], torch.Tensor] | None) -> None:
+        self.places = {other: _bytes(part) for other, part in theirs.items() if part.numel()}
+        self._rest = {} if rest is None else dict.fromkeys(theirs, rest)
+
+    def advance(self, other: int, num_bytes: int) -> None:
+        """Goes on behind so many bytes of a rank."""
+        _advance(self.places, other, num_bytes)
+        if other not in self.places and other in self._rest:
+            rest = self._rest.pop(other)(other)
+            if rest.numel():
+                self.places[other] = _bytes(rest)
 
 
 def _advance(rest: dict[int, memoryview], other: int, num_bytes: int) -> None:
@@ -163,8 +202,13 @@ def _advance(rest: dict[int, memoryview], other: int, num_bytes: int) -> None:
         del rest[other]
 
 
-def _events(other: int, sending: dict[int, memoryview], receiving: dict[int, memoryview]) -> int:
-    return (select.POLLOUT if other in sending else 0) | (select.POLLIN if other in receiving else 0)
+def _events(other: int, sending: dict[int, memoryview], receiving: _Receiving) -> int:
+    return (select.POLLOUT if other in sending else 0) | (select.POLLIN if other in receiving.places else 0)
+
+
+def _with_length(part: torch.Tensor) -> torch.Tensor:
+    """Puts the length of a part [n] before it, as bytes."""
+    return torch.cat([torch.tensor([len(part)]).view(torch.uint8), part.contiguous().view(torch.uint8)])
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -63,9 +63,9 @@ class _Replay(WarmUp):
     phase: str = PHASES[0]
     history: list[Point] = field(default_factory=list)
 
-    def step(self, batch: Batch, optimizer: Adam) -> torch.Tensor:
+    def step(self, batch: Batch, optimizer: Adam, following: Batch | None = None) -> torch.Tensor:
         """See `WarmUp.step`."""
-        loss = super().step(batch, optimizer)
+        loss = super().step(batch, optimizer, following)
         clicks = int(((batch.item == self.item) & (batch.weight > 0)).sum())
         if clicks:
             self.clicks += clicks

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
 from mwuf_dist.data.batches.histories import History
+from mwuf_dist.data.batches.loader import Batch
+from mwuf_dist.embeddings.sharded_lookups import Want, ask_ahead, fetch_ahead
+
+Ids = TypeVar("Ids")
 
 
 @dataclass(frozen=True)
@@ -74,3 +80,31 @@ class FrozenIds:
     values: tuple[torch.Tensor, ...] = ()
     history: HistoryIds | None = None
     inputs: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+class Fetches(Generic[Ids]):
+    """Fetches what steps look up, each in one exchange, and has that of the next asked for with the present gradients.
+
+    Args:
+        find: what a batch looks up.
+        wants: of that, in which tables.
+    """
+
+    def __init__(self, find: Callable[[Batch], Ids], wants: Callable[[Ids], Sequence[Want]]) -> None:
+        self._find, self._wants = find, wants
+        self._following: tuple[torch.Tensor, Ids] | None = None  # with the batch's items, by which it is known again
+
+    def fetched(self, batch: Batch, following: Batch | None = None) -> Ids:
+        """Finds what a batch looks up, and fetches it. A collective.
+
+        Args:
+            batch: of this step.
+            following: of the next one, if that is known.
+        """
+        known, self._following = self._following, None
+        ids = known[1] if known is not None and known[0] is batch.item else self._find(batch)
+        fetch_ahead(self._wants(ids))
+        if following is not None:
+            self._following = following.item, self._find(following)
+            ask_ahead(self._wants(self._following[1]))
+        return ids

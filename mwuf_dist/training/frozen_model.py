@@ -28,7 +28,7 @@ from mwuf_dist.embeddings.tiles import in_whole_tiles
 from mwuf_dist.embeddings.user_means import ItemUsers, mean_users
 from mwuf_dist.methods.meta_warm_up import algorithm_1_losses
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.training.batch_ids import FrozenIds
+from mwuf_dist.training.batch_ids import Fetches, FrozenIds
 from mwuf_dist.training.model import Model, loss_sum
 
 # From item indices [n] to the embeddings [n, D] that these are scored with.
@@ -144,22 +144,31 @@ class Frozen:
         looked_at = None if history is None else self._model.history_ids(history)[0]
         return FrozenIds(items, index, (user,), self._model.value_ids(values, len(user)), looked_at)
 
-    def fetched(self, batch: Batch, with_inputs: bool = False) -> FrozenIds:
-        """Finds what a step looks up for a batch, and fetches it in one exchange. A collective.
+    def fetches(self, with_inputs: bool = False) -> Fetches[FrozenIds]:
+        """Fetches what steps look up: rows of phi_new, which get gradients, frozen parts, maybe what h and g read."""
 
-        That is rows of phi_new, which get gradients, frozen parts and, `with_inputs`, what h and g read.
-        """
-        ids = self.ids(batch.user, batch.item, batch.history, batch.row_values)
-        with_inputs |= self._head is None
-        inputs = [Want(self.meta_inputs.lookups, (ids.items,), None, False)] if with_inputs else []
-        rows = Want(self._model.new_ids.lookups, (ids.items,), None, torch.is_grad_enabled())
-        fetch_ahead([rows, *inputs, *self._wants(ids)])
-        return replace(ids, inputs=self.inputs(ids.items)) if with_inputs else ids
+        def find(batch: Batch) -> FrozenIds:
+            return self.ids(batch.user, batch.item, batch.history, batch.row_values)
+
+        def wants(ids: FrozenIds) -> list[Want]:
+            rows = Want(self._model.new_ids.lookups, (ids.items,), None, torch.is_grad_enabled())
+            inputs = [] if self._head is None or not with_inputs else [self._want_inputs(ids)]
+            return [rows, *inputs, *self._wants(ids)]
+
+        return Fetches(find, wants)
+
+    def with_inputs(self, ids: FrozenIds) -> FrozenIds:
+        """Adds what h and g read of the items, so that it is looked up once. A collective."""
+        return replace(ids, inputs=self.inputs(ids.items))
+
+    def _want_inputs(self, ids: FrozenIds) -> Want:
+        return Want(self.meta_inputs.lookups, (ids.items,), None, False)
 
     def _wants(self, ids: FrozenIds) -> list[Want]:
-        """Says what `part_of` looks up beside the inputs."""
+        """Says what `part_of` looks up."""
         model = self._model
-        wants = [Want(self._parts.lookups, ids.parts, None, False), *model.wants_of_values(ids.values)]
+        inputs = [self._want_inputs(ids)] if self._head is None else []
+        wants = [*inputs, Want(self._parts.lookups, ids.parts, None, False), *model.wants_of_values(ids.values)]
         return wants if ids.history is None else [*wants, *model.wants_of_history(ids.history)]
 
     @torch.no_grad()
@@ -177,17 +186,15 @@ class Frozen:
         A history is encoded with the rows of phi_new as they are now, without a gradient to them.
         """
         ids = self.ids(user, item, history, values)
-        inputs = [Want(self.meta_inputs.lookups, (ids.items,), None, False)] if self._head is None else []
-        fetch_ahead([*inputs, *self._wants(ids)])
-        return self.part_of(replace(ids, inputs=self.inputs(ids.items)) if inputs else ids)
+        fetch_ahead(self._wants(ids))
+        return self.part_of(ids)
 
     @torch.no_grad()
     def part_of(self, ids: FrozenIds) -> torch.Tensor:
         """Looks up the frozen part [b, P] of rows, as `part` does. A collective."""
         if self._head is not None:
             return self._parts.bag_sums(*ids.parts)
-        assert ids.inputs is not None
-        context, _ = ids.inputs
+        context, _ = ids.inputs or self.inputs(ids.items)
         own = [self._model.fields_of_values(ids.values, len(ids.index))] if self._model.rows else []
         part = torch.cat([context[ids.index], *own, self._parts.rows(*ids.parts)], dim=1)
         if ids.history is None:
@@ -211,7 +218,7 @@ class Frozen:
         Args:
             batch: the rows.
             rows: of phi_new, of n items [n, D].
-            ids: of the batch, from `fetched`.
+            ids: of the batch, from `fetches`.
             scale_and_shift: of the n items, both [n, D].
         """
         part, index = self.part_of(ids), ids.index

@@ -25,8 +25,11 @@ class TrainedModel(Protocol):
 
     implementation: str
 
-    def logit(self, batch: Batch) -> torch.Tensor:
-        """Computes logits [b] of a batch of old items' rows, with gradients to every table and weight. A collective."""
+    def logit(self, batch: Batch, following: Batch | None = None) -> torch.Tensor:
+        """Computes logits [b] of a batch of old items' rows, with gradients to every table and weight. A collective.
+
+        `following` is the batch of the next step, if that is known.
+        """
         ...
 
 
@@ -38,9 +41,9 @@ class AutogradTrained:
     def __init__(self, model: Model, change: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
         self._model, self._change = model, change
 
-    def logit(self, batch: Batch) -> torch.Tensor:
+    def logit(self, batch: Batch, following: Batch | None = None) -> torch.Tensor:
         """See `TrainedModel.logit`."""
-        return self._model.logit(batch, self._change)
+        return self._model.logit(batch, self._change, following)
 
 
 class CompiledTrained:
@@ -51,10 +54,10 @@ class CompiledTrained:
     def __init__(self, model: Model, head: TrainedHead) -> None:
         self._model, self._head = model, head
 
-    def logit(self, batch: Batch) -> torch.Tensor:
+    def logit(self, batch: Batch, following: Batch | None = None) -> torch.Tensor:
         """See `TrainedModel.logit`."""
         model = self._model
-        ids = model.fetched(batch)
+        ids = model.fetches.fetched(batch, following)
         item_side = torch.cat([model.old_ids.rows(ids.old), model.item_fields(ids.fields)], dim=1)
         users = model.users.sides(model.user_tables, ids.user, model.runtime)
         width = item_side.shape[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -75,7 +75,7 @@ def train(
     start: Cursor,
     loader: Batches,
     epochs: int,
-    step: Callable[[Batch], torch.Tensor],
+    step: Callable[[Batch, Batch | None], torch.Tensor],
     tensors: Callable[[], dict[str, Any]] | None,
 ) -> None:
     """Trains from `start` to the end of the last epoch.
@@ -85,7 +85,7 @@ def train(
         start: stage, phase, and the first epoch and step to do.
         loader: the rows.
         epochs: the last epoch is `epochs - 1`.
-        step: trains on a batch and returns this rank's part of the loss.
+        step: trains on a batch, knowing the next one of the epoch, and returns this rank's part of the loss.
         tensors: the state to save when a save is due; None where the stage is not saved before its end.
     """
     title = start.stage if start.stage != "warm_up" else f"warm_up {'abc'[start.phase - 1]}"
@@ -96,10 +96,11 @@ def train(
     with held_back():
         for epoch in range(start.epoch, epochs):
             batches = loader.epoch(epoch, start.step if epoch == start.epoch else 0)
+            pairs = with_following(itertools.islice(batches, session.steps_per_epoch))
             if session.profiler is not None:
-                batches = session.profiler.steps(title, batches)
-            for batch in itertools.islice(batches, session.steps_per_epoch):
-                loss = step(batch)
+                pairs = session.profiler.steps(title, pairs)
+            for batch, following in pairs:
+                loss = step(batch, following)
                 samples += batch.num_rows
                 done += 1
                 bar.update()
@@ -117,6 +118,13 @@ def train(
                     session.leave()
     session.count(start.stage, samples, time.perf_counter() - clock)
     bar.close()
+
+
+def with_following(batches: Iterator[Batch]) -> Iterator[tuple[Batch, Batch | None]]:
+    """Yields each batch with the one behind it, which is read before its step; None behind the last."""
+    for batch, following in itertools.pairwise(itertools.chain(batches, [None])):
+        assert batch is not None
+        yield batch, following
 
 
 def _record(session: Session, start: Cursor, batch: Batch, done: int, trained: int, loss: torch.Tensor) -> None:

@@ -25,7 +25,7 @@ from mwuf_dist.embeddings.tables import Tables
 from mwuf_dist.embeddings.vector_fields import VectorFields
 from mwuf_dist.methods import PretrainedItems
 from mwuf_dist.runtime import Runtime, generator_seed
-from mwuf_dist.training.batch_ids import BatchIds, HistoryIds
+from mwuf_dist.training.batch_ids import BatchIds, Fetches, HistoryIds
 
 
 class Model:
@@ -77,20 +77,27 @@ class Model:
         self.new_in_histories = self.new_ids
         for tables in self.pretrained_tables:
             tables.draw(config.embedding.init_std, config.seed)
+        self.fetches = Fetches(self._ids, self._wants)
 
     @property
     def pretrained_tables(self) -> tuple[Tables, ...]:
         """The tables that `pretrain` trains and everything later leaves alone."""
         return self.user_tables, self.item_tables, self.old_ids, *self.row_tables
 
-    def logit(self, batch: Batch, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+    def logit(
+        self,
+        batch: Batch,
+        change: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        following: Batch | None = None,
+    ) -> torch.Tensor:
         """Returns logits [b] of old items' rows, with gradients to every table and weight. A collective.
 
         Args:
             batch: the rows.
             change: what a method does to the rows' item embeddings [b, D] (`Method.pretrain_item`); None is nothing.
+            following: the batch of the next step, if that is known.
         """
-        ids = self.fetched(batch)
+        ids = self.fetches.fetched(batch, following)
         rows, fields = self.old_ids.rows(ids.old), self.item_fields(ids.fields)
         if ids.history is not None and self.backbone.uses_history_fields:
             fields = fields * ids.history.is_known[:, None]
@@ -104,22 +111,15 @@ class Model:
         weight = None if batch.is_full else batch.weight
         return self.backbone.in_precision(self.backbone, item, context, weight)
 
-    def fetched(self, batch: Batch) -> BatchIds:
-        """Finds what a batch of old items' rows looks up in `pretrain`, and fetches it in one exchange. A collective.
-
-        In one lookup of each table, because a fused one takes a step for each.
-        """
-        ids = self._ids(batch)
+    def _wants(self, ids: BatchIds) -> list[Want]:
+        """Says what `pretrain` looks up: once in each table, because a fused one takes a step for each lookup."""
         trains = torch.is_grad_enabled()
-        fetch_ahead(
-            [
-                Want(self.old_ids.lookups, (ids.old,), None, trains),
-                Want(self.item_tables.lookups, (ids.fields,), self.items, trains),
-                Want(self.user_tables.lookups, (ids.user,), self.users, trains),
-                *self.wants_of_values(ids.values, trains),
-            ]
-        )
-        return ids
+        return [
+            Want(self.old_ids.lookups, (ids.old,), None, trains),
+            Want(self.item_tables.lookups, (ids.fields,), self.items, trains),
+            Want(self.user_tables.lookups, (ids.user,), self.users, trains),
+            *self.wants_of_values(ids.values, trains),
+        ]
 
     def _ids(self, batch: Batch) -> BatchIds:
         values = self.value_ids(batch.row_values, len(batch.user))

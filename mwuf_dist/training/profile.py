@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from mwuf_dist.data.batches.loader import Batch
+Item = TypeVar("Item")
 
 # The first steps of a stage load code and allocate memory.
 _SKIPPED_STEPS = 3
@@ -33,7 +34,7 @@ class StageProfiler:
     def _path(self, stage: str) -> Path:
         return self._folder / f"{stage.replace(' ', '-')}.json"
 
-    def steps(self, stage: str, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def steps(self, stage: str, batches: Iterable[Item]) -> Iterator[Item]:
         """Passes batches on; what happens between the fourth and the ninth of them is traced.
 
         A stage that has been traced, in an earlier epoch, is not traced again, and one of three steps or fewer is not
@@ -48,7 +49,7 @@ class StageProfiler:
                 yield next(batches)
             except StopIteration:
                 return
-        # The loader's work on a batch belongs to the step that it is for.
+        # The loader's work belongs to a step too: that on the batch of the next one.
         with self.whole(stage):
             for number in range(_SKIPPED_STEPS, _SKIPPED_STEPS + _TRACED_STEPS):
                 with record_function(f"{stage}, step {number + 1}"):

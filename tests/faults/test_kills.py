@@ -109,8 +109,14 @@ def test_a_run_goes_on_at_another_world_size_to_the_same_tables(
         assert (tensors[name] - expected).abs().max() <= SAME_TABLES * max(1.0, float(expected.abs().max())), name
 
 
-def test_a_rank_that_is_killed_is_named_by_the_others(tmp_path: Path) -> None:
-    with launched(tmp_path / "run", 2, [Fault(PRETRAIN_STEP, 4, rank=1)]) as launch:
+SHARDED = {"embedding": {"sharding": "row_wise"}, "backbone": {"name": "din", "hidden": [8], "dropout": 0.2}}
+
+
+@pytest.mark.parametrize(
+    ("at", "sections"), [(PRETRAIN_STEP, {}), (PRETRAIN_STEP, SHARDED), (META_TRAIN_STEP, SHARDED)]
+)
+def test_a_rank_that_is_killed_is_named_by_the_others(at: str, sections: dict[str, Any], tmp_path: Path) -> None:
+    with launched(tmp_path / "run", 2, [Fault(at, 4, rank=1)], merge(VALUES, sections)) as launch:
         assert launch.wait(peers_too=False) == [1, KILLED]
         assert "mwuf: rank 0 stops, because rank 1 does not answer: it has died or hangs" in launch.said(0)
         assert "Traceback" not in launch.said(0)

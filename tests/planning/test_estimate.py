@@ -51,7 +51,7 @@ def test_products_are_counted_though_a_compiled_loop_does_them_here(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("sharding", "backbone", "exchanges"),
-    [("row_wise", "deepfm", 3), ("row_wise", "gru4rec", 3), ("column_wise", "deepfm", 15)],
+    [("row_wise", "deepfm", 2), ("row_wise", "gru4rec", 2), ("column_wise", "deepfm", 15)],
 )
 def test_a_plan_counts_exchanges_of_the_way_that_tables_take(
     sharding: str, backbone: str, exchanges: int, tmp_path: Path

@@ -37,7 +37,7 @@ def _shared_memory() -> list[str]:
     return [name for name in names if "mwuf-slot" in name]
 
 
-def _be_a_host() -> None:
+def be_a_host() -> None:
     """Lets this rank take itself for the only one of its host."""
     own = secrets.token_hex()
     one_host._host = lambda: (own, 0, 0)
@@ -46,7 +46,7 @@ def _be_a_host() -> None:
 def _check_everything(num_hosts: int) -> None:
     """In a rank: random sizes and types, short and longer than a slot; every rank knows what each has."""
     if num_hosts > 1:
-        _be_a_host()
+        be_a_host()
     with start(CONFIG) as runtime:
         assert bool(_shared_memory()) == (num_hosts == 1)
         assert runtime.group_of_tables is not None
@@ -91,6 +91,9 @@ def _check_everything(num_hosts: int) -> None:
             assert torch.equal(theirs, torch.cat(expected))
             given = give_over_ranks([part.view(-1) for part in parts])
             assert all(torch.equal(one, other.view(-1)) for one, other in zip(given, expected, strict=True))
+        # More than the buffers between two ranks hold, to some of them.
+        given = give_over_ranks([torch.full((other << 20,), 10 * rank + other) for other in range(world_size)])
+        assert all(torch.equal(one, torch.full((rank << 20,), 10 * other + rank)) for other, one in enumerate(given))
         even = torch.empty(world_size)
         dist.all_to_all_single(even, torch.arange(float(world_size)) + 10 * rank, group=group)
         assert torch.equal(even, 10.0 * torch.arange(world_size) + rank)
@@ -109,7 +112,7 @@ def test_sums_and_exchanges_are_those_of_the_ranks_and_leave_nothing_behind(
 
 def _lose_rank_1(how: int, on_many: bool) -> None:
     if on_many:
-        _be_a_host()
+        be_a_host()
     try:
         with start(build(merge(VALUES, {"runtime": {"timeout_s": 2}}))) as runtime:
             runtime.sum(torch.ones(3))
@@ -132,7 +135,7 @@ def test_a_rank_that_dies_or_is_stopped_in_a_sum_is_named(on_many: bool, how: si
 
 
 def _sum_by_gloo(addresses: tuple[str, str]) -> None:
-    _be_a_host()
+    be_a_host()
     many_hosts._our_address = lambda master: addresses[int(os.environ["RANK"])]
     with start(CONFIG) as runtime:
         assert runtime.group_of_tables is None

@@ -15,7 +15,7 @@ from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.embeddings.tables import FlatParameter
 from mwuf_dist.methods.mwuf import Mwuf
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.training.batch_ids import FrozenIds
+from mwuf_dist.training.batch_ids import Fetches, FrozenIds
 from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.stages.meta_train import MetaTrain
 
@@ -52,6 +52,7 @@ class FrozenStub:
 
     losses: Any = Frozen.losses
     losses_and_gradients: Any = Frozen.losses_and_gradients
+    with_inputs: Any = Frozen.with_inputs
 
     def __init__(self) -> None:
         self.context, self.user_mean = torch.randn(NUM_ITEMS, CONTEXT), torch.randn(NUM_ITEMS, DIM)
@@ -59,9 +60,12 @@ class FrozenStub:
     def inputs(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.context[items], self.user_mean[items]
 
-    def fetched(self, batch: Batch, with_inputs: bool = False) -> FrozenIds:
-        items, index = torch.unique(batch.item, return_inverse=True)
-        return FrozenIds(items, index, (batch.user, batch.item), inputs=self.inputs(items))
+    def fetches(self, with_inputs: bool) -> Fetches[FrozenIds]:
+        def find(batch: Batch) -> FrozenIds:
+            items, index = torch.unique(batch.item, return_inverse=True)
+            return FrozenIds(items, index, (batch.user, batch.item))
+
+        return Fetches(find, lambda ids: [])
 
     def part_of(self, ids: FrozenIds) -> torch.Tensor:
         return self.part(*ids.parts)

@@ -19,19 +19,22 @@ from mwuf_dist.config import build, fitting, merge
 from mwuf_dist.data.batches.histories import History
 from mwuf_dist.data.batches.loader import Batch, Loader
 from mwuf_dist.runtime import start
+from mwuf_dist.runtime.many_hosts import ManyHosts
 from mwuf_dist.runtime.one_host import OneHost
 from mwuf_dist.training.implementations import frozen_model
+from mwuf_dist.training.loop import with_following
 from mwuf_dist.training.optimizers import Adam
 from mwuf_dist.training.run import Run, _prepare
 from mwuf_dist.training.stages.meta_train import MetaTrain
 from mwuf_dist.training.stages.pretrain import Pretrain
 from mwuf_dist.training.stages.warm_up import WarmUp
 from tests.faults.ranks import VALUES, forked
+from tests.runtime.test_one_host import be_a_host
 
 KEYS = {"hidden": [8], "history_length": 6, "dropout": 0.2}
 BACKBONES = ("deepfm", "din", "gru4rec", "encoder")
-# Of all tables: IDs, rows and gradients. Every rank has the sum of all gradients; in warm_up only tables have any.
-SHARDED = {"pretrain": 4, "meta_train": 4, "warm_up": 3}
+# Of all tables: rows, and gradients with the next batch's IDs. Then the sum of dense gradients; warm_up has none.
+SHARDED = {"pretrain": 3, "meta_train": 3, "warm_up": 2}
 REPLICATED = {"pretrain": 1, "meta_train": 1, "warm_up": 1}
 
 
@@ -49,6 +52,7 @@ def _num_exchanges(action: Callable[[], object]) -> int:
 
     with (
         mock.patch.object(OneHost, "_meet", counted(OneHost._meet)),
+        mock.patch.object(ManyHosts, "_swap", counted(ManyHosts._swap)),
         mock.patch.object(dist, "all_reduce", counted(dist.all_reduce)),
         mock.patch.object(dist, "all_to_all_single", counted(dist.all_to_all_single)),
     ):
@@ -73,23 +77,32 @@ def _check(name: str, sharding: str) -> None:
     config = build(values | {"backbone": {"name": name} | fitting("backbone", KEYS, name)})
     with tempfile.TemporaryDirectory() as folder, start(config) as runtime:
         job = Run(config, Path(str(runtime.broadcast(folder))), runtime, _prepare(config, runtime))
-        batches, expected = _batches(job), dict(SHARDED if sharding == "row_wise" else REPLICATED)
+        batches, expected = with_following(_batches(job)), dict(SHARDED if sharding == "row_wise" else REPLICATED)
         norms = [module for module in job.model.backbone.modules() if isinstance(module, GlobalBatchNorm)]
         expected["pretrain"] += 2 * len(norms)
         pretrain = Pretrain(config, job.model, job.method)
         job.model.backbone.train()
-        found = {"pretrain": [_num_exchanges(lambda: pretrain.step(next(batches))) for _ in range(4)]}
+        found = {"pretrain": [_num_exchanges(lambda: pretrain.step(*next(batches))) for _ in range(4)]}
         frozen = frozen_model(job.model, config.embedding)
         meta_train = MetaTrain(config, job.model, frozen, job.method)
-        found["meta_train"] = [_num_exchanges(lambda: meta_train.step(next(batches))) for _ in range(4)]
+        found["meta_train"] = [_num_exchanges(lambda: meta_train.step(*next(batches))) for _ in range(4)]
         warm_up, optimizer = WarmUp(config, job.model, frozen, job.method), Adam([], [(job.model.new_ids, 1e-2)])
-        found["warm_up"] = [_num_exchanges(lambda: warm_up.step(next(batches), optimizer)) for _ in range(4)]
+
+        def step() -> None:
+            batch, following = next(batches)
+            warm_up.step(batch, optimizer, following)
+
+        found["warm_up"] = [_num_exchanges(step) for _ in range(4)]
         job.session.recorder.close()
         runtime.barrier()
-        assert found == {stage: [number] * 4 for stage, number in expected.items()}, (name, sharding, found)
+        # The first step of a stage asks for IDs itself.
+        first = int(sharding == "row_wise")
+        assert found == {stage: [number + first, *[number] * 3] for stage, number in expected.items()}, (name, found)
 
 
-def _check_all() -> None:
+def _check_all(are_hosts: bool) -> None:
+    if are_hosts:
+        be_a_host()
     for name in BACKBONES:
         for sharding in ("row_wise", "auto"):
             _check(name, sharding)
@@ -97,6 +110,7 @@ def _check_all() -> None:
 
 @pytest.mark.dist
 @pytest.mark.skipif(not has_library(), reason="no C++ compiler")
-def test_a_step_makes_few_exchanges_with_histories_and_without(tmp_path: Path) -> None:
-    with forked(_check_all, (), tmp_path / "log", 2) as launch:
+@pytest.mark.parametrize("are_hosts", [False, True])
+def test_a_step_makes_few_exchanges_with_histories_and_without(are_hosts: bool, tmp_path: Path) -> None:
+    with forked(_check_all, (are_hosts,), tmp_path / "log", 2) as launch:
         assert launch.wait() == [0, 0], launch.said()

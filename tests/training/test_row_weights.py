@@ -51,7 +51,7 @@ def test_the_compiled_loop_weighs_rows_as_autograd_does(job: Job) -> None:  # no
     if not isinstance(frozen, CompiledFrozen):
         pytest.skip("no compiled loops here")
     batch = batch_of(64, torch.rand(64, generator=torch.Generator().manual_seed(1)) * 5)
-    ids = frozen.fetched(batch)
+    ids = frozen.fetches().fetched(batch)
     rows = torch.randn(len(ids.items), job.model.dim, generator=torch.Generator().manual_seed(2))
     pair = (torch.rand_like(rows) + 0.5, torch.randn_like(rows) * 0.1)
     plain = Frozen.losses_and_gradients

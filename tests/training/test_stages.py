@@ -19,7 +19,7 @@ from mwuf_dist.evaluation.metrics import auc
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.training import run as run_module
 from mwuf_dist.training.run import Run
-from mwuf_dist.training.stages.meta_train import MetaTrain
+from mwuf_dist.training.stages.meta_train import MetaTrain, held_out_items
 from mwuf_dist.training.stages.warm_up import WarmUp
 from tests.tiny import tiny
 
@@ -83,8 +83,8 @@ def test_held_out_items_are_used_to_stop_only(tmp_path: Path) -> None:
     for flipped in (False, True):
         with pytest.MonkeyPatch.context() as patch, made(config, tmp_path / str(flipped)) as job:
             job.pretrain(None)
-            held_out = MetaTrain(config, job.model, None, job.method)._held_out  # type: ignore[arg-type]
-            assert held_out is not None and held_out.sum() == job.model.num_old // 10
+            held_out = held_out_items(config.seed, job.model.num_old)
+            assert held_out.sum() == job.model.num_old // 10
             if flipped:
                 patch_labels(patch, "pretrain", flip_of(held_out.numpy()))
             job.meta_train()
@@ -116,9 +116,9 @@ def test_order_time_trains_in_time_order_and_differs_from_shuffled(tmp_path: Pat
         for stage, owner in (("pretrain", run_module.Pretrain), ("meta_train", MetaTrain)):
             step = owner.step
 
-            def spied(self: Any, batch: Any, step: Any = step, stage: str = stage) -> torch.Tensor:
+            def spied(self: Any, batch: Any, *following: Any, step: Any = step, stage: str = stage) -> torch.Tensor:
                 seen[stage] += batch.user[batch.weight > 0].tolist()
-                return step(self, batch)
+                return step(self, batch, *following)
 
             patch.setattr(owner, "step", spied)
         job.pretrain(None)

@@ -55,7 +55,7 @@ class EpisodeTrain:
             for items in parts
         ]
 
-        def step(batch: Batch) -> torch.Tensor:
+        def step(batch: Batch, _: Batch | None) -> torch.Tensor:
             loss = self.loss(batch)
             loss.backward()
             self.optimizer.sum_gradients(session.runtime)

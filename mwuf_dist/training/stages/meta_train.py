@@ -44,6 +44,7 @@ class MetaTrain:
             dense=[("method", self.method, settings.learning_rate_warm)],
             tables=[(self.model.new_ids, settings.learning_rate_cold)],
         )
+        self._fetches = self.frozen.fetches(with_inputs=True)
         self._held_out: torch.Tensor | None = None
         if settings.epochs == "auto":
             self._held_out = held_out_items(self.config.seed, self.model.num_old).to(self.model.runtime.device)
@@ -58,22 +59,23 @@ class MetaTrain:
         loader = self.model.pretrain_rows(prepared, settings.order, settings.batch_size, self.config.seed)
         train_epochs(session, start, loader, settings, self.step, tensors, lambda: self._held_out_loss(loader))
 
-    def step(self, batch: Batch) -> torch.Tensor:
-        """Returns one step of Algorithm 1, in one backward; returns this rank's part of L_cold + L_warm.
+    def step(self, batch: Batch, following: Batch | None = None) -> torch.Tensor:
+        """Takes one step of Algorithm 1, in one backward; returns this rank's part of L_cold + L_warm.
 
         L_cold reaches the rows of phi_new, L_warm only the meta networks, because v_warm is made from v.detach(): both
-        updates of the algorithm come from one lookup and one backward, with the same v.
+        updates of the algorithm come from one lookup and one backward, with the same v. `following` is the batch of the
+        next step, if that is known.
         """
         if self._held_out is not None:
             batch = replace(batch, weight=batch.weight * ~self._held_out[batch.item], is_full=False)
-        loss = self.loss_with_gradients(batch)
+        loss = self.loss_with_gradients(batch, following)
         self.optimizer.sum_gradients(self.model.runtime)
         self.optimizer.step()
         return loss
 
-    def loss_with_gradients(self, batch: Batch) -> torch.Tensor:
+    def loss_with_gradients(self, batch: Batch, following: Batch | None = None) -> torch.Tensor:
         """Computes L_cold + L_warm of this rank's rows, and gives phi_new and the meta networks their gradients."""
-        ids = self.frozen.fetched(batch, with_inputs=True)
+        ids = self.frozen.with_inputs(self._fetches.fetched(batch, following))
         rows, pair = self.model.new_ids.rows_to_train(ids.items), self._scale_and_shift(ids)
         losses, (d_rows, *d_pair) = self.frozen.losses_and_gradients(batch, rows, ids, pair)
         self.model.new_ids.set_gradient(ids.items, rows, d_rows)
@@ -93,7 +95,7 @@ class MetaTrain:
         total = torch.zeros(2, dtype=torch.float64, device=self.model.runtime.device)
         for batch in loader.epoch(0):
             ours = replace(batch, weight=batch.weight * self._held_out[batch.item], is_full=False, num_rows=1)
-            ids = self.frozen.fetched(batch, with_inputs=True)
+            ids = self.frozen.with_inputs(self._fetches.fetched(batch))
             losses = self.frozen.losses(ours, self.model.new_ids.rows(ids.items), ids, self._scale_and_shift(ids))
             counted = ours.weight if ours.loss_weight is None else ours.loss_weight
             total += torch.stack([losses[1].double(), counted.sum().double()])
@@ -112,7 +114,7 @@ def train_epochs(
     start: Cursor,
     loader: Batches,
     settings: MetaTrainConfig,
-    step: Callable[[Batch], torch.Tensor],
+    step: Callable[[Batch, Batch | None], torch.Tensor],
     tensors: Callable[[], dict[str, Any]],
     held_out_loss: Callable[[], float],
 ) -> None:

@@ -63,15 +63,18 @@ class Pretrain:
         train(session, start, loader, settings.epochs, self.step, self.tensors)
         fill_unused_rows(self.model, prepared)
 
-    def step(self, batch: Batch) -> torch.Tensor:
-        """Returns one step; returns this rank's part of the mean loss."""
+    def step(self, batch: Batch, following: Batch | None = None) -> torch.Tensor:
+        """Takes one step; returns this rank's part of the mean loss.
+
+        `following` is the batch of the next step, if that is known.
+        """
         # Masks are a function of the cursor, so that a resumed run draws the same ones; torch's generator is for code
         # that is not the package's own.
         runtime, key = self.model.runtime, (self.config.seed, 2, batch.epoch, batch.step)
         draws.begin(*key, first_row=batch.first_row)
         runtime.seed(generator_seed(*key, runtime.rank))
         weight = None if self._item_weight is None else self._item_weight[batch.item]
-        loss = loss_sum(self.trained.logit(batch), batch, weight)
+        loss = loss_sum(self.trained.logit(batch, following), batch, weight)
         loss.backward()
         self.optimizer.sum_gradients(runtime)
         self.optimizer.step(self._rate(batch))

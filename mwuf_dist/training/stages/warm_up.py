@@ -42,6 +42,7 @@ class WarmUp:
     _fit: ItemFit | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        self._fetches = self.frozen.fetches()
         if self.method.fits_items:
             self._fit = ItemFit(self.model, self.frozen, self.method)
 
@@ -61,8 +62,8 @@ class WarmUp:
         histories = self.model.histories(prepared, phase - 1)
         loader = Loader(prepared, splits, settings.batch_size, seed, session.runtime, histories=histories)
 
-        def step(batch: Batch) -> torch.Tensor:
-            return self.step(batch, optimizer)
+        def step(batch: Batch, following: Batch | None) -> torch.Tensor:
+            return self.step(batch, optimizer, following)
 
         train(session, Cursor("warm_up", phase), loader, settings.epochs, step, tensors=None)
         if self.method.regenerates:
@@ -83,16 +84,19 @@ class WarmUp:
         num_rows = fit.run_phase(prepared, phase, start)
         session.count("warm_up", num_rows, time.perf_counter() - clock)
 
-    def step(self, batch: Batch, optimizer: Adam) -> torch.Tensor:
-        """Returns one step on L_cold; returns this rank's part of it."""
-        loss = self.loss_with_gradients(batch)
+    def step(self, batch: Batch, optimizer: Adam, following: Batch | None = None) -> torch.Tensor:
+        """Takes one step on L_cold; returns this rank's part of it.
+
+        `following` is the batch of the next step, if that is known.
+        """
+        loss = self.loss_with_gradients(batch, following)
         optimizer.sum_gradients(self.model.runtime)
         optimizer.step()
         return loss
 
-    def loss_with_gradients(self, batch: Batch) -> torch.Tensor:
+    def loss_with_gradients(self, batch: Batch, following: Batch | None = None) -> torch.Tensor:
         """Computes L_cold of this rank's rows, and gives phi_new its gradient."""
-        ids = self.frozen.fetched(batch)
+        ids = self._fetches.fetched(batch, following)
         rows = self.model.new_ids.rows_to_train(ids.items)
         losses, (d_rows,) = self.frozen.losses_and_gradients(batch, rows, ids)
         self.model.new_ids.set_gradient(ids.items, rows, d_rows)
