@@ -31,8 +31,9 @@ import torch
 
 from benchmarks.contest import Ours, Step, full_batches
 from benchmarks.record import ROOT, Figure, Record, Row, command_line, interleaved, processor_clock, table
-from benchmarks.train_step import LOSS_TOLERANCE, STAGES, benchmark_config, start_command
-from mwuf_dist.config import Config
+from benchmarks.train_step import STAGES, benchmark_config, loss_tolerance, start_command
+from mwuf_dist.backbones.afn import Afn
+from mwuf_dist.config import BackboneConfig, Config
 from mwuf_dist.data.batches.loader import Loader
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.embeddings.lookups import KernelLookups, LoopLookups
@@ -98,7 +99,7 @@ PATHS = (
             "mwuf_dist/backbones/pnn.py:Pnn.trained_head",
             "mwuf_dist/training/implementations.py:CompiledTrained",
             f"{_KERNELS}/trained_rows.py",
-            *(f"{_CPU}/{name}" for name in ("trained_rows.cpp", "trained_pass.h", "batch_norm.h")),
+            *(f"{_CPU}/{name}" for name in ("trained_rows.cpp", "trained_pass.h")),
         ),
         ((implementations, "CompiledTrained", lambda model, _: implementations.AutogradTrained(model, None)),),
     ),
@@ -108,7 +109,7 @@ PATHS = (
             "mwuf_dist/training/frozen_model.py:CompiledFrozen",
             *(f"mwuf_dist/backbones/frozen_head.py:{name}.compiled" for name in ("FoldedHead", "FoldedPairs")),
             f"{_KERNELS}/frozen_rows.py",
-            f"{_CPU}/frozen_rows.cpp",
+            *(f"{_CPU}/{name}" for name in ("frozen_rows.cpp", "frozen_pass.h")),
         ),
         ((implementations, "CompiledFrozen", Frozen),),
     ),
@@ -150,6 +151,22 @@ PATHS = (
         backbone="gru4rec",
     ),
     FastPath(
+        "log_neurons",
+        (
+            *(f"mwuf_dist/backbones/afn.py:{name}" for name in ("FoldedPowers", "Afn.fold")),
+            f"{_KERNELS}/log_neurons.py",
+            *(f"{_CPU}/{name}" for name in ("log_neurons.cpp", "frozen_powers.h", "powers.h")),
+        ),
+        (*_never("mwuf_dist.backbones.afn", "has_loop"), (Afn, "fold", lambda _: None)),
+        backbone="afn",
+    ),
+    FastPath(
+        "mlp_logit",
+        tuple(f"mwuf_dist/backbones/compiled_head.py:{name}" for name in ("mlp_logit", "_FrozenFunction")),
+        _never("mwuf_dist.backbones.compiled_head", "has_loop"),
+        backbone="dcn",
+    ),
+    FastPath(
         "activation_unit",
         (f"{_KERNELS}/activation_unit.py", f"{_CPU}/activation_unit.cpp"),
         _never("mwuf_dist.backbones.din", "has_loop"),
@@ -157,8 +174,8 @@ PATHS = (
     ),
 )
 SHARED = (
-    f"{_KERNELS}/native.py",
-    *(f"{_CPU}/{name}" for name in ("rows.h", "partial_sums.h", "segments.h", "pool.h", "pool.cpp")),
+    *(f"{_KERNELS}/{name}.py" for name in ("native", "batch_norm")),
+    *(f"{_CPU}/{name}" for name in ("rows.h", "batch_norm.h", "partial_sums.h", "segments.h", "pool.h", "pool.cpp")),
 )
 
 
@@ -220,7 +237,7 @@ class _Program:
     def _weights(self) -> list[torch.Tensor]:
         model = self.job.model
         tables = [flat.weights for one in (*model.pretrained_tables, model.new_ids) for flat in one.flat_parameters()]
-        return [*tables, *model.backbone.parameters(), *self.job.method.parameters()]
+        return [*tables, *model.backbone.state_dict().values(), *self.job.method.parameters()]
 
     def stage(self, name: str) -> Step:
         """A step of a stage."""
@@ -247,7 +264,7 @@ def measure(config: Config, paths: Sequence[FastPath], num_steps: int, rounds: i
             for program in programs.values():
                 program.take(programs["fast"])
             steps = {name: program.stage(stage) for name, program in programs.items()}
-            _compare(steps, stage, LOSS_TOLERANCE[config.backbone.precision])
+            _compare(steps, stage, config.backbone)
             seconds: dict[str, list[float]] = {name: [] for name in steps}
             for _ in range(rounds):  # In any order: behind a slow one, whose memory fills the caches, all are slower.
                 order = shuffled.sample([*steps], len(steps))
@@ -272,13 +289,14 @@ def _programs(config: Config, switches: Mapping[str, Sequence[Switch]]) -> Itera
             program.job.session.recorder.close()
 
 
-def _compare(steps: dict[str, Step], stage: str, tolerance: float) -> None:
-    for _ in range(_WARM_STEPS):
+def _compare(steps: dict[str, Step], stage: str, backbone: BackboneConfig) -> None:
+    for number in range(_WARM_STEPS):
         found = {name: step() for name, step in steps.items()}
         if stage == "evaluate":
             continue
         for name, loss in found.items():
             expected = float(found["fast"])
+            tolerance = loss_tolerance(backbone, number)
             assert abs(float(loss) - expected) <= tolerance * expected, f"{name}, {stage}: {loss} and {expected}"
 
 

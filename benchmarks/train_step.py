@@ -40,7 +40,10 @@ from mwuf_dist.training.run import Run, _prepare
 
 STAGES = ("pretrain", "meta_train", "warm_up", "evaluate")
 # Losses of the two programs over the first steps agree to this, relative to the loss.
-LOSS_TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-3}
+_LOSS_TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-3}
+# Of AFN after the first step: torch's BatchNorm of logarithms is off by 1e-5 of what it gives, 1 / |e| makes 3e-2 of
+# the gradient of that (float64; ours 1e-6), and where it turns the sign, Adam's first steps go the other way.
+_LOSS_TOLERANCE_AFN = 4e-3
 _WARM_STEPS = 5
 
 
@@ -48,12 +51,13 @@ def measure(job: Run, num_steps: int, rounds: int) -> list[Row]:
     """One row per stage."""
     contestants = Contestants(job)
     clock, unit = processor_clock(torch.get_num_threads())
-    rows, tolerance = [], LOSS_TOLERANCE[job.config.backbone.precision]
+    rows = []
     for stage in STAGES:
         theirs, ours = getattr(contestants, stage)()
         if stage != "evaluate":
-            for _ in range(_WARM_STEPS):
+            for step in range(_WARM_STEPS):
                 expected, found = float(theirs()), float(ours())
+                tolerance = loss_tolerance(job.config.backbone, step)
                 assert abs(found - expected) <= tolerance * expected, f"{stage}: losses {found} and {expected}"
         steps = {
             "plain PyTorch": theirs,
@@ -73,6 +77,12 @@ def measure(job: Run, num_steps: int, rounds: int) -> list[Row]:
         more |= _of_roofline(cost, roofline.measure(clock), mine.p50, better.p50)
         rows.append(Row(stage, f"samples/{unit}", True, mine, better, limit, more=more))
     return rows
+
+
+def loss_tolerance(backbone: BackboneConfig, step: int) -> float:
+    """Says how far the losses of two programs may be apart in a step, relative to the loss."""
+    tolerance = _LOSS_TOLERANCE[backbone.precision]
+    return max(tolerance, _LOSS_TOLERANCE_AFN) if step and backbone.name == "afn" else tolerance
 
 
 def _cost(contestants: Contestants, stage: str, theirs: Callable[[], object]) -> roofline.Cost:

@@ -3,11 +3,13 @@
 from mwuf_kernels._autograd import backward_from
 from mwuf_kernels.activation_unit import activation_unit
 from mwuf_kernels.adam import AdamSettings, adam_step_, adam_step_by_row_
+from mwuf_kernels.batch_norm import TrainedNorm
 from mwuf_kernels.bulk_warm import bulk_warm, bulk_warm_reference
 from mwuf_kernels.dropout_noise import dropout_noise_
-from mwuf_kernels.frozen_rows import FrozenRows, PairWeights, PartRows
+from mwuf_kernels.frozen_rows import FrozenRows, PairWeights, PartRows, PowerWeights
 from mwuf_kernels.history_attention import history_attention
 from mwuf_kernels.history_gru import history_gru
+from mwuf_kernels.log_neurons import LogNeurons, log_neurons
 from mwuf_kernels.meta_networks import (
     Network,
     meta_networks,
@@ -17,7 +19,7 @@ from mwuf_kernels.meta_networks import (
 from mwuf_kernels.native import has_library, has_loop, set_num_threads, without_library
 from mwuf_kernels.segments import segment_sums, segments
 from mwuf_kernels.table_rows import EntityFields, add_table_rows_, distinct_ids, table_rows
-from mwuf_kernels.trained_rows import BatchSide, TrainedLayer, TrainedNorm, TrainedRows
+from mwuf_kernels.trained_rows import BatchSide, TrainedLayer, TrainedRows
 from mwuf_kernels.user_mean import user_mean, user_mean_reference
 from mwuf_kernels.warm_embedding import warm_embedding, warm_embedding_backward, warm_embedding_reference
 
@@ -26,9 +28,11 @@ __all__ = [
     "BatchSide",
     "EntityFields",
     "FrozenRows",
+    "LogNeurons",
     "Network",
     "PairWeights",
     "PartRows",
+    "PowerWeights",
     "TrainedLayer",
     "TrainedNorm",
     "TrainedRows",
@@ -45,6 +49,7 @@ __all__ = [
     "has_loop",
     "history_attention",
     "history_gru",
+    "log_neurons",
     "meta_networks",
     "meta_networks_backward",
     "meta_networks_reference",

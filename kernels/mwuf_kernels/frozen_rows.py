@@ -9,6 +9,9 @@ With products of pairs of fields in its first layer (PNN), parts hold the fields
 what is under the ReLU gets the products <v, e_j> and <e_i, e_j> that are of no user and of no item alone, times their
 rows of the first layer.
 
+Over powers of fields (AFN), parts hold the logarithms of the fields in place of all that is before the constant, zero
+where the item embedding's would be, and the logit is constant + layers(exp(powers . logarithms + bias)).
+
 `mwuf_dist.backbones.FoldedHead` is the same in torch, and what a test holds this equal to.
 """
 
@@ -26,8 +29,9 @@ _PADDED = 16  # Widths are padded to multiples of it: of every register's width.
 
 _Head = structure(
     "head",
-    longs="dim inputs padded_inputs hidden interactions depth item_fields user_fields",
-    pointers="widths weights transposed biases out linear crossed",
+    longs="dim inputs padded_inputs hidden interactions depth item_fields user_fields fields neurons",
+    floats="smallest",
+    pointers="widths weights transposed biases out linear crossed powers power_bias",
 )
 
 
@@ -60,16 +64,35 @@ class PairWeights:
     crossed: torch.Tensor
 
 
+@dataclass(frozen=True)
+class PowerWeights:
+    """Neurons y = exp(weight ln|e| + bias) of each of the D columns of F fields, which the first layer reads.
+
+    Attributes:
+        weight: [L, F]; the item embedding is the first field.
+        bias: [L].
+        first_bias: of the first layer [H].
+        smallest: absolute values below it count as it.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    first_bias: torch.Tensor
+    smallest: float
+
+
 class FrozenRows:
     """One frozen head.
 
     Args:
-        item_weight: the item's rows of the first layer [D, H]; None where there are no layers.
+        item_weight: the item's rows of the first layer [D, H], or all of them with `powers` [D*L, H]; None where there
+            are no layers.
         layers: (weight [out, in], bias [out]) of the hidden layers after the first, then of the output [1, in]. The
             first layer's bias and the output's are in the parts.
         linear: of the item embedding [D].
         interactions: whether parts hold S.
         pairs: of a head whose parts hold fields; there are layers then.
+        powers: of a head whose parts hold logarithms; likewise.
 
     Raises:
         RuntimeError: there is no compiled library: ask `has_library` first.
@@ -82,6 +105,7 @@ class FrozenRows:
         linear: torch.Tensor,
         interactions: bool,
         pairs: PairWeights | None = None,
+        powers: PowerWeights | None = None,
     ) -> None:
         found = library()
         if found is None:
@@ -101,9 +125,15 @@ class FrozenRows:
             assert item_weight is not None
             item_weight = torch.cat([item_weight, pairs.of_item])
             inputs, num_fields, crossed = len(item_weight), pairs.crossed.shape[:2], pairs.crossed.flatten(0, 1)
+        num_powers, smallest, of_powers = (0, 0), 0.0, (linear.new_empty(0, 0), linear.new_empty(0))
+        if powers is not None:
+            assert item_weight is not None
+            inputs, num_powers, smallest = len(item_weight), powers.weight.shape[::-1], powers.smallest
+            of_powers = powers.weight.t(), powers.bias
         if item_weight is not None:
             weights = [item_weight, *(weight.t() for weight, _ in layers[:-1])]
-            biases = [item_weight.new_zeros(hidden), *(bias for _, bias in layers[:-1])]
+            first_bias = item_weight.new_zeros(hidden) if powers is None else powers.first_bias
+            biases = [first_bias, *(bias for _, bias in layers[:-1])]
         forward = [_padded(weight) for weight in weights]
         out = layers[-1][0][0] if layers else linear.new_zeros(0)
         # Kept, because the library has only their addresses.
@@ -114,14 +144,15 @@ class FrozenRows:
             _padded(out[None])[0],
             _padded(F.pad(linear, (0, inputs - self._dim))[None])[0],
             _padded(crossed),
+            *(one.float().contiguous() for one in of_powers),
         )
         depth = len(forward)
         groups = [_addresses(self._tensors[start * depth : (start + 1) * depth]) for start in range(3)]
         widths = (ctypes.c_long * depth)(*(weight.shape[1] for weight in forward))
         self._arrays = (widths, *groups)
         self._head = _Head(
-            self._dim, inputs, len(self._tensors[-2]), hidden, int(interactions), depth, *num_fields,
-            *(ctypes.addressof(array) for array in self._arrays), *map(address, self._tensors[-3:]),
+            self._dim, inputs, len(self._tensors[-4]), hidden, int(interactions), depth, *num_fields, *num_powers,
+            smallest, *(ctypes.addressof(array) for array in self._arrays), *map(address, self._tensors[-5:]),
         )  # fmt: skip
 
     def logits(self, rows: PartRows) -> torch.Tensor:

@@ -8,26 +8,20 @@ and `mwuf_dist.backbones.pnn.Pnn`'s `forward`, with autograd.
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
+from mwuf_kernels.batch_norm import Exchange, Layer, TrainedNorm
 from mwuf_kernels.native import address, library, structure
 
 _Side = structure("side", longs="rows width column", pointers="x index d_x")
-_Layer = structure(
-    "layer",
-    longs="num_in num_out",
-    pointers="weight bias gamma beta running_mean running_var noise z a mean scale d_weight d_bias d_gamma d_beta",
-)
 _Trained = structure(
     "trained",
     longs="n dim interactions depth num_sides num_pairs",
     floats="momentum eps",
     pointers="linear linear_bias out out_bias total pairs d_linear d_out d_bias sum_over_ranks",
 )
-_SumOverRanks = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_double), ctypes.c_long)
 
 
 @dataclass(frozen=True)
@@ -43,18 +37,6 @@ class BatchSide:
     embeddings: torch.Tensor
     index: torch.Tensor | None
     column: int
-
-
-@dataclass(frozen=True)
-class TrainedNorm:
-    """BatchNorm [out] after a layer's product: weight, bias, and moments that a forward pass moves."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
-    momentum: float
-    eps: float
 
 
 @dataclass(frozen=True)
@@ -116,7 +98,6 @@ class TrainedRows:
     interactions: bool
     num_pairs: int = 0
     sum_over_ranks: Callable[[torch.Tensor], object] | None = None
-    _kept: list[torch.Tensor] = field(default_factory=list, init=False)
 
     def forward(self) -> torch.Tensor:
         """Returns logits [B]."""
@@ -131,7 +112,7 @@ class TrainedRows:
         self._total = new(num_rows, self.dim) if self.interactions else None
         self._pairs = new(num_rows, self.num_pairs) if self.num_pairs else None
         logit = new(num_rows)
-        self._call("mwuf_trained_forward", logit, None)
+        self._call("mwuf_trained_forward", logit)
         return logit
 
     def backward(self, d_logit: torch.Tensor) -> TrainedGradients:
@@ -152,33 +133,45 @@ class TrainedRows:
             None if self.out is None else torch.empty_like(self.out[0]),
             d_logit.new_empty(1),
         )
-        self._call("mwuf_trained_backward", d_logit, gradients)
+        self._call("mwuf_trained_backward", d_logit, gradients.sides, gradients)
         return gradients
 
-    def _call(self, name: str, logit: torch.Tensor, gradients: TrainedGradients | None) -> None:
+    def backward_to_sides(self, d_logit: torch.Tensor) -> list[torch.Tensor]:
+        """Returns gradients of the sides' embeddings alone, of layers without norms, pairs or a linear part."""
+        assert self.linear is None and not self.num_pairs and all(layer.norm is None for layer in self.layers)
+        sides = [torch.empty_like(side.embeddings) for side in self.sides]
+        self._call("mwuf_trained_backward", d_logit, sides)
+        return sides
+
+    def _call(
+        self,
+        name: str,
+        logit: torch.Tensor,
+        d_sides: Sequence[torch.Tensor] | None = None,
+        gradients: TrainedGradients | None = None,
+    ) -> None:
         found = library()
         assert found is not None, "there is no compiled library: ask has_library first"
         sides = (_Side * len(self.sides))(
             *(
                 (*side.embeddings.shape, side.column, address(side.embeddings), address(side.index),
-                 None if gradients is None else address(gradients.sides[place]))
+                 None if d_sides is None else address(d_sides[place]))
                 for place, side in enumerate(self.sides)
             )
         )  # fmt: skip
         d_layers = [None] * len(self.layers) if gradients is None else gradients.layers
-        layers = (_Layer * len(self.layers))(*(self._layer(place, d) for place, d in enumerate(d_layers)))
+        layers = (Layer * len(self.layers))(*(self._layer(place, d) for place, d in enumerate(d_layers)))
         norm = self.layers[0].norm if self.layers else None
         d = (None, None, None) if gradients is None else (gradients.linear, gradients.out, gradients.bias)
-        exchange = None if self.sum_over_ranks is None else _Exchange(self.sum_over_ranks)
+        exchange = Exchange(self.sum_over_ranks)
         net = _Trained(
             self._num_rows, self.dim, int(self.interactions), len(self.layers), len(self.sides), self.num_pairs,
             norm.momentum if norm else 0.0, norm.eps if norm else 0.0,
             *map(address, (*(self.linear or (None, None)), *(self.out or (None, None)), self._total, self._pairs, *d)),
-            None if exchange is None else ctypes.cast(exchange.function, ctypes.c_void_p),
+            exchange.address,
         )  # fmt: skip
         getattr(found, name)(ctypes.byref(net), sides, layers, ctypes.c_void_p(address(logit)))
-        if exchange is not None and exchange.error is not None:
-            raise exchange.error
+        exchange.raise_error()
 
     def _layer(self, place: int, d: LayerGradients | None) -> tuple[int | None, ...]:
         layer, (output, product) = self.layers[place], self._states[place]
@@ -190,21 +183,3 @@ class TrainedRows:
         of_d = (None,) * 4 if d is None else (d.weight, d.bias, d.norm_weight, d.norm_bias)
         tensors = (layer.weight, layer.bias, *of_norm, layer.noise, product, output, *moments, *of_d)
         return num_in, num_out, *map(address, tensors)
-
-
-class _Exchange:
-    """Sums over the ranks for the loop. An error cannot pass through C: it is kept, and no more is sent."""
-
-    def __init__(self, sum_over_ranks: Callable[[torch.Tensor], object]) -> None:
-        self._sum = sum_over_ranks
-        self.error: BaseException | None = None
-        self.function = _SumOverRanks(self._call)
-
-    def _call(self, values: Any, num: int) -> None:
-        if self.error is not None:
-            return
-        try:
-            memory = (ctypes.c_double * num).from_address(ctypes.addressof(values.contents))
-            self._sum(torch.frombuffer(memory, dtype=torch.float64))
-        except BaseException as error:
-            self.error = error

@@ -1,4 +1,4 @@
-"""A `LinearFirstLayer` or a `Pnn` in training as one compiled loop over the rows of a batch.
+"""A `LinearFirstLayer`, a `Pnn` or an `MLP` as one compiled loop over the rows of a batch.
 
 The first layer is linear in the field embeddings (and in the products of their pairs), so each *side* of a row
 contributes a part of its own, and a side whose rows repeat within a batch (the item) is computed once per distinct row.
@@ -8,13 +8,14 @@ and autograd writes each intermediate anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from mwuf_kernels import BatchSide, TrainedLayer, TrainedNorm, TrainedRows
+from mwuf_kernels import BatchSide, TrainedLayer, TrainedNorm, TrainedRows, has_loop
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -95,7 +96,7 @@ class TrainedHead:
             self._dim,
             self._interactions,
             self._num_pairs,
-            sum_over_ranks_ if dist.get_world_size() > 1 else None,
+            rank_sums(),
         )
 
     def _layer(self, depth: int, noise: torch.Tensor | None) -> TrainedLayer:
@@ -103,11 +104,7 @@ class TrainedHead:
         assert mlp is not None
         linear, norm = mlp.linears[depth], None if mlp.norms is None else mlp.norms[depth]
         assert isinstance(linear, nn.Linear) and (norm is None or isinstance(norm, GlobalBatchNorm))
-        moments = None
-        if norm is not None:
-            tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-            moments = TrainedNorm(*tensors, norm.momentum, norm.eps)
-        return TrainedLayer(linear.weight, linear.bias, moments, noise)
+        return TrainedLayer(linear.weight, linear.bias, None if norm is None else trained_norm(norm), noise)
 
     def gradients(self, rows: TrainedRows, d_logit: torch.Tensor) -> list[torch.Tensor | None]:
         """Returns gradients of the sides' embeddings and of the parameters, in the order of `logit`."""
@@ -129,6 +126,39 @@ class TrainedHead:
         return [*found.sides, *(by_name[name] for name in self._names)]
 
 
+def trained_norm(norm: GlobalBatchNorm) -> TrainedNorm:
+    """Gives a loop the weights and running moments of a norm."""
+    return TrainedNorm(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps)
+
+
+def rank_sums() -> Callable[[torch.Tensor], object] | None:
+    """Gives a loop what sums up moments over the ranks; None where there is one."""
+    return sum_over_ranks_ if dist.get_world_size() > 1 else None
+
+
+def mlp_logit(mlp: MLP, pieces: Sequence[torch.Tensor], row_weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Computes `mlp(torch.cat(pieces, dim=1), row_weight)`, in a compiled loop where one may stand in its place.
+
+    Most of an MLP's time are its products. The loop's take half of torch's (one thread with AVX-512, 512 x 64 weights),
+    the pieces [B, ...] are read where they lie, and what is between two layers stays in the cache.
+    """
+    parameters = {f"mlp.{name}": one for name, one in mlp.named_parameters()}
+    is_frozen = not torch.is_grad_enabled() or not any(one.requires_grad for one in parameters.values())
+    if not (mlp.training or is_frozen) or not has_loop(*pieces, *parameters.values()):
+        return mlp(torch.cat(list(pieces), dim=1), row_weight)
+    columns = itertools.accumulate((piece.shape[1] for piece in pieces), initial=0)
+    sides = [BatchSide(piece.contiguous(), None, column) for piece, column in zip(pieces, columns, strict=False)]
+    if mlp.training:
+        return TrainedHead(1, None, mlp, False, 0, parameters).logit(sides, row_weight)
+    *layers, (weight, bias) = mlp.frozen_layers()
+    rows = [TrainedLayer(*layer, None, None) for layer in layers]
+    detached = [replace(side, embeddings=side.embeddings.detach()) for side in sides]
+    trained = TrainedRows(detached, rows, None, (weight[0], bias), 1, False)
+    out = _FrozenFunction.apply(trained, *(side.embeddings for side in sides))
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -145,3 +175,15 @@ class _Function(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_logit: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return None, None, None, *ctx.head.gradients(ctx.rows, d_logit.contiguous())
+
+
+class _FrozenFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: TrainedRows, *_: torch.Tensor) -> torch.Tensor:
+        ctx.rows = rows
+        return rows.forward()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_logit: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, *ctx.rows.backward_to_sides(d_logit.contiguous())

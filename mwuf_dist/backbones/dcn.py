@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, Shape
+from mwuf_dist.backbones.compiled_head import mlp_logit
 from mwuf_dist.backbones.layers import MLP
 from mwuf_dist.config import Depth, MlpConfig, section
 
@@ -51,4 +52,4 @@ class Dcn(Backbone):
     ) -> torch.Tensor:
         """See `Backbone.forward`."""
         first = torch.cat([item, context], dim=1)  # x_0 [B, F*D]
-        return self.out(self.crossed(first)).squeeze(-1) + self.mlp(first, row_weight)
+        return self.out(self.crossed(first)).squeeze(-1) + mlp_logit(self.mlp, [first], row_weight)

@@ -7,6 +7,7 @@ from mwuf_kernels import activation_unit, has_loop
 from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
+from mwuf_dist.backbones.compiled_head import mlp_logit
 from mwuf_dist.backbones.layers import MLP
 from mwuf_dist.config import Count, MlpConfig, section
 
@@ -64,7 +65,7 @@ class Din(Backbone):
         fields, events = context.split([context.shape[1] - self.history_width, self.history_width], dim=1)
         events = events.reshape(len(item), -1, dim)  # [B, L, D]
         interest = self._interest(item, events)
-        return self.mlp(torch.cat([item, fields, interest], dim=1), row_weight)
+        return mlp_logit(self.mlp, [item, fields, interest], row_weight)
 
     def _interest(self, item: torch.Tensor, events: torch.Tensor) -> torch.Tensor:
         """Returns v_U(A) [B, D]. Padding is a zero vector, so its weight does not matter."""

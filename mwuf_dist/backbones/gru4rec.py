@@ -8,6 +8,7 @@ from mwuf_kernels import has_loop, history_gru
 from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, EmbeddedHistory, Shape
+from mwuf_dist.backbones.compiled_head import mlp_logit
 from mwuf_dist.backbones.layers import MLP
 from mwuf_dist.config import Count, MlpConfig, section
 
@@ -68,4 +69,4 @@ class Gru4Rec(Backbone):
         self, item: torch.Tensor, context: torch.Tensor, row_weight: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See `Backbone.forward`."""
-        return self.mlp(torch.cat([item, context], dim=1), row_weight)
+        return mlp_logit(self.mlp, [item, context], row_weight)

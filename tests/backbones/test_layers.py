@@ -7,11 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from mwuf_kernels import has_library, without_library
 from torch import nn
 
+from mwuf_dist.backbones.compiled_head import mlp_logit
 from mwuf_dist.backbones.layers import MLP, GlobalBatchNorm, PairProducts
 from mwuf_dist.config import Config
-from mwuf_dist.runtime import start
+from mwuf_dist.runtime import draws, start
+from tests.bounds import assert_float32_close
 
 ROWS, WIDTH, STEPS = 13, 5, 6
 
@@ -121,3 +124,46 @@ def test_a_frozen_batch_norm_has_the_values_and_gradients_of_torchs() -> None:
         assert ("NativeBatchNorm" in type(out.grad_fn).__name__) != is_frozen
         found.append((out.detach(), rows.grad))
     torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.skipif(not has_library(), reason="no C++ compiler")
+@pytest.mark.parametrize("mode", ["training", "frozen"])
+@pytest.mark.parametrize(("batch_norm", "dropout"), [(True, 0.3), (False, 0.0)])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_an_mlp_in_the_loop_is_the_one_of_operators_in_float64(
+    mode: str, batch_norm: bool, dropout: float, is_padded: bool
+) -> None:
+    rows, widths, hidden = 150, (16, 3, 40), (20, 7)
+    mlp = MLP(sum(widths), hidden, batch_norm, dropout)
+    for norm in mlp.norms or ():
+        assert isinstance(norm, GlobalBatchNorm)
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    whole = torch.randn(rows, sum(widths))
+    weight = (torch.arange(rows) % 5 > 0).float() if is_padded else None
+    d_logit = torch.randn(rows) * (1 if weight is None else weight)
+    state, found = mlp.state_dict(), []
+    for dtype in (torch.float32, torch.float64):
+        one = MLP(sum(widths), hidden, batch_norm, dropout).to(dtype)
+        one.load_state_dict(state)
+        one.train(mode == "training").requires_grad_(mode == "training")
+        pieces = [piece.detach().requires_grad_() for piece in whole.to(dtype).split(widths, dim=1)]
+        draws.begin(3, first_row=rows)
+        row_weight = None if weight is None else weight.to(dtype)
+        logit = mlp_logit(one, pieces, row_weight)
+        leaves = [*pieces, *(parameter for parameter in one.parameters() if parameter.requires_grad)]
+        gradients = torch.autograd.grad(logit, leaves, d_logit.to(dtype))
+        logit = logit if row_weight is None else logit * row_weight
+        found.append([logit, *gradients, *(value for name, value in one.named_buffers() if "running" in name)])
+    # There and back, and sums over the batch.
+    assert_float32_close(found[0], found[1], num_terms=2 * (sum(widths) + sum(hidden)) + rows)
+
+
+def test_an_mlp_that_is_scored_with_gradients_to_its_weights_is_one_of_operators() -> None:
+    """In eval mode the loop has its norms folded into the weights, where no gradient finds them."""
+    mlp = MLP(WIDTH, (4,), True, 0.0).eval()
+    x = torch.randn(ROWS, WIDTH)
+    logit = mlp_logit(mlp, [x])
+    with without_library():
+        assert torch.equal(mlp_logit(mlp, [x]), logit)
+    assert all(one is not None for one in torch.autograd.grad(logit.sum(), list(mlp.parameters())))

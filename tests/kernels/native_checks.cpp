@@ -3,9 +3,9 @@
 // tools/play_processors.py for aarch64. Prints what it has checked; exit code 1 and a line for each thing that is wrong.
 
 #include "dropout_noise.cpp"
-#include "frozen_rows.cpp"
 #include "native_draws.h"
 #include "native_histories.h"
+#include "native_powers.h"
 #include "networks.cpp"
 #include "pool.cpp"
 #include "table_rows.cpp"
@@ -137,10 +137,6 @@ void check_tables(long dim) {
     for (long i = 1; i < count; i++) same("order of distinct ids", Ids{values[i] > values[i - 1]}, {1}, 0);
 }
 
-double cross_entropy(double logit, double label) {
-    return std::fmax(logit, 0) - logit * label + std::log1p(std::exp(-std::fabs(logit)));
-}
-
 // A frozen head with hidden widths 32 and 16, whose parts hold a sum of fields, or fields of which pairs are multiplied.
 enum class Holds { Nothing, Sum, Fields };
 void check_head(long n, long dim, Holds holds) {
@@ -197,8 +193,9 @@ void check_head(long n, long dim, Holds holds) {
     const long widths[] = {h, g};
     const float *forward[] = {padded_w1.data(), w2.data()}, *backward[] = {w1_t.data(), w2_t.data()};
     const float* biases[] = {nullptr, b2.data()};
-    const Head head{dim,     inputs,   padded, h,          interactions,         2,             of_item, of_user, widths,
-                    forward, backward, biases, out.data(), padded_linear.data(), crossed.data()};
+    const Head head{dim,     inputs,   padded, h,          interactions,         2,             of_item, of_user, 0,
+                    0,       0,        widths, forward,    backward,             biases,        out.data(),
+                    padded_linear.data(), crossed.data(), nullptr, nullptr};
     Floats logits(n), d_items(items * dim);
     Doubles sum(1);
     mwuf_head(&head, n, part.data(), step, first.data(), second.data(), 1, item.data(), items, index.data(), labels.data(),
@@ -338,6 +335,8 @@ int main() {
     check_network(1, 3, 64, 16);
     for (long dim : {5, 16}) check_tables(dim);
     for (long width : {5, 16}) check_attention(2, width), check_gru(width), check_unit(width);
+    check_exp_and_log();
+    for (long dim : {5, 16}) check_log_neurons(dim), check_power_head(50, dim);
     for (Holds holds : {Holds::Nothing, Holds::Sum, Holds::Fields}) {
         check_head(100, 16, holds);
         check_head(47, 12, holds);

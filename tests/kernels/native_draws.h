@@ -65,4 +65,8 @@ Doubles slopes(Doubles& x, const std::function<double()>& loss) {
     return out;
 }
 
+double cross_entropy(double logit, double label) {
+    return std::fmax(logit, 0) - logit * label + std::log1p(std::exp(-std::fabs(logit)));
+}
+
 }  // namespace

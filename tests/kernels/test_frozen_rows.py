@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from mwuf_kernels import FrozenRows, PairWeights, PartRows, native
+from mwuf_kernels import FrozenRows, PairWeights, PartRows, PowerWeights, native
 from torch import nn
 
 from tests.bounds import assert_float32_close
@@ -105,6 +105,55 @@ def test_losses_gradients_and_logits_match_float64(dim, hidden, kept, num_rows, 
     assert exact.items.grad is not None
     assert_float32_close(gradient, exact.items.grad, num_terms=2 * num_terms + num_rows // 9)
     assert_float32_close(head.logits(ours.rows()), exact.reference(None), num_terms=num_terms, size=size)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("num_rows", "dim", "neurons", "hidden"), [
+    (1, 16, 32, (64, 64)), (47, 5, 7, (20,)), (48, 3, 16, (30, 9)), (500, 24, 20, (16,)),
+])  # fmt: skip
+def test_losses_gradients_and_logits_over_powers_match_float64(num_rows, dim, neurons, hidden):
+    generator = torch.Generator().manual_seed(num_rows)
+
+    def draws(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    fields, smallest = 5, 0.05
+    widths = [dim * neurons, *hidden, 1]
+    layers = [(draws(b, a) / a**0.5, draws(b)) for a, b in itertools.pairwise(widths)]
+    powers = PowerWeights(0.2 * draws(neurons, fields), 0.1 * draws(neurons), layers[0][1], smallest)
+    parts, items = draws(40, fields * dim + 2), draws(2, 9, dim)
+    parts[:, :dim] = 0  # a place for the item
+    items[0, 0, :2] = torch.tensor([0.0, -smallest / 2])  # without a slope
+    first, second = torch.randint(40, (2, num_rows), generator=generator)
+    index = torch.randint(9, (num_rows,), generator=generator)
+    labels, weights = (draws(num_rows) > 0).float(), draws(num_rows).abs()
+
+    rows, whole = PartRows(parts, first, second), (parts[first] + parts[second]).double()
+
+    def logits_of(items: torch.Tensor, index: torch.Tensor) -> torch.Tensor:  # [..., B]
+        logs = items.abs().clamp(min=smallest).log()[..., index, None, :]
+        others = whole[:, dim : fields * dim].unflatten(1, (-1, dim)).expand(*logs.shape[:-2], -1, -1)
+        x = (torch.cat([logs, others], -2).mT @ powers.weight.t().double() + powers.bias.double()).exp().flatten(-2)
+        for weight, bias in layers[:-1]:
+            x = F.relu(F.linear(x, weight.double(), bias.double()))
+        return whole[:, fields * dim] + x @ layers[-1][0][0].double()
+
+    exact = items.double().requires_grad_()
+    logits = logits_of(exact, index)
+    target = labels.double().expand_as(logits)
+    expected = F.binary_cross_entropy_with_logits(logits, target, weights.double(), reduction="none").sum(1)
+    (slope,) = torch.autograd.grad(0.1 * expected.sum(), exact)
+    head = FrozenRows(layers[0][0].t(), layers[1:], torch.zeros(dim), False, powers=powers)
+    gradient = torch.zeros_like(items)
+    loss = head.loss_and_gradient(rows, items, index, labels, weights, 0.1, gradient)
+    num_terms, size = fields + sum(widths), float(logits.detach().abs().max())
+    assert_float32_close(loss, 0.1 * expected, num_terms=num_terms, size=0.1 * num_rows * size)
+    assert_float32_close(gradient, slope, num_terms=2 * num_terms + num_rows // 9)
+    served = parts.clone()  # with an item in its place, which the other part has zeros for
+    served[:, :dim] = items[1, 3].abs().clamp(min=smallest).log()
+    found = head.logits(PartRows(torch.cat([parts, served]), first, second + 40))
+    wanted = logits_of(items[1].double(), torch.full_like(index, 3))
+    assert_float32_close(found, wanted, num_terms=num_terms, size=float(wanted.abs().max()))
 
 
 @needs_compiler

@@ -82,7 +82,7 @@ def test_blocks_double_after_the_three_phases_and_keep_their_number_of_steps() -
     assert steps == [20.0] * 7
 
 
-@pytest.mark.parametrize("name", ["deepfm", "pnn"])
+@pytest.mark.parametrize("name", ["deepfm", "pnn", "afn"])
 def test_a_folded_heads_gradient_is_that_of_its_backbone(name: str) -> None:
     module = make(name)
     head = module.fold()
@@ -99,7 +99,7 @@ def test_a_folded_heads_gradient_is_that_of_its_backbone(name: str) -> None:
     counts=st.lists(st.integers(1, 30), min_size=1, max_size=9),
     seen=st.lists(st.integers(0, 30), min_size=9, max_size=9),
     carry_over=st.booleans(),
-    name=st.sampled_from(["deepfm", "pnn"]),
+    name=st.sampled_from(["deepfm", "pnn", "afn"]),
 )
 def test_going_on_gives_the_bits_of_beginning_anew(
     counts: list[int], seen: list[int], carry_over: bool, name: str

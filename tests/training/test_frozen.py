@@ -100,7 +100,7 @@ def test_common_initialisation_is_the_mean_of_the_old_rows_and_users_without_row
 
 
 @pytest.mark.parametrize(
-    "job", [tiny(backbone={"name": name}) for name in ("fm", "wide_deep", "deepfm", "pnn")], indirect=True
+    "job", [tiny(backbone={"name": name}) for name in ("fm", "wide_deep", "deepfm", "pnn", "afn")], indirect=True
 )
 def test_folded_head_scores_and_differentiates_like_the_backbone_itself(job: Run) -> None:
     job.meta_train()
@@ -138,7 +138,7 @@ def test_plain_frozen_path_gives_the_same_results_as_the_folded_one(tmp_path: Pa
 
 
 @pytest.mark.skipif(not has_library(), reason="no C++ compiler")
-@pytest.mark.parametrize("job", [tiny(), tiny(backbone={"name": "pnn"})], indirect=True)
+@pytest.mark.parametrize("job", [tiny(), *(tiny(backbone={"name": name}) for name in ("pnn", "afn"))], indirect=True)
 def test_compiled_losses_gradients_and_served_scores_are_those_of_autograd(job: Run) -> None:
     """On a full batch and on one with padding."""
     job.meta_train()

@@ -1,71 +1,13 @@
 // Rows of a batch through a frozen head: see frozen_rows.py.
 
+#include "frozen_powers.h"
 #include "pool.h"
-#include "rows.h"
 #include "segments.h"
-
-extern "C" {
-
-// A frozen head: see mwuf_kernels/frozen_rows.py. Widths are padded with zeros to multiples of 16.
-struct Head {
-    long dim, inputs, padded_inputs, hidden, interactions, depth;  // depth: hidden layers
-    long item_fields, user_fields;                                 // of which parts have the embeddings; else 0
-    const long* widths;                                            // [depth], padded
-    const float* const* weights;     // [depth]: [in, out] of each hidden layer; of the first, the item's rows [inputs, out]
-    const float* const* transposed;  // the same [out, in]
-    const float* const* biases;      // [depth]; of the first: null, it is in the parts
-    const float* out;                // [last width]
-    const float* linear;             // [padded_inputs], zeros behind dim
-    const float* crossed;            // the first layer's rows of item fields times user fields [item * user, widths[0]]
-};
-
-}  // extern "C"
 
 namespace {
 
-// The gradient of x where a logit of slope `slope` is x . out and x came from a ReLU.
-void slope_back(float* __restrict d, float slope, const float* __restrict out, const float* __restrict x, long n) {
-    for (long i = 0; i < n; i++) d[i] = x[i] <= 0 ? 0 : slope * out[i];
-}
-
-// Binary cross entropies of V logits, and their slopes.
-inline Vec losses_of(Vec logit, Vec label, Vec* slope) {
-    const Vec size = logit < 0 ? -logit : logit;
-    const Vec e = exp_of_negative(-size);
-    const Vec likely = 1 / (1 + e), unlikely = e * likely;
-    // probability - label, without taking nearly equal numbers from each other.
-    *slope = (logit < 0 ? unlikely : likely) * (1 - label) - (logit < 0 ? likely : unlikely) * label;
-    // log(1 + e) = 2 atanh(z) for z = e / (2 + e) <= 1/3, to z^15 / 15.
-    const Vec z = e / (2 + e), square = z * z;
-    Vec sum = Vec{} + 1.0f / 15;
-    for (float c : {1.0f / 13, 1.0f / 11, 1.0f / 9, 1.0f / 7, 1.0f / 5, 1.0f / 3, 1.0f}) sum = sum * square + c;
-    return (logit > 0 ? logit : Vec{}) - logit * label + 2 * z * sum;
-}
-
-
-// Rows of a batch, a block of them at a time.
-struct Rows {
-    const Head* head;
-    long n;
-    const float* parts;
-    long parts_step;
-    const int64_t *first, *second;
-    long passes;
-    const float* items;
-    long item_rows;
-    const int64_t* index;
-    const float *labels, *weights;
-    float scale;
-    float* logits;
-
-    // About the nanoseconds of all rows, on one core.
-    double ns() const {
-        double cells = 4.0 * head->dim;
-        for (long l = 0; l < head->depth; l++) cells += double(head->widths[l]) * (l ? head->widths[l - 1] : head->inputs);
-        cells += double(head->item_fields * head->user_fields) * (head->widths ? head->widths[0] : 0);
-        return double(n) * double(passes) * (20 + cells * (labels ? 2 : 1) / (2 * V));
-    }
-
+// A head whose first layer is linear in the fields, and in the products of pairs of them.
+struct FieldRows : Rows {
     // Rows from block * BLOCK on: their weighted cross entropies are added to loss [passes], where there are labels, and
     // the gradients in their item embeddings go to d_rows [passes, n, dim].
     void block(long number, double* loss, float* d_rows) const {
@@ -74,11 +16,7 @@ struct Rows {
         const long kept = (head->item_fields + head->user_fields) * dim;  // the fields of a row
         const long constant = hidden + kept + (head->interactions ? dim : 0);
         const long start = number * BLOCK, rows = least(BLOCK, n - start);
-        long widest = 16, all = 0;
-        for (long l = 0; l < depth; l++) {
-            all += head->widths[l];
-            widest = head->widths[l] > widest ? head->widths[l] : widest;
-        }
+        const long widest = this->widest(), all = all_widths(), last = last_width();
         const long first_width = depth ? head->widths[0] : 0;
         const long size = BLOCK * (first_width + 3 * wide + all + 2 * widest + kept + num_crossed) + 5 * BLOCK;
         float* base = workspace<Kept::ForTheTask>(size);  // the parts' share of the first layer [BLOCK, first_width]
@@ -148,44 +86,19 @@ struct Rows {
             if (depth && items)
                 product<Then::Relu>(BLOCK, first_width, head->inputs, {item, wide, 1}, {head->weights[0], first_width, 1},
                                     {base, first_width, 1}, NONE, x, first_width);
-            for (long l = 1; l < depth; l++) {
-                const long in = head->widths[l - 1], out = head->widths[l];
-                float* y = x + BLOCK * in;
-                product<Then::Relu>(BLOCK, out, in, {x, in, 1}, {head->weights[l], out, 1}, {head->biases[l], 0, 1}, NONE,
-                                    y, out);
-                x = y;
-            }
-            const long last = depth ? head->widths[depth - 1] : 0;
+            x = through_layers(x);
             for (long r = 0; r < rows; r++) {
                 logit[r] = plain[r] + dot(x + r * last, head->out, last);
                 if (items) logit[r] += dot(item + r * wide, total + r * wide, wide);
             }
             if (logits) std::memcpy(logits + pass * n + start, logit, rows * sizeof(float));
             if (!labels) continue;
-            std::memset(weight, 0, BLOCK * sizeof(float));  // of the rows behind the last
-            std::memset(label, 0, BLOCK * sizeof(float));
-            std::memcpy(label, labels + start, rows * sizeof(float));
-            for (long r = 0; r < rows; r++) weight[r] = weights ? weights[start + r] : 1.0f;
-            for (long r = 0; r < BLOCK; r += V) {
-                Vec tilt;
-                const Vec found = load(weight + r) * losses_of(load(logit + r), load(label + r), &tilt);
-                store(slope + r, load(weight + r) * scale * tilt);
-                for (long lane = 0; lane < V; lane++) loss[pass] += double(found[lane]);
-            }
+            slopes(start, rows, logit, label, weight, slope, loss + pass);
             if (!d_rows) continue;
-            for (long r = 0; r < BLOCK; r++) {
-                slope_back(d + r * last, slope[r], head->out, x + r * last, last);
-                times(d_item + r * wide, slope[r], total + r * wide, wide);
-            }
-            for (long l = depth - 1; l > 0; l--) {
-                const long in = head->widths[l - 1], out = head->widths[l];
-                x -= BLOCK * in;
-                product<Then::ReluBack>(BLOCK, in, out, {d, out, 1}, {head->transposed[l], in, 1}, NONE, {x, in, 1}, d_next,
-                                        in);
-                std::swap(d, d_next);
-            }
+            for (long r = 0; r < BLOCK; r++) times(d_item + r * wide, slope[r], total + r * wide, wide);
+            const float* d_first = back_through_layers(x, slope, d, d_next);
             if (depth)
-                product<Then::Nothing>(BLOCK, wide, first_width, {d, first_width, 1}, {head->transposed[0], wide, 1},
+                product<Then::Nothing>(BLOCK, wide, first_width, {d_first, first_width, 1}, {head->transposed[0], wide, 1},
                                        {d_item, wide, 1}, NONE, d_item, wide);
             for (long r = 0; r < rows; r++) {
                 float *of_row = d_rows + (pass * n + start + r) * dim, *d_inputs = d_item + r * wide;
@@ -196,6 +109,36 @@ struct Rows {
         }
     }
 };
+
+template <typename Some>
+void in_blocks(const Some& rows, double* loss, float* d_items) {
+    const long n = rows.n, passes = rows.passes, item_rows = rows.item_rows, blocks = (n + BLOCK - 1) / BLOCK;
+    const long dim = rows.head->dim;
+    const double ns = rows.ns();
+    if (!rows.labels) return in_parallel(blocks, ns, [&](long block) { rows.block(block, nullptr, nullptr); });
+    std::vector<double> losses(blocks * passes, 0.0);
+    float* d_rows = workspace<Kept::ForTheCall>(d_items ? passes * n * dim : 0);
+    Segments segments;
+    // The sort is a task of its own, and the first to be claimed.
+    in_parallel(blocks + 1, ns, [&](long task) {
+        if (task)
+            rows.block(task - 1, losses.data() + (task - 1) * passes, d_items ? d_rows : nullptr);
+        else if (d_items)
+            segments.sort(rows.index, n, item_rows);
+    });
+    for (long block = 0; block < blocks; block++)
+        for (long pass = 0; pass < passes; pass++) loss[pass] += losses[block * passes + pass];
+    if (!d_items) return;
+    // Of each item, its rows one after another.
+    const long spans = spans_of(item_rows), each = span_rows(item_rows);
+    in_parallel(spans * passes, double(passes * n) * (5 + 2.0 * dim / V), [&](long task) {
+        const long pass = task / spans, begin = task % spans * each;
+        for (long item = begin; item < least(begin + each, item_rows); item++)
+            segments.for_each(item, [&](long row) {
+                add_to(d_items + (pass * item_rows + item) * dim, d_rows + (pass * n + row) * dim, dim);
+            });
+    });
+}
 
 }  // namespace
 
@@ -212,31 +155,7 @@ void mwuf_head(const Head* head, long n, const float* parts, long parts_step, co
                const int64_t* second, long passes, const float* items, long item_rows, const int64_t* index,
                const float* labels, const float* weights, float scale, double* loss, float* d_items, float* logits) {
     const Rows rows{head, n, parts, parts_step, first, second, passes, items, item_rows, index, labels, weights, scale, logits};
-    const long blocks = (n + BLOCK - 1) / BLOCK, dim = head->dim;
-    const double ns = rows.ns();
-    if (!labels) return in_parallel(blocks, ns, [&](long block) { rows.block(block, nullptr, nullptr); });
-    std::vector<double> losses(blocks * passes, 0.0);
-    float* d_rows = workspace<Kept::ForTheCall>(d_items ? passes * n * dim : 0);
-    Segments segments;
-    // The sort is a task of its own, and the first to be claimed.
-    in_parallel(blocks + 1, ns, [&](long task) {
-        if (task)
-            rows.block(task - 1, losses.data() + (task - 1) * passes, d_items ? d_rows : nullptr);
-        else if (d_items)
-            segments.sort(index, n, item_rows);
-    });
-    for (long block = 0; block < blocks; block++)
-        for (long pass = 0; pass < passes; pass++) loss[pass] += losses[block * passes + pass];
-    if (!d_items) return;
-    // Of each item, its rows one after another.
-    const long spans = spans_of(item_rows), each = span_rows(item_rows);
-    in_parallel(spans * passes, double(passes * n) * (5 + 2.0 * dim / V), [&](long task) {
-        const long pass = task / spans, begin = task % spans * each;
-        for (long item = begin; item < least(begin + each, item_rows); item++)
-            segments.for_each(item, [&](long row) {
-                add_to(d_items + (pass * item_rows + item) * dim, d_rows + (pass * n + row) * dim, dim);
-            });
-    });
+    head->neurons ? in_blocks(PowerRows{rows}, loss, d_items) : in_blocks(FieldRows{rows}, loss, d_items);
 }
 
 }  // extern "C"

@@ -24,9 +24,6 @@ struct Gru {
 
 namespace {
 
-inline Vec part(const float* at, long n) { return n == V ? load(at) : load_some(at, n); }
-inline void put(float* at, Vec x, long n) { n == V ? store(at, x) : store_some(at, x, n); }
-
 inline Vec sigmoid(Vec x) {
     const Vec e = exp_of_negative(x < 0 ? x : -x), likely = 1 / (1 + e);
     return x < 0 ? e * likely : likely;

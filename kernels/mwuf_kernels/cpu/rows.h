@@ -79,6 +79,10 @@ inline void store_some(float* at, Vec x, long n) {
 }
 #endif
 
+// A register, or the first n < V of one.
+inline Vec part(const float* at, long n) { return n == V ? load(at) : load_some(at, n); }
+inline void put(float* at, Vec x, long n) { n == V ? store(at, x) : store_some(at, x, n); }
+
 // A matrix in memory: element (row, column) is at[row * row_step + column * step].
 struct Matrix {
     const float* at;
@@ -185,19 +189,48 @@ inline float dot(const float* a, const float* b, long n) {
 
 typedef int32_t Whole __attribute__((vector_size(V * sizeof(int32_t))));
 
-// e^x for x <= 0: 2^n e^r with |r| <= ln(2) / 2, by the Taylor series of e^r to r^7 / 7! (3e-8 of it is left out).
+inline Vec as_floats(Whole bits) {
+    Vec out;
+    std::memcpy(&out, &bits, sizeof(out));
+    return out;
+}
+
+// e^r for |r| <= ln(2) / 2, by the Taylor series to r^7 / 7! (3e-8 of it is left out).
+inline Vec exp_of_rest(Vec r) {
+    Vec sum = Vec{} + 1.0f / 5040;
+    for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) sum = sum * r + c;
+    return sum;
+}
+// x - n ln(2), which is in two parts.
+inline Vec rest_of(Vec x, Vec n) { return (x - n * 0.693359375f) + n * 2.12194440e-4f; }
+
+// e^x = 2^n e^r for x <= 0.
 inline Vec exp_of_negative(Vec x) {
     x = x < -87.0f ? Vec{} - 87.0f : x;  // below, 2^n is none that float32 holds in full
     const Vec scaled = x * 1.44269504f - 0.5f;
     const Whole n = __builtin_convertvector(scaled, Whole);  // towards zero
-    const Vec whole = __builtin_convertvector(n, Vec);
-    const Vec r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln(2) in two parts
-    Vec sum = Vec{} + 1.0f / 5040;
-    for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) sum = sum * r + c;
-    const Whole power = (n + 127) << 23;
-    Vec two;
-    std::memcpy(&two, &power, sizeof(two));
-    return sum * two;
+    return exp_of_rest(rest_of(x, __builtin_convertvector(n, Vec))) * as_floats((n + 127) << 23);
+}
+
+// e^x, infinity where float32 has no number for it.
+inline Vec exp_of(Vec x) {
+    x = x < -104.0f ? Vec{} - 104.0f : x > 89.0f ? Vec{} + 89.0f : x;
+    const Vec scaled = x * 1.44269504f + 200.5f;  // above zero, which it is rounded towards
+    const Whole n = __builtin_convertvector(scaled, Whole) - 200, half = n >> 1;
+    const Vec e = exp_of_rest(rest_of(x, __builtin_convertvector(n, Vec)));
+    return e * as_floats((half + 127) << 23) * as_floats((n - half + 127) << 23);  // 2^128 is none, nor is 2^-127
+}
+
+// ln(x) of normal x > 0: n ln(2) + ln(1 + f) with 1 + f from .71 to 1.41, by 2 atanh(f / (2 + f)) to its ninth power.
+inline Vec log_of(Vec x) {
+    Whole bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    const Whole n = (bits - 0x3f3504f3) >> 23;  // 0x3f3504f3: sqrt(1/2)
+    const Vec f = as_floats(bits - (n << 23)) - 1, whole = __builtin_convertvector(n, Vec);
+    const Vec z = f / (2 + f), square = z * z;
+    Vec sum = Vec{} + 1.0f / 9;
+    for (float c : {1.0f / 7, 1.0f / 5, 1.0f / 3}) sum = sum * square + c;
+    return whole * 0.693359375f + (2 * z + (2 * z * square * sum - whole * 2.12194440e-4f)) + (x - x);  // NaN stays NaN
 }
 
 // Steps along a row, register by register: rows are short, and a loop that the compiler makes vectors of begins with

@@ -21,7 +21,7 @@ struct Trained {
     float momentum, eps;
     const float *linear, *linear_bias, *out, *out_bias;  // [fields * dim], [1] (null: no linear part), [last width], [1]
     float *total, *pairs;                                // sums of the field embeddings [n, dim]; products [n, num_pairs]
-    float *d_linear, *d_out, *d_bias;                    // d_bias: of both biases [1]
+    float *d_linear, *d_out, *d_bias;                    // d_bias: of both biases [1]; null: no weight's is asked for
     void (*sum_over_ranks)(double*, long);               // see batch_norm.h
 };
 
@@ -51,7 +51,7 @@ struct Pass {
     const Side* sides;
     const Layer* layers;
     long hidden = net.depth ? layers[0].out : 0;
-    bool has_norm = net.depth && layers[0].gamma;
+    bool has_norm = net.depth && layers[0].gamma, of_weights = net.d_bias;
     std::vector<FieldOfSide> fields = fields_of(net, sides);
 
     // The field embeddings of a row of the batch, in the order of the first layer's columns.
@@ -144,6 +144,7 @@ struct Pass {
         product<Then::Nothing>(rows, side.width, hidden, {d_layer, hidden, 1},
                                {layers[0].weight + side.column, layers[0].in, 1},
                                {net.linear ? d_x : nullptr, side.width, 1}, NONE, d_x, side.width);
+        if (!of_weights) return;
         product<Then::Nothing>(hidden, side.width, rows, {d_layer, 1, hidden},
                                {side.x + start * side.width, side.width, 1}, {d_weight, side.width, 1}, NONE, d_weight,
                                side.width);

@@ -13,6 +13,7 @@ struct Backward {
     const Layer* layers = pass.layers;
     const Side* sides = pass.sides;
     const long hidden = pass.hidden, each = span_rows(net.n);
+    const bool of_weights = pass.of_weights;
     PartialSums of_rows{spans_of(net.n)};
     std::vector<PartialSums> of_sides;  // of those with an index, over their own rows
     std::vector<long> weight_at, bias_at, side_at, linear_at;
@@ -38,7 +39,8 @@ struct Backward {
             const Side& side = sides[s];
             of_sides.emplace_back(side.index ? spans_of(side.rows) : 0);
             PartialSums& sums = side.index ? of_sides.back() : of_rows;
-            if (depth) side_at[s] = sums.add(layers[0].d_weight + side.column, hidden, side.width, layers[0].in);
+            float* d_weight = of_weights && depth ? layers[0].d_weight + side.column : nullptr;
+            side_at[s] = sums.add(d_weight, hidden, side.width, depth ? layers[0].in : 0);
             linear_at[s] = sums.add(net.linear ? net.d_linear + side.column : nullptr, side.width);
             side_spans.add(side.index ? spans_of(side.rows) : 0);
             size += of_sides.back().floats();
@@ -72,7 +74,7 @@ struct Backward {
         for (long l = net.depth - 1; pass.has_norm && l >= 0; l--) through_norm(l, ns / double(net.depth));
         double total = 0;
         for (double of_span : d_bias) total += of_span;
-        *net.d_bias = float(total);
+        if (of_weights) *net.d_bias = float(total);
         in_parallel(side_spans.size(), ns, [&](long task) {
             const auto [s, span] = side_spans.of(task);
             through_side(s, span);
@@ -108,7 +110,8 @@ struct Backward {
             float* of_layer = l ? here : d[0] + start * hidden;
             if (l == net.depth - 1) output_back(start, rows, of_layer, sums + out_at);
             pass.activation_back(layers[l], start, rows, of_layer);
-            for (long r = 0; r < rows; r++) add_to(sums + bias_at[l], of_layer + r * layers[l].out, layers[l].out);
+            for (long r = 0; of_weights && r < rows; r++)
+                add_to(sums + bias_at[l], of_layer + r * layers[l].out, layers[l].out);
             if (!l) break;
             float* next = l == 1 ? d[0] + start * hidden : before;
             linear_back(l, start, rows, of_layer, next, sums + weight_at[l]);
@@ -151,15 +154,16 @@ struct Backward {
         const Layer& last = layers[net.depth - 1];
         for (long r = 0; r < rows; r++) {
             times(of_block + r * last.out, d_logit[start + r], net.out, last.out);
-            add_times(d_out, d_logit[start + r], last.a + (start + r) * last.out, last.out);
+            if (of_weights) add_times(d_out, d_logit[start + r], last.a + (start + r) * last.out, last.out);
         }
     }
 
     void linear_back(long l, long start, long rows, const float* of_block, float* d_before, float* d_weight) const {
         const Layer& layer = layers[l];
-        product<Then::Nothing>(layer.out, layer.in, rows, {of_block, 1, layer.out},
-                               {layers[l - 1].a + start * layer.in, layer.in, 1}, {d_weight, layer.in, 1}, NONE, d_weight,
-                               layer.in);
+        if (of_weights)
+            product<Then::Nothing>(layer.out, layer.in, rows, {of_block, 1, layer.out},
+                                   {layers[l - 1].a + start * layer.in, layer.in, 1}, {d_weight, layer.in, 1}, NONE,
+                                   d_weight, layer.in);
         product<Then::Nothing>(rows, layer.in, layer.out, {of_block, layer.out, 1}, {layer.weight, layer.in, 1}, NONE,
                                NONE, d_before, layer.in);
     }
