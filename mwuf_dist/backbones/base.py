@@ -85,6 +85,7 @@ class Backbone(nn.Module):
     """Defines a backbone; any `torch.nn.Module` with this forward is one too (see `adapter.py`).
 
     A backbone that `uses_history` gets what its `encode` has made of a row's history as the last columns of `context`.
+    The `forward` of one that `reads_events` takes one more argument, `events`: the histories in place of these columns.
 
     Args:
         config: section `backbone`.
@@ -94,6 +95,7 @@ class Backbone(nn.Module):
     Config: ClassVar[type[BackboneConfig]] = MlpConfig  # Section `backbone` of a config that names this class.
     trains_zero_item = True  # Whether an item embedding of zeros has a gradient.
     uses_history = False  # Whether `encode` is called.
+    reads_events = False  # Whether `forward` takes histories as they are, too.
     uses_history_fields = False  # Whether it reads `EmbeddedHistory.fields`.
     history_scope: Scope = "before"  # The user's last L events before the row, or all but the row.
     linear_in_item = False  # Whether the logit is, with everything else frozen, linear in the item embedding.

@@ -40,6 +40,7 @@ class Din(Backbone):
     Config = DinConfig
     config: DinConfig
     uses_history = True
+    reads_events = True
 
     def __init__(self, config: DinConfig, shape: Shape) -> None:
         super().__init__(config, shape)
@@ -58,20 +59,32 @@ class Din(Backbone):
         return history.padded(self.history_length).flatten(1).index_select(0, history.group)
 
     def forward(
-        self, item: torch.Tensor, context: torch.Tensor, row_weight: torch.Tensor | None = None
+        self,
+        item: torch.Tensor,
+        context: torch.Tensor,
+        row_weight: torch.Tensor | None = None,
+        events: EmbeddedHistory | None = None,
     ) -> torch.Tensor:
         """See `Backbone.forward`."""
-        dim = self.shape.dim
-        fields, events = context.split([context.shape[1] - self.history_width, self.history_width], dim=1)
-        events = events.reshape(len(item), -1, dim)  # [B, L, D]
-        interest = self._interest(item, events)
+        if events is not None and has_loop(item, events.rows, *self.unit.parameters()):
+            interest = self._by_loop(item, events.rows, events.index, events.offsets, events.group)
+            return mlp_logit(self.mlp, [item, context, interest], row_weight)
+        if events is not None:
+            context = torch.cat([context, self.encode(events, context)], dim=1)
+        fields, encoded = context.split([context.shape[1] - self.history_width, self.history_width], dim=1)
+        interest = self._interest(item, encoded.reshape(len(item), -1, self.shape.dim))
         return mlp_logit(self.mlp, [item, fields, interest], row_weight)
 
+    def _by_loop(self, item: torch.Tensor, events: torch.Tensor, *places: torch.Tensor) -> torch.Tensor:
+        unit, slope, out = self.unit, self.activation.weight, self.relevance
+        return activation_unit(item, events, unit.weight, unit.bias, slope, out.weight, out.bias, *places)
+
     def _interest(self, item: torch.Tensor, events: torch.Tensor) -> torch.Tensor:
-        """Returns v_U(A) [B, D]. Padding is a zero vector, so its weight does not matter."""
-        weights = self.unit.weight, self.unit.bias, self.activation.weight, self.relevance.weight, self.relevance.bias
-        if has_loop(item, events, *weights):
-            return activation_unit(item, events, *weights)
+        """Returns v_U(A) [B, D] from events [B, L, D]. Padding is a zero vector, so its weight does not matter."""
+        if has_loop(item, events, *self.unit.parameters()):
+            rows, length = events.shape[:2]
+            places = torch.arange(rows * length), torch.arange(rows + 1) * length, torch.arange(rows)
+            return self._by_loop(item, events.flatten(0, 1), *places)
         # The part of v_A in the unit is the same for every event of a row.
         of_event, of_item = self.unit.weight.split([2 * item.shape[1], item.shape[1]], dim=1)
         hidden = torch.cat([events, events * item[:, None]], dim=2) @ of_event.t()  # [B, L, 36]

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from mwuf_kernels import PartRows, warm_embedding, warm_embedding_backward
 
-from mwuf_dist.backbones import FoldedHead
+from mwuf_dist.backbones import EmbeddedHistory, FoldedHead
 from mwuf_dist.config import EmbeddingConfig
 from mwuf_dist.data.batches.histories import History
 from mwuf_dist.data.batches.loader import Batch
@@ -192,16 +193,29 @@ class Frozen:
     @torch.no_grad()
     def part_of(self, ids: FrozenIds) -> torch.Tensor:
         """Looks up the frozen part [b, P] of rows, as `part` does. A collective."""
-        if self._head is not None:
-            return self._parts.bag_sums(*ids.parts)
-        context, _ = ids.inputs or self.inputs(ids.items)
-        own = [self._model.fields_of_values(ids.values, len(ids.index))] if self._model.rows else []
-        part = torch.cat([context[ids.index], *own, self._parts.rows(*ids.parts)], dim=1)
-        if ids.history is None:
+        part, events = self._part_and_events(ids)
+        if events is None:
             return part
-        model = self._model
-        encoded = model.backbone.in_precision(model.backbone.encode, model.embedded(ids.history), part)
-        return torch.cat([part, encoded], dim=1)
+        backbone = self._model.backbone
+        return torch.cat([part, backbone.in_precision(backbone.encode, events, part)], dim=1)
+
+    def _part_and_events(self, ids: FrozenIds) -> tuple[torch.Tensor, EmbeddedHistory | None]:
+        """Looks up the frozen part of rows without their histories, and these. A collective."""
+        if self._head is not None:
+            return self._parts.bag_sums(*ids.parts), None
+        model, (context, _) = self._model, ids.inputs or self.inputs(ids.items)
+        own = [model.fields_of_values(ids.values, len(ids.index))] if model.rows else []
+        part = torch.cat([context[ids.index], *own, self._parts.rows(*ids.parts)], dim=1)
+        return part, None if ids.history is None else model.embedded(ids.history)
+
+    @torch.no_grad()
+    def _logit_of(self, ids: FrozenIds) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Gives what computes logits [b] of rows from their item embeddings [b, D]. A collective."""
+        backbone = self._model.backbone
+        if not backbone.reads_events:
+            return partial(self.logit, part=self.part_of(ids))
+        part, events = self._part_and_events(ids)
+        return lambda item: backbone.in_precision(backbone, item, part, None, events)
 
     def logit(self, item_embedding: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         """Computes logits [b] of item embeddings [b, D] with frozen parts [b, P]; differentiable twice."""
@@ -221,10 +235,10 @@ class Frozen:
             ids: of the batch, from `fetches`.
             scale_and_shift: of the n items, both [n, D].
         """
-        part, index = self.part_of(ids), ids.index
+        logit, index = self._logit_of(ids), ids.index
 
         def loss_of(embeddings: torch.Tensor) -> torch.Tensor:
-            return loss_sum(self.logit(embeddings, part), batch)
+            return loss_sum(logit(embeddings), batch)
 
         if scale_and_shift is None:
             return loss_of(rows.index_select(0, index)).unsqueeze(0)
@@ -252,9 +266,10 @@ class Frozen:
         values: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Scores pairs of users [b] and new items [b], as `serve` left these: logits [b]. A collective."""
-        items, inverse = self.distinct(item)
-        embeddings = in_whole_tiles(self._embeddings)(items)
-        return self.logit(embeddings[inverse], self.part(user, item, history, values))
+        ids = self.ids(user, item, history, values)
+        embeddings = in_whole_tiles(self._embeddings)(ids.items)
+        fetch_ahead(self._wants(ids))
+        return self._logit_of(ids)(embeddings[ids.index])
 
 
 class CompiledFrozen(Frozen):

@@ -103,12 +103,14 @@ class Model:
             fields = fields * ids.history.is_known[:, None]
         item, own = rows.index_select(0, ids.item), fields.index_select(0, ids.item_fields)
         context = torch.cat([own, self._person(ids.user, ids.values)], dim=1)
-        if ids.history is not None:
-            embedded = self._embedded(ids.history, rows, fields)
-            encoded = self.backbone.in_precision(self.backbone.encode, embedded, context)
-            context = torch.cat([context, encoded], dim=1)
         item = item if change is None else change(item)
         weight = None if batch.is_full else batch.weight
+        if ids.history is not None:
+            embedded = self._embedded(ids.history, rows, fields)
+            if self.backbone.reads_events:
+                return self.backbone.in_precision(self.backbone, item, context, weight, embedded)
+            encoded = self.backbone.in_precision(self.backbone.encode, embedded, context)
+            context = torch.cat([context, encoded], dim=1)
         return self.backbone.in_precision(self.backbone, item, context, weight)
 
     def _wants(self, ids: BatchIds) -> list[Want]:

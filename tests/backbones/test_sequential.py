@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from mwuf_dist.backbones import Backbone, EmbeddedHistory, build_backbone
 from mwuf_dist.config.registry import backbone_config
 from tests.backbones.test_formulas import SHAPE, affine, dot, mlp
+from tests.bounds import assert_float32_close
 
 D = SHAPE.dim
 LENGTHS = (3, 0, 5, 1)  # of the histories; the second user has none
@@ -44,6 +46,20 @@ def rows() -> tuple[torch.Tensor, torch.Tensor, EmbeddedHistory]:
     )
     item, context = torch.randn(len(GROUP), D), torch.randn(len(GROUP), (SHAPE.num_fields - 1) * D)
     return item.double(), context.double(), history
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # in compiled loops, and by torch's operators
+def test_histories_as_they_are_give_what_their_encoding_does(dtype: torch.dtype) -> None:
+    found, expected = [], []
+    for to, as_they_are in ((found, True), (expected, False)):
+        item, context, history = rows()
+        kind = dtype if as_they_are else torch.float64
+        leaves = [x.to(kind).requires_grad_() for x in (item, context, history.rows)]
+        backbone, history = built("din").to(kind), replace(history, rows=leaves[2])
+        logit = backbone(*leaves[:2], None, history) if as_they_are else logits(backbone, *leaves[:2], history)
+        to += [logit, *torch.autograd.grad(logit.sin().sum(), [*leaves, *backbone.parameters()])]
+    # Fields, units, hidden layers and the events of all rows, there and back.
+    assert_float32_close(found, expected, num_terms=2 * (6 * D + 36 + 9 + len(GROUP) * max(LENGTHS)))
 
 
 class Total(nn.Module):

@@ -106,9 +106,12 @@ void check_gru(long dim) {
 
 // DIN's activation unit in double, likewise.
 void check_unit(long dim) {
-    const long rows = 50, length = 6, units = 16;
+    const long rows = 50, distinct = 9, histories = 12, longest = 6, units = 16;
     const float slope = 0.25f, constant = -0.5f;
-    const Floats item = draws(rows * dim), events = draws(rows * length * dim), weight = draws(units * 3 * dim);
+    Ids offsets = {0};
+    for (long g = 0; g < histories; g++) offsets.push_back(offsets.back() + g % (longest + 1));
+    const Ids index = draw_ids(offsets.back(), distinct), group = draw_ids(rows, histories);
+    const Floats item = draws(rows * dim), events = draws(distinct * dim), weight = draws(units * 3 * dim);
     const Floats bias = draws(units), relevance = draws(units), d_out = draws(rows * dim);
     Doubles v = wide(item), e = wide(events), w = wide(weight), b = wide(bias), of = wide(relevance);
     Doubles numbers = {slope, constant}, found(rows * dim);
@@ -117,8 +120,8 @@ void check_unit(long dim) {
         for (long row = 0; row < rows; row++) {
             double* to = found.data() + row * dim;
             for (long i = 0; i < dim; i++) to[i] = 0;
-            for (long j = 0; j < length; j++) {
-                const double* event = e.data() + (row * length + j) * dim;
+            for (long j = offsets[group[row]]; j < offsets[group[row] + 1]; j++) {
+                const double* event = e.data() + index[j] * dim;
                 double relevant = numbers[1];
                 for (long u = 0; u < units; u++) {
                     double x = b[u];
@@ -138,15 +141,15 @@ void check_unit(long dim) {
     Floats out(rows * dim), d_item(item.size()), d_events(events.size()), d_bias(units), d_relevance(units), d_numbers(2);
     Floats d_weights(3 * dim * units);  // turned: [3 dim, units]
     float* parts = d_weights.data();
-    const Unit unit{rows, length, dim, units, slope, constant, item.data(), events.data(), weight.data(), bias.data(),
-                    relevance.data(), out.data(), d_out.data(), d_item.data(), d_events.data(), parts, parts + dim * units,
+    const Unit unit{rows, distinct, dim, units, slope, constant, item.data(), events.data(), weight.data(), bias.data(),
+                    relevance.data(), index.data(), offsets.data(), group.data(), out.data(), d_out.data(), d_item.data(), d_events.data(), parts, parts + dim * units,
                     parts + 2 * dim * units, d_bias.data(), d_relevance.data(), d_numbers.data()};
-    const long terms = 3 * dim + units + length;
+    const long terms = 3 * dim + units + longest;
     mwuf_unit(&unit);
     same("activation unit", out, found, terms);
     mwuf_unit_back(&unit);
     same("activation unit: d item", d_item, slopes(v, loss), terms);
-    same("activation unit: d events", d_events, slopes(e, loss), terms);
+    same("activation unit: d events", d_events, slopes(e, loss), rows * terms);
     const Doubles d_w = slopes(w, loss);
     Doubles turned(d_w.size());
     for (long u = 0; u < units; u++)

@@ -104,6 +104,10 @@ def test_the_frozen_path_gives_the_logits_and_gradients_of_the_model_itself(job:
     found = frozen.logit(v, part)
     assert_float32_close(found, expected, **rounding)
     assert_float32_close(torch.autograd.grad(found.sin().sum(), v)[0], expected_gradient, **rounding)
+    with torch.no_grad():  # scores of a batch, which may take another way
+        frozen.serve(model.old_ids.rows)
+        scores = frozen.served_logit(batch.user, batch.item, batch.history)
+    assert_float32_close(scores, expected, **rounding)
     histories = model.histories(job.prepared, 0)
     assert histories is not None
     blind = frozen.part(batch.user, batch.item, histories.of(batch.user, torch.zeros_like(batch.user), True))

@@ -3,16 +3,19 @@
 #include "partial_sums.h"
 #include "pool.h"
 #include "rows.h"
+#include "segments.h"
 
 extern "C" {
 
-// Shapes: item, out, d_out, d_item [rows, dim]; events, d_events [rows, length, dim]; weight [units, 3 dim], of an event, of
-// its product with the item, and of the item; bias, relevance [units], a multiple of 16. Gradients of the weights are
-// [dim, units] each; null, as d_events, where nobody asks for them. d_numbers: of PReLU's slope and of the constant.
+// Shapes: item, out, d_out, d_item [rows, dim]; events, d_events [distinct, dim], of which row r has those that history
+// group[r] names: index[offsets[group[r]]] up to the next offset; weight [units, 3 dim], of an event, of its product with
+// the item, and of the item; bias, relevance [units], a multiple of 16. Gradients of the weights are [dim, units] each;
+// null, as d_events, where nobody asks for them. d_numbers: of PReLU's slope and of the constant.
 struct Unit {
-    long rows, length, dim, units;
+    long rows, distinct, dim, units;
     float slope, constant;
     const float *item, *events, *weight, *bias, *relevance;
+    const int64_t *index, *offsets, *group;
     float* out;
     const float* d_out;
     float *d_item, *d_events, *d_event_weight, *d_product_weight, *d_item_weight, *d_bias, *d_relevance, *d_numbers;
@@ -24,13 +27,26 @@ namespace {
 
 struct ActivationUnit : Unit {
     std::vector<float> turned;  // the weight [3 dim, units]
+    std::vector<long> starts;   // where a row's events begin, those of all rows one after another [rows + 1]
+    long longest = 0;
 
-    explicit ActivationUnit(const Unit& unit) : Unit(unit), turned(3 * dim * units) {
+    explicit ActivationUnit(const Unit& unit) : Unit(unit), turned(3 * dim * units), starts(rows + 1) {
         for (long u = 0; u < units; u++)
             for (long i = 0; i < 3 * dim; i++) turned[i * units + u] = weight[u * 3 * dim + i];
+        for (long row = 0; row < rows; row++) {
+            const long length = offsets[group[row] + 1] - offsets[group[row]];
+            starts[row + 1] = starts[row] + length;
+            longest = length > longest ? length : longest;
+        }
     }
 
-    double ns() const { return double(rows) * double(length) * double(dim * units + 4 * units) / (2 * V); }
+    double ns() const { return double(starts[rows] + rows) * double(dim * units + 4 * units) / (2 * V); }
+    long length(long row) const { return starts[row + 1] - starts[row]; }
+    const int64_t* named(long row) const { return index + offsets[group[row]]; }
+    // A row's events side by side [length, dim].
+    void gather(long row, float* to) const {
+        for (long j = 0; j < length(row); j++) copy_of(to + j * dim, events + named(row)[j] * dim, dim);
+    }
     const float* of_event() const { return turned.data(); }
     const float* of_product() const { return turned.data() + dim * units; }
     const float* of_item() const { return turned.data() + 2 * dim * units; }
@@ -43,29 +59,30 @@ struct ActivationUnit : Unit {
 
     // Each event's units before the PReLU, of a row: its item is a part of the weight `folded` [dim, units], as
     // e W + (e * v) P = e (W + v P).
-    void before(long row, const float* share, float* folded, float* sums) const {
+    void before(long row, const float* of_row, const float* share, float* folded, float* sums) const {
         for (long i = 0; i < dim; i++) {
             copy_of(folded + i * units, of_event() + i * units, units);
             add_times(folded + i * units, item[row * dim + i], of_product() + i * units, units);
         }
-        product<Then::Nothing>(length, units, dim, {events + row * length * dim, dim, 1}, {folded, units, 1}, {share, 0, 1},
-                               NONE, sums, units);
+        product<Then::Nothing>(length(row), units, dim, {of_row, dim, 1}, {folded, units, 1}, {share, 0, 1}, NONE, sums,
+                               units);
     }
 
     Vec activated(Vec x) const { return x > 0 ? x : slope * x; }
 
     void forward(long start, long number) const {
-        float* share = workspace<Kept::ForTheTask>((BLOCK + dim + length) * units);
-        float *folded = share + BLOCK * units, *sums = folded + dim * units;
+        float* share = workspace<Kept::ForTheTask>((BLOCK + dim + longest) * units + longest * dim);
+        float *folded = share + BLOCK * units, *sums = folded + dim * units, *of_row = sums + longest * units;
         shares(start, number, share);
         for (long row = start; row < start + number; row++) {
-            before(row, share + (row - start) * units, folded, sums);
+            gather(row, of_row);
+            before(row, of_row, share + (row - start) * units, folded, sums);
             float* to = out + row * dim;
             std::memset(to, 0, dim * sizeof(float));
-            for (long j = 0; j < length; j++) {
+            for (long j = 0; j < length(row); j++) {
                 Vec weight{};
                 for (long u = 0; u < units; u += V) weight += activated(load(sums + j * units + u)) * load(relevance + u);
-                add_times(to, constant + sum_of_lanes(weight), events + (row * length + j) * dim, dim);
+                add_times(to, constant + sum_of_lanes(weight), of_row + j * dim, dim);
             }
         }
     }
@@ -84,26 +101,30 @@ struct ActivationUnit : Unit {
         return {sum_of_lanes(weight), sum_of_lanes(of_slope)};
     }
 
+    // Into d_all [all rows' events, dim] those of events, where they are asked for.
     // Adds to a span's own gradients: of the weights [3][dim, units], the bias, the relevance and the two numbers.
-    void back(long start, long number, float* own) const {
-        float* share = workspace<Kept::ForTheTask>((2 * BLOCK + 3 * dim + length) * units);
+    void back(long start, long number, float* d_all, float* own) const {
+        float* share = workspace<Kept::ForTheTask>((2 * BLOCK + 3 * dim + longest) * units + longest * dim);
         float *d_share = share + BLOCK * units, *folded = d_share + BLOCK * units, *sums = folded + dim * units;
-        float *d_folded = sums + length * units, *folded_turned = d_folded + dim * units;
+        float *d_folded = sums + longest * units, *folded_turned = d_folded + dim * units;
+        float* of_row = folded_turned + dim * units;
         const bool of_weights = d_bias != nullptr;
         float *of_bias = own + 3 * dim * units, *of_relevance = of_weights ? of_bias + units : nullptr;
         shares(start, number, share);
         std::memset(d_share, 0, number * units * sizeof(float));
         for (long row = start; row < start + number; row++) {
-            const float *d = d_out + row * dim, *v = item + row * dim, *of_row = events + row * length * dim;
+            const float *d = d_out + row * dim, *v = item + row * dim;
+            const long length = this->length(row);
             float* d_own = d_share + (row - start) * units;
-            before(row, share + (row - start) * units, folded, sums);
+            gather(row, of_row);
+            before(row, of_row, share + (row - start) * units, folded, sums);
             for (long j = 0; j < length; j++) {
                 float* x = sums + j * units;
                 const float d_weight = dot(d, of_row + j * dim, dim);
                 const auto [weight, of_slope] = back_through(x, d_weight, of_relevance);
                 add_to(d_own, x, units);
                 if (of_weights) of_relevance[units] += of_slope, of_relevance[units + 1] += d_weight;
-                if (d_events) times(d_events + (row * length + j) * dim, constant + weight, d, dim);
+                if (d_events) times(d_all + (starts[row] + j) * dim, constant + weight, d, dim);
             }
             product<Then::Nothing>(dim, units, length, {of_row, 1, dim}, {sums, units, 1}, NONE, NONE, d_folded, units);
             for (long i = 0; i < dim; i++) {
@@ -116,7 +137,7 @@ struct ActivationUnit : Unit {
             if (!d_events) continue;
             for (long u = 0; u < units; u++)
                 for (long i = 0; i < dim; i++) folded_turned[u * dim + i] = folded[i * units + u];
-            float* to = d_events + row * length * dim;
+            float* to = d_all + starts[row] * dim;
             product<Then::Nothing>(length, dim, units, {sums, units, 1}, {folded_turned, dim, 1}, {to, dim, 1}, NONE, to, dim);
         }
         float* to = d_item + start * dim;
@@ -150,13 +171,26 @@ void mwuf_unit_back(const Unit* unit) {
     for (float* to : {all.d_event_weight, all.d_product_weight, all.d_item_weight}) sums.add(to, all.dim, units, units);
     for (float* to : {all.d_bias, all.d_relevance}) sums.add(to, units);
     sums.add(all.d_numbers, 2);
-    sums.use(workspace<Kept::ForTheCall>(sums.floats()));
+    const long events = all.d_events ? all.starts[n] : 0;
+    float* d_all = workspace<Kept::ForTheCall>(sums.floats() + events * all.dim);
+    sums.use(d_all + events * all.dim);
     in_parallel(spans_of(n), 2.5 * all.ns(), [&](long span) {
         float* own = sums.clear(span);
         const long stop = least((span + 1) * span_rows(n), n);
-        for (long start = span * span_rows(n); start < stop; start += BLOCK) all.back(start, least(BLOCK, stop - start), own);
+        for (long start = span * span_rows(n); start < stop; start += BLOCK)
+            all.back(start, least(BLOCK, stop - start), d_all, own);
     });
     add_up({&sums});
+    if (!all.d_events) return;
+    std::vector<int64_t> named(events);
+    for (long row = 0; row < n; row++) std::copy_n(all.named(row), all.length(row), named.begin() + all.starts[row]);
+    Segments of_events;
+    of_events.sort(named.data(), events, all.distinct);
+    in_parallel(all.distinct, double(events) * double(all.dim) / V, [&](long event) {
+        float* to = all.d_events + event * all.dim;
+        std::memset(to, 0, all.dim * sizeof(float));
+        of_events.for_each(event, [&](long place) { add_to(to, d_all + place * all.dim, all.dim); });
+    });
 }
 
 }  // extern "C"
