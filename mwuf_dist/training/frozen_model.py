@@ -145,16 +145,17 @@ class Frozen:
         looked_at = None if history is None else self._model.history_ids(history)[0]
         return FrozenIds(items, index, (user,), self._model.value_ids(values, len(user)), looked_at)
 
-    def fetches(self, with_inputs: bool = False) -> Fetches[FrozenIds]:
-        """Fetches what steps look up: rows of phi_new, which get gradients, frozen parts, maybe what h and g read."""
+    def fetches(self, with_inputs: bool = False, with_rows: bool = True) -> Fetches[FrozenIds]:
+        """Fetches what steps look up: frozen parts, rows of phi_new, which get gradients, maybe what h and g read."""
 
         def find(batch: Batch) -> FrozenIds:
             return self.ids(batch.user, batch.item, batch.history, batch.row_values)
 
         def wants(ids: FrozenIds) -> list[Want]:
-            rows = Want(self._model.new_ids.lookups, (ids.items,), None, torch.is_grad_enabled())
-            inputs = [] if self._head is None or not with_inputs else [self._want_inputs(ids)]
-            return [rows, *inputs, *self._wants(ids)]
+            new = Want(self._model.new_ids.lookups, (ids.items,), None, torch.is_grad_enabled())
+            # Without a head they are wanted anyway.
+            inputs = [self._want_inputs(ids)] if with_inputs and self._head is not None else []
+            return [*([new] if with_rows else []), *inputs, *self._wants(ids)]
 
         return Fetches(find, wants)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from mwuf_dist.data.batches.loader import Batch
 from mwuf_dist.methods.cvar import Cvar
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.training import run as run_module
+from mwuf_dist.training.batch_ids import Fetches, FrozenIds
 from mwuf_dist.training.run import Run
 from mwuf_dist.training.stages.episodes import EpisodeTrain
 from mwuf_dist.training.stages.warm_up import WarmUp
@@ -129,8 +131,9 @@ def test_noise_is_that_of_the_global_batch_and_of_its_step() -> None:
         runtime = Runtime(rank, ranks, torch.device("cpu"), False)
         frozen: Any = SimpleNamespace(
             runtime=runtime,
-            part=lambda user, *_: torch.zeros(len(user), 1),
-            inputs=lambda items: (torch.zeros(len(items), CONTEXT), None),
+            fetches=lambda **_: Fetches(lambda batch: FrozenIds(batch.item, batch.item, (batch.user,)), lambda _: []),
+            with_inputs=lambda ids: replace(ids, inputs=(torch.zeros(len(ids.items), CONTEXT), torch.empty(0))),
+            part_of=lambda ids: torch.zeros(len(ids.index), 1),
         )
         stage = EpisodeTrain(tiny(), frozen, Recorder(CONFIG, DIM, CONTEXT))
         num = tiny().meta_train.batch_size // ranks  # 16 episodes

@@ -131,7 +131,7 @@ def test_a_row_stands_at_the_same_place_of_the_global_batch_on_any_number_of_ran
     """The last batch, which is not full, and lanes that the ranks cannot share evenly too."""
 
     def steps(rank: int, world_size: int) -> list[Batch]:
-        runtime = SimpleNamespace(rank=rank, world_size=world_size, device=CPU, lane_coordinator="")
+        runtime = SimpleNamespace(rank=rank, world_size=world_size, device=CPU, lane_coordinator="", threads=1)
         loader = make(prepared, runtime)
         batches = list(loader.epoch(1, loader.num_steps - 2))
         assert len(batches) == 2

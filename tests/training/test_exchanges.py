@@ -16,6 +16,7 @@ from mwuf_kernels import has_library
 
 from mwuf_dist.backbones.layers import GlobalBatchNorm
 from mwuf_dist.config import build, fitting, merge
+from mwuf_dist.data.batches.episodes import EpisodeLoader
 from mwuf_dist.data.batches.histories import History
 from mwuf_dist.data.batches.loader import Batch, Loader
 from mwuf_dist.runtime import start
@@ -23,8 +24,10 @@ from mwuf_dist.runtime.many_hosts import ManyHosts
 from mwuf_dist.runtime.one_host import OneHost
 from mwuf_dist.training.implementations import frozen_model
 from mwuf_dist.training.loop import with_following
+from mwuf_dist.training.model import pretrained_items
 from mwuf_dist.training.optimizers import Adam
 from mwuf_dist.training.run import Run, _prepare
+from mwuf_dist.training.stages.episodes import EpisodeTrain
 from mwuf_dist.training.stages.meta_train import MetaTrain
 from mwuf_dist.training.stages.pretrain import Pretrain
 from mwuf_dist.training.stages.warm_up import WarmUp
@@ -100,12 +103,29 @@ def _check(name: str, sharding: str) -> None:
         assert found == {stage: [number + first, *[number] * 3] for stage, number in expected.items()}, (name, found)
 
 
+def _check_episodes(sharding: str) -> None:
+    """Nothing but the method's weights is trained, so that IDs have no gradients of rows to go along with."""
+    values = merge(VALUES, {"embedding": {"sharding": sharding}, "method": {"name": "metaemb"}})
+    config = build(values | {"backbone": {"name": "din"} | fitting("backbone", KEYS, "din")})
+    with tempfile.TemporaryDirectory() as folder, start(config) as runtime:
+        job = Run(config, Path(str(runtime.broadcast(folder))), runtime, _prepare(config, runtime))
+        stage = EpisodeTrain(config, frozen_model(job.model, config.embedding), job.method)
+        job.method.attach(pretrained_items(job.model, job.prepared))
+        histories = job.model.histories(job.prepared, 0)
+        batches = EpisodeLoader(job.prepared, config.data.warm_rows, 256, 0, runtime, None, histories).epoch(0)
+        found = [_num_exchanges(lambda: stage.step(next(batches))) for _ in range(2)]
+        job.session.recorder.close()
+        runtime.barrier()
+        assert found == [3 if sharding == "row_wise" else 1] * 2, (sharding, found)
+
+
 def _check_all(are_hosts: bool) -> None:
     if are_hosts:
         be_a_host()
-    for name in BACKBONES:
-        for sharding in ("row_wise", "auto"):
+    for sharding in ("row_wise", "auto"):
+        for name in BACKBONES:
             _check(name, sharding)
+        _check_episodes(sharding)
 
 
 @pytest.mark.dist

@@ -35,6 +35,7 @@ class EpisodeTrain:
 
     def __post_init__(self) -> None:
         self.optimizer = Adam([("method", self.method, self.config.meta_train.learning_rate_warm)], tables=[])
+        self._fetches = self.frozen.fetches(with_inputs=True, with_rows=False)
         self._half = self.config.data.warm_rows
 
     def tensors(self) -> dict[str, Any]:
@@ -55,13 +56,6 @@ class EpisodeTrain:
             for items in parts
         ]
 
-        def step(batch: Batch, _: Batch | None) -> torch.Tensor:
-            loss = self.loss(batch)
-            loss.backward()
-            self.optimizer.sum_gradients(session.runtime)
-            self.optimizer.step()
-            return loss.detach()
-
         def held_out_loss() -> float:
             total = torch.zeros(2, dtype=torch.float64, device=session.runtime.device)
             for batch in loaders[1].epoch(0):
@@ -70,15 +64,23 @@ class EpisodeTrain:
             loss, rows = session.runtime.sum(total).tolist()
             return loss / rows
 
-        train_epochs(session, start, loaders[0], settings, step, tensors, held_out_loss)
+        train_epochs(session, start, loaders[0], settings, self.step, tensors, held_out_loss)
+
+    def step(self, batch: Batch, _: Batch | None = None) -> torch.Tensor:
+        """Takes one step; returns this rank's part of the mean loss."""
+        loss = self.loss(batch)
+        loss.backward()
+        self.optimizer.sum_gradients(self.frozen.runtime)
+        self.optimizer.step()
+        return loss.detach()
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Computes this rank's part of the mean episode loss of a batch of `EpisodeLoader`."""
         half = self._half
         items = batch.item.view(-1, 2 * half)[:, 0]
         num_episodes = len(items)
-        part = self.frozen.part(batch.user, batch.item, batch.history, batch.row_values)
-        part = part.unflatten(0, (num_episodes, 2, half))  # [E, 2, K, P]
+        ids = self.frozen.with_inputs(self._fetches.fetched(batch))
+        part = self.frozen.part_of(ids).unflatten(0, (num_episodes, 2, half))  # [E, 2, K, P]
         label = batch.label.view(num_episodes, 2, half)
         counted = None if batch.row_weight is None else batch.row_weight.view(num_episodes, 2, half)
 
@@ -103,7 +105,8 @@ class EpisodeTrain:
             draws = draws[share.start : share.stop]
             return F.pad(draws, (0, 0, 0, num_episodes - len(draws))).to(runtime.device)
 
-        item_context, _ = self.frozen.inputs(items)
+        assert ids.inputs is not None
+        item_context = ids.inputs[0].index_select(0, ids.index.view(-1, 2 * half)[:, 0])
         losses = self.method.episode_loss(Episodes(items, item_context, loss_of(0), loss_of(1), normal))
         weight = batch.weight.view(num_episodes, -1)[:, 0]
         return (losses * weight).sum() * (2 * half / batch.num_rows)
