@@ -14,8 +14,8 @@
 namespace {
 
 void check_products() {
-    for (long m : {1, 4, 5, 13, 48})
-        for (long n : {1, 7, 16, 33, 64})
+    for (long m : {1, 4, 5, 8, 13, 20, 48})
+        for (long n : {1, 7, 12, 16, 24, 33, 48, 64})
             for (long k : {1, 9, 64}) {
                 const Floats a = draws(m * k), b = draws(k * n), from = draws(m * n), mask = draws(m * n);
                 Doubles plain(m * n), relu(m * n), back(m * n);
@@ -27,15 +27,17 @@ void check_products() {
                         relu[r * n + c] = sum < 0 ? 0 : sum;
                         back[r * n + c] = mask[r * n + c] <= 0 ? 0 : sum;
                     }
+                double largest = 0;
+                for (double x : plain) largest = std::fmax(largest, std::fabs(x));
                 Floats found(m * n);
                 const Matrix of_a{a.data(), k, 1}, of_b{b.data(), n, 1}, of_from{from.data(), n, 1};
                 const std::string size = std::to_string(m) + " x " + std::to_string(k) + " x " + std::to_string(n);
                 product<Then::Nothing>(m, n, k, of_a, of_b, of_from, NONE, found.data(), n);
                 same("product " + size, found, plain, k + 1);
                 product<Then::Relu>(m, n, k, of_a, of_b, of_from, NONE, found.data(), n);
-                same("product with ReLU " + size, found, relu, k + 1);
+                same("product with ReLU " + size, found, relu, k + 1, largest);
                 product<Then::ReluBack>(m, n, k, of_a, of_b, of_from, {mask.data(), n, 1}, found.data(), n);
-                same("product back through a ReLU " + size, found, back, k + 1);
+                same("product back through a ReLU " + size, found, back, k + 1, largest);
             }
 }
 

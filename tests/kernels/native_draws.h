@@ -34,10 +34,10 @@ Ids draw_ids(long n, long most) {
 
 int wrong = 0, checked = 0;
 
-// The bound of tests/bounds.py: the terms that are added on the longest way, times their size, times 2^-23.
+// The bound of tests/bounds.py: the terms that are added on the longest way, times their size, times 2^-23. The size is
+// that of what is expected, or of what was larger before a part of it was taken away.
 template <typename Found>
-void same(const std::string& what, const Found& found, const Doubles& expected, long num_terms) {
-    double size = 0;
+void same(const std::string& what, const Found& found, const Doubles& expected, long num_terms, double size = 0) {
     for (double x : expected) size = std::fmax(size, std::fabs(x));
     const double bound = double(num_terms) * std::ldexp(1.0, -23) * size;
     checked++;

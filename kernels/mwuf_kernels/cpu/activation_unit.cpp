@@ -61,8 +61,8 @@ struct ActivationUnit : Unit {
     // e W + (e * v) P = e (W + v P).
     void before(long row, const float* of_row, const float* share, float* folded, float* sums) const {
         for (long i = 0; i < dim; i++) {
-            copy_of(folded + i * units, of_event() + i * units, units);
-            add_times(folded + i * units, item[row * dim + i], of_product() + i * units, units);
+            const float v = item[row * dim + i], *plain = of_event() + i * units, *times_v = of_product() + i * units;
+            for (long u = 0; u < units; u += V) store(folded + i * units + u, load(plain + u) + v * load(times_v + u));
         }
         product<Then::Nothing>(length(row), units, dim, {of_row, dim, 1}, {folded, units, 1}, {share, 0, 1}, NONE, sums,
                                units);
@@ -71,61 +71,71 @@ struct ActivationUnit : Unit {
     Vec activated(Vec x) const { return x > 0 ? x : slope * x; }
 
     void forward(long start, long number) const {
-        float* share = workspace<Kept::ForTheTask>((BLOCK + dim + longest) * units + longest * dim);
+        float* share = workspace<Kept::ForTheTask>((BLOCK + dim + longest) * units + longest * (dim + 1));
         float *folded = share + BLOCK * units, *sums = folded + dim * units, *of_row = sums + longest * units;
+        float* weights = of_row + longest * dim;
         shares(start, number, share);
         for (long row = start; row < start + number; row++) {
             gather(row, of_row);
             before(row, of_row, share + (row - start) * units, folded, sums);
-            float* to = out + row * dim;
-            std::memset(to, 0, dim * sizeof(float));
             for (long j = 0; j < length(row); j++) {
                 Vec weight{};
                 for (long u = 0; u < units; u += V) weight += activated(load(sums + j * units + u)) * load(relevance + u);
-                add_times(to, constant + sum_of_lanes(weight), of_row + j * dim, dim);
+                weights[j] = constant + sum_of_lanes(weight);
+            }
+            for (long i = 0; i < dim; i += V) {
+                const long lanes = least(V, dim - i);
+                Vec sum{};
+                for (long j = 0; j < length(row); j++) sum += weights[j] * part(of_row + j * dim + i, lanes);
+                put(out + row * dim + i, sum, lanes);
             }
         }
     }
 
-    // Of an event whose weight has the gradient d_weight: x becomes the gradient of the units before the PReLU. Returns
-    // the weight, and the gradient of the PReLU's slope.
-    std::pair<float, float> back_through(float* x, float d_weight, float* of_relevance) const {
-        Vec weight{}, of_slope{};
+    // Of n events whose weights have the gradients d_weights: x [n, units] becomes the gradient of the units before the
+    // PReLU, and d_own [units] its sum. Sums of each event's lanes are its weight [n, V]; of_relevance [units] gets its
+    // gradient added, and behind it that of the PReLU's slope. A register of units at a time, whose sums stay in others.
+    void back_through(long n, float* x, const float* d_weights, float* weights, float* d_own, float* of_relevance) const {
+        Vec of_slope{};
         for (long u = 0; u < units; u += V) {
-            const Vec of = load(x + u), active = activated(of), d = d_weight * load(relevance + u);
-            weight += active * load(relevance + u);
-            of_slope += of > 0 ? Vec{} : d * of;
-            store(x + u, of > 0 ? d : slope * d);
-            if (of_relevance) store(of_relevance + u, load(of_relevance + u) + d_weight * active);
+            const Vec by = load(relevance + u);
+            Vec all{}, of_unit{};
+            for (long j = 0; j < n; j++) {
+                const Vec of = load(x + j * units + u), active = activated(of), d = d_weights[j] * by;
+                const Vec through = of > 0 ? d : slope * d;
+                store(weights + j * V, (u ? load(weights + j * V) : Vec{}) + active * by);
+                store(x + j * units + u, through);
+                all += through;
+                of_unit += d_weights[j] * active;
+                of_slope += of > 0 ? Vec{} : d * of;
+            }
+            store(d_own + u, all);
+            if (of_relevance) store(of_relevance + u, load(of_relevance + u) + of_unit);
         }
-        return {sum_of_lanes(weight), sum_of_lanes(of_slope)};
+        if (of_relevance) of_relevance[units] += sum_of_lanes(of_slope);
     }
 
     // Into d_all [all rows' events, dim] those of events, where they are asked for.
     // Adds to a span's own gradients: of the weights [3][dim, units], the bias, the relevance and the two numbers.
     void back(long start, long number, float* d_all, float* own) const {
-        float* share = workspace<Kept::ForTheTask>((2 * BLOCK + 3 * dim + longest) * units + longest * dim);
+        float* share = workspace<Kept::ForTheTask>((2 * BLOCK + 3 * dim + longest) * units + longest * (dim + 1 + V));
         float *d_share = share + BLOCK * units, *folded = d_share + BLOCK * units, *sums = folded + dim * units;
         float *d_folded = sums + longest * units, *folded_turned = d_folded + dim * units;
-        float* of_row = folded_turned + dim * units;
+        float *of_row = folded_turned + dim * units, *d_weights = of_row + longest * dim, *weights = d_weights + longest;
         const bool of_weights = d_bias != nullptr;
         float *of_bias = own + 3 * dim * units, *of_relevance = of_weights ? of_bias + units : nullptr;
         shares(start, number, share);
-        std::memset(d_share, 0, number * units * sizeof(float));
         for (long row = start; row < start + number; row++) {
             const float *d = d_out + row * dim, *v = item + row * dim;
             const long length = this->length(row);
             float* d_own = d_share + (row - start) * units;
             gather(row, of_row);
             before(row, of_row, share + (row - start) * units, folded, sums);
-            for (long j = 0; j < length; j++) {
-                float* x = sums + j * units;
-                const float d_weight = dot(d, of_row + j * dim, dim);
-                const auto [weight, of_slope] = back_through(x, d_weight, of_relevance);
-                add_to(d_own, x, units);
-                if (of_weights) of_relevance[units] += of_slope, of_relevance[units + 1] += d_weight;
-                if (d_events) times(d_all + (starts[row] + j) * dim, constant + weight, d, dim);
-            }
+            for (long j = 0; j < length; j++) d_weights[j] = dot(d, of_row + j * dim, dim);
+            back_through(length, sums, d_weights, weights, d_own, of_relevance);
+            for (long j = 0; of_weights && j < length; j++) of_relevance[units + 1] += d_weights[j];
+            for (long j = 0; d_events && j < length; j++)
+                times(d_all + (starts[row] + j) * dim, constant + sum_of_lanes(load(weights + j * V)), d, dim);
             product<Then::Nothing>(dim, units, length, {of_row, 1, dim}, {sums, units, 1}, NONE, NONE, d_folded, units);
             for (long i = 0; i < dim; i++) {
                 const float* of = d_folded + i * units;

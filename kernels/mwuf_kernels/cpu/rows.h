@@ -19,11 +19,11 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr long V = 16, ROWS = 12;  // Floats of a register; rows of a tile two registers wide.
+constexpr long V = 16, ROWS = 12, ROWS_OF_3 = 8;  // Floats of a register; rows of a tile two and three registers wide.
 #elif defined(__AVX__)
-constexpr long V = 8, ROWS = 6;
+constexpr long V = 8, ROWS = 6, ROWS_OF_3 = 4;
 #else
-constexpr long V = 4, ROWS = 6;
+constexpr long V = 4, ROWS = 6, ROWS_OF_3 = 4;
 #endif
 constexpr long BLOCK = 48;  // Rows at once: a multiple of both; 48 x 64 floats are 12 KB.
 
@@ -126,19 +126,21 @@ inline void tile(long k, Matrix a, Matrix b, Matrix from, Matrix mask, float* c,
         }
 }
 
-// R rows of `product`.
+// R rows of `product`. A third register takes a pass of its own over the rows, unless it is the last and fits.
 template <Then then, long R>
 inline void row_of_tiles(long n, long k, Matrix a, Matrix b, Matrix from, Matrix mask, float* c, long c_step) {
     for (long column = 0; column < n;) {
         const Matrix of_b = shifted(b, 0, column), of_from = shifted(from, 0, column), of_mask = shifted(mask, 0, column);
         const long left = n - column;
-        if (left >= 2 * V)
+        if (R <= ROWS_OF_3 && left == 3 * V)
+            tile<then, R, R <= ROWS_OF_3 ? 3 : 1, false>(k, a, of_b, of_from, of_mask, c + column, c_step, 3 * V);
+        else if (left >= 2 * V)
             tile<then, R, 2, false>(k, a, of_b, of_from, of_mask, c + column, c_step, 2 * V);
         else if (left >= V)
             tile<then, R, 1, false>(k, a, of_b, of_from, of_mask, c + column, c_step, V);
         else
             tile<then, R, 1, true>(k, a, of_b, of_from, of_mask, c + column, c_step, left);
-        column += left >= 2 * V ? 2 * V : V;
+        column += R <= ROWS_OF_3 && left == 3 * V ? 3 * V : left >= 2 * V ? 2 * V : V;
     }
 }
 
@@ -148,13 +150,16 @@ void product(long m, long n, long k, Matrix a, Matrix b, Matrix from, Matrix mas
     for (long r = 0; r < m;) {
         const Matrix of_a = shifted(a, r, 0), of_from = shifted(from, r, 0), of_mask = shifted(mask, r, 0);
         const long left = m - r;
-        if (left >= ROWS)
+        const bool of_three = n == 3 * V && left >= ROWS_OF_3;
+        if (of_three)
+            row_of_tiles<then, ROWS_OF_3>(n, k, of_a, b, of_from, of_mask, c + r * c_step, c_step);
+        else if (left >= ROWS)
             row_of_tiles<then, ROWS>(n, k, of_a, b, of_from, of_mask, c + r * c_step, c_step);
         else if (left >= 4)
             row_of_tiles<then, 4>(n, k, of_a, b, of_from, of_mask, c + r * c_step, c_step);
         else
             row_of_tiles<then, 1>(n, k, of_a, b, of_from, of_mask, c + r * c_step, c_step);
-        r += left >= ROWS ? ROWS : left >= 4 ? 4 : 1;
+        r += of_three ? ROWS_OF_3 : left >= ROWS ? ROWS : left >= 4 ? 4 : 1;
     }
 }
 
