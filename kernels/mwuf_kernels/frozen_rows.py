@@ -140,9 +140,9 @@ class FrozenRows:
         self._tensors = (
             *forward,
             *(weight.t().contiguous() for weight in forward),
-            *(_padded(bias[None])[0] for bias in biases),
-            _padded(out[None])[0],
-            _padded(F.pad(linear, (0, inputs - self._dim))[None])[0],
+            *map(_padded_vector, biases),
+            _padded_vector(out),
+            _padded_vector(F.pad(linear, (0, inputs - self._dim))),
             _padded(crossed),
             *(one.float().contiguous() for one in of_powers),
         )
@@ -225,5 +225,9 @@ def _addresses(tensors: Sequence[torch.Tensor]) -> "ctypes.Array[ctypes.c_void_p
 def _padded(matrix: torch.Tensor) -> torch.Tensor:
     """Returns a matrix with zeros behind and below, to multiples of a register."""
     rows, columns = matrix.shape
-    below = -rows % _PADDED if rows > 1 else 0
-    return F.pad(matrix.float(), (0, -columns % _PADDED, 0, below)).contiguous()
+    return F.pad(matrix.float(), (0, -columns % _PADDED, 0, -rows % _PADDED)).contiguous()
+
+
+def _padded_vector(vector: torch.Tensor) -> torch.Tensor:
+    """Returns a vector with zeros behind, likewise."""
+    return F.pad(vector.float(), (0, -len(vector) % _PADDED)).contiguous()

@@ -144,7 +144,10 @@ class OneHost:
         """Writes a tensor into our slot; views what every rank has written, equally long."""
         slots, num_bytes = self._next_slots(), flat.numel() * flat.element_size()
         slots[self._rank].first(num_bytes, flat).copy_(flat)
-        self._meet()
+        theirs = self._meet(dict.fromkeys(self._sockets, (0, num_bytes)))
+        assert all(size == num_bytes for _, size in theirs.values()), (
+            "ranks have come to different places of the program"
+        )
         return [slot.first(num_bytes, flat) for slot in slots]
 
     def _next_slots(self) -> list[_Slot]:

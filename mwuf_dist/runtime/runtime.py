@@ -241,7 +241,7 @@ def start(config: Config) -> Iterator[Runtime]:
             is_compiled = _agreed(found, is_compiled)
             torch.set_num_threads(1 if is_compiled else threads)
             found = replace(found, is_compiled=is_compiled, timeout_s=settings.timeout_s)
-            with _directly(found) as group:
+            with _loops(found), _directly(found) as group:
                 yield replace(found, group_of_tables=group)
         finally:
             dist.destroy_process_group()
@@ -282,6 +282,14 @@ def _agreed(runtime: Runtime, is_compiled: bool) -> bool:
             stacklevel=2,
         )
     return everyone
+
+
+def _loops(runtime: Runtime) -> contextlib.AbstractContextManager[None]:
+    """Lets nobody use the loops where a rank has none: backbones look for them without asking the others."""
+    from mwuf_kernels import without_library  # late, as above
+
+    is_without = runtime.device.type == "cpu" and not runtime.is_compiled
+    return without_library() if is_without else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

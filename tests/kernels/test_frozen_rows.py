@@ -14,7 +14,7 @@ from tests.bounds import assert_float32_close
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
 # (D, hidden widths): register widths, none of one, one layer, no layer.
-SHAPES = [(16, (64, 64)), (12, (50, 30, 7)), (5, (20,)), (8, ())]
+SHAPES = [(16, (64, 64)), (12, (50, 30, 7)), (5, (20,)), (8, ()), (1, (1,)), (16, (1, 8)), (4, (8, 1, 5))]
 ITEM_FIELDS, USER_FIELDS = 3, 2  # of the parts of a head with products of pairs
 
 
@@ -109,7 +109,7 @@ def test_losses_gradients_and_logits_match_float64(dim, hidden, kept, num_rows, 
 
 @needs_compiler
 @pytest.mark.parametrize(("num_rows", "dim", "neurons", "hidden"), [
-    (1, 16, 32, (64, 64)), (47, 5, 7, (20,)), (48, 3, 16, (30, 9)), (500, 24, 20, (16,)),
+    (1, 16, 32, (64, 64)), (47, 5, 7, (20,)), (48, 3, 16, (30, 9)), (500, 24, 20, (16,)), (60, 1, 1, (1, 3)),
 ])  # fmt: skip
 def test_losses_gradients_and_logits_over_powers_match_float64(num_rows, dim, neurons, hidden):
     generator = torch.Generator().manual_seed(num_rows)
@@ -123,7 +123,7 @@ def test_losses_gradients_and_logits_over_powers_match_float64(num_rows, dim, ne
     powers = PowerWeights(0.2 * draws(neurons, fields), 0.1 * draws(neurons), layers[0][1], smallest)
     parts, items = draws(40, fields * dim + 2), draws(2, 9, dim)
     parts[:, :dim] = 0  # a place for the item
-    items[0, 0, :2] = torch.tensor([0.0, -smallest / 2])  # without a slope
+    items[0, :2, 0] = torch.tensor([0.0, -smallest / 2])  # without a slope
     first, second = torch.randint(40, (2, num_rows), generator=generator)
     index = torch.randint(9, (num_rows,), generator=generator)
     labels, weights = (draws(num_rows) > 0).float(), draws(num_rows).abs()
