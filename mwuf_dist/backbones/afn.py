@@ -104,6 +104,10 @@ class Afn(Backbone):
         nn.init.normal_(self.powers.weight, std=0.1)
         nn.init.zeros_(self.powers.bias)
         self.exp_norm = GlobalBatchNorm(config.log_neurons)
+        # What the first two add scales a neuron's products, and the norm behind takes it away again, as that of the MLP
+        # does with what the third adds: they would only collect rounding noise, other noise on other numbers of ranks.
+        for bias in (self.log_norm.bias, self.powers.bias, *([self.exp_norm.bias] if config.batch_norm else [])):
+            bias.requires_grad_(False)
         self.mlp = MLP(config.log_neurons * shape.dim, config.hidden, config.batch_norm, config.dropout)
 
     def forward(

@@ -144,7 +144,8 @@ def mlp_logit(mlp: MLP, pieces: Sequence[torch.Tensor], row_weight: torch.Tensor
     """
     parameters = {f"mlp.{name}": one for name, one in mlp.named_parameters()}
     is_frozen = not torch.is_grad_enabled() or not any(one.requires_grad for one in parameters.values())
-    if not (mlp.training or is_frozen) or not has_loop(*pieces, *parameters.values()):
+    is_own = type(mlp) is not MLP
+    if is_own or not (mlp.training or is_frozen) or not has_loop(*pieces, *parameters.values()):
         return mlp(torch.cat(list(pieces), dim=1), row_weight)
     columns = itertools.accumulate((piece.shape[1] for piece in pieces), initial=0)
     sides = [BatchSide(piece.contiguous(), None, column) for piece, column in zip(pieces, columns, strict=False)]

@@ -40,7 +40,6 @@ class Din(Backbone):
     Config = DinConfig
     config: DinConfig
     uses_history = True
-    reads_events = True
 
     def __init__(self, config: DinConfig, shape: Shape) -> None:
         super().__init__(config, shape)
@@ -50,6 +49,12 @@ class Din(Backbone):
         self.activation = nn.PReLU()
         self.relevance = nn.Linear(_UNITS, 1)
         self.mlp = MLP((shape.num_fields + 1) * shape.dim, config.hidden, config.batch_norm, config.dropout)
+
+    @property
+    def reads_events(self) -> bool:
+        """See `Backbone`; a subclass that computes otherwise gets what it was written for."""
+        own = (Din.forward, Din.encode, Din._interest)
+        return (type(self).forward, type(self).encode, type(self)._interest) == own
 
     def encode(self, history: EmbeddedHistory, context: torch.Tensor) -> torch.Tensor:
         """See `Backbone.encode`: the embeddings of the last L items side by side [B, L*D], zeros where there are fewer.

@@ -211,3 +211,23 @@ def test_padding_rows_change_neither_the_other_logits_nor_the_moments(name: str)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     for a, b in zip(padded_moments, moments, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+# A weight whose gradient is rounding noise is moved by Adam all the same, otherwise on every number of ranks. Such
+# gradients are up to 1e-5 here, for a norm divides by a deviation and a bit; others from 1e-3 on.
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("name", ["afn", "dcn", "dcn_v2", "deepfm", "pnn", "wide_deep"])
+def test_what_a_norm_takes_away_again_is_not_trained(
+    name: str, batch_norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mwuf_dist.backbones.layers.dist.get_world_size", lambda: 1)
+    backbone = built(name=name, batch_norm=batch_norm, log_neurons=6).train()
+    is_trained = {key: parameter.requires_grad for key, parameter in backbone.named_parameters()}
+    torch.manual_seed(2)
+    item, context = torch.randn(400, SHAPE.dim), torch.randn(400, (SHAPE.num_fields - 1) * SHAPE.dim)
+    label = (torch.rand(400) < 0.3).double()
+    logit = backbone.requires_grad_()(item.double(), context.double())
+    nn.functional.binary_cross_entropy_with_logits(logit, label).backward()
+    for key, parameter in backbone.named_parameters():
+        assert parameter.grad is not None
+        assert bool(parameter.grad.abs().max() > 1e-4) == is_trained[key], key

@@ -169,3 +169,10 @@ def test_padding_rows_change_neither_the_other_logits_nor_the_moments(name: str)
         found, padded_moments = trained(weight, *padded, longer)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(padded_moments, moments, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["forward", "encode", "_interest"])
+def test_a_din_of_ones_own_gets_what_it_was_written_for(name: str) -> None:
+    din = built("din")
+    own = type("Own", (type(din),), {name: lambda self, *inputs: getattr(super(type(self), self), name)(*inputs)})
+    assert din.reads_events and not own(din.config, SHAPE).reads_events

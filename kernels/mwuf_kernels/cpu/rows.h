@@ -221,7 +221,8 @@ inline Vec exp_of_negative(Vec x) {
 inline Vec exp_of(Vec x) {
     x = x < -104.0f ? Vec{} - 104.0f : x > 89.0f ? Vec{} + 89.0f : x;
     const Vec scaled = x * 1.44269504f + 200.5f;  // above zero, which it is rounded towards
-    const Whole n = __builtin_convertvector(scaled, Whole) - 200, half = n >> 1;
+    // Of NaN the number is the lowest, from which nothing can be taken away.
+    const Whole number = __builtin_convertvector(scaled, Whole), n = (number > 0 ? number : 0) - 200, half = n >> 1;
     const Vec e = exp_of_rest(rest_of(x, __builtin_convertvector(n, Vec)));
     return e * as_floats((half + 127) << 23) * as_floats((n - half + 127) << 23);  // 2^128 is none, nor is 2^-127
 }

@@ -31,8 +31,9 @@ Order = Literal["shuffled", "blocks", "time"]
 def stable_order(keys: np.ndarray) -> np.ndarray:
     """Returns `np.argsort(keys, kind="stable")` of whole numbers from 0 on [n], a digit of 16 bits after the other.
 
-    Of 16 bits NumPy sorts by counting, which takes a quarter of the time that comparing takes.
+    Of 16 bits NumPy sorts by counting, which takes a seventh of the time that comparing takes.
     """
+    assert keys.dtype in (np.int32, np.int64)
     order = np.argsort((keys & 0xFFFF).astype(np.uint16), kind="stable")
     for shift in range(16, int(keys.max(initial=0)).bit_length(), 16):
         digit = (keys >> shift & 0xFFFF).astype(np.uint16)
