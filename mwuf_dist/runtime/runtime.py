@@ -15,7 +15,6 @@ import itertools
 import os
 import re
 import socket
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +26,7 @@ import torch.distributed as dist
 from mwuf_dist.config import Config, RuntimeConfig, UserError
 from mwuf_dist.runtime.collectives import directly, sum_over_ranks_
 from mwuf_dist.runtime.heartbeat import COME_S, Peers
+from mwuf_dist.runtime.loops import agreed, loops_of_all, share_out
 from mwuf_dist.runtime.one_host import PeerLostError
 from mwuf_dist.runtime.shutdown import RankLostError
 from mwuf_dist.runtime.threads import default_threads
@@ -212,7 +212,7 @@ def start(config: Config) -> Iterator[Runtime]:
     rank, world_size, local_rank, ranks_per_host = _ranks()
     device = _device(settings, local_rank)
     threads = settings.threads or default_threads(ranks_per_host)
-    is_compiled = _share_out(threads, device)
+    is_compiled = share_out(threads, device)
     torch.manual_seed(generator_seed(config.seed, 0))
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -238,10 +238,10 @@ def start(config: Config) -> Iterator[Runtime]:
             peers.ask(lambda _: join(), settings.timeout_s + MARGIN_S)
         try:
             found = Runtime(rank, world_size, device, show, ranks_per_host, peers, coordinator, threads=threads)
-            is_compiled = _agreed(found, is_compiled)
+            is_compiled = agreed(found, is_compiled)
             torch.set_num_threads(1 if is_compiled else threads)
             found = replace(found, is_compiled=is_compiled, timeout_s=settings.timeout_s)
-            with _loops(found), _directly(found) as group:
+            with loops_of_all(found), _directly(found) as group:
                 yield replace(found, group_of_tables=group)
         finally:
             dist.destroy_process_group()
@@ -252,44 +252,6 @@ def _directly(runtime: Runtime) -> contextlib.AbstractContextManager[dist.Proces
     if runtime.world_size == 1 or runtime.device.type != "cpu":
         return contextlib.nullcontext()
     return directly(runtime.rank, runtime.world_size, runtime.timeout_s, os.environ["MASTER_ADDR"])
-
-
-def _share_out(threads: int, device: torch.device) -> bool:
-    """Gives the compiled loops of a CPU so many threads, and torch one where there are loops.
-
-    Returns whether there are.
-
-    OpenMP's threads spin between two operators, on the core that the loops' threads would have, and a sum of torch's on
-    several threads has other bits than on one.
-    """
-    from mwuf_kernels import native  # late: `prepare` has no use for it
-
-    native.set_num_threads(threads)
-    is_compiled = device.type == "cpu" and native.has_library()
-    torch.set_num_threads(1 if is_compiled else threads)
-    return is_compiled
-
-
-def _agreed(runtime: Runtime, is_compiled: bool) -> bool:
-    """Says whether every rank has compiled loops: with and without them ranks would exchange different things."""
-    if runtime.world_size == 1 or runtime.device.type != "cpu":
-        return is_compiled
-    everyone = not runtime.max(int(not is_compiled))
-    if is_compiled and not everyone:
-        warnings.warn(
-            "another rank has no compiled loops, so no rank uses them, and training is slower: see `mwuf doctor` on "
-            "each host",
-            stacklevel=2,
-        )
-    return everyone
-
-
-def _loops(runtime: Runtime) -> contextlib.AbstractContextManager[None]:
-    """Lets nobody use the loops where a rank has none: backbones look for them without asking the others."""
-    from mwuf_kernels import without_library  # late, as above
-
-    is_without = runtime.device.type == "cpu" and not runtime.is_compiled
-    return without_library() if is_without else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

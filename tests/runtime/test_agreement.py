@@ -10,18 +10,18 @@ import torch
 
 from mwuf_dist.config import build, merge
 from mwuf_dist.runtime import Runtime, start
-from mwuf_dist.runtime.runtime import _agreed
+from mwuf_dist.runtime.loops import agreed
 from tests.faults.ranks import VALUES, forked
 
 
-@pytest.mark.parametrize(("ours", "one_lacks", "agreed"), [(True, 0, True), (True, 1, False), (False, 1, False)])
+@pytest.mark.parametrize(("ours", "one_lacks", "expected"), [(True, 0, True), (True, 1, False), (False, 1, False)])
 def test_no_rank_uses_loops_that_another_lacks(
-    ours: bool, one_lacks: int, agreed: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+    ours: bool, one_lacks: int, expected: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     """With them ranks ask for distinct rows, without them TorchRec exchanges them: a run had waited for its timeout."""
     monkeypatch.setattr(Runtime, "max", lambda self, value: max(value, one_lacks))
-    assert _agreed(Runtime(0, 2, torch.device("cpu"), False), ours) == agreed
-    assert (len(recwarn) == 1) == (ours and not agreed)
+    assert agreed(Runtime(0, 2, torch.device("cpu"), False), ours) == expected
+    assert (len(recwarn) == 1) == (ours and not expected)
 
 
 # Networks with BatchNorm and loops of their own, which send other things to the ranks than torch's operators.
