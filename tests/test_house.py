@@ -226,7 +226,7 @@ def test_the_first_line_of_a_docstring_needs_no_neighbour():
 
 
 # Who may ask whether the compiled loops are there, and who chooses by the answer.
-ASKS = {"has_library": {"runtime/runtime.py"}, "is_compiled": {"embeddings/tables.py", "training/implementations.py"}}
+ASKS = {"has_library": {"runtime/loops.py"}, "is_compiled": {"embeddings/tables.py", "training/implementations.py"}}
 
 
 @pytest.mark.parametrize("name", ASKS)
