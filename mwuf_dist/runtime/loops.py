@@ -42,9 +42,8 @@ def agreed(runtime: Runtime, is_compiled: bool) -> bool:
     return everyone
 
 
-def loops_of_all(runtime: Runtime) -> contextlib.AbstractContextManager[None]:
+def loops_of_all(device: torch.device, are_used: bool) -> contextlib.AbstractContextManager[None]:
     """Lets nobody use the loops where a rank has none: backbones look for them without asking the others."""
     from mwuf_kernels import without_library  # late, as above
 
-    is_without = runtime.device.type == "cpu" and not runtime.is_compiled
-    return without_library() if is_without else contextlib.nullcontext()
+    return without_library() if device.type == "cpu" and not are_used else contextlib.nullcontext()

@@ -241,7 +241,7 @@ def start(config: Config) -> Iterator[Runtime]:
             is_compiled = agreed(found, is_compiled)
             torch.set_num_threads(1 if is_compiled else threads)
             found = replace(found, is_compiled=is_compiled, timeout_s=settings.timeout_s)
-            with loops_of_all(found), _directly(found) as group:
+            with loops_of_all(device, is_compiled), _directly(found) as group:
                 yield replace(found, group_of_tables=group)
         finally:
             dist.destroy_process_group()
