@@ -91,11 +91,21 @@ def placements(
                 f"{4 * world_size}, or row_wise"
             )
         rank = 0
+        if kind == "row_wise" and _leaves_a_rank_empty(spec.rows, world_size):
+            kind = "table_wise"
         if world_size == 1 or kind == "table_wise":
             kind, rank = "table_wise", load.index(min(load))
             load[rank] += spec.rows * spec.dim
         out[spec.name] = Placement(kind, rank, trained and _is_fused(spec, config))
     return out
+
+
+def _leaves_a_rank_empty(rows: int, world_size: int) -> bool:
+    """Says whether TorchRec, which gives every rank as many rows as the first, has none for the last.
+
+    With such a table as its last, fbgemm's row-wise Adagrad for CPUs reads a size from behind the end of its list.
+    """
+    return -(-rows // world_size) * (world_size - 1) >= rows
 
 
 def _is_replicated(specs: Sequence[TableSpec], config: EmbeddingConfig, trained: bool, rows_per_step: int) -> bool:

@@ -76,6 +76,14 @@ def test_large_tables_are_shared_by_all_ranks_and_small_ones_spread_over_them() 
     assert {placement.kind for placement in placements(specs, EmbeddingConfig(), 1).values()} == {"table_wise"}
 
 
+def test_a_table_by_rows_of_which_a_rank_would_have_none_is_one_ranks() -> None:
+    """Of 4 rows three ranks would have 2, 2 and 0."""
+    specs = [TableSpec(str(rows), rows, 16) for rows in (2, 3, 4, 5, 7)]
+    found = placements(specs, EmbeddingConfig(sharding="row_wise"), 3)
+    by_rows = {name for name, placement in found.items() if placement.kind == "row_wise"}
+    assert by_rows == {"3", "5", "7"}
+
+
 def test_a_plan_names_every_table_and_warns_where_it_does_not_fit() -> None:
     fits = plan(tiny(), 64, "h200", 1e9, 0, 0)
     assert "user.user_id" in fits and "row_wise" in fits and "estimate" in fits and "do not fit" not in fits
