@@ -219,7 +219,10 @@ class Frozen:
         return lambda item: backbone.in_precision(backbone, item, part, None, events)
 
     def logit(self, item_embedding: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-        """Computes logits [b] of item embeddings [b, D] with frozen parts [b, P]; differentiable twice."""
+        """Computes logits [b] of item embeddings [b, D] with frozen parts [b, P].
+
+        They can be differentiated twice, those of a backbone that does not fold only `without_library`.
+        """
         logit = self._model.backbone if self._head is None else self._head.logit
         return self._model.backbone.in_precision(logit, item_embedding, part)
 
