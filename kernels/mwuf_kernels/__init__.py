@@ -19,7 +19,7 @@ from mwuf_kernels.meta_networks import (
 from mwuf_kernels.native import has_library, has_loop, set_num_threads, without_library
 from mwuf_kernels.segments import segment_sums, segments
 from mwuf_kernels.table_rows import EntityFields, add_table_rows_, distinct_ids, table_rows
-from mwuf_kernels.trained_rows import BatchSide, TrainedLayer, TrainedRows
+from mwuf_kernels.trained_rows import BatchSide, TrainedLayer, TrainedRows, sums_bytes
 from mwuf_kernels.user_mean import user_mean, user_mean_reference
 from mwuf_kernels.warm_embedding import warm_embedding, warm_embedding_backward, warm_embedding_reference
 
@@ -56,6 +56,7 @@ __all__ = [
     "segment_sums",
     "segments",
     "set_num_threads",
+    "sums_bytes",
     "table_rows",
     "user_mean",
     "user_mean_reference",

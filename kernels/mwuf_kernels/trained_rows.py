@@ -15,6 +15,8 @@ import torch
 from mwuf_kernels.batch_norm import Exchange, Layer, TrainedNorm
 from mwuf_kernels.native import address, library, structure
 
+_SPAN, _MOST_SPANS = 144, 128  # as in cpu/rows.h
+
 _Side = structure("side", longs="rows width column", pointers="x index d_x")
 _Trained = structure(
     "trained",
@@ -22,6 +24,11 @@ _Trained = structure(
     floats="momentum eps",
     pointers="linear linear_bias out out_bias total pairs d_linear d_out d_bias sum_over_ranks",
 )
+
+
+def sums_bytes(num_rows: int, num_weights: int) -> int:
+    """Gives the memory of a backward pass: each span of rows has sums of its own for all gradients of weights."""
+    return 4 * num_weights * min(-(-num_rows // _SPAN), _MOST_SPANS)
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mwuf_kernels import BatchSide, TrainedLayer, TrainedNorm, TrainedRows, has_loop
+from mwuf_kernels import BatchSide, TrainedLayer, TrainedNorm, TrainedRows, has_loop, sums_bytes
 from torch import nn
 from torch.autograd.function import once_differentiable
 
 from mwuf_dist.backbones.layers import MLP, GlobalBatchNorm
 from mwuf_dist.runtime.collectives import sum_over_ranks_
 from mwuf_dist.runtime.draws import row_noise
+
+_MOST_SUMS_BYTES = 2**26  # Of gradients of an MLP's weights: at batch 2,048, 1.1 million weights.
 
 
 class TrainedHead:
@@ -140,12 +142,14 @@ def mlp_logit(mlp: MLP, pieces: Sequence[torch.Tensor], row_weight: torch.Tensor
     """Computes `mlp(torch.cat(pieces, dim=1), row_weight)`, in a compiled loop where one may stand in its place.
 
     Most of an MLP's time are its products. The loop's take half of torch's (one thread with AVX-512, 512 x 64 weights),
-    the pieces [B, ...] are read where they lie, and what is between two layers stays in the cache.
+    the pieces [B, ...] are read where they lie, and what is between two layers stays in the cache. Layers so wide that
+    the sums of their gradients would take too much memory are left to torch.
     """
     parameters = {f"mlp.{name}": one for name, one in mlp.named_parameters()}
     is_frozen = not torch.is_grad_enabled() or not any(one.requires_grad for one in parameters.values())
-    is_own = type(mlp) is not MLP
-    if is_own or not (mlp.training or is_frozen) or not has_loop(*pieces, *parameters.values()):
+    num_bytes = sums_bytes(len(pieces[0]), sum(one.numel() for one in parameters.values())) if mlp.training else 0
+    is_ours = type(mlp) is MLP and num_bytes <= _MOST_SUMS_BYTES
+    if not is_ours or not (mlp.training or is_frozen) or not has_loop(*pieces, *parameters.values()):
         return mlp(torch.cat(list(pieces), dim=1), row_weight)
     columns = itertools.accumulate((piece.shape[1] for piece in pieces), initial=0)
     sides = [BatchSide(piece.contiguous(), None, column) for piece, column in zip(pieces, columns, strict=False)]

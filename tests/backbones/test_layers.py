@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from mwuf_kernels import has_library, without_library
+from mwuf_kernels import has_library, sums_bytes, without_library
 from torch import nn
 
 from mwuf_dist.backbones.compiled_head import mlp_logit
@@ -157,6 +157,15 @@ def test_an_mlp_in_the_loop_is_the_one_of_operators_in_float64(
         found.append([logit, *gradients, *(value for name, value in one.named_buffers() if "running" in name)])
     # There and back, and sums over the batch.
     assert_float32_close(found[0], found[1], num_terms=2 * (sum(widths) + sum(hidden)) + rows)
+
+
+def test_an_mlp_whose_gradients_would_take_much_memory_is_one_of_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sums_bytes(145, 10) == 2 * 40 and sums_bytes(10**6, 10) == 128 * 40
+    mlp, x = MLP(WIDTH, (4,), False, 0.0), torch.randn(ROWS, WIDTH)
+    monkeypatch.setattr("mwuf_dist.backbones.compiled_head._MOST_SUMS_BYTES", sums_bytes(ROWS, 29) - 1)  # 5 * 4 + 9
+    with without_library():
+        expected = mlp_logit(mlp, [x])
+    assert type(mlp_logit(mlp, [x]).grad_fn) is type(expected.grad_fn)
 
 
 def test_an_mlp_that_is_scored_with_gradients_to_its_weights_is_one_of_operators() -> None:
