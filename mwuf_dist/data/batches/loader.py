@@ -143,16 +143,17 @@ class Loader:
             self._memory = {name: _concatenate([part[name] for part in parts]) for name in self._dtypes}
         check_lanes(num_lanes(batch_size), batch_size, runtime.world_size)
         self._leases = Leases(runtime)
+        self._num_steps = self._order(0).num_steps
 
     @property
     def num_rows(self) -> int:
         """Rows of an epoch, over all ranks."""
         return sum(self._sizes)
 
-    @cached_property
+    @property
     def num_steps(self) -> int:
         """Global batches of an epoch."""
-        return self._order(0).num_steps
+        return self._num_steps
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields this rank's part of each global batch from `start_step` on."""
