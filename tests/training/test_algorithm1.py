@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,8 +69,8 @@ class FrozenStub:
 
         return Fetches(find, lambda ids: [])
 
-    def part_of(self, ids: FrozenIds) -> torch.Tensor:
-        return self.part(*ids.parts)
+    def _logit_of(self, ids: FrozenIds) -> Callable[[torch.Tensor], torch.Tensor]:
+        return partial(self.logit, part=self.part(*ids.parts))
 
     def part(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         return torch.sin(user[:, None] + torch.arange(DIM) + item[:, None]).double()
