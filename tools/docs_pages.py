@@ -16,7 +16,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -236,26 +236,23 @@ def gains_table(names: str) -> str:
 
 def settings_table(names: str) -> str:
     """What DeepFM without a method gains by tuning, fixed test: pairs of studies, the tuned one first."""
-    rows, studies = [], [_comparison(name) for name in names.split()]
-    for tuned, usual in zip(studies[::2], studies[1::2], strict=True):
-        better, plain = (next(row for row in study["rows"] if row["label"].startswith("deepfm / base"))["phases"]
-                         for study in (tuned, usual))  # fmt: skip
-        pairs = [(better[phase]["auc_test"]["mean"], plain[phase]["auc_test"]["mean"]) for phase in PHASES]
-        cells = [f"{more - less:+.4f}".replace("0.", ".") for more, less in pairs]
-        rows.append((_title(tuned), *cells, str(len(usual["seeds"]))))
-    return rows_table(("data", *PHASES, "seeds"), rows)
+    return _tuning_table(names, PHASES, lambda row, phase: row["phases"][phase]["auc_test"]["mean"])
 
 
 def stream_settings_table(names: str) -> str:
-    """What DeepFM without a method gains by tuning, day by day: pairs of studies, the tuned one first."""
+    """The same day by day."""
+    parts = {"first ten clicks": "first_clicks", "all rows": "stream"}
+    return _tuning_table(names, parts, lambda row, part: row[parts[part]]["auc"]["mean"])
+
+
+def _tuning_table(names: str, columns: Iterable[str], auc: Callable[[dict[str, Any], str], float]) -> str:
     rows, studies = [], [_comparison(name) for name in names.split()]
     for tuned, usual in zip(studies[::2], studies[1::2], strict=True):
         better, plain = (next(row for row in study["rows"] if row["label"].startswith("deepfm / base"))
                          for study in (tuned, usual))  # fmt: skip
-        pairs = [(better[which]["auc"]["mean"], plain[which]["auc"]["mean"]) for which in ("first_clicks", "stream")]
-        cells = [f"{more - less:+.4f}".replace("0.", ".") for more, less in pairs]
-        rows.append((_title(tuned), *cells, str(len(usual["seeds"]))))
-    return rows_table(("data", "first ten clicks", "all rows", "seeds"), rows)
+        gains = [f"{auc(better, column) - auc(plain, column):+.4f}".replace("0.", ".") for column in columns]
+        rows.append((_title(tuned), *gains, str(len(usual["seeds"]))))
+    return rows_table(("data", *columns, "seeds"), rows)
 
 
 def stream_gains_table(names: str) -> str:
