@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from mwuf_dist.config import Config, RuntimeConfig, UserError
+from mwuf_dist.runtime.allocator import keep_freed_memory
 from mwuf_dist.runtime.collectives import directly, sum_over_ranks_
 from mwuf_dist.runtime.heartbeat import COME_S, Peers
 from mwuf_dist.runtime.loops import agreed, loops_of_all, share_out
@@ -208,6 +209,7 @@ def start(config: Config) -> Iterator[Runtime]:
         UserError: a GPU was asked for where there is none, or the environment of the launcher is not complete.
     """
     _leave_alone_what_stands()
+    keep_freed_memory()
     settings = config.runtime
     rank, world_size, local_rank, ranks_per_host = _ranks()
     device = _device(settings, local_rank)
