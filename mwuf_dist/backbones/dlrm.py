@@ -11,7 +11,8 @@ from annotated_types import MaxLen
 from torch import nn
 
 from mwuf_dist.backbones.base import Backbone, Shape
-from mwuf_dist.backbones.layers import MLP, PairProducts
+from mwuf_dist.backbones.compiled_head import mlp_logit
+from mwuf_dist.backbones.layers import MLP, PairProducts, linear
 from mwuf_dist.config import MlpConfig, Width, section
 
 
@@ -65,9 +66,9 @@ class Dlrm(Backbone):
         signals: list[torch.Tensor] = []
         if numeric:
             dense = torch.cat(numeric, dim=1).flatten(1)
-            for linear in self.bottom:
-                dense = F.relu(linear(dense))  # [B, D] at the end
+            for layer in self.bottom:
+                dense = F.relu(linear(dense, layer))  # [B, D] at the end
             others.insert(0, dense[:, None])
             signals.append(dense)
         signals.append(self.products(torch.cat(others, dim=1)))
-        return self.mlp(torch.cat(signals, dim=1), row_weight)
+        return mlp_logit(self.mlp, signals, row_weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from mwuf_kernels import has_library, sums_bytes, without_library
 from torch import nn
 
 from mwuf_dist.backbones.compiled_head import mlp_logit
-from mwuf_dist.backbones.layers import MLP, GlobalBatchNorm, PairProducts
+from mwuf_dist.backbones.layers import MLP, GlobalBatchNorm, PairProducts, linear
 from mwuf_dist.config import Config
 from mwuf_dist.runtime import draws, start
 from tests.bounds import assert_float32_close
@@ -130,10 +131,11 @@ def test_a_frozen_batch_norm_has_the_values_and_gradients_of_torchs() -> None:
 @pytest.mark.parametrize("mode", ["training", "frozen"])
 @pytest.mark.parametrize(("batch_norm", "dropout"), [(True, 0.3), (False, 0.0)])
 @pytest.mark.parametrize("is_padded", [False, True])
-def test_an_mlp_in_the_loop_is_the_one_of_operators_in_float64(
-    mode: str, batch_norm: bool, dropout: float, is_padded: bool
+@pytest.mark.parametrize("hidden", [(20, 7), (900, 600)], ids=["in the loop", "wide"])
+def test_an_mlp_is_the_one_of_operators_in_float64(
+    mode: str, batch_norm: bool, dropout: float, is_padded: bool, hidden: tuple[int, int]
 ) -> None:
-    rows, widths, hidden = 150, (16, 3, 40), (20, 7)
+    rows, widths = 150, (16, 3, 40)
     mlp = MLP(sum(widths), hidden, batch_norm, dropout)
     for norm in mlp.norms or ():
         assert isinstance(norm, GlobalBatchNorm)
@@ -151,6 +153,8 @@ def test_an_mlp_in_the_loop_is_the_one_of_operators_in_float64(
         draws.begin(3, first_row=rows)
         row_weight = None if weight is None else weight.to(dtype)
         logit = mlp_logit(one, pieces, row_weight)
+        is_plain = dtype == torch.float64 or hidden[0] > 20
+        assert (type(logit.grad_fn).__name__ == "SqueezeBackward1") == is_plain
         leaves = [*pieces, *(parameter for parameter in one.parameters() if parameter.requires_grad)]
         gradients = torch.autograd.grad(logit, leaves, d_logit.to(dtype))
         logit = logit if row_weight is None else logit * row_weight
@@ -174,5 +178,38 @@ def test_an_mlp_that_is_scored_with_gradients_to_its_weights_is_one_of_operators
     x = torch.randn(ROWS, WIDTH)
     logit = mlp_logit(mlp, [x])
     with without_library():
-        assert torch.equal(mlp_logit(mlp, [x]), logit)
+        assert_float32_close(mlp_logit(mlp, [x]), logit, num_terms=WIDTH + 4)
     assert all(one is not None for one in torch.autograd.grad(logit.sum(), list(mlp.parameters())))
+
+
+@pytest.mark.skipif(not (has_library() and torch.backends.mkldnn.is_available()), reason="no C++ compiler or no oneDNN")
+@pytest.mark.parametrize("rows", [0, 300])
+@pytest.mark.parametrize("asked", list(itertools.product([True, False], repeat=3)))
+def test_a_layer_by_onednn_is_the_one_of_float64_and_has_the_same_bits_on_any_number_of_threads(
+    rows: int, asked: tuple[bool, bool, bool]
+) -> None:
+    """Of whatever a gradient is asked for, and where the gradient of each number is the same number in memory."""
+    layer, x = nn.Linear(700, 260), torch.randn(2, rows, 700)[1].requires_grad_(asked[0])
+    layer.weight.requires_grad_(asked[1])
+    layer.bias.requires_grad_(asked[2])
+    leaves = [one for one, is_asked in zip((x, layer.weight, layer.bias), asked, strict=True) if is_asked]
+    found = []
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        out = linear(x, layer)
+        assert out.grad_fn is None or "OneDnn" in type(out.grad_fn).__name__
+        found.append([out.detach(), *(torch.autograd.grad(out.sum(), leaves) if leaves else ())])
+    torch.set_num_threads(1)
+    assert all(torch.equal(*pair) for other in found[1:] for pair in zip(found[0], other, strict=True))
+    exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+    expected = [exact.detach(), *(torch.autograd.grad(exact.sum(), leaves) if leaves else ())]
+    for one, wanted in zip(found[0], expected, strict=True):
+        assert_float32_close(one, wanted, num_terms=700 + 260 + rows)
+
+
+@pytest.mark.skipif(not has_library(), reason="no C++ compiler")
+def test_a_wide_mlp_hides_no_nan() -> None:
+    x = torch.randn(ROWS, WIDTH)
+    x[3, 2] = torch.nan
+    logit = mlp_logit(MLP(WIDTH, (700, 800), False, 0.0), [x])
+    assert torch.equal(logit.isnan(), torch.arange(ROWS) == 3)
