@@ -12,7 +12,8 @@ The alternative is TorchRec's own DLRM (`torchrec.models.dlrm`) with MLPerf's la
 planner and trained by fused row-wise Adagrad, its MLPs by Adam, on batches that are ready in memory; on several ranks
 under TorchRec's DistributedModelParallel. Ours has the loader in it. Before anything is timed both get the same weights
 and their first losses are compared; then they take turns, with one rank by processor time, with two by the clock. The
-limit is the rate that this machine's matrix products and copies allow, measured in the same turns: see roofline.py.
+limit is the rate that this machine's copies allow and its matrix products, the faster of torch's and oneDNN's, measured
+in the same turns: see roofline.py.
 """
 
 from __future__ import annotations
@@ -229,7 +230,7 @@ def measure(folder: Path, batch_size: int, num_steps: int, rounds: int) -> list[
                     step()
                 seconds[name].append(runtime.max(int((clock() - begin) / num_steps * 1e9)) / 1e9)
             runtime.barrier()
-            roofs.append(roofline.measure(clock, 3))
+            roofs.append(roofline.measure(clock, 3, onednn=True))
         limits = [roof.samples_per_s(cost) * runtime.world_size for roof in roofs]
         rates = {name: Figure.of(name, [batch_size / one for one in found]) for name, found in seconds.items()}
         more = {

@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 _COPIED = 1 << 24  # numbers: 64 MB, more than the caches hold
@@ -54,14 +55,23 @@ class Roof:
         return 1 / max(cost.flops / self.flops_per_s, cost.num_bytes / self.bytes_per_s)
 
 
-def measure(clock: Callable[[], float] = time.process_time, rounds: int = 9) -> Roof:
-    """Measures both on the threads that torch has now."""
+def measure(clock: Callable[[], float] = time.process_time, rounds: int = 9, onednn: bool = False) -> Roof:
+    """Measures both on the threads that torch has now.
+
+    Args:
+        clock: in seconds.
+        rounds: the median of so many counts.
+        onednn: Whether a product is the faster of torch's and oneDNN's, which has its result in memory of its own.
+    """
     source = torch.zeros(_COPIED)
     target = torch.empty_like(source)
     left, right = torch.randn(2, _SIDE, _SIDE)
     product = torch.empty(_SIDE, _SIDE)
     copy_s = _seconds(lambda: target.copy_(source), clock, rounds)
     product_s = _seconds(lambda: torch.mm(left, right, out=product), clock, rounds)
+    if onednn and torch.backends.mkldnn.is_available():
+        of_onednn = left.to_mkldnn()
+        product_s = min(product_s, _seconds(lambda: F.linear(of_onednn, right), clock, rounds))
     return Roof(2 * _SIDE**3 / product_s, 2 * source.nbytes / copy_s)
 
 
