@@ -28,14 +28,8 @@ class Moments {
    public:
     Moments(long spans, long columns) : columns_(columns), spans_(spans * columns, 0.0) {}
 
-    // add(row, sums) for rows [start, start + rows) of a span.
-    template <typename Add>
-    void add_block(long span, long start, long rows, Add&& add) {
-        float* sums = workspace<Kept::ForMoments>(columns_);
-        std::memset(sums, 0, columns_ * sizeof(float));
-        for (long row = start; row < start + rows; row++) add(row, sums);
-        for (long i = 0; i < columns_; i++) spans_[span * columns_ + i] += double(sums[i]);
-    }
+    // What a span adds up [columns].
+    double* at(long span) { return spans_.data() + span * columns_; }
 
     std::vector<double> total() const {
         std::vector<double> sums(columns_, 0.0);
@@ -48,42 +42,79 @@ class Moments {
     std::vector<double> spans_;
 };
 
+// Adds to a norm's sums of what is sent back to it, as it is and times the normalised numbers, those of some columns.
+inline void add_sums(double* plain, double* scaled, Vec d, Vec times_distance, const float* scale, long lanes) {
+    for (long lane = 0; lane < lanes; lane++) {
+        plain[lane] += double(d[lane]);
+        scaled[lane] += double(times_distance[lane] * scale[lane]);
+    }
+}
+
+// What mean and variance over a batch are made of: sums of numbers, of their squares, and how many they are.
+//
+// It takes one pass over the batch: a block's squares are those of distances to its own mean, in float32 and while the
+// block is in the cache. In float64 they become squares of the numbers, which spans and ranks can add up.
+class BatchMoments {
+   public:
+    BatchMoments(long spans, long columns) : columns_(columns), moments_(spans, 2 * columns) {}
+
+    // Adds a block's sums [columns] of n numbers each, and their squared distances to `mean`, which is about theirs.
+    void add(long span, long n, const float* sum, const float* mean, const float* squares) {
+        double *sums = moments_.at(span), *of_squares = sums + columns_;
+        for (long i = 0; i < columns_; i++) {
+            const double s = sum[i], m = mean[i];
+            sums[i] += s;
+            of_squares[i] += double(squares[i]) + 2 * m * s - double(n) * m * m;
+        }
+    }
+
+    // Adds rows [rows, columns] of which `counts(row)` says those that count, `n` of them.
+    template <typename Counts>
+    void add_rows(long span, const float* z, long rows, long n, Counts&& counts) {
+        if (!n) return;
+        float *sum = workspace<Kept::ForMoments>(3 * columns_), *mean = sum + columns_, *squares = mean + columns_;
+        for (long i = 0; i < columns_; i += V) {
+            const long lanes = least(V, columns_ - i);
+            Vec total{}, of_squares{};
+            for (long r = 0; r < rows; r++)
+                if (counts(r)) total += part(z + r * columns_ + i, lanes);
+            const Vec middle = total / float(n);
+            for (long r = 0; r < rows; r++)
+                if (counts(r)) {
+                    const Vec distance = part(z + r * columns_ + i, lanes) - middle;
+                    of_squares += distance * distance;
+                }
+            put(sum + i, total, lanes), put(mean + i, middle, lanes), put(squares + i, of_squares, lanes);
+        }
+        add(span, n, sum, mean, squares);
+    }
+
+    // Sums and squares of all [2 * columns], and behind them how many numbers a column has: one exchange for all.
+    std::vector<double> total(long n) const {
+        std::vector<double> out = moments_.total();
+        out.push_back(double(n));
+        return out;
+    }
+
+   private:
+    long columns_;
+    Moments moments_;
+};
+
 // Sums values over the ranks, in place; null where this rank has the whole batch.
 using SumOverRanks = void (*)(double* values, long n);
 
-// The mean of a layer's product over the rows of this rank: what squared distances are taken to.
-inline void set_own_mean(const Layer& layer, const std::vector<double>& sum, long n) {
-    const double rows = std::max(1.0, double(n));  // a rank may have none
-    for (long i = 0; i < layer.out; i++) layer.mean[i] = float(sum[i] / rows);
-}
-
-// Mean and 1 / deviation over the whole batch, and what that makes of the running moments, from this rank's sums [out]
-// and squared distances to its own mean [out].
-inline void set_moments(const Layer& layer, const std::vector<double>& sum, std::vector<double> squares, long n,
-                        float momentum, float eps, SumOverRanks sum_over_ranks) {
-    double rows = double(n);
-    if (sum_over_ranks) {
-        // Squared distances to zero can be added up; behind both sums, the number of rows: one exchange for all.
-        std::vector<double> all(2 * layer.out + 1);
-        for (long i = 0; i < layer.out; i++) {
-            const double own = layer.mean[i];
-            all[i] = sum[i];
-            all[layer.out + i] = squares[i] + 2 * own * sum[i] - rows * own * own;
-        }
-        all[2 * layer.out] = rows;
-        sum_over_ranks(all.data(), 2 * layer.out + 1);
-        rows = all[2 * layer.out];
-        for (long i = 0; i < layer.out; i++) {
-            const double mean = all[i] / rows;
-            layer.mean[i] = float(mean);
-            squares[i] = std::max(0.0, all[layer.out + i] - rows * mean * mean);
-        }
-    }
+// Mean and 1 / deviation over the whole batch, and what that makes of the running moments, from `BatchMoments::total`.
+inline void set_moments(const Layer& layer, std::vector<double> total, float momentum, float eps,
+                        SumOverRanks sum_over_ranks) {
+    if (sum_over_ranks) sum_over_ranks(total.data(), long(total.size()));
+    const double n = std::max(1.0, total.back());  // a rank that is alone may have none
     for (long i = 0; i < layer.out; i++) {
+        const double mean = total[i] / n, variance = std::max(0.0, total[layer.out + i] / n - mean * mean);
+        layer.mean[i] = float(mean);
+        layer.scale[i] = float(1 / std::sqrt(variance + double(eps)));
         layer.running_mean[i] += momentum * (layer.mean[i] - layer.running_mean[i]);
-        layer.scale[i] = float(1 / std::sqrt(squares[i] / rows + double(eps)));
-        const float unbiased = float(squares[i] / std::max(1.0, rows - 1));
-        layer.running_var[i] += momentum * (unbiased - layer.running_var[i]);
+        layer.running_var[i] += momentum * (float(variance * n / std::max(1.0, n - 1)) - layer.running_var[i]);
     }
 }
 

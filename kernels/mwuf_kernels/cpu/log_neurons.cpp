@@ -34,10 +34,15 @@ struct Neurons : LogNeurons {
 
     Neurons(const LogNeurons& neurons, const Layer* norms)
         : LogNeurons(neurons), of_logs(norms[0]), of_powers(norms[1]), turned(fields * neurons.neurons) {
-        for (long row = 0; row < rows; row++) counted += counts(row) * dim;
+        counted = counted_of(0, rows);
     }
 
     bool counts(long row) const { return !row_weight || row_weight[row] != 0; }
+    long counted_of(long start, long n) const {
+        long number = 0;
+        for (long row = start; row < start + n; row++) number += counts(row) * dim;
+        return number;
+    }
     double ns() const { return double(rows * dim) * double(10 * fields + neurons * (fields + 10)) / (2 * V); }
     const float* field(long row, long f) const { return f ? context + (row * (fields - 1) + f - 1) * dim : item + row * dim; }
     float* d_field(long row, long f) const {
@@ -66,6 +71,27 @@ struct Neurons : LogNeurons {
                 }
     }
 
+    // Of logarithms [fields][n dim].
+    void add_moments(BatchMoments& moments, long span, long start, long n, const float* log) const {
+        const long number = counted_of(start, n);
+        if (!number) return;
+        float *sum = workspace<Kept::ForMoments>(3 * fields), *mean = sum + fields, *squares = mean + fields;
+        for (long f = 0; f < fields; f++) {
+            const auto over_all = [&](auto&& term) {
+                float total = 0;
+                for (long r = 0; r < n; r++, log += dim)
+                    for (long i = 0; counts(start + r) && i < dim; i++) total += term(log[i]);
+                log -= n * dim;
+                return total;
+            };
+            sum[f] = over_all([](float x) { return x; });
+            mean[f] = sum[f] / float(number);
+            squares[f] = over_all([&](float x) { return (x - mean[f]) * (x - mean[f]); });
+            log += n * dim;
+        }
+        moments.add(span, number, sum, mean, squares);
+    }
+
     void fold_norm() {
         constant.assign(bias, bias + neurons);
         for (long f = 0; f < fields; f++)
@@ -85,64 +111,24 @@ struct Neurons : LogNeurons {
             }
     }
 
-    // Of a row's numbers [dim, neurons], term(column, first neuron, lanes) of each is added to sums [neurons].
-    template <typename Term>
-    void add_columns(float* sums, Term&& term) const {
-        for (long u = 0; u < neurons; u += V) {
-            const long lanes = least(V, neurons - u);
-            Vec sum = part(sums + u, lanes);
-            for (long i = 0; i < dim; i++) sum += term(i * neurons + u, u, lanes);
-            put(sums + u, sum, lanes);
-        }
-    }
-
     void forward() {
-        const auto of_row = [&](long n, long r, long f) { return (f * n + r) * dim; };
-        Moments log_sums(spans_of(rows), fields), log_squares(spans_of(rows), fields);
+        BatchMoments log_moments(spans_of(rows), fields);
         by_spans(ns() / 4, [&](long span, long start, long n) {
             float* log = logs + start * fields * dim;
             logarithms(start, n, log);
-            log_sums.add_block(span, 0, n, [&](long r, float* sums) {
-                for (long f = 0; counts(start + r) && f < fields; f++)
-                    for (long i = 0; i < dim; i++) sums[f] += log[of_row(n, r, f) + i];
-            });
+            add_moments(log_moments, span, start, n, log);
         });
-        set_own_mean(of_logs, log_sums.total(), counted);
-        by_spans(ns() / 8, [&](long span, long start, long n) {
-            const float* log = logs + start * fields * dim;
-            log_squares.add_block(span, 0, n, [&](long r, float* sums) {
-                for (long f = 0; counts(start + r) && f < fields; f++)
-                    for (long i = 0; i < dim; i++) {
-                        const float x = log[of_row(n, r, f) + i] - of_logs.mean[f];
-                        sums[f] += x * x;
-                    }
-            });
-        });
-        set_moments(of_logs, log_sums.total(), log_squares.total(), counted, momentum, eps, sum_over_ranks);
+        set_moments(of_logs, log_moments.total(counted), momentum, eps, sum_over_ranks);
         fold_norm();
-        Moments sums(spans_of(rows), neurons), squares(spans_of(rows), neurons);
+        BatchMoments moments(spans_of(rows), neurons);
         by_spans(ns(), [&](long span, long start, long n) {
             float *log = logs + start * fields * dim, *power = powers + start * dim * neurons;
             for (long f = 0; f < fields; f++)
                 for (long k = 0; k < n * dim; k++) log[f * n * dim + k] -= of_logs.mean[f];
             raise(n * dim, fields, neurons, log, turned.data(), constant.data(), power);
-            sums.add_block(span, start, n, [&](long row, float* to) {
-                const float* of = powers + row * dim * neurons;
-                if (counts(row)) add_columns(to, [&](long at, long, long lanes) { return part(of + at, lanes); });
-            });
+            moments.add_rows(span, power, n * dim, counted_of(start, n), [&](long k) { return counts(start + k / dim); });
         });
-        set_own_mean(of_powers, sums.total(), counted);
-        by_spans(ns() / 4, [&](long span, long start, long n) {
-            squares.add_block(span, start, n, [&](long row, float* to) {
-                const float* of = powers + row * dim * neurons;
-                if (!counts(row)) return;
-                add_columns(to, [&](long at, long u, long lanes) {
-                    const Vec x = part(of + at, lanes) - part(of_powers.mean + u, lanes);
-                    return x * x;
-                });
-            });
-        });
-        set_moments(of_powers, sums.total(), squares.total(), counted, momentum, eps, sum_over_ranks);
+        set_moments(of_powers, moments.total(counted), momentum, eps, sum_over_ranks);
         by_spans(ns() / 4, [&](long, long start, long n) {
             normalise(n, powers + start * dim * neurons, out + start * dim * neurons);
         });
@@ -152,15 +138,20 @@ struct Neurons : LogNeurons {
     NormBack back_through_powers() const {
         Moments moments(spans_of(rows), 2 * neurons);
         by_spans(ns() / 4, [&](long span, long start, long n) {
-            moments.add_block(span, start, n, [&](long row, float* sums) {
-                const float *d = d_out + row * dim * neurons, *of = powers + row * dim * neurons;
-                if (!counts(row)) return;
-                add_columns(sums, [&](long at, long, long lanes) { return part(d + at, lanes); });
-                add_columns(sums + neurons, [&](long at, long u, long lanes) {
-                    const Vec distance = part(of + at, lanes) - part(of_powers.mean + u, lanes);
-                    return part(d + at, lanes) * distance * part(of_powers.scale + u, lanes);
-                });
-            });
+            const float *d = d_out + start * dim * neurons, *of = powers + start * dim * neurons;
+            double* sums = moments.at(span);
+            for (long u = 0; u < neurons; u += V) {
+                const long lanes = least(V, neurons - u);
+                const Vec mean = part(of_powers.mean + u, lanes);
+                Vec plain{}, scaled{};
+                for (long k = 0; k < n * dim; k++) {
+                    if (!counts(start + k / dim)) continue;
+                    const Vec x = part(d + k * neurons + u, lanes);
+                    plain += x;
+                    scaled += x * (part(of + k * neurons + u, lanes) - mean);
+                }
+                add_sums(sums + u, sums + neurons + u, plain, scaled, of_powers.scale + u, lanes);
+            }
         });
         return NormBack(of_powers, moments, counted, sum_over_ranks);
     }
@@ -202,15 +193,16 @@ struct Neurons : LogNeurons {
     // What the first norm sends back, from sums over all rows; and the gradients of the weights.
     NormBack back_through_logs(const std::vector<float>& of_products) const {
         Moments moments(1, 2 * fields);
-        moments.add_block(0, 0, fields, [&](long f, float* sums) {
+        double* sums = moments.at(0);
+        for (long f = 0; f < fields; f++) {
             double plain = 0, scaled = 0;
             for (long u = 0; u < neurons; u++) {
                 const double by = weight[u * fields + f];
                 plain += by * d_bias[u];
                 scaled += by * of_products[f * neurons + u];
             }
-            sums[f] = float(plain), sums[fields + f] = float(scaled * of_logs.scale[f]);
-        });
+            sums[f] = plain, sums[fields + f] = scaled * of_logs.scale[f];
+        }
         const NormBack norm(of_logs, moments, counted, sum_over_ranks);
         for (long u = 0; u < neurons; u++)
             for (long f = 0; f < fields; f++)

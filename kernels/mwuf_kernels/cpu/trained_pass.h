@@ -152,26 +152,37 @@ struct Pass {
 
     // a [rows, out] of a layer from its product z, in place where there is no norm.
     void activate(const Layer& layer, long start, long rows, const float* factor, const float* offset) const {
-        for (long r = start; r < start + rows; r++) {
-            const float* z = (layer.gamma ? layer.z : layer.a) + r * layer.out;
-            float* a = layer.a + r * layer.out;
-            if (layer.gamma)
-                for (long i = 0; i < layer.out; i++) a[i] = z[i] * factor[i] + offset[i];
-            for (long i = 0; i < layer.out; i++) a[i] = a[i] < 0 ? 0 : a[i];
-            if (!layer.noise) continue;
-            const float* noise = layer.noise + r * layer.out;
-            for (long i = 0; i < layer.out; i++) a[i] *= noise[i];
+        const float* from = (layer.gamma ? layer.z : layer.a) + start * layer.out;
+        for (long i = 0; i < layer.out; i += V) {
+            const long lanes = least(V, layer.out - i);
+            const Vec by = layer.gamma ? part(factor + i, lanes) : Vec{} + 1, plus = layer.gamma ? part(offset + i, lanes) : Vec{};
+            for (long at = i; at < rows * layer.out; at += layer.out) {
+                Vec x = part(from + at, lanes);
+                if (layer.gamma) x = x * by + plus;
+                x = x < 0 ? Vec{} : x;  // keeps NaN, as torch does
+                if (layer.noise) x *= part(layer.noise + start * layer.out + at, lanes);
+                put(layer.a + start * layer.out + at, x, lanes);
+            }
         }
     }
 
-    // The same backwards, in place. An output of zero lets nothing through: the ReLU's, or what dropout took.
-    void activation_back(const Layer& layer, long start, long rows, float* d) const {
-        for (long r = 0; r < rows; r++, d += layer.out) {
-            const float* a = layer.a + (start + r) * layer.out;
-            for (long i = 0; i < layer.out; i++) d[i] = a[i] <= 0 ? 0 : d[i];
-            if (!layer.noise) continue;
-            const float* noise = layer.noise + (start + r) * layer.out;
-            for (long i = 0; i < layer.out; i++) d[i] *= noise[i];
+    // The same backwards, in place. An output of zero lets nothing through: the ReLU's, or what dropout took. Of a layer
+    // with a norm, sums [2, out] of what it gives over the rows, as it is and times the normalised product, are added to.
+    void activation_back(const Layer& layer, long start, long rows, float* d, double* sums) const {
+        const long first = start * layer.out;
+        for (long i = 0; i < layer.out; i += V) {
+            const long lanes = least(V, layer.out - i);
+            const Vec mean = sums ? part(layer.mean + i, lanes) : Vec{};
+            Vec plain{}, scaled{};
+            for (long at = i; at < rows * layer.out; at += layer.out) {
+                Vec x = part(layer.a + first + at, lanes) <= 0 ? Vec{} : part(d + at, lanes);
+                if (layer.noise) x *= part(layer.noise + first + at, lanes);
+                put(d + at, x, lanes);
+                if (!sums) continue;
+                plain += x;
+                scaled += x * (part(layer.z + first + at, lanes) - mean);
+            }
+            if (sums) add_sums(sums + i, sums + layer.out + i, plain, scaled, layer.scale + i, lanes);
         }
     }
 
@@ -236,33 +247,24 @@ struct Pass {
             });
             return;
         }
-        for (long l = 0; l < net.depth; l++) {
-            const Layer& layer = layers[l];
-            const double cost = double(net.n) * (10 + double(layer.in * layer.out) / (2 * V));
-            Moments mean(spans_of(net.n), layer.out), squares(spans_of(net.n), layer.out);
-            by_spans(cost, [&](long span, long start, long rows) {
+        // A norm needs the whole batch. What follows it up to the next one's product is done while a block is in the cache.
+        std::vector<float> factor, offset;
+        for (long l = 0; l <= net.depth; l++) {
+            BatchMoments moments(l < net.depth ? spans_of(net.n) : 0, l < net.depth ? layers[l].out : 0);
+            by_spans(ns(double(net.n)) / double(net.depth), [&](long span, long start, long rows) {
+                if (l) activate(layers[l - 1], start, rows, factor.data(), offset.data());
+                if (l == net.depth) return output(start, rows, logit + start);
                 l ? linear(l, start, rows, transposed[l]) : first_layer(start, rows, transposed, parts, logit + start);
-                mean.add_block(span, start, rows,
-                               [&](long row, float* sums) { add_to(sums, layer.z + row * layer.out, layer.out); });
+                moments.add_rows(span, layers[l].z + start * layers[l].out, rows, rows, [](long) { return true; });
             });
-            const std::vector<double> sum = mean.total();
-            set_own_mean(layer, sum, net.n);
-            by_spans(double(net.n * layer.out) / V, [&](long span, long start, long rows) {
-                squares.add_block(span, start, rows, [&](long row, float* sums) {
-                    const float* z = layer.z + row * layer.out;
-                    for (long i = 0; i < layer.out; i++) sums[i] += (z[i] - layer.mean[i]) * (z[i] - layer.mean[i]);
-                });
-            });
-            set_moments(layer, sum, squares.total(), net.n, net.momentum, net.eps, net.sum_over_ranks);
-            std::vector<float> factor(layer.out), offset(layer.out);
+            if (l == net.depth) break;
+            const Layer& layer = layers[l];
+            set_moments(layer, moments.total(net.n), net.momentum, net.eps, net.sum_over_ranks);
+            factor.resize(layer.out), offset.resize(layer.out);
             for (long i = 0; i < layer.out; i++) {
                 factor[i] = layer.gamma[i] * layer.scale[i];
                 offset[i] = layer.beta[i] - layer.mean[i] * factor[i];
             }
-            by_spans(double(net.n * layer.out) / V, [&](long, long start, long rows) {
-                activate(layer, start, rows, factor.data(), offset.data());
-                if (l == net.depth - 1) output(start, rows, logit + start);
-            });
         }
     }
 

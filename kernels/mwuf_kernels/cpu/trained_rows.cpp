@@ -1,5 +1,7 @@
 // Rows of a batch through a head in training, forward (trained_pass.h) and back: see trained_rows.py.
 
+#include <optional>
+
 #include "segments.h"
 #include "trained_pass.h"
 
@@ -69,9 +71,10 @@ struct Backward {
 
     void run() {
         const double ns = 2 * pass.ns(double(net.n));
-        if (!pass.has_norm)
+        if (pass.has_norm)
+            through_norms(ns);
+        else
             first_region(ns, [&](long span, long start, long rows) { through_all(of_rows.at(span), start, rows); });
-        for (long l = net.depth - 1; pass.has_norm && l >= 0; l--) through_norm(l, ns / double(net.depth));
         double total = 0;
         for (double of_span : d_bias) total += of_span;
         if (of_weights) *net.d_bias = float(total);
@@ -109,7 +112,7 @@ struct Backward {
         for (long l = net.depth - 1; l >= 0; l--) {
             float* of_layer = l ? here : d[0] + start * hidden;
             if (l == net.depth - 1) output_back(start, rows, of_layer, sums + out_at);
-            pass.activation_back(layers[l], start, rows, of_layer);
+            pass.activation_back(layers[l], start, rows, of_layer, nullptr);
             for (long r = 0; of_weights && r < rows; r++)
                 add_to(sums + bias_at[l], of_layer + r * layers[l].out, layers[l].out);
             if (!l) break;
@@ -120,34 +123,28 @@ struct Backward {
         first_back(sums, start, rows);
     }
 
-    // The whole batch through a layer with a norm.
-    void through_norm(long l, double ns) {
-        const Layer& layer = layers[l];
-        Moments moments(spans_of(net.n), 2 * layer.out);
-        const auto above = [&](long span, long start, long rows) {
-            float* of_block = d[l] + start * layer.out;
-            if (l == net.depth - 1) output_back(start, rows, of_block, of_rows.at(span) + out_at);
-            pass.activation_back(layer, start, rows, of_block);
-            moments.add_block(span, start, rows, [&](long row, float* plain) {
-                const float *z = layer.z + row * layer.out, *of_row = d[l] + row * layer.out;
-                float* scaled = plain + layer.out;
-                for (long i = 0; i < layer.out; i++) plain[i] += of_row[i];
-                for (long i = 0; i < layer.out; i++) scaled[i] += of_row[i] * (z[i] - layer.mean[i]) * layer.scale[i];
-            });
-        };
-        if (l == net.depth - 1)
-            first_region(ns, above);
-        else
-            pass.by_spans(ns, above);
-        const NormBack norm(layer, moments, net.n, net.sum_over_ranks);
-        pass.by_spans(ns, [&](long span, long start, long rows) {
-            for (long row = start; row < start + rows; row++) norm(layer.z + row * layer.out, d[l] + row * layer.out);
-            float *sums = of_rows.at(span), *of_block = d[l] + start * layer.out;
-            if (l)
-                linear_back(l, start, rows, of_block, d[l - 1] + start * layer.in, sums + weight_at[l]);
-            else
-                first_back(sums, start, rows);
-        });
+    // Layers with norms: a norm needs the whole batch. From one to what the next one gives, a block stays in the cache.
+    void through_norms(double ns) {
+        std::optional<NormBack> norm;  // above
+        for (long l = net.depth - 1; l >= -1; l--) {
+            Moments moments(l < 0 ? 0 : spans_of(net.n), l < 0 ? 0 : 2 * layers[l].out);
+            const auto body = [&](long span, long start, long rows) {
+                float* sums = of_rows.at(span);
+                if (norm) {
+                    const Layer& layer = layers[l + 1];
+                    float* of_block = d[l + 1] + start * layer.out;
+                    for (long r = 0; r < rows; r++)
+                        (*norm)(layer.z + (start + r) * layer.out, of_block + r * layer.out);
+                    if (l < 0) return first_back(sums, start, rows);
+                    linear_back(l + 1, start, rows, of_block, d[l] + start * layer.in, sums + weight_at[l + 1]);
+                } else {
+                    output_back(start, rows, d[l] + start * layers[l].out, sums + out_at);
+                }
+                pass.activation_back(layers[l], start, rows, d[l] + start * layers[l].out, moments.at(span));
+            };
+            norm ? pass.by_spans(ns / double(net.depth), body) : first_region(ns / double(net.depth), body);
+            if (l >= 0) norm.emplace(layers[l], moments, net.n, net.sum_over_ranks);
+        }
     }
 
     void output_back(long start, long rows, float* of_block, float* d_out) const {
