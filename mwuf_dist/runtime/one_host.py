@@ -5,7 +5,9 @@ turn on one, which is milliseconds: of two ranks on two cores that compute for 3
 numbers took 4,986 microseconds through gloo and 318 here (medians; without work between them 369 and 97).
 
 Every rank has a slot that all can read, and between every two is a socket, through which a rank says that its slot is
-written. Nobody spins: who waits sleeps in a read of a socket, and its own core is free to run it once the byte comes.
+written. Who waits looks for that for a moment, and gives its core away between two looks; then it sleeps in a read of
+the socket. A rank that has slept computes slower for a while: with the looks, steps of 2,048 and 8,192 rows of
+`pretrain` take .79 and .90 times as long on two idle cores, .94 and .96 times beside a program that has one of them.
 A rank that dies closes its sockets, which the others notice at once.
 """
 
@@ -30,6 +32,9 @@ _SLOT_BYTES = 1 << 20
 # Bytes from which more than two ranks sum a part each, and read the parts of the others.
 LONG_BYTES = 1 << 16
 TOKEN_BYTES = 32
+_MEMORIES = 3  # of a rank: two slots, and its counter
+# How long a rank looks for the others before it sleeps. From 50 microseconds to 2 milliseconds make little difference.
+_LOOK_S = 200e-6
 # What a rank says to another: where in its slot that one finds its bytes, and how many they are.
 _MESSAGE = struct.Struct("<qq")
 
@@ -65,14 +70,19 @@ class OneHost:
     Args:
         rank: ours.
         slots: two slots of every rank, in their order: a rank may write one while others still read its last.
+        counters: memory of every rank, where the number of its meetings stands.
         sockets: to every other rank.
     """
 
-    def __init__(self, rank: int, slots: list[list[_Slot]], sockets: dict[int, socket.socket]) -> None:
+    def __init__(
+        self, rank: int, slots: list[list[_Slot]], counters: list[int], sockets: dict[int, socket.socket]
+    ) -> None:
         self._rank = rank
         self._slots = slots
         self._sockets = sockets
         self._turn = 0
+        self._counters = [_counter(descriptor) for descriptor in counters]
+        self._meetings = 0
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sums a contiguous tensor over the ranks in place, with the same bits on each; returns it. A collective.
@@ -162,6 +172,7 @@ class OneHost:
         try:
             for other, one in self._sockets.items():
                 one.sendall(_MESSAGE.pack(*(places[other] if places else (0, 0))))
+            self._look()
             for other, one in self._sockets.items():
                 message = _read(one, _MESSAGE.size)
                 if len(message) < _MESSAGE.size:
@@ -170,6 +181,23 @@ class OneHost:
         except OSError as error:
             raise PeerLostError(f"a rank of this host does not answer ({error})") from error
         return found
+
+    def _look(self) -> None:
+        """Lets the others see that our messages lie in their sockets; looks for theirs, and returns soon anyway."""
+        self._meetings += 1
+        self._counters[self._rank][0] = self._meetings
+        end = time.perf_counter() + _LOOK_S
+        while any(one[0] < self._meetings for one in self._counters) and time.perf_counter() < end:
+            os.sched_yield()
+
+
+def _counter(descriptor: int) -> memoryview:
+    """Views a number that the ranks share, 64 bits, zero at first."""
+    if os.fstat(descriptor).st_size < 8:
+        os.ftruncate(descriptor, 8)
+    memory = memoryview(mmap.mmap(descriptor, 8)).cast("q")
+    os.close(descriptor)
+    return memory
 
 
 def sum_in_order(parts: list[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
@@ -197,7 +225,7 @@ def connect(rank: int, world_size: int, timeout_s: float, gather: Callable[[Any]
     everybody = gather((_host(), listening and listening.getsockname(), secret))
     if listening is None or any(host != _host() or not name for host, name, _ in everybody):
         return None
-    memories = [os.memfd_create("mwuf-slot") for _ in range(2)]
+    memories = [os.memfd_create("mwuf-slot") for _ in range(_MEMORIES)]
     with listening:
         try:
             found = sockets_to_others(rank, everybody, listening, timeout_s)
@@ -206,8 +234,9 @@ def connect(rank: int, world_size: int, timeout_s: float, gather: Callable[[Any]
             others = {other: _descriptors(one) for other, one in found.items()}
         except OSError as error:
             raise PeerLostError(f"a rank of this host does not answer ({error})") from error
-    slots = {rank: memories} | others
-    return OneHost(rank, [[_Slot(one) for one in slots[other]] for other in range(world_size)], found)
+    of_rank = [memories if other == rank else others[other] for other in range(world_size)]
+    slots = [[_Slot(one) for one in descriptors[:2]] for descriptors in of_rank]
+    return OneHost(rank, slots, [descriptors[2] for descriptors in of_rank], found)
 
 
 def _host() -> tuple[str, int, int]:
@@ -283,7 +312,7 @@ def _read(one: socket.socket, num_bytes: int) -> bytes:
 
 
 def _descriptors(one: socket.socket) -> list[int]:
-    _, descriptors, _, _ = socket.recv_fds(one, 1, 2)
-    if len(descriptors) < 2:
+    _, descriptors, _, _ = socket.recv_fds(one, 1, _MEMORIES)
+    if len(descriptors) < _MEMORIES:
         raise ConnectionError("it has gone")
     return descriptors

@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,21 @@ def test_sums_and_exchanges_are_those_of_the_ranks_and_leave_nothing_behind(
 ) -> None:
     with forked(_check_everything, (1 if hosts == "one" else ranks,), tmp_path / "log", ranks) as launch:
         assert launch.wait() == [0] * ranks, launch.said()
+
+
+def _wait_for_rank_0() -> None:
+    with start(CONFIG) as runtime:
+        if runtime.rank == 0:
+            time.sleep(1)
+        before = time.thread_time()
+        runtime.sum(torch.ones(3))
+        assert time.thread_time() - before < 0.5
+        runtime.barrier()
+
+
+def test_who_waits_long_for_the_others_sleeps(tmp_path: Path) -> None:
+    with forked(_wait_for_rank_0, (), tmp_path / "log", 2) as launch:
+        assert launch.wait() == [0, 0], launch.said()
 
 
 def _lose_rank_1(how: int, on_many: bool) -> None:
