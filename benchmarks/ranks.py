@@ -3,8 +3,9 @@
     python -m benchmarks.ranks configs/movielens-1m.toml [--ranks 1 2] [--batch-sizes 2048 8192 32768]
         [--section.key VALUE ...]
 
-A batch size is that of the global batch, which the ranks share. Both programs run on the same ranks and take turns:
-while one works, the other waits. Tables are where `embedding.sharding` puts them (`auto`: small ones are replicated);
+A batch size is that of the global batch, which the ranks share. Both programs run on the same ranks, and take turns
+with each other and with those on other numbers of ranks: while one works, all others sleep, so that ratios of one
+batch size are of the same minutes. Tables are where `embedding.sharding` puts them (`auto`: small ones are replicated);
 `--embedding.sharding row_wise` has all of them sharded. The plain program is what one would write today: each rank has
 all weights, DistributedDataParallel sums the gradients, and each rank takes the moments of its own rows in BatchNorm.
 A turn ends when the last rank has ended. One thread per rank: leave as many cores idle as there are ranks.
@@ -13,6 +14,7 @@ A turn ends when the last rank has ended. One thread per rank: leave as many cor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -116,7 +118,37 @@ def _sum_after_backward(module: nn.Module, num_ranks: int) -> None:
         parameter.register_post_accumulate_grad_hook(arrived)
 
 
-def measure(config: Config, batch_size: int, num_steps: int, rounds: int) -> list[Row]:
+class Baton:
+    """What a program has while it works, and gives to the next: one launch after the other, in a ring.
+
+    Args:
+        path: the pipe of this launch, `NUMBER` in a folder of all; None where there is but one launch.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._files: tuple[Any, Any] | None = None
+        self._is_held = False
+        if path is not None:
+            following = path.with_name(str(int(path.name) + 1))
+            first = path.with_name("0")
+            # Open to read and write: neither end has to wait for the other, and a byte that nobody reads yet stays.
+            self._files = path.open("r+b", buffering=0), (following if following.exists() else first).open("r+b", 0)
+
+    def take(self) -> None:
+        """Gives it on, if it is ours, and waits for it."""
+        self.give()
+        if self._files is not None:
+            self._files[0].read(1)
+            self._is_held = True
+
+    def give(self) -> None:
+        """Gives it on, if it is ours."""
+        if self._is_held and self._files is not None:
+            self._files[1].write(b".")
+        self._is_held = False
+
+
+def measure(config: Config, batch_size: int, num_steps: int, rounds: int, baton: Path | None) -> list[Row]:
     """One row per training stage, on the ranks that the launcher has started."""
     with tempfile.TemporaryDirectory() as folder, start(config) as runtime:
         folder = str(runtime.broadcast(folder))
@@ -130,13 +162,14 @@ def measure(config: Config, batch_size: int, num_steps: int, rounds: int) -> lis
         feed = Feed(own, job.model.num_old + 1, job.model.backbone.history_length)
         torch.manual_seed(config.seed)  # the same weights on every rank
         theirs = PlainRanks(config, plain_model(config, alone, job.prepared), job.model.num_items, feed.plain)
-        rows = []
+        rows, turn = [], Baton(baton if runtime.is_main else None)
         for name in ("pretrain", "meta_train", "warm_up"):
             steps = {_ALTERNATIVE: getattr(theirs, name)(), "ours": getattr(ours, name)()}
-            seconds = take_turns(steps, num_steps, rounds, runtime)
+            seconds = take_turns(steps, num_steps, rounds, runtime, lambda _: turn.take())
             plain, mine = (Figure.of(key, [batch_size / value for value in values]) for key, values in seconds.items())
             about = {"ranks": runtime.world_size, "batch_size": batch_size}
             rows.append(Row(name, "samples/s", True, mine, plain, config=about))
+        turn.give()
         job.session.recorder.close()
         runtime.barrier()
     return rows
@@ -189,35 +222,57 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each program; the median counts")
     parser.add_argument("--output", type=Path, help="JSON file of the record")
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)  # one of the ranks: where its rows go
+    parser.add_argument("--baton", type=Path, help=argparse.SUPPRESS)
     options, keys = parser.parse_known_args()
     warnings.filterwarnings("ignore")
     config = as_shipped([options.config, *keys], options.batch_sizes[0])
     about = {"data": config.data.name, "backbone": config.backbone.name}
     question = f"Stages on several ranks by the clock, {config.data.name}, {config.backbone.name}"
     if options.rank:
-        rows = measure(config, options.batch_sizes[0], options.steps, options.rounds)
+        rows = measure(config, options.batch_sizes[0], options.steps, options.rounds, options.baton)
         if os.environ.get("RANK", "0") == "0":
             Record(question, "", about, rows, 1).write(options.rank)
         return
     rows = []
     for batch_size in options.batch_sizes:
-        for ranks in options.ranks:
-            rows += _launch(ranks, batch_size, [options.config, *keys], options)
+        rows += _launch(batch_size, [options.config, *keys], options)
     record = Record(question, command_line("ranks", sys.argv[1:]), about, rows, threads=1)
     print(table([record]))
     if options.output:
         record.write(options.output)
 
 
-def _launch(ranks: int, batch_size: int, arguments: list[str], options: argparse.Namespace) -> list[Row]:
-    one = [sys.executable, "-W", "ignore"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.json"
-        times = ["--steps", str(options.steps), "--rounds", str(options.rounds), "--batch-sizes", str(batch_size)]
-        command = [*one, *launcher, "-m", "benchmarks.ranks", *arguments, *times, "--rank", str(path)]
-        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
-        return read(path).rows
+def _launch(batch_size: int, arguments: list[str], options: argparse.Namespace) -> list[Row]:
+    """Starts the programs on every number of ranks, which take turns; returns their rows."""
+    times = ["--steps", str(options.steps), "--rounds", str(options.rounds), "--batch-sizes", str(batch_size)]
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder, launches = Path(name), []
+        batons = [folder / str(number) for number in range(len(options.ranks))]
+        for baton in batons:
+            os.mkfifo(baton)
+        first = stack.enter_context(batons[0].open("r+b", buffering=0))
+        for ranks, baton in zip(options.ranks, batons, strict=True):
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+            one = [sys.executable, "-W", "ignore", *launcher, "-m", "benchmarks.ranks", *arguments, *times]
+            command = [*one, "--baton", str(baton), "--rank", str(baton.with_suffix(".json"))]
+            launch = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            launches.append(launch)
+            stack.callback(launch.terminate)
+        first.write(b".")
+        _wait(launches)
+        return [row for baton in batons for row in read(baton.with_suffix(".json")).rows]
+
+
+def _wait(launches: list[subprocess.Popen[bytes]]) -> None:
+    """Waits for all; where one fails, the others would wait for its turn for ever."""
+    waiting = list(launches)
+    while waiting:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            waiting[0].wait(timeout=1)
+        for launch in launches:
+            if launch.poll():
+                raise subprocess.CalledProcessError(launch.returncode, launch.args)
+        waiting = [launch for launch in waiting if launch.poll() is None]
 
 
 if __name__ == "__main__":
