@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -185,3 +187,84 @@ def test_a_structure_of_another_size_is_not_used(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(native._structures, "head", wrong)
     with pytest.raises(AssertionError, match=f"structure head has 16 bytes here and {size} in the library"):
         native._check_structures(found)
+
+
+def in_tasks(num_tasks: int, body: Callable[[int], None]) -> None:
+    """Runs body(0), ..., body(num_tasks - 1) as tasks of a loop."""
+    found = native.library()
+    assert found is not None
+    task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long)(lambda _, k: body(k))
+    found["_Z9run_taskslPFvPvlES_"](ctypes.c_long(num_tasks), task, None)
+
+
+def with_a_helper(body: Callable[[], Any]) -> tuple[int | None, Any]:
+    """The caller's core, None where the system has moved it meanwhile, and what `body` returns in another thread."""
+    sched_getcpu, has_come, found = ctypes.CDLL(None).sched_getcpu, threading.Event(), {}
+
+    def task(k: int) -> None:
+        if k == 1:
+            has_come.set()
+        found[k] = body() if k == 1 else (sched_getcpu(), has_come.wait(60))
+
+    set_num_threads(2)
+    core = sched_getcpu()
+    in_tasks(2, task)
+    return core if found[0] == (core, True) else None, found[1]
+
+
+@pytest.mark.parametrize("num_threads", [2, 5])
+def test_each_task_is_done_once_the_callers_from_the_front_the_others_from_the_back(num_threads: int) -> None:
+    done, caller, is_helped = [], threading.get_native_id(), threading.Event()
+
+    def task(k: int) -> None:
+        done.append((threading.get_native_id(), k))
+        if done[-1][0] == caller:
+            is_helped.wait(60)
+        else:
+            is_helped.set()
+
+    set_num_threads(num_threads)
+    in_tasks(100, task)
+    mine = [k for thread, k in done if thread == caller]
+    assert mine == list(range(len(mine))) and 0 < len(mine) < 100
+    for other in {thread for thread, _ in done} - {caller}:
+        of_other = [k for thread, k in done if thread == other]
+        assert of_other == sorted(of_other, reverse=True)
+    assert sorted(k for _, k in done) == list(range(100))
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_a_thread_keeps_off_the_core_of_the_caller() -> None:
+    cores = os.sched_getaffinity(0)
+    for _ in range(100):
+        core, _ = with_a_helper(lambda: os.sched_setaffinity(0, cores))
+        if core is None:
+            continue
+        with_a_helper(lambda core=core: os.sched_setaffinity(0, {core}))
+        now, of_helper = with_a_helper(lambda: os.sched_getaffinity(0))
+        if now == core:
+            assert of_helper == cores - {core}
+            return
+    pytest.fail("the system has moved this thread all the time")
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_a_thread_that_does_not_run_gets_the_core_of_the_caller_while_that_waits() -> None:
+    """One that sleeps in a task, which none of the loops does, stands for one that has lost its core."""
+    cores = os.sched_getaffinity(0)
+
+    def given() -> set[int]:
+        os.sched_setaffinity(0, cores)
+        end = time.monotonic() + 60
+        while os.sched_getaffinity(0) == cores and time.monotonic() < end:
+            time.sleep(0.05)
+        return os.sched_getaffinity(0)
+
+    for _ in range(100):
+        core, of_helper = with_a_helper(given)
+        assert len(of_helper) == 1
+        now, of_helper = with_a_helper(lambda: os.sched_getaffinity(0))
+        if core is not None and now is not None:
+            assert of_helper == cores - {now}  # in the next loop it has left again
+            return
+    pytest.fail("the system has moved this thread all the time")

@@ -2,7 +2,8 @@
 //
 // Which thread does a task is left to chance, so a task writes only what is its own, and sums over tasks are made from
 // what each has left, in their order: a result has the same bits for any number of threads. Nobody spins, and nobody
-// waits for a thread that has not claimed a task: where another process has the cores, the caller does all by itself.
+// waits for a thread that has not claimed a task. Where other processes have the cores, the threads keep off the
+// caller's, and one that loses its own with a task gets the caller's as soon as that one waits.
 
 #pragma once
 
