@@ -20,7 +20,8 @@ from torch import nn
 
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.runtime.collectives import exchange_over_ranks, give_over_ranks
+from mwuf_dist.runtime.collectives import exchange_over_ranks, give_over_ranks, goes_whole, sum_over_ranks_
+from mwuf_dist.runtime.one_host import sum_in_order
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,12 @@ class Fetched:
         """Whether there is something to send."""
         return any(one.grad is not None for one in self._matrices.values())
 
-    def send_gradients(self) -> None:
-        """Gives the ranks the gradients of their rows, on which fused kernels step. A collective."""
+    def send_gradients(self, dense: torch.Tensor) -> torch.Tensor:
+        """Gives the ranks the gradients of their rows, on which fused kernels step. A collective.
+
+        Returns the sum over the ranks of `dense` [n] float32, which goes in the same messages where they would be sent
+        whole anyway.
+        """
         shards = self._shards
         pieces: dict[int, torch.Tensor] = {}  # of trained segments
         for number, rows in self._matrices.items():
@@ -189,31 +194,43 @@ class Fetched:
         parts = [_flat([pieces[one] for one in places if one in pieces]) for places in shards.of_rank]
         ours = [place for place, one in enumerate(shards.of_rank[shards.rank]) if one in pieces]
         sizes = [[asked[place] for place in ours] for asked in self._asked]
-        exchanged = _exchanged(parts, sizes, shards.rank) if self.following is None else self._beside(parts, sizes)
+        goes_along = goes_whole(dense.nbytes, len(parts))
+        exchanged, summed = self._exchange(parts, sizes, dense if goes_along else dense[:0])
         theirs = [dict(zip(ours, one, strict=True)) for one in exchanged]
         for (_, places), held in zip(shards.kernels, self._held, strict=True):
             if places[0] not in ours:
                 continue
             d_rows = [torch.cat([one[place] for one in theirs]).view(-1, shards.ours[place].width) for place in places]
             backward_from([held], [_side_by_side(d_rows, held)])
+        return summed if goes_along else sum_over_ranks_(dense)
 
-    def _beside(self, parts: list[torch.Tensor], sizes: list[list[int]]) -> list[Sequence[torch.Tensor]]:
-        """Does what `_exchanged` does, and exchanges in the same messages what the next step asks for."""
-        question, rank, num_ours = self.following, self._shards.rank, len(self._shards.ours)
-        assert question is not None
+    def _exchange(
+        self, parts: list[torch.Tensor], sizes: list[list[int]], dense: torch.Tensor
+    ) -> tuple[list[Sequence[torch.Tensor]], torch.Tensor]:
+        """Does what `_exchanged` does, and in the same messages exchanges the next step's question and sums `dense`."""
+        if len(parts) == 1 or (self.following is None and not len(dense)):
+            return _exchanged(parts, sizes, self._shards.rank), dense
+        rank, num_ours = self._shards.rank, len(self._shards.ours)
+        questions = [torch.empty(0, dtype=torch.int64)] * len(parts)
+        if self.following is not None:
+            questions = self.following.parts
+            self.following.theirs = list(questions)
         messages = [
-            torch.cat([ids.view(torch.int32), part.view(torch.int32)])
-            for ids, part in zip(question.parts, parts, strict=True)
+            torch.cat([ids.view(torch.int32), part.view(torch.int32), dense.view(torch.int32)])
+            for ids, part in zip(questions, parts, strict=True)
         ]
         messages[rank] = messages[rank][:0]
-        question.theirs, found = list(question.parts), list(parts)
+        found, denses = list(parts), [dense] * len(parts)
         for other, message in enumerate(give_over_ranks(messages)):
-            if other != rank:
-                lengths = message[: 2 * num_ours].view(torch.int64)
-                num_ids = num_ours + int(lengths.sum())
-                question.theirs[other] = message[: 2 * num_ids].view(torch.int64)
-                found[other] = message[2 * num_ids :].view(torch.float32)
-        return [one.split(size) for one, size in zip(found, sizes, strict=True)]
+            if other == rank:
+                continue
+            if self.following is not None and self.following.theirs is not None:
+                num_ids = num_ours + int(message[: 2 * num_ours].view(torch.int64).sum())
+                self.following.theirs[other] = message[: 2 * num_ids].view(torch.int64)
+                message = message[2 * num_ids :]
+            found[other], denses[other] = message.view(torch.float32).split([sum(sizes[other]), len(dense)])
+        summed = sum_in_order(denses, torch.empty_like(dense))
+        return [one.split(size) for one, size in zip(found, sizes, strict=True)], summed
 
 
 def shards_of(collection: Any, specs: Sequence[TableSpec], runtime: Runtime) -> tuple[Shards, list[int]]:

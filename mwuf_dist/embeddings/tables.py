@@ -31,7 +31,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from mwuf_dist.config import EmbeddingConfig
 from mwuf_dist.embeddings.lookups import KernelLookups, LoopLookups
 from mwuf_dist.embeddings.replicated import ReplicatedTables
-from mwuf_dist.embeddings.sharded import shards_of
+from mwuf_dist.embeddings.sharded import Fetched, shards_of
 from mwuf_dist.embeddings.sharded_lookups import ShardedLookups
 from mwuf_dist.embeddings.sharding import Placement, TableSpec, placements, sharding_of, torchrec_collection
 from mwuf_dist.runtime import Runtime, generator_seed
@@ -161,11 +161,9 @@ class Tables:
         """Gives the only table the gradient [n, width] of `rows_to_train` of different `ids` [n]. A collective."""
         self.lookups.set_gradient(ids, rows, d_rows)
 
-    def send_gradients(self) -> None:
-        """Sends ranks the gradients of their rows since the last time, where `lookups` keep them. A collective then."""
-        if isinstance(self.lookups, ShardedLookups):
-            for fetched in self.lookups.gradients():
-                fetched.send_gradients()
+    def gradients_to_send(self) -> list[Fetched]:
+        """Lists what has gradients of other ranks' rows since the last time, where `lookups` keep them."""
+        return self.lookups.gradients() if isinstance(self.lookups, ShardedLookups) else []
 
     def rows_by_table(self, ids: torch.Tensor) -> Sequence[torch.Tensor]:
         """Looks up rows [n, width] of each table at the same `ids` [n], without gradients. A collective."""

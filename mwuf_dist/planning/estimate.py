@@ -31,6 +31,7 @@ from mwuf_dist.embeddings.sharding import Placement, TableSpec, placements
 from mwuf_dist.methods import Method
 from mwuf_dist.planning.devices import Device
 from mwuf_dist.runtime import Runtime
+from mwuf_dist.runtime.collectives import goes_whole
 from mwuf_dist.training.implementations import AutogradTrained, change_of
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.stages.pretrain import Pretrain
@@ -45,7 +46,8 @@ _ID = 8
 _ROW_BYTES = 9  # user, item, label of an interaction
 # Sent by TorchRec's lookup of a collection: how much will be sent, lengths, ids, rows, and the rows' gradients.
 _COLLECTIVES_OF_A_LOOKUP = 5
-# Sent by ranks of CPUs, which look up in all collections at once: rows, and their gradients with ids of the next step.
+# Sent by ranks of CPUs, which look up in all collections at once: rows, and their gradients with ids of the next step
+# and, if that is short, what else is summed.
 _COLLECTIVES_OF_LOOKUPS = 2
 # Moments of the global batch, and what their gradient needs.
 _COLLECTIVES_OF_A_BATCH_NORM = 2
@@ -245,7 +247,8 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
     lookups = len(sharded) * _COLLECTIVES_OF_A_LOOKUP
     if asks_for_rows and sharded:
         lookups = _COLLECTIVES_OF_LOOKUPS
-    collectives = lookups + counts.num_batch_norms * _COLLECTIVES_OF_A_BATCH_NORM + 1
+    sums = 0 if asks_for_rows and sharded and goes_whole(summed, world) else 1  # of gradients, in a message of its own
+    collectives = lookups + counts.num_batch_norms * _COLLECTIVES_OF_A_BATCH_NORM + sums
     # The tables that the timed steps moved, all on one rank; a rank of the plan may hold more, or fewer.
     timed_plan = {name: placements(tables, config.embedding, 1) for name, tables in counts.tables.items()}
     timed_tables = _tables(counts.tables, timed_plan, 1)[2]

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.autograd.profiler import record_function
 
-from mwuf_dist.runtime.one_host import LONG_BYTES, TOKEN_BYTES, PeerLostError, sockets_to_others, sum_in_order
+from mwuf_dist.runtime.one_host import TOKEN_BYTES, PeerLostError, goes_whole, sockets_to_others, sum_in_order
 
 # Seconds until the connections stand; where a firewall keeps them from it, gloo does the work. At most this part of the
 # timeout, because whoever gives up first waits for the others in gloo.
@@ -53,7 +53,7 @@ class ManyHosts:
             PeerLostError: another rank has gone or says nothing.
         """
         flat = tensor.view(-1)
-        if len(self._sockets) == 1 or tensor.nbytes < LONG_BYTES:
+        if goes_whole(flat.nbytes, len(self._sockets) + 1):
             flat.copy_(self._summed(dict.fromkeys(self._sockets, flat), flat))
             return tensor
         # Each sums one piece of all, and gives it to the others.

@@ -30,7 +30,7 @@ from torch.autograd.profiler import record_function
 # Bytes of a slot in the beginning: it grows with what is written into it.
 _SLOT_BYTES = 1 << 20
 # Bytes from which more than two ranks sum a part each, and read the parts of the others.
-LONG_BYTES = 1 << 16
+_LONG_BYTES = 1 << 16
 TOKEN_BYTES = 32
 _MEMORIES = 3  # of a rank: two slots, and its counter
 # How long a rank looks for the others before it sleeps. From 50 microseconds to 2 milliseconds make little difference.
@@ -91,7 +91,7 @@ class OneHost:
             PeerLostError: another rank has gone or says nothing.
         """
         parts = self._written(tensor.view(-1))
-        if len(parts) == 2 or tensor.numel() * tensor.element_size() < LONG_BYTES:
+        if goes_whole(tensor.nbytes, len(parts)):
             sum_in_order(parts, tensor.view(-1))
             return tensor
         # Each sums one piece of all, in place of its own rows of it, which nobody else reads.
@@ -198,6 +198,11 @@ def _counter(descriptor: int) -> memoryview:
     memory = memoryview(mmap.mmap(descriptor, 8)).cast("q")
     os.close(descriptor)
     return memory
+
+
+def goes_whole(num_bytes: float, world_size: int) -> bool:
+    """Says whether each rank gets all that is summed; else each sums a piece, and gives it to the others."""
+    return world_size == 2 or num_bytes < _LONG_BYTES
 
 
 def sum_in_order(parts: list[torch.Tensor], out: torch.Tensor) -> torch.Tensor:

@@ -113,17 +113,25 @@ class Runtime:
             values = torch.nn.functional.pad(values, (0, len(ids) - len(values)))
         return values, inverse
 
-    def sum_gradients(self, parameters: Sequence[torch.Tensor]) -> None:
+    def sum_gradients(
+        self, parameters: Sequence[torch.Tensor], summed: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> None:
         """Sums gradients over the ranks in one exchange; each becomes a view of one flat tensor.
 
         The loss is already divided by the weight of the global batch, so the sum is the gradient of the global mean.
+
+        Args:
+            parameters: whose gradients are alike on all ranks afterwards.
+            summed: gives the sum of a tensor [n] float32 over the ranks, and does something else beside it, so that it
+                is called for no gradients, too; None: `sum_over_ranks_`, where there is something to sum.
         """
-        if self.world_size == 1:
-            return
         ready = [parameter for parameter in parameters if parameter.grad is not None]
-        if not ready:
-            return
-        flat = sum_over_ranks_(torch.cat([p.grad.reshape(-1) for p in ready if p.grad is not None]))
+        if summed is None:
+            if self.world_size == 1 or not ready:
+                return
+            summed = sum_over_ranks_
+        gradients = [parameter.grad.reshape(-1) for parameter in ready if parameter.grad is not None]
+        flat = summed(torch.cat(gradients) if gradients else torch.empty(0))
         for parameter, gradient in zip(ready, flat.split([p.numel() for p in ready]), strict=True):
             parameter.grad = gradient.view_as(parameter)
 

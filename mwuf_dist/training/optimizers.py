@@ -110,10 +110,11 @@ class Adam:
             self._groups.append(group)
 
     def sum_gradients(self, runtime: Runtime) -> None:
-        """Sums the gradients of what every rank holds over the ranks, in one exchange; shards of tables have theirs."""
-        for tables in self._tables:
-            tables.send_gradients()
-        runtime.sum_gradients(self._held_by_all)
+        """Sums the gradients of what every rank holds over the ranks, beside those that shards of tables get."""
+        to_send = [one for tables in self._tables for one in tables.gradients_to_send()]
+        for fetched in to_send[:-1]:
+            fetched.send_gradients(torch.empty(0))
+        runtime.sum_gradients(self._held_by_all, to_send[-1].send_gradients if to_send else None)
 
     @torch.no_grad()
     def step(self, rate: float = 1.0) -> None:

@@ -125,7 +125,10 @@ def _check(sharding: Any, optimizer: Any, runtime: Runtime) -> None:
         for rows in expected:
             _loss(*rows).backward()
         for tables, before in zip((ids, users), whole, strict=True):
-            tables.send_gradients()
+            (fetched,) = tables.gradients_to_send() or [None]
+            summed = None if fetched is None else fetched.send_gradients(torch.arange(3) + float(runtime.rank))
+            ranks = range(runtime.world_size)
+            assert summed is None or summed.tolist() == [sum(i + rank for rank in ranks) for i in range(3)]
             _is_trained(tables, before, runtime, num_terms=50)
         assert isinstance(ids.lookups, ShardedLookups) and not ids.lookups.gradients()
         for tables in (ids, users):
