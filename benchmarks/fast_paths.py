@@ -33,6 +33,7 @@ from benchmarks.contest import Ours, Step, full_batches
 from benchmarks.record import ROOT, Figure, Record, Row, command_line, interleaved, processor_clock, table
 from benchmarks.train_step import STAGES, benchmark_config, loss_tolerance, start_command
 from mwuf_dist.backbones.afn import Afn
+from mwuf_dist.backbones.layers import PairProducts
 from mwuf_dist.config import BackboneConfig, Config
 from mwuf_dist.data.batches.loader import Loader
 from mwuf_dist.data.shards import Prepared
@@ -167,6 +168,12 @@ PATHS = (
         backbone="dcn",
     ),
     FastPath(
+        "pair_products",
+        (f"{_KERNELS}/pair_products.py", f"{_CPU}/pair_products.cpp"),
+        ((PairProducts, "forward", PairProducts.by_torch),),
+        backbone="dlrm",
+    ),
+    FastPath(
         "activation_unit",
         (f"{_KERNELS}/activation_unit.py", f"{_CPU}/activation_unit.cpp"),
         _never("mwuf_dist.backbones.din", "has_loop"),
@@ -175,7 +182,10 @@ PATHS = (
 )
 SHARED = (
     *(f"{_KERNELS}/{name}.py" for name in ("native", "batch_norm")),
-    *(f"{_CPU}/{name}" for name in ("rows.h", "batch_norm.h", "partial_sums.h", "segments.h", "pool.h", "pool.cpp")),
+    *(
+        f"{_CPU}/{name}"
+        for name in ("rows.h", "pairs.h", "batch_norm.h", "partial_sums.h", "segments.h", "pool.h", "pool.cpp")
+    ),
 )
 
 

@@ -17,6 +17,7 @@ from mwuf_kernels.meta_networks import (
     meta_networks_reference,
 )
 from mwuf_kernels.native import has_library, has_loop, set_num_threads, without_library
+from mwuf_kernels.pair_products import pair_products
 from mwuf_kernels.segments import segment_sums, segments
 from mwuf_kernels.table_rows import EntityFields, add_table_rows_, distinct_ids, table_rows
 from mwuf_kernels.trained_rows import BatchSide, TrainedLayer, TrainedRows, sums_bytes
@@ -53,6 +54,7 @@ __all__ = [
     "meta_networks",
     "meta_networks_backward",
     "meta_networks_reference",
+    "pair_products",
     "segment_sums",
     "segments",
     "set_num_threads",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from mwuf_kernels import has_loop
+from mwuf_kernels import has_loop, pair_products
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -156,6 +156,10 @@ class PairProducts(nn.Module):
 
     def forward(self, fields: torch.Tensor) -> torch.Tensor:
         """Returns the products, in the precision of autocast where that is on."""
+        return pair_products(fields) if has_loop(fields) else self.by_torch(fields)
+
+    def by_torch(self, fields: torch.Tensor) -> torch.Tensor:
+        """Makes every product, and picks the pairs."""
         kind = fields.device.type
         if kind != "meta" and torch.is_autocast_enabled(kind):  # which a function's backward does not see
             fields = fields.to(torch.get_autocast_dtype(kind))

@@ -7,6 +7,7 @@
 #include "native_histories.h"
 #include "native_powers.h"
 #include "networks.cpp"
+#include "pair_products.cpp"
 #include "pool.cpp"
 #include "table_rows.cpp"
 #include "trained_rows.cpp"
@@ -39,6 +40,29 @@ void check_products() {
                 product<Then::ReluBack>(m, n, k, of_a, of_b, of_from, {mask.data(), n, 1}, found.data(), n);
                 same("product back through a ReLU " + size, found, back, k + 1, largest);
             }
+}
+
+void check_pair_products(long dim) {
+    const long rows = 50, num = 5, num_pairs = 10;
+    const Floats fields = draws(rows * num * dim), d_out = draws(rows * num_pairs);
+    Doubles out, d_fields(fields.size(), 0.0);
+    for (long row = 0; row < rows; row++)
+        for (long i = 0; i < num; i++)
+            for (long j = i + 1; j < num; j++) {
+                const double d = d_out[out.size()];
+                double sum = 0;
+                for (long c = 0; c < dim; c++) {
+                    const long a = (row * num + i) * dim + c, b = (row * num + j) * dim + c;
+                    sum += double(fields[a]) * fields[b];
+                    d_fields[a] += d * fields[b], d_fields[b] += d * fields[a];
+                }
+                out.push_back(sum);
+            }
+    Floats found(out.size()), d_found(fields.size());
+    mwuf_pair_products(rows, num, dim, fields.data(), found.data());
+    mwuf_pair_products_back(rows, num, dim, fields.data(), d_out.data(), d_found.data());
+    same("products of pairs", found, out, dim);
+    same("products of pairs, d fields", d_found, d_fields, num);
 }
 
 void check_dropout_noise(long skipped, long n) {
@@ -333,6 +357,7 @@ void check_trained(bool norm, bool dropout, bool pairs) {
 int main() {
     check_products();
     for (long n : {1, 50, 9000}) check_dropout_noise(n % 3, n);
+    for (long dim : {5, 16}) check_pair_products(dim);
     check_network(100, 20, 17, 9);
     check_network(1, 3, 64, 16);
     for (long dim : {5, 16}) check_tables(dim);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "batch_norm.h"
+#include "pairs.h"
 #include "partial_sums.h"
 #include "pool.h"
 
@@ -68,16 +69,14 @@ struct Pass {
         float* out = net.pairs + start * net.num_pairs;
         for (long r = 0; r < rows; r++) {
             find_fields(start + r, at.data());
-            for (size_t i = 0; i < at.size(); i++)
-                for (size_t j = i + 1; j < at.size(); j++) *out++ = dot(at[i], at[j], net.dim);
+            out = products_of_pairs(long(at.size()), net.dim, [&](long i) { return at[i]; }, out);
         }
     }
 
     // The same backwards: of d_pairs [num_pairs] of a row, the gradients of its fields into d_row [fields * dim].
     void pairs_back(const float* d_pairs, const std::vector<const float*>& at, float* matrix, float* d_row) const {
         const size_t num = at.size();
-        for (size_t i = 0; i < num; i++)
-            for (size_t j = i + 1; j < num; j++) matrix[i * num + j] = matrix[j * num + i] = *d_pairs++;
+        matrix_of_pairs(long(num), d_pairs, matrix);
         for (size_t i = 0; i < num; i++, matrix += num, d_row += net.dim)
             along(
                 net.dim,
