@@ -36,6 +36,7 @@ from mwuf_dist.data.schema import Field, RawDataset
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.data.split import SPLITS
 from mwuf_dist.runtime import Runtime
+from mwuf_dist.runtime.allocator import keep_freed_memory
 
 GOAL = 0.5  # of the bare scan's rows/s
 _COLUMNS = ["user", "item", "label"]
@@ -135,6 +136,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
+    keep_freed_memory()  # as a rank of a run does
     with tempfile.TemporaryDirectory() as scratch:
         rows = measure(make_data(Path(scratch), options.rows), options.batch_size, options.rounds, options.threads)
     sizes = {"rows": options.rows, "batch_size": options.batch_size}
