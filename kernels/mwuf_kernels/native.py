@@ -44,6 +44,8 @@ _SECONDS_BETWEEN_TRIES = 0.1
 _is_out_of_use = False
 _num_threads = 1
 _structures: dict[str, type[ctypes.Structure]] = {}
+_nothing = ctypes.c_double()
+_NO_ELEMENTS = ctypes.addressof(_nothing)
 
 
 def compiler() -> str | None:
@@ -79,11 +81,14 @@ def library() -> ctypes.CDLL | None:
 
 
 def address(tensor: torch.Tensor | None) -> int | None:
-    """Gives the address of a tensor, which must be contiguous and on the CPU; None for None."""
+    """Gives the address of a tensor, which must be contiguous and on the CPU; None for None.
+
+    torch has none for a tensor without elements, and C would take that for one that is not there.
+    """
     if tensor is None:
         return None
     assert tensor.is_contiguous() and tensor.is_cpu
-    return tensor.data_ptr()
+    return tensor.data_ptr() or _NO_ELEMENTS
 
 
 def has_library(*tensors: torch.Tensor) -> bool:

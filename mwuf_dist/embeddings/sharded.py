@@ -20,7 +20,7 @@ from torch import nn
 
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.runtime.collectives import exchange_over_ranks, give_over_ranks, goes_whole, sum_over_ranks_
+from mwuf_dist.runtime.collectives import exchange_over_ranks, give_over_ranks, goes_with_rows, sum_over_ranks_
 from mwuf_dist.runtime.one_host import sum_in_order
 
 
@@ -182,8 +182,7 @@ class Fetched:
     def send_gradients(self, dense: torch.Tensor) -> torch.Tensor:
         """Gives the ranks the gradients of their rows, on which fused kernels step. A collective.
 
-        Returns the sum over the ranks of `dense` [n] float32, which goes in the same messages where they would be sent
-        whole anyway.
+        Returns the sum over the ranks of `dense` [n] float32, which goes in the same messages if it is short.
         """
         shards = self._shards
         pieces: dict[int, torch.Tensor] = {}  # of trained segments
@@ -194,7 +193,7 @@ class Fetched:
         parts = [_flat([pieces[one] for one in places if one in pieces]) for places in shards.of_rank]
         ours = [place for place, one in enumerate(shards.of_rank[shards.rank]) if one in pieces]
         sizes = [[asked[place] for place in ours] for asked in self._asked]
-        goes_along = goes_whole(dense.nbytes, len(parts))
+        goes_along = goes_with_rows(dense.nbytes, len(parts))
         exchanged, summed = self._exchange(parts, sizes, dense if goes_along else dense[:0])
         theirs = [dict(zip(ours, one, strict=True)) for one in exchanged]
         for (_, places), held in zip(shards.kernels, self._held, strict=True):
@@ -215,11 +214,10 @@ class Fetched:
         if self.following is not None:
             questions = self.following.parts
             self.following.theirs = list(questions)
-        messages = [
-            torch.cat([ids.view(torch.int32), part.view(torch.int32), dense.view(torch.int32)])
-            for ids, part in zip(questions, parts, strict=True)
-        ]
-        messages[rank] = messages[rank][:0]
+        messages = [torch.empty(0, dtype=torch.int32)] * len(parts)
+        for other, content in enumerate(zip(questions, parts, [dense] * len(parts), strict=True)):
+            if other != rank:
+                messages[other] = torch.cat([one.view(torch.int32) for one in content])
         found, denses = list(parts), [dense] * len(parts)
         for other, message in enumerate(give_over_ranks(messages)):
             if other == rank:

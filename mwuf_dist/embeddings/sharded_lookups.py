@@ -47,7 +47,7 @@ class Want:
 
 
 class ShardedLookups:
-    """Looks rows up of which CPU ranks hold a part each; their gradients are kept until `Tables.send_gradients`.
+    """Looks rows up of which CPU ranks hold a part each; their gradients are kept until `Tables.gradients_to_send`.
 
     Args:
         shards: where the rows are.

@@ -31,7 +31,7 @@ from mwuf_dist.embeddings.sharding import Placement, TableSpec, placements
 from mwuf_dist.methods import Method
 from mwuf_dist.planning.devices import Device
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.runtime.collectives import goes_whole
+from mwuf_dist.runtime.collectives import goes_with_rows
 from mwuf_dist.training.implementations import AutogradTrained, change_of
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.stages.pretrain import Pretrain
@@ -247,7 +247,8 @@ def estimate(config: Config, counts: Counts, size: Size, device: Device) -> Esti
     lookups = len(sharded) * _COLLECTIVES_OF_A_LOOKUP
     if asks_for_rows and sharded:
         lookups = _COLLECTIVES_OF_LOOKUPS
-    sums = 0 if asks_for_rows and sharded and goes_whole(summed, world) else 1  # of gradients, in a message of its own
+    # Of dense gradients, in messages of its own.
+    sums = 0 if asks_for_rows and sharded and goes_with_rows(summed, world) else 1
     collectives = lookups + counts.num_batch_norms * _COLLECTIVES_OF_A_BATCH_NORM + sums
     # The tables that the timed steps moved, all on one rank; a rank of the plan may hold more, or fewer.
     timed_plan = {name: placements(tables, config.embedding, 1) for name, tables in counts.tables.items()}

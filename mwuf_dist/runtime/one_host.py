@@ -31,6 +31,8 @@ from torch.autograd.profiler import record_function
 _SLOT_BYTES = 1 << 20
 # Bytes from which more than two ranks sum a part each, and read the parts of the others.
 _LONG_BYTES = 1 << 16
+# Bytes from which a sum takes longer in messages that go to each rank anyway than by itself.
+_LONG_BESIDE_ROWS_BYTES = 1 << 18
 TOKEN_BYTES = 32
 _MEMORIES = 3  # of a rank: two slots, and its counter
 # How long a rank looks for the others before it sleeps. From 50 microseconds to 2 milliseconds make little difference.
@@ -198,6 +200,14 @@ def _counter(descriptor: int) -> memoryview:
     memory = memoryview(mmap.mmap(descriptor, 8)).cast("q")
     os.close(descriptor)
     return memory
+
+
+def goes_with_rows(num_bytes: float, world_size: int) -> bool:
+    """Says whether what is summed goes in messages that ranks send each other anyway.
+
+    Of two ranks on one host, 64 KB take .87 times as long so, and 1 MB 1.5 times.
+    """
+    return goes_whole(num_bytes, world_size) and num_bytes < _LONG_BESIDE_ROWS_BYTES
 
 
 def goes_whole(num_bytes: float, world_size: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from mwuf_kernels import BatchSide, native
+from mwuf_kernels import BatchSide, TrainedLayer, TrainedNorm, TrainedRows, native
 
 from mwuf_dist.backbones import Shape, build_backbone
 from mwuf_dist.backbones.deepfm import DeepFM
@@ -106,6 +106,53 @@ def test_what_is_no_number_comes_through_every_layer(batch_norm: bool) -> None:
     logit = backbone.trained_head().logit([BatchSide(item, None, 0), BatchSide(user, None, 12)])
     logit.sum().backward()
     assert logit.isnan().all() and item.grad is not None and item.grad.isnan().all()
+
+
+@needs_compiler
+def test_a_rank_without_rows_sends_gradients_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its part of a batch may be empty, and the items and profiles that it has looked up for it padding."""
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda x: empty_like(x).fill_(777))  # what nobody writes
+    nothing = torch.empty(0, dtype=torch.int64)
+    for dim, interactions, norm in itertools.product((4, 16), (False, True), (None, normed(8))):
+        sides = [BatchSide(torch.randn(2, 2 * dim), nothing, 0), BatchSide(torch.randn(0, dim), None, 2 * dim)]
+        layer = TrainedLayer(torch.randn(8, 3 * dim), torch.zeros(8) if norm is None else None, norm, None)
+        linear, out = (torch.randn(3 * dim), torch.zeros(1)), (torch.randn(8), torch.zeros(1))
+        rows = TrainedRows(sides, [layer], linear, out, dim, interactions)
+        assert not len(rows.forward())
+        found = rows.backward(torch.empty(0))
+        assert len(found.sides[0]) == 2 and not found.sides[0].any()
+        for one in (found.layers[0].weight, found.linear, found.out, found.bias):
+            assert one is not None and not one.any()
+
+
+def normed(width: int) -> TrainedNorm:
+    """A norm that takes the moments of a batch as they are."""
+    return TrainedNorm(torch.ones(width), torch.zeros(width), torch.zeros(width), torch.ones(width), 1.0, 1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shift", [0.0, 1e3, 1e5])
+@pytest.mark.parametrize("num_rows", [2, 47, 145, 1000])
+def test_moments_of_a_batch_keep_the_digits_that_its_numbers_have(num_rows: int, shift: float) -> None:
+    generator = torch.Generator().manual_seed(num_rows)
+    x, norm = torch.randn(num_rows, 5, generator=generator) + shift, normed(5)
+    layer = TrainedLayer(torch.eye(5), None, norm, None)
+    TrainedRows([BatchSide(x, None, 0)], [layer], None, (torch.ones(5), torch.zeros(1)), 1, False).forward()
+    torch.testing.assert_close(norm.running_mean.double(), x.double().mean(0), rtol=2e-7, atol=1e-7)
+    # Squares about zero in float64 lose some times (mean / deviation)^2 2^-53: 1.1e-6 with the largest shift.
+    torch.testing.assert_close(norm.running_var.double(), x.double().var(0), rtol=1e-5, atol=0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_moments_of_what_is_no_number_are_none(value: float) -> None:
+    """3e38 is one, but the sum of squares is not."""
+    x, norm = torch.randn(60, 3), normed(3)
+    x[50, 1] = value
+    layer = TrainedLayer(torch.eye(3), None, norm, None)
+    TrainedRows([BatchSide(x, None, 0)], [layer], None, (torch.ones(3), torch.zeros(1)), 1, False).forward()
+    assert not norm.running_var[1].isfinite()
 
 
 def test_other_types_than_float32_are_left_to_the_backbone() -> None:

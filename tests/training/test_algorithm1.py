@@ -14,6 +14,7 @@ from torch import nn
 from mwuf_dist.config import Config, MetaTrainConfig
 from mwuf_dist.config.registry import method_config
 from mwuf_dist.data.batches.loader import Batch
+from mwuf_dist.embeddings.sharded import Fetched
 from mwuf_dist.embeddings.tables import FlatParameter
 from mwuf_dist.methods.mwuf import Mwuf
 from mwuf_dist.runtime import Runtime
@@ -39,8 +40,8 @@ class LocalTable:
     def set_gradient(self, ids: torch.Tensor, rows: torch.Tensor, d_rows: torch.Tensor) -> None:
         rows.backward(d_rows)
 
-    def send_gradients(self) -> None:
-        """All rows are here."""
+    def gradients_to_send(self) -> list[Fetched]:
+        return []  # all rows are here
 
     def flat_parameters(self) -> list[FlatParameter]:
         return [FlatParameter(self.weight, {"new": (0, self.weight.shape)})]

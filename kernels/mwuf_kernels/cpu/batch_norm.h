@@ -52,19 +52,28 @@ inline void add_sums(double* plain, double* scaled, Vec d, Vec times_distance, c
 
 // What mean and variance over a batch are made of: sums of numbers, of their squares, and how many they are.
 //
-// It takes one pass over the batch: a block's squares are those of distances to its own mean, in float32 and while the
-// block is in the cache. In float64 they become squares of the numbers, which spans and ranks can add up.
+// It takes one pass over the batch: a block's sums are those of distances to its first number, and its squares those of
+// distances to its own mean, in float32 and while the block is in the cache. In float64 they become sums of the numbers
+// and of their squares, which spans and ranks can add up.
 class BatchMoments {
    public:
     BatchMoments(long spans, long columns) : columns_(columns), moments_(spans, 2 * columns) {}
 
-    // Adds a block's sums [columns] of n numbers each, and their squared distances to `mean`, which is about theirs.
-    void add(long span, long n, const float* sum, const float* mean, const float* squares) {
+    // Of a block's columns: a number, the sum of distances to it, about the mean, and the sum of squared distances to that.
+    struct Block {
+        float *first, *distances, *mean, *squares;
+    };
+    Block block() const {
+        float* memory = workspace<Kept::ForMoments>(4 * columns_);
+        return {memory, memory + columns_, memory + 2 * columns_, memory + 3 * columns_};
+    }
+    // Adds a block of n numbers a column.
+    void add(long span, long n, const Block& block) {
         double *sums = moments_.at(span), *of_squares = sums + columns_;
         for (long i = 0; i < columns_; i++) {
-            const double s = sum[i], m = mean[i];
-            sums[i] += s;
-            of_squares[i] += double(squares[i]) + 2 * m * s - double(n) * m * m;
+            const double mean = block.mean[i], sum = double(n) * double(block.first[i]) + double(block.distances[i]);
+            sums[i] += sum;
+            of_squares[i] += double(block.squares[i]) + 2 * mean * sum - double(n) * mean * mean;
         }
     }
 
@@ -72,21 +81,25 @@ class BatchMoments {
     template <typename Counts>
     void add_rows(long span, const float* z, long rows, long n, Counts&& counts) {
         if (!n) return;
-        float *sum = workspace<Kept::ForMoments>(3 * columns_), *mean = sum + columns_, *squares = mean + columns_;
+        long begin = 0;
+        while (!counts(begin)) begin++;
+        const Block to = block();
         for (long i = 0; i < columns_; i += V) {
             const long lanes = least(V, columns_ - i);
-            Vec total{}, of_squares{};
-            for (long r = 0; r < rows; r++)
-                if (counts(r)) total += part(z + r * columns_ + i, lanes);
-            const Vec middle = total / float(n);
-            for (long r = 0; r < rows; r++)
+            const Vec first = part(z + begin * columns_ + i, lanes);
+            Vec distances{}, squares{};
+            for (long r = begin + 1; r < rows; r++)
+                if (counts(r)) distances += part(z + r * columns_ + i, lanes) - first;
+            const Vec mean = first + distances / float(n);
+            for (long r = begin; r < rows; r++)
                 if (counts(r)) {
-                    const Vec distance = part(z + r * columns_ + i, lanes) - middle;
-                    of_squares += distance * distance;
+                    const Vec distance = part(z + r * columns_ + i, lanes) - mean;
+                    squares += distance * distance;
                 }
-            put(sum + i, total, lanes), put(mean + i, middle, lanes), put(squares + i, of_squares, lanes);
+            put(to.first + i, first, lanes), put(to.distances + i, distances, lanes);
+            put(to.mean + i, mean, lanes), put(to.squares + i, squares, lanes);
         }
-        add(span, n, sum, mean, squares);
+        add(span, n, to);
     }
 
     // Sums and squares of all [2 * columns], and behind them how many numbers a column has: one exchange for all.
@@ -110,7 +123,8 @@ inline void set_moments(const Layer& layer, std::vector<double> total, float mom
     if (sum_over_ranks) sum_over_ranks(total.data(), long(total.size()));
     const double n = std::max(1.0, total.back());  // a rank that is alone may have none
     for (long i = 0; i < layer.out; i++) {
-        const double mean = total[i] / n, variance = std::max(0.0, total[layer.out + i] / n - mean * mean);
+        const double mean = total[i] / n, found = total[layer.out + i] / n - mean * mean;
+        const double variance = found < 0 ? 0 : found;  // NaN stays NaN
         layer.mean[i] = float(mean);
         layer.scale[i] = float(1 / std::sqrt(variance + double(eps)));
         layer.running_mean[i] += momentum * (layer.mean[i] - layer.running_mean[i]);

@@ -75,21 +75,22 @@ struct Neurons : LogNeurons {
     void add_moments(BatchMoments& moments, long span, long start, long n, const float* log) const {
         const long number = counted_of(start, n);
         if (!number) return;
-        float *sum = workspace<Kept::ForMoments>(3 * fields), *mean = sum + fields, *squares = mean + fields;
-        for (long f = 0; f < fields; f++) {
-            const auto over_all = [&](auto&& term) {
-                float total = 0;
-                for (long r = 0; r < n; r++, log += dim)
-                    for (long i = 0; counts(start + r) && i < dim; i++) total += term(log[i]);
-                log -= n * dim;
-                return total;
+        long begin = 0;
+        while (!counts(start + begin)) begin++;
+        const BatchMoments::Block block = moments.block();
+        for (long f = 0; f < fields; f++, log += n * dim) {
+            const auto sum_of_all = [&](auto&& term) {
+                float sum = 0;
+                for (long r = begin; r < n; r++)
+                    for (long i = 0; counts(start + r) && i < dim; i++) sum += term(log[r * dim + i]);
+                return sum;
             };
-            sum[f] = over_all([](float x) { return x; });
-            mean[f] = sum[f] / float(number);
-            squares[f] = over_all([&](float x) { return (x - mean[f]) * (x - mean[f]); });
-            log += n * dim;
+            const float first = block.first[f] = log[begin * dim];
+            block.distances[f] = sum_of_all([&](float x) { return x - first; });
+            const float mean = block.mean[f] = first + block.distances[f] / float(number);
+            block.squares[f] = sum_of_all([&](float x) { return (x - mean) * (x - mean); });
         }
-        moments.add(span, number, sum, mean, squares);
+        moments.add(span, number, block);
     }
 
     void fold_norm() {
