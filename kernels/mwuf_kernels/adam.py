@@ -1,9 +1,19 @@
 """AdamW over several parameters, by torch's fused kernel; Adam of single rows."""
 
+import functools
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+
+from mwuf_kernels.native import num_threads
+
+# Elements from which threads share a parameter. On two cores with one memory, 80 million are 1.14 to 1.16 times as fast
+# on two threads, 24 million 1.06 to 1.12, 4 and 8 million .92 to 1.04.
+_SHARED_FROM = 1 << 24
+_LINE = 64  # A thread's part is so many elements, or a multiple: whole registers, and cache lines of its own.
 
 
 @dataclass(frozen=True)
@@ -17,6 +27,10 @@ class AdamSettings:
     eps: float = 1e-8
 
 
+# A parameter or a part of one, its gradient, and its moments.
+_Tensors = tuple[torch.Tensor, ...]
+
+
 @torch.no_grad()
 def adam_step_(
     parameters: Sequence[torch.Tensor],
@@ -28,7 +42,8 @@ def adam_step_(
     """Changes parameters and moments in place (Loshchilov and Hutter 2019), in one pass over each.
 
     torch's layers above this kernel sort parameters by device and check them anew in every step, which takes longer
-    than the kernel itself.
+    than the kernel itself. Large parameters are shared by the threads of `set_num_threads`; results have the same bits
+    for any number of them.
 
     Args:
         parameters: contiguous tensors of any shapes.
@@ -37,11 +52,41 @@ def adam_step_(
         num_steps: which step this is, from 1 [], float32.
         settings: of all of them.
     """
+    # The kernel reads memory in order, whatever the strides.
+    whole = [*zip(parameters, [gradient.contiguous() for gradient in gradients], *moments, strict=True)]
+    number = num_threads()
+    if number == 1 or not any(one[0].is_cpu and one[0].numel() >= _SHARED_FROM for one in whole):
+        return _step(whole, num_steps, settings)
+    shares: list[list[_Tensors]] = [[] for _ in range(number)]
+    for tensors in whole:
+        num_elements = tensors[0].numel()
+        each = num_elements if num_elements < _SHARED_FROM else -(-num_elements // (number * _LINE)) * _LINE
+        pieces = zip(*(one.view(-1).split(each) for one in tensors), strict=True)
+        for share, piece in zip(shares, pieces, strict=False):  # a small one is in one piece
+            share.append(piece)
+    others = [_threads(number - 1).submit(_step, share, num_steps, settings) for share in shares[1:] if share]
+    _step(shares[0], num_steps, settings)
+    for one in others:
+        one.result()
+    return None
+
+
+@functools.cache
+def _threads(number: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(number, thread_name_prefix="mwuf-adam")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # A child has none of its parent's threads.
+
+
+@torch.no_grad()
+def _step(tensors: Sequence[_Tensors], num_steps: torch.Tensor, settings: AdamSettings) -> None:
+    parameters, gradients, means, squares = (list(column) for column in zip(*tensors, strict=True))
     torch._fused_adamw_(
-        list(parameters),
-        [gradient.contiguous() for gradient in gradients],  # The kernel reads memory in order, whatever the strides.
-        list(moments[0]),
-        list(moments[1]),
+        parameters,
+        gradients,
+        means,
+        squares,
         [],
         [num_steps] * len(parameters),
         lr=settings.rate,

@@ -117,6 +117,11 @@ def set_num_threads(num_threads: int) -> None:
         found.mwuf_set_threads(ctypes.c_long(num_threads))
 
 
+def num_threads() -> int:
+    """Returns how many threads a loop of the library may use, the caller's own among them; 1 without the library."""
+    return _num_threads if has_library() else 1
+
+
 def structure(name: str, **fields: str) -> type[ctypes.Structure]:
     """Makes a structure of the library, whose size is checked when that is loaded.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from mwuf_kernels import AdamSettings, adam_step_, adam_step_by_row_
+from mwuf_kernels import adam as adam_module
 
 
 def test_adam_is_that_of_torchs_optimizer_whatever_the_strides_of_a_gradient() -> None:
@@ -21,6 +23,22 @@ def test_adam_is_that_of_torchs_optimizer_whatever_the_strides_of_a_gradient() -
         adam_step_(parameters, gradients, moments, torch.tensor(step), AdamSettings(0.01, 0.1))
     # Both round parameters of up to 4 to 24 bits, in each step once.
     torch.testing.assert_close(parameters, [p.detach() for p in expected], rtol=1e-6, atol=1e-7)
+
+
+def test_threads_share_large_parameters_and_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adam_module, "_SHARED_FROM", 100)
+    shapes, found = ((99,), (1001, 3), (64,), (1, 130)), []
+    for number in (1, 2, 3, 8):
+        monkeypatch.setattr(adam_module, "num_threads", lambda number=number: number)
+        draws = torch.Generator().manual_seed(0)
+        parameters = [torch.randn(shape, generator=draws).requires_grad_() for shape in shapes]
+        moments = [torch.zeros(shape) for shape in shapes], [torch.zeros(shape) for shape in shapes]
+        for step in (1.0, 2.0):
+            gradients = [torch.randn(shape, generator=draws) for shape in shapes]
+            adam_step_(parameters, gradients, moments, torch.tensor(step), AdamSettings(0.01, 0.1))
+        found.append([*(p.detach() for p in parameters), *moments[0], *moments[1]])
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
 
 
 def test_a_row_at_a_step_of_its_own_moves_as_adam_moves_it_at_that_step() -> None:
