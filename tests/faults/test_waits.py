@@ -30,7 +30,15 @@ CONFIG = build(merge(VALUES, {"runtime": {"timeout_s": TIMEOUT_S}}))
 
 
 def _stop(process: int | None = None) -> None:
+    """Stops us, or a process, whose threads may go on for a moment: until none does."""
     os.kill(process or os.getpid(), signal.SIGSTOP)
+    threads = Path(f"/proc/{process}/task")
+    while process and any(_state(thread) not in "TX" for thread in threads.iterdir()):
+        time.sleep(0.001)
+
+
+def _state(thread: Path) -> str:
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _rank(place: str, stopped: int, store: int) -> None:
