@@ -86,18 +86,25 @@ class BatchMoments {
         const Block to = block();
         for (long i = 0; i < columns_; i += V) {
             const long lanes = least(V, columns_ - i);
-            const Vec first = part(z + begin * columns_ + i, lanes);
-            Vec distances{}, squares{};
-            for (long r = begin + 1; r < rows; r++)
-                if (counts(r)) distances += part(z + r * columns_ + i, lanes) - first;
-            const Vec mean = first + distances / float(n);
-            for (long r = begin; r < rows; r++)
-                if (counts(r)) {
-                    const Vec distance = part(z + r * columns_ + i, lanes) - mean;
-                    squares += distance * distance;
-                }
-            put(to.first + i, first, lanes), put(to.distances + i, distances, lanes);
-            put(to.mean + i, mean, lanes), put(to.squares + i, squares, lanes);
+            // Told apart out of the loops over rows, which else ask in every row.
+            const auto over_rows = [&](auto&& read) {
+                const Vec first = read(z + begin * columns_ + i);
+                Vec distances{}, squares{};
+                for (long r = begin + 1; r < rows; r++)
+                    if (counts(r)) distances += read(z + r * columns_ + i) - first;
+                const Vec mean = first + distances / float(n);
+                for (long r = begin; r < rows; r++)
+                    if (counts(r)) {
+                        const Vec distance = read(z + r * columns_ + i) - mean;
+                        squares += distance * distance;
+                    }
+                put(to.first + i, first, lanes), put(to.distances + i, distances, lanes);
+                put(to.mean + i, mean, lanes), put(to.squares + i, squares, lanes);
+            };
+            if (lanes == V)
+                over_rows([](const float* at) { return load(at); });
+            else
+                over_rows([=](const float* at) { return load_some(at, lanes); });
         }
         add(span, n, to);
     }
