@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -122,22 +123,32 @@ class Baton:
     """What a program has while it works, and gives to the next: one launch after the other, in a ring.
 
     Args:
-        path: the pipe of this launch, `NUMBER` in a folder of all; None where there is but one launch.
+        path: the pipe of this launch, `NUMBER` in a folder of all, beside `alive`, which whoever started them has open;
+            None where nobody takes turns.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._files: tuple[Any, Any] | None = None
-        self._is_held = False
+        self._is_held, self._waits = False, select.poll()
         if path is not None:
             following = path.with_name(str(int(path.name) + 1))
             first = path.with_name("0")
             # Open to read and write: neither end has to wait for the other, and a byte that nobody reads yet stays.
             self._files = path.open("r+b", buffering=0), (following if following.exists() else first).open("r+b", 0)
+            self._waits.register(self._files[0], select.POLLIN)
+            self._alive = os.open(path.with_name("alive"), os.O_RDONLY | os.O_NONBLOCK)
+            self._waits.register(self._alive, 0)  # that it has been closed is told anyway
 
     def take(self) -> None:
-        """Gives it on, if it is ours, and waits for it."""
+        """Gives it on, if it is ours, and waits for it.
+
+        Raises:
+            UserError: whoever started the programs has ended.
+        """
         self.give()
         if self._files is not None:
+            if any(place == self._alive for place, _ in self._waits.poll()):
+                raise UserError("the benchmark that started this program has ended")
             self._files[0].read(1)
             self._is_held = True
 
@@ -248,8 +259,9 @@ def _launch(batch_size: int, arguments: list[str], options: argparse.Namespace) 
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder, launches = Path(name), []
         batons = [folder / str(number) for number in range(len(options.ranks))]
-        for baton in batons:
-            os.mkfifo(baton)
+        for pipe in (folder / "alive", *batons):
+            os.mkfifo(pipe)
+        stack.enter_context((folder / "alive").open("r+b", buffering=0))
         first = stack.enter_context(batons[0].open("r+b", buffering=0))
         for ranks, baton in zip(options.ranks, batons, strict=True):
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []

@@ -61,7 +61,7 @@ def measure(clock: Callable[[], float] = time.process_time, rounds: int = 9, one
     Args:
         clock: in seconds.
         rounds: the median of so many counts.
-        onednn: Whether a product is the faster of torch's and oneDNN's, which has its result in memory of its own.
+        onednn: whether a product is the faster of torch's and oneDNN's, which has its result in memory of its own.
     """
     source = torch.zeros(_COPIED)
     target = torch.empty_like(source)

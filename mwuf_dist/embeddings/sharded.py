@@ -20,8 +20,8 @@ from torch import nn
 
 from mwuf_dist.embeddings.sharding import TableSpec
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.runtime.collectives import exchange_over_ranks, give_over_ranks, goes_with_rows, sum_over_ranks_
-from mwuf_dist.runtime.one_host import sum_in_order
+from mwuf_dist.runtime.collectives import exchange_over_ranks, give_over_ranks, sum_over_ranks_
+from mwuf_dist.runtime.one_host import goes_with_rows, sum_in_order
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from mwuf_dist.embeddings.sharding import Placement, TableSpec, placements
 from mwuf_dist.methods import Method
 from mwuf_dist.planning.devices import Device
 from mwuf_dist.runtime import Runtime
-from mwuf_dist.runtime.collectives import goes_with_rows
+from mwuf_dist.runtime.one_host import goes_with_rows
 from mwuf_dist.training.implementations import AutogradTrained, change_of
 from mwuf_dist.training.model import Model
 from mwuf_dist.training.stages.pretrain import Pretrain

@@ -16,9 +16,7 @@ from torch._C import _distributed_c10d as c10d
 
 from mwuf_dist.runtime import many_hosts, one_host
 from mwuf_dist.runtime.many_hosts import ManyHosts
-from mwuf_dist.runtime.one_host import OneHost, goes_with_rows
-
-__all__ = ["directly", "exchange_over_ranks", "give_over_ranks", "goes_with_rows", "sum_over_ranks_"]
+from mwuf_dist.runtime.one_host import OneHost
 
 _BACKEND = "mwuf"
 _BY_GLOO = ("allgather", "allreduce", "alltoall", "barrier", "broadcast", "gather", "recv", "reduce", "scatter", "send")

@@ -31,7 +31,7 @@ def test_every_stage_is_timed_on_each_number_of_ranks(tmp_path: Path, monkeypatc
 
 def test_programs_work_one_at_a_time_in_a_ring(tmp_path: Path) -> None:
     paths = [tmp_path / str(number) for number in range(3)]
-    for path in paths:
+    for path in (tmp_path / "alive", *paths):
         os.mkfifo(path)
     order: list[int] = []
 
@@ -43,13 +43,16 @@ def test_programs_work_one_at_a_time_in_a_ring(tmp_path: Path) -> None:
         baton.give()
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    with paths[0].open("r+b", buffering=0) as first:
+    with paths[0].open("r+b", buffering=0) as first, (tmp_path / "alive").open("r+b", buffering=0):
         first.write(b".")
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(timeout=60)
-    assert order == [0, 1, 2] * 4
+        assert order == [0, 1, 2] * 4
+        left = ranks.Baton(paths[1])
+    with pytest.raises(UserError, match="has ended"):
+        left.take()
 
 
 def test_data_smaller_than_a_batch_is_refused() -> None:

@@ -10,7 +10,8 @@ import sys
 import pytest
 import torch
 
-from mwuf_dist.runtime.allocator import keep_freed_memory
+from mwuf_dist.config import Config
+from mwuf_dist.runtime import start
 
 _NUM_BYTES, _NUM_TENSORS, _STEPS = 8 << 20, 4, 10
 _PAGES = _NUM_BYTES * _NUM_TENSORS // resource.getpagesize()  # of a step
@@ -45,5 +46,5 @@ def test_pages_of_temporaries_are_not_asked_for_in_every_step(monkeypatch: pytes
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
-    print(_page_faults())
+    with start(Config()):
+        print(_page_faults())
