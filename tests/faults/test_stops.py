@@ -179,7 +179,7 @@ def test_a_clock_on_the_wall_that_jumps_neither_hastens_nor_stops_saves(monkeypa
 def test_torchrun_passes_sigterm_on_and_the_run_goes_on(ranks_of: str, undisturbed: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = tmp_path / "run.toml"
-    config.write_text(to_toml(tiny(**merge(AT_ENDS, {"pretrain": {"epochs": 40}}))))
+    config.write_text(to_toml(tiny(**merge(AT_ENDS, {"pretrain": {"epochs": 400}}))))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "-m", "mwuf_dist", "run", str(config), "--output", str(folder)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:

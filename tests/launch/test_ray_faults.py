@@ -104,7 +104,7 @@ def test_the_coordinator_killed_a_rank_killed_and_one_that_hangs_leave_the_run_a
 @pytest.mark.timeout(600)
 def test_sigterm_to_the_launcher_makes_the_ranks_save_and_leave_and_says_so(tmp_path: Path) -> None:
     # Nothing is saved by the clock: what is saved is the request's doing.
-    values = merge(LONG, {"checkpoint": {"every_s": 0.0}, "pretrain": {"epochs": 40}})
+    values = merge(LONG, {"checkpoint": {"every_s": 0.0}, "pretrain": {"epochs": 400}})
     config, folder, log = tmp_path / "run.toml", tmp_path / "run", tmp_path / "log"
     config.write_text(to_toml(build(values)))
     command = [sys.executable, "-m", "mwuf_dist", "run", str(config), "--output", str(folder)]
@@ -124,4 +124,4 @@ def test_sigterm_to_the_launcher_makes_the_ranks_save_and_leave_and_says_so(tmp_
     assert f"mwuf: stopped by SIGTERM; the same command goes on from {checkpoint(folder)}\n" in log.read_text()
     assert "Traceback" not in log.read_text()
     found = local.train(build(values), folder)
-    assert found["stages"]["pretrain"]["samples"] == 40 * found["split"]["pretrain"]
+    assert found["stages"]["pretrain"]["samples"] == 400 * found["split"]["pretrain"]
