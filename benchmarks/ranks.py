@@ -1,20 +1,23 @@
 """How fast are the stages on one and on several ranks, by the clock, beside plain PyTorch with DistributedDataParallel?
 
     python -m benchmarks.ranks configs/movielens-1m.toml [--ranks 1 2] [--batch-sizes 2048 8192 32768]
-        [--section.key VALUE ...]
+        [--stages pretrain ...] [--section.key VALUE ...]
 
 A batch size is that of the global batch, which the ranks share. Both programs run on the same ranks, and take turns
 with each other and with those on other numbers of ranks: while one works, all others sleep, so that ratios of one
 batch size are of the same minutes. Tables are where `embedding.sharding` puts them (`auto`: small ones are replicated);
 `--embedding.sharding row_wise` has all of them sharded. The plain program is what one would write today: each rank has
 all weights, DistributedDataParallel sums the gradients, and each rank takes the moments of its own rows in BatchNorm.
-A turn ends when the last rank has ended. One thread per rank: leave as many cores idle as there are ranks.
+A turn ends when the last rank has ended. `evaluate` scores the whole test set, which its row has for a batch, each rank
+a part of it, and gathers the scores on the main rank: once, whatever batch sizes there are. One thread per rank: leave
+as many cores idle as there are ranks.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import select
 import subprocess
@@ -22,7 +25,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,9 +43,13 @@ from benchmarks.train_step import benchmark_config, start_command
 from mwuf_dist.cli.options import PrepareOptions, parse
 from mwuf_dist.config import Config, UserError
 from mwuf_dist.data.batches.loader import Loader
+from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import Runtime, start
 from mwuf_dist.training.run import Run, _prepare
+from mwuf_dist.training.stages.warm_up import WarmUp
 
+STAGES = ("pretrain", "meta_train", "warm_up", "evaluate")
+_SCORE_ROWS = 1 << 15  # scored at once by the plain program, as ours does
 _WARM_STEPS = 3
 _ALTERNATIVE = "plain DDP"
 
@@ -82,6 +89,27 @@ class PlainRanks(Plain):
             return step
         for module in (self.phi_new, self.meta):
             _sum_after_backward(module, num_ranks)
+        return step
+
+    def evaluate(self, prepared: Prepared, runtime: Runtime) -> Step:
+        """Scoring of the test set, by the ranks together."""
+        items = plain_torch.warm_embeddings(self.model, self.phi_new, self.meta, self.user_mean)
+        num_rows = prepared.num_rows("test")
+        ends = [rank * num_rows // runtime.world_size for rank in range(runtime.world_size + 1)]
+        sizes = [end - begin for begin, end in itertools.pairwise(ends)]
+        columns = prepared.read_rows("test", ends[runtime.rank], ends[runtime.rank + 1], ("user", "item"))
+        user, item = (torch.from_numpy(columns[name]).long() for name in ("user", "item"))
+
+        def step() -> torch.Tensor:
+            batches = zip(user.split(_SCORE_ROWS), item.split(_SCORE_ROWS), strict=True)
+            found = [plain_torch.score(self.model, items, plain_torch.Batch(*one, one[0])) for one in batches]
+            logits = torch.cat(found)
+            if runtime.world_size == 1:
+                return logits
+            parts = [logits.new_empty(max(sizes)) for _ in sizes] if runtime.is_main else None
+            dist.gather(F.pad(logits, (0, max(sizes) - len(logits))), parts)
+            return logits if parts is None else torch.cat([one[:n] for one, n in zip(parts, sizes, strict=True)])
+
         return step
 
     def _step(self, model: plain_torch.PlainModel, ids: nn.Embedding, optimizer: torch.optim.Optimizer) -> Step:
@@ -159,8 +187,10 @@ class Baton:
         self._is_held = False
 
 
-def measure(config: Config, batch_size: int, num_steps: int, rounds: int, baton: Path | None) -> list[Row]:
-    """One row per training stage, on the ranks that the launcher has started."""
+def measure(
+    config: Config, batch_size: int, num_steps: int, rounds: int, baton: Path | None, stages: Sequence[str] = STAGES
+) -> list[Row]:
+    """One row per stage, on the ranks that the launcher has started."""
     with tempfile.TemporaryDirectory() as folder, start(config) as runtime:
         folder = str(runtime.broadcast(folder))
         job = Run(config, Path(folder), runtime, _prepare(config, runtime))
@@ -174,16 +204,29 @@ def measure(config: Config, batch_size: int, num_steps: int, rounds: int, baton:
         torch.manual_seed(config.seed)  # the same weights on every rank
         theirs = PlainRanks(config, plain_model(config, alone, job.prepared), job.model.num_items, feed.plain)
         rows, turn = [], Baton(baton if runtime.is_main else None)
-        for name in ("pretrain", "meta_train", "warm_up"):
-            steps = {_ALTERNATIVE: getattr(theirs, name)(), "ours": getattr(ours, name)()}
+        for name in STAGES:
+            num_rows = batch_size
+            if name == "evaluate":
+                num_rows = job.prepared.num_rows("test")
+                steps = {_ALTERNATIVE: theirs.evaluate(job.prepared, runtime), "ours": _scoring(job, ours)}
+            else:
+                steps = {_ALTERNATIVE: getattr(theirs, name)(), "ours": getattr(ours, name)()}
+            if name not in stages:
+                continue
             seconds = take_turns(steps, num_steps, rounds, runtime, lambda _: turn.take())
-            plain, mine = (Figure.of(key, [batch_size / value for value in values]) for key, values in seconds.items())
-            about = {"ranks": runtime.world_size, "batch_size": batch_size}
+            plain, mine = (Figure.of(key, [num_rows / value for value in values]) for key, values in seconds.items())
+            about = {"ranks": runtime.world_size, "batch_size": num_rows}
             rows.append(Row(name, "samples/s", True, mine, plain, config=about))
         turn.give()
         job.session.recorder.close()
         runtime.barrier()
     return rows
+
+
+def _scoring(job: Run, ours: Ours) -> Step:
+    stage = WarmUp(job.config, job.model, ours.frozen, job.method)
+    stage.finish_phase(job.prepared, 0)
+    return lambda: stage.score(job.prepared, "test")
 
 
 def take_turns(
@@ -229,6 +272,7 @@ def main() -> None:
     parser.add_argument("config", nargs="?", default="configs/demo.toml")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[2048, 8192, 32768], help="of the global batch")
+    parser.add_argument("--stages", choices=STAGES, nargs="+", default=STAGES)
     parser.add_argument("--steps", type=int, default=10, help="steps of one turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each program; the median counts")
     parser.add_argument("--output", type=Path, help="JSON file of the record")
@@ -240,13 +284,15 @@ def main() -> None:
     about = {"data": config.data.name, "backbone": config.backbone.name}
     question = f"Stages on several ranks by the clock, {config.data.name}, {config.backbone.name}"
     if options.rank:
-        rows = measure(config, options.batch_sizes[0], options.steps, options.rounds, options.baton)
+        rows = measure(config, options.batch_sizes[0], options.steps, options.rounds, options.baton, options.stages)
         if os.environ.get("RANK", "0") == "0":
             Record(question, "", about, rows, 1).write(options.rank)
         return
     rows = []
     for batch_size in options.batch_sizes:
-        rows += _launch(batch_size, [options.config, *keys], options)
+        is_last = batch_size == options.batch_sizes[-1]
+        stages = [name for name in options.stages if is_last or name != "evaluate"]
+        rows += _launch(batch_size, [options.config, *keys, "--stages", *stages], options) if stages else []
     record = Record(question, command_line("ranks", sys.argv[1:]), about, rows, threads=1)
     print(table([record]))
     if options.output:

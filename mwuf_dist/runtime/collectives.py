@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch._C import _distributed_c10d as c10d
@@ -95,6 +96,18 @@ def give_over_ranks(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     A collective of `directly`.
     """
     return list(parts) if len(parts) == 1 else _direct().give(parts)
+
+
+def gather_on_main(array: np.ndarray) -> list[np.ndarray]:
+    """Gives the main rank what every rank has [n, ...], in their order; the others get nothing. A collective."""
+    if _way.direct is None:
+        found: list[np.ndarray] | None = [array] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(array, found)
+        return found or []
+    ours = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    given = give_over_ranks([ours, *[ours[:0]] * (dist.get_world_size() - 1)])
+    is_main = dist.get_rank() == 0
+    return [one.numpy().view(array.dtype).reshape(-1, *array.shape[1:]) for one in given] if is_main else []
 
 
 class _Group(dist.ProcessGroup):

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from mwuf_dist.config import Config, RuntimeConfig, UserError
 from mwuf_dist.runtime.allocator import keep_freed_memory
-from mwuf_dist.runtime.collectives import directly, sum_over_ranks_
+from mwuf_dist.runtime.collectives import directly, gather_on_main, sum_over_ranks_
 from mwuf_dist.runtime.heartbeat import COME_S, Peers
 from mwuf_dist.runtime.loops import agreed, loops_of_all, share_out
 from mwuf_dist.runtime.one_host import PeerLostError
@@ -139,9 +139,8 @@ class Runtime:
         """Concatenates the ranks' rows, in rank order, on the main rank; None on the others."""
         if self.world_size == 1:
             return array
-        parts: list[np.ndarray] | None = [np.empty(0)] * self.world_size if self.is_main else None
-        dist.gather_object(array, parts)
-        return np.concatenate(parts) if parts is not None else None
+        parts = gather_on_main(array)
+        return np.concatenate(parts) if self.is_main else None
 
     def broadcast(self, value: object) -> object:
         """Returns the main rank's value, on every rank."""

@@ -24,7 +24,10 @@ def test_every_stage_is_timed_on_each_number_of_ranks(tmp_path: Path, monkeypatc
     rows = read(record).rows
     found = [(row.config, row.name) for row in rows]
     stages = ("pretrain", "meta_train", "warm_up")
-    assert found == [({"ranks": ranks, "batch_size": 256}, stage) for ranks in (1, 2) for stage in stages]
+    num_scored = found[-1][0]["batch_size"]
+    batches = [*((stage, 256) for stage in stages), ("evaluate", num_scored)]
+    assert num_scored != 256
+    assert found == [({"ranks": ranks, "batch_size": batch}, stage) for ranks in (1, 2) for stage, batch in batches]
     assert all(row.ratio(row.alternative) for row in rows)
     assert json.loads(record.read_text())["command"].startswith("python -m benchmarks.ranks")
 

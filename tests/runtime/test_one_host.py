@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -95,6 +96,13 @@ def _check_everything(num_hosts: int) -> None:
         # More than the buffers between two ranks hold, to some of them.
         given = give_over_ranks([torch.full((other << 20,), 10 * rank + other) for other in range(world_size)])
         assert all(torch.equal(one, torch.full((rank << 20,), 10 * other + rank)) for other, one in enumerate(given))
+        for kind, shape in ((np.float32, (5, 3)), (np.int64, (1 << 20,)), (np.float64, (0,)), (np.int32, (7, 2, 2))):
+            of_ranks = [np.full((shape[0] * other, *shape[1:]), 10 + other, kind) for other in range(world_size)]
+            whole = runtime.gather_rows(of_ranks[rank])  # rank 0 has none
+            if not runtime.is_main:
+                assert whole is None
+                continue
+            assert whole is not None and whole.dtype == kind and np.array_equal(whole, np.concatenate(of_ranks))
         even = torch.empty(world_size)
         dist.all_to_all_single(even, torch.arange(float(world_size)) + 10 * rank, group=group)
         assert torch.equal(even, 10.0 * torch.arange(world_size) + rank)
@@ -156,6 +164,8 @@ def _sum_by_gloo(addresses: tuple[str, str]) -> None:
     with start(CONFIG) as runtime:
         assert runtime.group_of_tables is None
         assert sum_over_ranks_(torch.full((5,), runtime.rank + 1.0)).tolist() == [3.0] * 5
+        whole = runtime.gather_rows(np.full((1 + runtime.rank, 2), runtime.rank))
+        assert (None if whole is None else whole.tolist()) == (None if runtime.rank else [[0, 0], [1, 1], [1, 1]])
 
 
 @pytest.mark.parametrize(

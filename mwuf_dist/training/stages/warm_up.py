@@ -138,10 +138,10 @@ class WarmUp:
         """
         runtime = self.model.runtime
         names = tuple(row_column(one.name) for one in prepared.row_fields)
-        columns = prepared.columns(split, ("user", "item", *names))
-        num_rows = len(columns["user"])
+        num_rows = prepared.num_rows(split)
         begin = runtime.rank * num_rows // runtime.world_size
         end = (runtime.rank + 1) * num_rows // runtime.world_size
+        columns = prepared.read_rows(split, begin, end, ("user", "item", *names))
         scores = []
         # Known without asking: the rank that has most has so many, and each looks up as many at once.
         most = -(-num_rows // runtime.world_size)
@@ -150,7 +150,8 @@ class WarmUp:
             return torch.nn.functional.pad(values, (0, size - len(values)))
 
         def given(name: str, rows: slice) -> torch.Tensor:
-            return torch.from_numpy(columns[name][rows].astype(np.int64)).to(runtime.device)
+            part = columns[name][rows.start - begin : rows.stop - begin]
+            return torch.from_numpy(part.astype(np.int64)).to(runtime.device)
 
         for index in range(-(-most // _SCORE_ROWS)):
             size = min(_SCORE_ROWS, most - index * _SCORE_ROWS)
