@@ -220,7 +220,7 @@ def test_the_figures_of_the_readme_are_those_of_the_records():
     to_plain = sorted(row.ratio(row.alternative) for row in two.values())
     gains = sorted(row.ratio(one[key].ours) for key, row in two.items())
     text = " ".join(readme.split())
-    assert f"the training stages run at {to_plain[0]:.1f} to {to_plain[-1]:.1f} times plain PyTorch with DDP" in text
+    assert f"the stages run at {to_plain[0]:.1f} to {to_plain[-1]:.1f} times plain PyTorch with DDP" in text
     assert f"A second rank makes them {gains[0]:.2f} to {gains[-1]:.2f} times".replace(" 0.", " .") in text
 
 
