@@ -89,11 +89,12 @@ class Runtime:
         return tensor.tolist()
 
     def pad(self, ids: torch.Tensor, stand_in: int = 0) -> torch.Tensor:
-        """Gives `ids` [n] with stand-ins behind, as long as the longest of the ranks'.
+        """Gives `ids` [n, ...] with rows of stand-ins behind, as long as the longest of the ranks'.
 
         A lookup takes equally many on each.
         """
-        return torch.nn.functional.pad(ids, (0, self.max(len(ids)) - len(ids)), value=stand_in)
+        others = (0, 0) * (ids.dim() - 1)  # torch names the last dimension first
+        return torch.nn.functional.pad(ids, (*others, 0, self.max(len(ids)) - len(ids)), value=stand_in)
 
     def distinct(
         self, ids: torch.Tensor, num_ids: int | None = None, pads: bool = False

@@ -201,6 +201,7 @@ def own_log(folder: Path, num_old: int, num_new: int, num_users: int) -> dict[st
     color = np.array(["red", "blue"])[item % 2]  # or all items would have the same field, see below
     times = 1_600_000_000 + np.arange(len(item))
     columns = {"user_id": user, "item_id": item, "timestamp": times, "label": label, "color": color}
+    columns["place"] = times % 3
     log = {"interactions": str(write(pa.table(columns), folder / "log.csv")), "label": "label"}
     log |= {"fields": [{"name": "color", "side": "item"}]}
     data = {"name": "logs", "old_above": 50, "warm_rows": 4, "logs": log}
@@ -215,10 +216,14 @@ def test_three_ranks_give_what_one_gives_where_there_are_fewer_rows_than_lanes(t
 
 
 def test_two_ranks_fit_rows_of_fewer_new_items_than_old_ones_that_they_cannot_share_evenly(tmp_path: Path) -> None:
-    """A stand-in for the item that the second rank lacks was looked for before the first new one."""
+    """A stand-in for the item that the second rank lacks was looked for before the first new one.
+
+    The rows' own fields were padded with fields instead of rows.
+    """
     values = merge(
         own_log(tmp_path, num_old=20, num_new=5, num_users=30), {"method": {"name": "map"}, "backbone": {"name": "fm"}}
     )
+    values["data"]["logs"]["fields"].append({"name": "place", "side": "row"})
     expected = run(tmp_path / "one", values, 1)
     run(tmp_path / "two", values, 2)
     check(tmp_path / "two", expected, above=0, num_tables=3)
