@@ -6,7 +6,6 @@ from typing import Any
 
 from mwuf_dist.config import PHASES
 from mwuf_dist.evaluation.significance import FEWEST_SEEDS, LEVEL
-from mwuf_dist.evaluation.warnings import best_trivial
 
 
 def claims(comparison: dict[str, Any]) -> dict[str, Any]:
@@ -14,8 +13,9 @@ def claims(comparison: dict[str, Any]) -> dict[str, Any]:
 
     All by the fixed test. A gain is one after Holm's correction; its bracket is the 95 % interval where the scores were
     there to make one. What to deploy is the cheapest row whose mean AUC over the phases is within the best row's margin
-    of error; the best base where nothing has gained on it; what needs no training where that is as good. With fewer
-    than three seeds nothing is sure, and the best mean is named. Where there is one row only, it is not named.
+    of error; the best base where nothing has gained on it; the best row without training where its mean is as good.
+    With fewer than three seeds nothing is sure, and the best mean is named. Where there is one row only, it is not
+    named.
     """
     rows = [row for row in comparison["rows"] if _mean(row) is not None]
     if not rows:
@@ -72,12 +72,21 @@ def _short(value: float | None) -> str:
     return f"{value:+.4f}".replace("0.", ".", 1)
 
 
+def _best_trivial(comparison: dict[str, Any]) -> tuple[float, str]:
+    """Returns mean AUC over the phases, and label, of the one row without training that has most."""
+    found = [
+        ([row["phases"][p].get("auc_test") for p in PHASES], row["label"]) for row in comparison.get("trivial", ())
+    ]
+    whole = [(sum(aucs) / len(PHASES), label) for aucs, label in found if None not in aucs]
+    return max(whole, default=(0.0, ""))
+
+
 def _choice(comparison: dict[str, Any], rows: list[dict[str, Any]], seconds: dict[str, float]) -> tuple[str, str]:
     means = {row["label"]: mean for row in rows if (mean := _mean(row)) is not None}
     best = max(means, key=lambda label: means[label])
-    trivial = [found for phase in PHASES if (found := best_trivial(comparison, phase, "test"))]
-    if len(trivial) == len(PHASES) and sum(auc for auc, _ in trivial) / len(trivial) >= means[best]:
-        return trivial[-1][1], f"no row beats what needs no training (the best is {best}, mean AUC {means[best]:.4f})"
+    mean, trivial = _best_trivial(comparison)
+    if mean >= means[best]:
+        return trivial, f"mean AUC {mean:.4f} without training, and no row has more ({best} {means[best]:.4f})"
     if min(len(row["seeds"]) for row in rows) < FEWEST_SEEDS:
         return best, f"mean AUC {means[best]:.4f}, {seconds[best]:.1f} s a run; under {FEWEST_SEEDS} seeds, so not sure"
     top = next(row for row in rows if row["label"] == best)

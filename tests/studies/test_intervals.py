@@ -159,6 +159,24 @@ def test_rows_that_lose_to_what_needs_no_training_are_marked_and_named() -> None
     assert "log loss above the constant's" in text and comparison["claims"]["deploy"] == "constant"
 
 
+def test_of_what_needs_no_training_the_one_with_the_best_mean_is_deployed_if_that_one_beats_every_row() -> None:
+    """Not a mixture of the best of each phase, which nobody can deploy, by the name of the best of the last one."""
+
+    def advice(popularity: tuple[float, ...], mean: tuple[float, ...]) -> str:
+        of = {"popularity": popularity, "user mean": mean}
+        phases = ("cold", "warm-a", "warm-b", "warm-c")
+        numbers = {
+            n: {p: {"auc_next": a, "auc_test": a} for p, a in zip(phases, v, strict=True)} for n, v in of.items()
+        }
+        trivial = [{"label": label, "phases": found} for label, found in numbers.items()]
+        results = [make_result("fm", "base", seed, (0.6,) * 4) for seed in range(3)]
+        return build_comparison(results, without_training={"trivial": trivial})["claims"]["sentences"][-1]
+
+    told = advice((0.62,) * 4, (0.5, 0.63, 0.63, 0.64))
+    assert told == "Deploy popularity: mean AUC 0.6200 without training, and no row has more (fm / base 0.6075)."
+    assert "without training" not in advice((0.7, 0.5, 0.5, 0.5), (0.5, 0.62, 0.62, 0.62))  # .64 as a mixture
+
+
 def test_an_auc_under_a_half_and_a_telling_probe_are_warnings() -> None:
     probes = {"time": {"warm_a": 0.71, "test": 0.52}, "user activity": {"warm_a": None}}
     results = [make_result("fm", "base", seed, (0.45, 0.6, 0.6, 0.6)) for seed in range(3)]
