@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 
@@ -13,8 +16,9 @@ import torch
 from mwuf_dist.config import Config
 from mwuf_dist.runtime import start
 
-_NUM_BYTES, _NUM_TENSORS, _STEPS = 8 << 20, 4, 10
+_NUM_BYTES, _NUM_TENSORS, _STEPS = 8 << 20, 4, 11
 _PAGES = _NUM_BYTES * _NUM_TENSORS // resource.getpagesize()  # of a step
+_PR_SET_THP_DISABLE = 41
 
 
 def _step() -> None:
@@ -22,27 +26,31 @@ def _step() -> None:
     del kept
 
 
-def _page_faults() -> int:
-    """Of ten steps, after one."""
+def _page_faults() -> list[int]:
+    """Of each step, after one."""
+    ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)  # a large page is one fault
     _step()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    found = []
     for _ in range(_STEPS):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         _step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return found
 
 
-def _faults_of_a_process() -> int:
+def _faults_of_a_process() -> list[int]:
     command = [sys.executable, "-m", "tests.runtime.test_allocator"]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
 def test_pages_of_temporaries_are_not_asked_for_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _faults_of_a_process() <= 2 * _PAGES  # the heap may grow once more, where a step has left holes
+    # Of most steps: where other threads have left holes in the heap, it grows in some until there is room.
+    assert statistics.median(_faults_of_a_process()) < _PAGES // 8
     # Who sets it otherwise gets that: here every page anew in every step.
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
-    assert _faults_of_a_process() > _STEPS // 2 * _PAGES
+    assert min(_faults_of_a_process()) >= _PAGES
 
 
 if __name__ == "__main__":
