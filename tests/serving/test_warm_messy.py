@@ -222,6 +222,7 @@ def test_a_day_of_new_items_alone_sounds_an_alarm_only_where_the_table_of_items_
     path = write(fresh, tmp_path / "day.csv")
     said = warm(folder / "run", path, tmp_path / "tue", runtime).text()
     assert "note: 100% of the rows are of items that the run has not been trained on" in said and "ALARM" not in said
+    assert "note: 20 items never seen before have unknown fields (color, price): --items FILE gives them" in said
     fields = write(pa.table({"item_id": [2000], "color": ["red"], "price": [3]}), tmp_path / "fields.csv")
     said = warm(folder / "run", path, tmp_path / "wed", runtime, items=fields).text()
     assert "ALARM: 20 of 21 items never seen before have no row in the table of items" in said

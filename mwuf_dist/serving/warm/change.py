@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,12 +51,23 @@ class Change:
     new_log: Log
     fractions: dict[str, float] = field(default_factory=dict)
 
-    def without_fields(self, before: WarmState) -> list[str]:
-        """Says how many items have come of which no table of items has a row; an alarm where the day is all such."""
+    def without_fields(self, before: WarmState, has_table: bool, fields: Sequence[str], in_rows: bool) -> list[str]:
+        """Says how many items have come of which no table of items has a row; an alarm where the day is all such.
+
+        Args:
+            before: the state before.
+            has_table: a table of items was given.
+            fields: names of the run's fields of items.
+            in_rows: to the run they were columns of the interactions, so that a table may have been forgotten.
+        """
         came = find(self.state.ids, before.ids) < 0
         num, of = int((came & ~self.state.listed).sum()), int(came.sum())
-        if not num:
+        if not num or not (has_table or fields):
             return []
+        if not has_table:
+            where = "; FILE may be the interactions themselves, where they have these columns" if in_rows else ""
+            names = ", ".join(fields)
+            return [f"{num:,} items never seen before have unknown fields ({names}): --items FILE gives them{where}"]
         clicked = np.unique(self.new_log["item"]) - self.state.num_run_items
         is_all = (
             self.fractions.get(NOT_TRAINED, 0.0) > ALMOST_ALL and not self.state.listed[clicked[clicked >= 0]].any()
