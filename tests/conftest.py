@@ -1,9 +1,10 @@
-"""What every test relies on: one thread, a cache of its own, skips that say why and are counted at the end."""
+"""What every test relies on: one thread, a cache of its own, the same draws, skips that say why and are counted."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import random
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
@@ -18,9 +19,12 @@ import pytest
 
 from tests.s3_server import s3, s3_server  # noqa: F401
 
-# How long an example takes says nothing on a machine that others use too.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+# How long an example takes says nothing on a machine that others use too. The examples of a test are always the same:
+# whether a change passes is no matter of luck. `make test PYTEST_ARGS=--hypothesis-profile=others` tries others.
+_UNTIMED: Any = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("others", **_UNTIMED)
+hypothesis.settings.register_profile("same", derandomize=True, **_UNTIMED)
+hypothesis.settings.load_profile("same")
 
 _NUM_GPU = pytest.StashKey[int]()
 
@@ -53,6 +57,26 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Generator[N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MWUF_CACHE_DIR", str(base / "mwuf-cache"))
         yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    _draw_the_same()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    _draw_the_same()
+
+
+def _draw_the_same() -> None:
+    """What a test and its fixtures draw without a seed of their own is the same in every run, alone and with others."""
+    import numpy as np
+    import torch
+
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(scope="session")

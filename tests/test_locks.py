@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import pytest
 from mwuf_dist import locks
 from mwuf_dist.config import UserError
 from mwuf_dist.locks import locked
+from tests.waiting import LONGEST_S
 
 HOLD = """
 import sys, time
@@ -31,12 +31,10 @@ with locked(Path(sys.argv[1]), "warm"):
 @pytest.fixture(autouse=True)
 def _in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "GRACE_S", 0.2)
-    monkeypatch.setattr(locks, "LEASE_S", 1.0)
 
 
-def _holder(lock: Path, host: str, age_s: float = 0.0) -> None:
+def _holder(lock: Path, host: str) -> None:
     lock.write_text(json.dumps({"command": "run\x1b[2J", "pid": 7, "host": host, "boot": "another", "since": "today"}))
-    os.utime(lock, (time.time() - age_s,) * 2)
 
 
 @pytest.mark.parametrize("is_there", [True, False])
@@ -75,12 +73,12 @@ def test_who_may_wait_waits_and_says_for_whom_once(tmp_path: Path) -> None:
     def first() -> None:
         with locked(tmp_path / "out", "prepare"):
             held.set()
-            release.wait(10)
+            release.wait(LONGEST_S)
 
     held = threading.Event()
     holder = threading.Thread(target=first)
     holder.start()
-    held.wait(10)
+    assert held.wait(LONGEST_S)
 
     def tell(text: str) -> None:
         told.append(text)
@@ -108,22 +106,30 @@ def test_a_holder_that_is_stopped_is_not_waited_for_without_end(
     assert len(told) == 1
 
 
-def test_a_lease_of_another_host_counts_as_long_as_it_is_renewed(tmp_path: Path) -> None:
-    lock = tmp_path / ".out.lock"
+@pytest.mark.parametrize("is_renewed", [True, False])
+def test_a_lease_of_another_host_counts_as_long_as_it_is_renewed(
+    is_renewed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, looks = tmp_path / ".out.lock", []
+
+    def now_ns(_folder: Path) -> int:
+        """Of the file system's clock, at each look eight seconds later; the other host renews before the third."""
+        looks.append(int((8 * len(looks) + 1) * 1e9))
+        if is_renewed and len(looks) == 3:
+            os.utime(lock, ns=(looks[-1],) * 2)
+        return looks[-1]
+
+    monkeypatch.setattr(locks, "_now_ns", now_ns)
     _holder(lock, "elsewhere")
-    renewing = threading.Timer(0.3, lambda: os.utime(lock))
-    renewing.start()
-    with (
-        pytest.raises(UserError, match=r"`mwuf run\\x1b\[2J` \(process 7 on elsewhere"),
-        locked(tmp_path / "out", "run"),
-    ):
-        pass
-    renewing.join()
-    _holder(lock, "elsewhere", age_s=0.7)
-    clock = time.monotonic()
-    with locked(tmp_path / "out", "run"):
-        assert time.monotonic() - clock > 0.1, "it may have been alive"
-    assert not lock.exists()
+    os.utime(lock, ns=(1, 1))
+    if is_renewed:
+        told = pytest.raises(UserError, match=r"`mwuf run\\x1b\[2J` \(process 7 on elsewhere")
+        with told, locked(tmp_path / "out", "run"):
+            pass
+    else:
+        with locked(tmp_path / "out", "run"):
+            assert looks[-2] < locks.LEASE_S * 1e9 < looks[-1], "it may have been alive"
+        assert not lock.exists()
 
 
 def test_folders_that_only_the_lock_needed_are_removed(tmp_path: Path) -> None:

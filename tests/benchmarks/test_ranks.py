@@ -13,6 +13,7 @@ from benchmarks import ranks
 from benchmarks.record import read
 from mwuf_dist.config import UserError, to_toml
 from tests.tiny import tiny
+from tests.waiting import LONGEST_S
 
 
 def test_every_stage_is_timed_on_each_number_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +52,7 @@ def test_programs_work_one_at_a_time_in_a_ring(tmp_path: Path) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=60)
+            thread.join(LONGEST_S)
         assert order == [0, 1, 2] * 4
         left = ranks.Baton(paths[1])
     with pytest.raises(UserError, match="has ended"):

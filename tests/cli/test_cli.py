@@ -16,6 +16,7 @@ from mwuf_dist.config import Config, read_toml, to_dict
 from mwuf_dist.training.stages.meta_train import MetaTrain
 from mwuf_dist.training.stages.pretrain import Pretrain
 from tests.cli.command import SHORT, Mwuf, interrupt, results, write
+from tests.waiting import LONGEST_S
 
 # what is called
 
@@ -263,13 +264,21 @@ def test_a_folder_of_something_else_and_a_file_are_left_alone(mwuf: Mwuf, config
 
 def process(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *command], cwd=folder, env=os.environ, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *command],
+        cwd=folder,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=LONGEST_S,
+        check=False,
     )
 
 
 def test_a_reader_that_goes_away_is_no_error_of_ours(config: Path, tmp_path: Path) -> None:
     command = f"{sys.executable} -m mwuf_dist run {config} --help | head -n 1"
-    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=LONGEST_S, check=False
+    )
     assert done.stdout.startswith("usage: mwuf run")
     assert done.stderr == ""
 

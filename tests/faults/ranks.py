@@ -21,12 +21,14 @@ import torch.distributed as dist
 
 from mwuf_dist.config import build, merge, to_toml
 from tests.tiny import TINY
+from tests.waiting import LONGEST_S
 
 _FORKS = multiprocessing.get_context("forkserver")
 # What a rank imports, be it as late as for its plots: of two ranks that train for a second, that was half of the time.
 _LATE = ["matplotlib.backends.backend_agg", "matplotlib.figure", "pandas", "pyarrow.dataset", "torch.utils.tensorboard"]
 _FORKS.set_forkserver_preload(["mwuf_dist.cli", "mwuf_dist.launch.local", "mwuf_dist.evaluation.report", *_LATE])
-TIMEOUT_S = 120
+TIMEOUT_S = LONGEST_S
+HANGS = "it hangs"  # what a rank says that does
 
 PRETRAIN_STEP = "mwuf_dist.training.stages.pretrain:Pretrain.step"
 META_TRAIN_STEP = "mwuf_dist.training.stages.meta_train:MetaTrain.step"
@@ -70,6 +72,11 @@ def _fill_the_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
+def _hang() -> None:
+    print(HANGS, flush=True)
+    time.sleep(TIMEOUT_S)
+
+
 def _fail() -> None:
     raise ValueError("the moon is in the wrong house")
 
@@ -77,7 +84,7 @@ def _fail() -> None:
 FAULTS: dict[str, Callable[[], None]] = {
     "kill": _kill,
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
-    "hang": lambda: time.sleep(TIMEOUT_S),
+    "hang": _hang,
     "wait": lambda: time.sleep(4),
     "fill the disk": _fill_the_disk,
     "fail": _fail,

@@ -27,6 +27,7 @@ from mwuf_dist.serving.finished_run import open_run
 from mwuf_dist.serving.warm.follow import follow
 from mwuf_dist.serving.warm.sources import FolderSource
 from tests.faults.ranks import _FORKS, _process
+from tests.waiting import LONGEST_S
 
 pytestmark = pytest.mark.dist
 
@@ -132,7 +133,7 @@ def _done(disk: Path, words: list[str], log: Path) -> tuple[int, str]:
     environment = {"MWUF_CACHE_DIR": os.environ["MWUF_CACHE_DIR"], "OMP_NUM_THREADS": "1", "TMPDIR": str(log.parent)}
     process = _FORKS.Process(target=_process, args=(_main, (str(disk), words), environment, str(log)))
     process.start()
-    process.join(120)
+    process.join(LONGEST_S)
     code = process.exitcode
     process.kill()
     return (-1 if code is None else code), log.read_text()

@@ -8,8 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +17,11 @@ import torch
 
 from mwuf_dist.config import CheckpointConfig, merge, to_toml
 from mwuf_dist.runtime import Runtime
+from mwuf_dist.training.checkpoint import save
 from mwuf_dist.training.checkpoint.save import SavePolicy
+from tests.faults.paced import begun, paced, process_of
 from tests.faults.ranks import (
+    HANGS,
     META_TRAIN_STEP,
     PRETRAIN_STEP,
     SAVE,
@@ -32,6 +35,7 @@ from tests.faults.ranks import (
 )
 from tests.tiny import tiny
 from tests.training.test_resume import Outcome, assert_same, outcome
+from tests.waiting import LONGEST_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 STOPPED = 128 + signal.SIGTERM
@@ -86,6 +90,13 @@ def test_sigterm_to_one_of_two_ranks_stops_both_at_the_same_step(undisturbed: An
     assert_same(outcome(folder), undisturbed[2])
 
 
+def catches(process: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(caught >> (number - 1) & 1)
+
+
 def test_sigterm_in_prepare_leaves_at_once_and_leaves_nothing_half_done(tmp_path: Path) -> None:
     place = Fault(WRITE_SPLIT, 2, what="terminate")
     assert ends(tmp_path / "run", 1, [place], cache=tmp_path / "cache") == [STOPPED]
@@ -97,11 +108,11 @@ def test_sigterm_in_prepare_leaves_at_once_and_leaves_nothing_half_done(tmp_path
 def test_a_second_signal_kills_a_run_that_hangs(second: signal.Signals, tmp_path: Path) -> None:
     with launched(tmp_path / "run", 1, [Fault(PRETRAIN_STEP, 3, what="hang")]) as launch:
         (process,) = launch.processes
-        while not (tmp_path / "run" / "checkpoints" / "LATEST").exists():
-            time.sleep(0.02)
-        time.sleep(0.5)
+        wait_until(lambda: HANGS in launch.said(), launch.said)
+        assert catches(process.pid, signal.SIGTERM)
         os.kill(process.pid, signal.SIGTERM)
-        time.sleep(0.2)
+        # Two that come before the first is handled are one.
+        wait_until(lambda: not process.is_alive() or not catches(process.pid, signal.SIGTERM), launch.said)
         assert process.is_alive(), "the first waits for the end of the step"
         os.kill(process.pid, second)
         assert launch.wait() == [-second]
@@ -111,7 +122,7 @@ def test_a_second_signal_kills_a_run_that_hangs(second: signal.Signals, tmp_path
 def test_a_rank_that_hangs_is_noticed_in_time_and_named(tmp_path: Path) -> None:
     with launched(tmp_path / "run", 2, [Fault(PRETRAIN_STEP, 3, rank=1, what="stop")], values=IMPATIENT) as launch:
         zero, one = launch.processes
-        zero.join(60)
+        zero.join(LONGEST_S)
         assert zero.exitcode == 1 and one.is_alive(), launch.said()
         assert "rank 0 stops, because rank 1 does not answer: it has died or hangs; the same" in launch.said(0)
 
@@ -131,7 +142,7 @@ def test_a_prepare_longer_than_the_timeout_is_waited_for_but_not_a_dead_rank(tmp
     assert ends(tmp_path / "long", 2, [wait, end], values=IMPATIENT, cache=tmp_path / "cache") == [KILLED, KILLED]
     stop = Fault(WRITE_SPLIT, 1, rank=0, what="stop")
     with launched(tmp_path / "dead", 2, [stop], values=IMPATIENT, cache=tmp_path / "dead-cache") as launch:
-        launch.processes[1].join(60)
+        launch.processes[1].join(LONGEST_S)
         assert launch.processes[1].exitcode == 1
         assert "rank 0 has given no sign for 3 s" in launch.said(1)
 
@@ -160,9 +171,9 @@ def test_a_slow_rank_changes_nothing(undisturbed: Any, tmp_path: Path) -> None:
 def test_a_clock_on_the_wall_that_jumps_neither_hastens_nor_stops_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = itertools.count()
     jumps = itertools.cycle([1e9, 0.0, -1e9])
-    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
-    for name in ("time", "perf_counter"):
-        monkeypatch.setattr(time, name, lambda: next(jumps))
+    # Its own clock alone: what other threads of this process ask theirs must not make this one go on.
+    walls = dict.fromkeys(("time", "perf_counter"), lambda: next(jumps))
+    monkeypatch.setattr(save, "time", SimpleNamespace(monotonic=lambda: next(seconds), **walls))
     policy = SavePolicy(CheckpointConfig(every_s=10), Runtime(0, 1, torch.device("cpu"), False))
     due = []
     for step in range(1, 101):
@@ -179,20 +190,21 @@ def test_a_clock_on_the_wall_that_jumps_neither_hastens_nor_stops_saves(monkeypa
 def test_torchrun_passes_sigterm_on_and_the_run_goes_on(ranks_of: str, undisturbed: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = tmp_path / "run.toml"
-    config.write_text(to_toml(tiny(**merge(AT_ENDS, {"pretrain": {"epochs": 400}}))))
+    go_on = tmp_path / "go-on"
+    # Steps enough, should one of them take a second, for the longest wait for the signal.
+    values = merge(merge(AT_ENDS, {"pretrain": {"epochs": 20}}), paced(go_on))
+    config.write_text(to_toml(tiny(**values)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "-m", "mwuf_dist", "run", str(config), "--output", str(folder)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
-        while not (folder / "metrics.jsonl").exists():
-            assert run.poll() is None
-            time.sleep(0.1)
-        time.sleep(1)
+        wait_until(lambda: run.poll() is not None or begun(go_on).exists())
         target = run.pid
         if ranks_of == "rank":
-            target = int(subprocess.check_output(["pgrep", "-P", str(run.pid)], text=True).split()[0])
+            target = int(process_of(go_on, "0").read_text())
         os.kill(target, signal.SIGTERM)
-        said, _ = run.communicate(timeout=60)
-    assert run.returncode != 0 and "stopped by SIGTERM; the same command goes on from pretrain-0-" in said
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+        said, _ = run.communicate(timeout=LONGEST_S)
+    go_on.touch()
+    assert run.returncode != 0 and "stopped by SIGTERM; the same command goes on from pretrain-0-" in said, said
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_S, check=False)
     assert again.returncode == 0 and f"goes on from {said.split('goes on from ')[1].split()[0]}" in again.stdout
     assert json.loads((folder / "results.json").read_text())["stages"]["pretrain"]["samples"] > 0

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from mwuf_kernels import native
 
+from tests.waiting import LONGEST_S
+
 FOUND = native.compiler()
 pytestmark = pytest.mark.skipif(FOUND is None, reason="no C++ compiler")
 
@@ -85,7 +87,7 @@ def test_of_processes_that_ask_at_once_one_compiles(tmp_path: Path):
     environment = os.environ | {"CXX": str(wrapper), "HOME": str(tmp_path), "MWUF_CACHE_DIR": str(tmp_path / "cache")}
     environment.pop("MWUF_NATIVE", None)  # where the suite plays a machine without a compiler
     asking = [subprocess.Popen([sys.executable, "-W", "error", "-c", code], env=environment) for _ in range(3)]
-    assert [process.wait(250) for process in asking] == [0, 0, 0]
+    assert [process.wait(LONGEST_S) for process in asking] == [0, 0, 0]
     assert sum("-shared" in line for line in log.read_text().splitlines()) == 1
 
 

@@ -27,6 +27,8 @@ from mwuf_kernels import (
     table_rows,
 )
 
+from tests.waiting import LONGEST_S, wait_until
+
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
 ROWS, ITEMS, DIM = 3000, 700, 16
 Tensors = list[torch.Tensor]
@@ -122,16 +124,33 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(op: str) -> None:
             assert torch.equal(found, value) and value.isfinite().all()
 
 
-def test_as_many_threads_work_as_are_wanted_and_leave_when_they_are_not() -> None:
-    def num_of_process() -> int:
-        return len(os.listdir("/proc/self/task"))
+def holds_in_a_child(check: Callable[[], bool]) -> bool:
+    """Whether something holds in a child of this process, which has one thread whatever this process has."""
+    child = os.fork()
+    if child == 0:
+        holds = False
+        try:
+            holds = check()
+        finally:
+            os._exit(0 if holds else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
-    set_num_threads(2)
-    frozen_rows()
-    before = num_of_process()
-    set_num_threads(6)
-    frozen_rows()
-    assert num_of_process() == before + 4
+
+def num_threads_of_process() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def test_as_many_threads_work_as_are_wanted_and_leave_when_they_are_not() -> None:
+    def check() -> bool:
+        for num_threads in (2, 6, 3):
+            set_num_threads(num_threads)
+            frozen_rows()
+            wait_until(lambda wanted=num_threads: num_threads_of_process() <= wanted)  # some are on their way out
+            if num_threads_of_process() != num_threads:
+                return False
+        return True
+
+    assert holds_in_a_child(check)
 
 
 def test_calls_from_several_threads_at_once_do_not_meet() -> None:
@@ -150,11 +169,12 @@ def test_calls_from_several_threads_at_once_do_not_meet() -> None:
 def test_a_forked_child_has_threads_of_its_own() -> None:
     set_num_threads(3)
     expected = frozen_rows()
-    child = os.fork()
-    if child == 0:
+
+    def check() -> bool:
         same = all(torch.equal(a, b) for a, b in zip(frozen_rows(), expected, strict=True))
-        os._exit(0 if same and len(os.listdir("/proc/self/task")) == 3 else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        return same and num_threads_of_process() == 3
+
+    assert holds_in_a_child(check)
 
 
 def test_a_process_ends_while_its_threads_sleep_or_work() -> None:
@@ -174,7 +194,9 @@ def test_a_process_ends_while_its_threads_sleep_or_work() -> None:
         "def work():\n  while True: loop(*given)\n"
         "threading.Thread(target=work, daemon=True).start(); fields_of_entities()"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=LONGEST_S, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -6,19 +6,20 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 import tomli_w
 
-from mwuf_dist.config import Config, to_toml
+from mwuf_dist.config import Config, merge, to_toml
 from mwuf_dist.launch import local
 from tests.bounds import SAME_AUC
 from tests.cli.command import SHORT
+from tests.faults.paced import paced
 from tests.tiny import tiny
+from tests.waiting import LONGEST_S, wait_until
 
 # In processes of their own, because a process keeps the authentication of the first cluster that it has met.
 pytestmark = [pytest.mark.ray, pytest.mark.dist, pytest.mark.slow]
@@ -94,37 +95,37 @@ def test_two_ranks_on_two_nodes_give_the_result_of_one_process_and_a_wrong_token
     check_equal(found, local.train(tiny(**SMALL), tmp_path / "alone"), SAME_AUC)
 
 
-def wait_until(condition: Any, run: subprocess.Popen[str], log: Path) -> None:
-    """Waits while the run goes on."""
-    deadline = time.monotonic() + 150
-    while not condition():
-        assert run.poll() is None, f"the run is over too early: {log.read_text()[-3000:]}"
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.1)
-
-
 @pytest.mark.timeout(600)
 def test_a_run_goes_on_with_fewer_ranks_when_a_node_is_lost_and_with_more_when_one_comes(
     nodes: Nodes, tmp_path: Path
 ) -> None:
-    sections = SMALL | {"pretrain": {"epochs": 60, "learning_rate": 1e-4}, "checkpoint": {"every_s": 0.5}}
+    # Three thousand steps, each of which takes a second until all of this has come to pass.
+    go_on = tmp_path / "go-on"
+    sections = {"pretrain": {"epochs": 60, "learning_rate": 1e-4}, "checkpoint": {"every_s": 0.5}}
+    sections = merge(merge(SMALL, paced(go_on)), sections)
     config, folder, log = tiny(**sections), tmp_path / "ray", tmp_path / "log"
     pointer = folder / "checkpoints" / "LATEST"
     with log.open("w") as output:
         run = start_run(config, folder, nodes.address, output, PYTHONUNBUFFERED="1")
-        wait_until(pointer.exists, run, log)
+
+        def comes(condition: Callable[[], bool]) -> None:
+            wait_until(lambda: condition() or run.poll() is not None, log.read_text)
+            assert run.poll() is None, f"the run is over too early: {log.read_text()[-3000:]}"
+
+        comes(pointer.exists)
         nodes.tell("lose")
-        wait_until(lambda: "a rank was lost" in log.read_text(), run, log)
+        comes(lambda: "a rank was lost" in log.read_text())
         saved = pointer.read_text()
-        wait_until(lambda: pointer.read_text() != saved, run, log)  # one rank goes on
+        comes(lambda: pointer.read_text() != saved)  # one rank goes on
         nodes.tell("add")
-        wait_until(lambda: "more can go on" in log.read_text(), run, log)
-        assert run.wait(300) == 0, log.read_text()[-3000:]
+        comes(lambda: "more can go on" in log.read_text())
+        go_on.touch()
+        assert run.wait(LONGEST_S) == 0, log.read_text()[-3000:]
     found = json.loads((folder / "results.json").read_text())
     assert found["world_size"] == 2
     # Steps that were rolled back are not counted: every row once in each epoch.
     assert found["stages"]["pretrain"]["samples"] == 60 * found["split"]["pretrain"]
-    undisturbed = tiny(**sections | {"checkpoint": {"every_s": 0.0}})
+    undisturbed = tiny(**merge(sections, {"checkpoint": {"every_s": 0.0}}))
     check_equal(found, local.train(undisturbed, tmp_path / "alone"), SAME_AUC)
 
 

@@ -24,6 +24,7 @@ from mwuf_dist.studies import compare
 from mwuf_dist.studies.schedule import Failure, Here, Task, do_tasks
 from tests.cli.command import FEW_STEPS
 from tests.tiny import tiny
+from tests.waiting import LONGEST_S
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.dist]
@@ -103,7 +104,7 @@ def test_a_cluster_of_this_machine_has_a_token_listens_on_the_loopback_alone_and
         } | {"RAY_TMPDIR": scratch}
         command = [sys.executable, "-m", "tests.launch.own_cluster"]
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONGEST_S, check=False
         )
     found = json.loads(done.stdout.splitlines()[0])
     assert found["token"], done.stderr[-2000:]

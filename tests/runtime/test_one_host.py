@@ -153,7 +153,7 @@ def _lose_rank_1(how: int, on_many: bool) -> None:
 def test_a_rank_that_dies_or_is_stopped_in_a_sum_is_named(on_many: bool, how: signal.Signals, tmp_path: Path) -> None:
     with forked(_lose_rank_1, (int(how), on_many), tmp_path / "log", 3) as launch:
         for rank in (0, 2):
-            launch.processes[rank].join(30)
+            launch.processes[rank].join(60)
             assert launch.processes[rank].exitcode == 1, launch.said()
             assert f"rank {rank} stops, because rank 1 does not answer" in launch.said(rank)
 

@@ -133,7 +133,6 @@ def test_deltas_of_earlier_jobs_are_named_and_those_of_another_run_are_refused(
             explain(run, item, deltas=[tmp_path / "x.delta"])
 
 
-@pytest.mark.timeout(120)
 def test_a_browser_shows_the_page_and_the_report_without_a_request_or_a_complaint(
     found: Explanation, live: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def test_a_study_that_is_asked_to_stop_begins_no_other_task() -> None:
 def test_progress_counts_what_was_done_before_and_tells_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     clock = iter([0.0, 60.0, 120.0])
-    monkeypatch.setattr("mwuf_dist.studies.schedule.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("mwuf_dist.studies.schedule.time", SimpleNamespace(monotonic=lambda: next(clock)))
     progress = Progress(6, 3, said.append)
     progress.ended(Task("pretraining", int, is_counted=False), 1)
     progress.ended(Task("x", int), 1)

@@ -24,6 +24,7 @@ from tests.bounds import SAME_AUC, SAME_TABLES
 from tests.faults.ranks import finished, launched
 from tests.serving.own_logs import write
 from tests.tiny import TINY
+from tests.waiting import LONGEST_S
 
 pytestmark = pytest.mark.dist
 
@@ -45,7 +46,7 @@ def run_under_torchrun(folder: Path, values: dict[str, Any], ranks: int) -> None
     config.write_text(to_toml(build(values)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [*torchrun, "-m", "mwuf_dist", "run", str(config), "--output", str(folder)]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=LONGEST_S)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
