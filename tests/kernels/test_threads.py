@@ -219,14 +219,22 @@ def in_tasks(num_tasks: int, body: Callable[[int], None]) -> None:
     found["_Z9run_taskslPFvPvlES_"](ctypes.c_long(num_tasks), task, None)
 
 
-def with_a_helper(body: Callable[[], Any]) -> tuple[int | None, Any]:
-    """The caller's core, None where the system has moved it meanwhile, and what `body` returns in another thread."""
+def with_a_helper(body: Callable[[], Any], is_awaited: bool = False) -> tuple[int | None, Any]:
+    """The caller's core, None where the system has moved it meanwhile, and what `body` returns in another thread.
+
+    Meanwhile the caller is at a task of its own; if it `is_awaited`, the caller has done that and waits: then a thread
+    that does not get to run, be it because of other programs, is moved.
+    """
     sched_getcpu, has_come, found = ctypes.CDLL(None).sched_getcpu, threading.Event(), {}
 
     def task(k: int) -> None:
-        if k == 1:
+        if k == 0:
+            found[k] = sched_getcpu(), has_come.wait(60)
+            return
+        if is_awaited:
             has_come.set()
-        found[k] = body() if k == 1 else (sched_getcpu(), has_come.wait(60))
+        found[k] = body()
+        has_come.set()
 
     set_num_threads(2)
     core = sched_getcpu()
@@ -283,7 +291,7 @@ def test_a_thread_that_does_not_run_gets_the_core_of_the_caller_while_that_waits
         return os.sched_getaffinity(0)
 
     for _ in range(100):
-        core, of_helper = with_a_helper(given)
+        core, of_helper = with_a_helper(given, is_awaited=True)
         assert len(of_helper) == 1
         now, of_helper = with_a_helper(lambda: os.sched_getaffinity(0))
         if core is not None and now is not None:
