@@ -58,7 +58,7 @@ def recommend_command(
             yield Until(runner, left_s)
 
     def do(configs: Sequence[Config]) -> Mapping[str, tuple[Cell, Path]]:
-        prepare_all(configs, executor)
+        prepare_all(configs, executor, folder)
         outcome = compare.compare(configs, folder, actions, choose_runner, executor.say)
         return {path.name: (cell, path) for cell, path in outcome.finished}
 

@@ -130,7 +130,7 @@ def compare_command(
     configs = compare.run_configs(values, study, where, overridden, first_seed)
     others = [(str(path), read_records(path)) for path in record_paths]
     with alone(folder, "compare", executor):
-        prepare_all(configs, executor)
+        prepare_all(configs, executor, folder)
         if explained:
             _check_explained(explained, configs[0], where, executor)
         actions = compare.Actions(executor.train, executor.pretrain, _audit_of(configs[0]))
@@ -232,7 +232,7 @@ def tune_command(where: str, config: Config, overridden: dict[str, Any], folder:
     tries = tune.tries(to_dict(config), plan, played / prepare(config.data, show).num_new_items, where)
     configs = [one.config for one in tries]
     with alone(folder, "tune", executor):
-        prepare_all(configs, executor)
+        prepare_all(configs, executor, folder)
         actions = compare.Actions(executor.train, executor.pretrain)
         outcome = compare.compare(configs, folder, actions, executor.runner, executor.say)
         failures = reasons(outcome.failures, folder)
@@ -248,10 +248,11 @@ def tune_command(where: str, config: Config, overridden: dict[str, Any], folder:
     return 1 if failures else 0
 
 
-def prepare_all(configs: Sequence[Config], executor: Executor) -> None:
-    """Prepares every data set of the runs once, before several of them want it."""
+def prepare_all(configs: Sequence[Config], executor: Executor, folder: Path) -> None:
+    """Prepares every data set of the runs once, before several want it; refuses a folder with runs on other data."""
     for data in _data_sets(configs):
         prepared = prepare(data, progress=executor.is_main and os.isatty(2))
+        compare.refuse_other_data([config for config in configs if config.data == data], folder, prepared)
         for note in data_notes(prepared, data):
             executor.say(note)
 

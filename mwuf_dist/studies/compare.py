@@ -7,6 +7,7 @@ done joins in as records. One run of every row is audited for leaks.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -35,12 +36,13 @@ from mwuf_dist.config import (
 from mwuf_dist.config.registry import ROOMS, find_class
 from mwuf_dist.data import sources
 from mwuf_dist.data.prepare.prepare import prepare
+from mwuf_dist.data.shards import Prepared
 from mwuf_dist.evaluation.comparison import row_label
-from mwuf_dist.files import make_folder, remove, write_atomically, write_json
+from mwuf_dist.files import DamagedError, make_folder, read_json, remove, write_atomically, write_json
 from mwuf_dist.studies.ensembles import ensemble_row, with_ensembles
 from mwuf_dist.studies.records import Cell, Records, RowKey, cell_key, merged, read_audits, row_key, with_scores
 from mwuf_dist.studies.schedule import Failure, Progress, Runner, Task, do_tasks
-from mwuf_dist.training.folder import check_folder, finished_results
+from mwuf_dist.training.folder import check_folder, check_same_data, finished_results
 
 
 @dataclass(frozen=True)
@@ -296,6 +298,18 @@ def compare(
     records = merged(ours, others)
     records.cells.sort(key=lambda cell: rows.index(row_key(cell)))
     return Outcome(records, failures, finished)
+
+
+def refuse_other_data(configs: Sequence[Config], folder: Path, prepared: Prepared) -> None:
+    """Refuses a comparison whose runs of these configs were done with other data: one table would hold both.
+
+    Raises:
+        UserError: a run was.
+    """
+    for config in configs:
+        with contextlib.suppress(FileNotFoundError, DamagedError):  # a damaged one is said later, and made again
+            results = read_json(folder / "runs" / cell_name(config) / "results.json")
+            check_same_data(folder, results.get("prepared_checksum", ""), prepared)
 
 
 def audit_row(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mwuf_dist.config import Config, UserError, build, differences, load_run_config, to_toml
+from mwuf_dist.data.shards import Prepared
 from mwuf_dist.files import (
     DamagedError,
     is_as_written,
@@ -56,6 +57,21 @@ def check_folder(config: Config, folder: Path) -> None:
             )
     elif folder.exists() and any(one.name != ".lock" for one in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run: name another --output")
+
+
+def check_same_data(folder: Path, trained_on: str, prepared: Prepared) -> None:
+    """Refuses to go on in a folder with what was trained on other data.
+
+    Args:
+        folder: of the run or the comparison.
+        trained_on: checksum of the data of then; empty: not known, as earlier versions did not keep it.
+        prepared: the data of now.
+    """
+    if trained_on not in ("", prepared.checksum):
+        raise UserError(
+            f"{folder}: was trained on other data: the files, or how they are read, have changed since (checksum "
+            f"{trained_on} then, {prepared.checksum} now): name another --output, or delete the folder"
+        )
 
 
 def _other_config(config: Config, folder: Path) -> list[str]:

@@ -37,7 +37,7 @@ from mwuf_dist.methods import Method, build_method
 from mwuf_dist.runtime import Runtime, generator_seed
 from mwuf_dist.training.checkpoint.files import Cursor, Meta, load_tensors, read_meta
 from mwuf_dist.training.checkpoint.save import Checkpointer
-from mwuf_dist.training.folder import alone_in, check_folder, claim, finished_results
+from mwuf_dist.training.folder import alone_in, check_folder, check_same_data, claim, finished_results
 from mwuf_dist.training.frozen_model import Frozen
 from mwuf_dist.training.implementations import frozen_model, named, trained_model
 from mwuf_dist.training.item_rule.rule import check_rule_fits
@@ -73,6 +73,10 @@ def run(config: Config, folder: Path, runtime: Runtime, pretrained: Path | None 
         runtime.on_main(lambda: check_folder(config, folder))
         results: Any = runtime.broadcast(finished_results(folder) if runtime.is_main else None)
         if results is not None:
+            if runtime.is_main:
+                print(
+                    f"{folder}: finished already, nothing is trained (whether the data have changed is not looked at)"
+                )
             return results
         _check_batch_sizes(config, ("pretrain", "meta_train", "warm_up"), runtime)
         job = _start(config, folder, runtime)
@@ -200,14 +204,17 @@ class Run:
         begun = self.folder / "config.toml"
         found = checkpointer.latest(hash_of_values(read_toml(begun)) if begun.exists() else config_hash(config))
         fresh = Meta(Cursor("pretrain"), config_hash(config), runtime.world_size, versions())
+        fresh.data = self.prepared.checksum
         self._checkpoint, meta, refused = found or (None, fresh, [])
+        check_same_data(self.folder, meta.data, self.prepared)
         runtime.on_main(lambda: claim(config, self.folder))
         recorder = Recorder(self.folder, runtime, meta.metrics_bytes)
         for reason in refused:
             recorder.say(f"not taken: {reason}")
         if self._checkpoint is not None:
             recorder.say(f"goes on from {self._checkpoint.name}")
-            meta.world_size, meta.versions, meta.config_hash = fresh.world_size, fresh.versions, fresh.config_hash
+            meta.world_size, meta.versions = fresh.world_size, fresh.versions
+            meta.config_hash, meta.data = fresh.config_hash, fresh.data
         self.session = Session(runtime, recorder, checkpointer, meta)
         if config.runtime.profile and runtime.is_main:
             self.session.profiler = StageProfiler(self.folder / "profile", runtime.device)
@@ -237,6 +244,7 @@ class Run:
             return
         if self._checkpoint is None and pretrained is not None:
             shared = read_meta(pretrained, None)
+            check_same_data(pretrained, shared.data, self.prepared)
             load_tensors(pretrained, pretrained_tensors(self.model))
             self.session.meta.stages |= {
                 name: shared.stages[name] for name in ("prepare", "pretrain") if name in shared.stages

@@ -105,7 +105,8 @@ class FileRecord:
 class Meta:
     """Holds what `meta.json` holds beside the tensors.
 
-    `held_out_loss` is that of the last finished epoch of a stage that trains until it stops falling.
+    `held_out_loss` is that of the last finished epoch of a stage that trains until it stops falling; `data` is the
+    checksum of the data, empty in what earlier versions wrote.
     """
 
     cursor: Cursor
@@ -118,6 +119,7 @@ class Meta:
     phases: dict[str, dict[str, Any]] = field(default_factory=dict)
     plans: dict[str, dict[str, str]] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
+    data: str = ""
 
     def to_json(self) -> str:
         """Returns for `meta.json`."""
