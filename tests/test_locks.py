@@ -24,7 +24,7 @@ from pathlib import Path
 from mwuf_dist.locks import locked
 with locked(Path(sys.argv[1]), "warm"):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

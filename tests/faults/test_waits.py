@@ -22,7 +22,7 @@ from mwuf_dist.runtime.runtime import _meeting_point
 from mwuf_dist.runtime.shutdown import RankLostError
 from mwuf_dist.runtime.waits import NoAnswerError, within
 from tests.faults.ranks import _FORKS, VALUES, Launch, forked
-from tests.waiting import stop
+from tests.waiting import LONGEST_S, stop
 
 TIMEOUT_S = 3
 # Beyond it: MARGIN_S and a roll call, 8 s, and four times as long as all of it for a machine that others use too.
@@ -77,7 +77,7 @@ def _free_port() -> int:
 
 def _hold_store(port: int) -> None:
     store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-    time.sleep(120)
+    time.sleep(LONGEST_S)
     del store
 
 

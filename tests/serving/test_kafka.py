@@ -189,12 +189,15 @@ def test_a_message_that_cannot_be_read_is_refused_by_its_offset_and_the_others_a
     with start(read_run(run_folder)[0]) as runtime:
         source = KafkaSource(brokers, topic, NAMES)
         output = tmp_path / "live"
-        assert follow_module.follow(run_folder, source, output, runtime, until_idle=True, told=seen.append) == 1
+        # In one batch, or in two where the brokers are slow.
+        follow_module.follow(run_folder, source, output, runtime, until_idle=True, told=seen.append)
         pq.write_table(pa.Table.from_pylist(good), tmp_path / "good.parquet")
         warm(run_folder, tmp_path / "good.parquet", tmp_path / "at-once", runtime)
-        assert follow_module.follow(run_folder, source, output, runtime, until_idle=True) == 1  # nothing is left
-    assert sorted(seen[0].refused) == [f"{topic}[1]@{20 + place}.parquet" for place in range(len(odd))]
-    assert "perhaps" in seen[0].refused[f"{topic}[1]@22.parquet"]
+        last = follow_module.follow(run_folder, source, output, runtime, until_idle=True)
+    assert last == len(seen), "something was left"
+    refused = dict(itertools.chain.from_iterable(one.refused.items() for one in seen))
+    assert sorted(refused) == [f"{topic}[1]@{20 + place}.parquet" for place in range(len(odd))]
+    assert "perhaps" in refused[f"{topic}[1]@22.parquet"]
     for name in ("items.parquet", "log.parquet", "rows.parquet"):
         assert (output / "warm" / name).read_bytes() == (tmp_path / "at-once" / "warm" / name).read_bytes(), name
 
