@@ -40,10 +40,11 @@ def test_runs_of_one_process_leave_no_threads_behind_that_add_up(
 
     config = tiny(pretrain={"epochs": 1, "batch_size": 1024})
     local.pretrain(config, tmp_path / "first")
-    before = num_threads()
-    for one in range(3):  # so that they are more even if one of the first run was on its way out when it was counted
+    before, runs = num_threads(), 8
+    for one in range(runs):
         local.pretrain(config, tmp_path / str(one))
-    wait_until(lambda: num_threads() <= before, lambda: f"{num_threads()} instead of {before}", longest_s=30.0)
+    # Fewer than one a run: a pool of a library starts one more now and then, where all of its threads are busy.
+    wait_until(lambda: num_threads() < before + runs // 2, lambda: f"{before}, then {num_threads()}", longest_s=30.0)
 
 
 def test_no_line_of_the_loss_plot_doubles_back(run: tuple[Path, dict[str, Any]]) -> None:
