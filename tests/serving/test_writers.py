@@ -195,6 +195,24 @@ def test_what_a_format_needs_is_said_before_anything_is_written(
 # ---- Redis
 
 
+def _redis_server(folder: Path) -> tuple[subprocess.Popen[str], int]:
+    """(a Redis server that listens, its port): another one where a program has taken the first meanwhile."""
+    while True:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(folder)]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None
+        said = []
+        for line in server.stdout:
+            said.append(line)
+            if "eady to accept connections" in line:
+                return server, port
+        server.wait()
+        assert any("already in use" in line for line in said), said
+
+
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis server of its own, on a free port of this machine."""
@@ -202,15 +220,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if shutil.which("redis-server") is None:
         pytest.skip("no redis-server: install the Debian package redis-server (make test-packages)")
     folder = tmp_path_factory.mktemp("redis")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(folder)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    for line in server.stdout:
-        if "eady to accept connections" in line:
-            break
+    server, port = _redis_server(folder)
     try:
         yield f"redis://127.0.0.1:{port}/0"
     finally:
