@@ -146,7 +146,7 @@ def test_a_table_whose_rows_are_given_out_as_ids_come_needs_the_ids(folder: Path
 
 def test_a_pickle_is_refused_as_weights(tmp_path: Path) -> None:
     torch.save({"model": Path("/")}, tmp_path / "bad.pt")
-    with pytest.raises(UserError, match="state dict file of tensors alone"):
+    with pytest.raises(UserError, match=r"state dict file of tensors alone \(more than tensors is in it\); write one"):
         load_weights(tmp_path / "bad.pt")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / ".metadata").write_bytes(pickle.dumps(os.getcwd))

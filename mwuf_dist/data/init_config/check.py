@@ -104,9 +104,11 @@ def _columns_fit(found: Checked, own: Path, files: tuple[Path, ...], options: Lo
     found.faults += [_no_column(names, where, files, options) for where, names in _by_files(lacking, needed).items()]
     for name, where in lacking.items():
         said = f"column {name!r} is not in {_some(where)}"
+        if name in needed:  # a fault already, a field of the rows themselves too
+            continue
         if name in fields:
             found.told.append(f"{said}: `mwuf warm` does without, a run on these files does not")
-        elif name not in needed:
+        else:
             found.told.append(f"{said}; it is not used")
     found.told += [f"column {name!r} is new, in {_some(where)}; it is not used" for name, where in more.items()]
     return not lacking.keys() & needed

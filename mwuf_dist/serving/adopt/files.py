@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,17 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
             return without_wrappers(stored_tensors(_weights_folder(path)))
         # Tensors and plain containers only, as there: a pickle could run anything.
         return without_wrappers(_flat(_weights_in(torch.load(path, map_location="cpu", weights_only=True))))
-    except Exception as error:
+    except FileNotFoundError:
         raise UserError(
-            f"{path}: neither a folder of torch.distributed.checkpoint nor a state dict file of tensors alone "
-            f"({str(error)[:200]}); write one with torch.save(model.state_dict(), FILE)"
+            f"WEIGHTS = '{path}': there is no {path}; name a state dict file or a checkpoint folder"
+        ) from None
+    except Exception as error:
+        # Of an unsafe pickle torch says first how to load it all the same; what a checkpoint's index says is our own.
+        is_of_torch = path.is_file() and isinstance(error, pickle.UnpicklingError)
+        why = "more than tensors is in it" if is_of_torch else str(error)[:200]
+        raise UserError(
+            f"{path}: neither a folder of torch.distributed.checkpoint nor a state dict file of tensors alone ({why}); "
+            "write one with torch.save(model.state_dict(), FILE)"
         ) from None
 
 
