@@ -22,6 +22,10 @@ MARKS_NOTE = (
     f"p < {LEVEL} after Holm's correction over the tests of the table, at least {FEWEST_SEEDS} seeds and "
     f"{FEWEST_POSITIVES} rows of each class), ‡ no better than the best row that needs no training."
 )
+_POPULARITY_NOTE = (
+    "Item popularity so far counts positives up to the time of each scored row, so also those of sets that methods "
+    "have not learnt from."
+)
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,10 @@ def auc_table(comparison: dict[str, Any], scorings: tuple[str, ...] = SCORINGS) 
         rows.append(("Bayes ceiling", known + (Cell(""),) * len(stages)))
     meaning = "; ".join(f"{SCORING_NAMES[scoring]}: {SCORING_MEANINGS[scoring]}" for scoring in scorings)
     marked = any(cell.mark for _, cells in rows for cell in cells)
-    note = f"{seeds_note(comparison)} {meaning.capitalize()}.{' ' + MARKS_NOTE if marked else ''}"
-    return Table("AUC", tuple(columns), tuple(rows), note)
+    notes = [seeds_note(comparison), f"{meaning.capitalize()}."]
+    notes += [_POPULARITY_NOTE] if comparison.get("trivial") else []
+    notes += [MARKS_NOTE] if marked else []
+    return Table("AUC", tuple(columns), tuple(rows), " ".join(notes))
 
 
 def metric_tables(comparison: dict[str, Any]) -> list[Table]:

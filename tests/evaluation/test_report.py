@@ -60,6 +60,7 @@ def test_markdown_tables_are_rectangular_and_escape_what_would_break_them():
 
 def test_a_single_seed_shows_no_spread_and_no_mark():
     table = auc_table(_comparison(1))
+    assert "tem popularity" not in table.note, "there is no such row"
     assert all(not cell.spread and not cell.mark for _, cells in table.rows for cell in cells)
     assert "±" not in markdown(_comparison(1)).split("## RelaImpr")[0]
 

@@ -150,6 +150,7 @@ def test_rows_that_lose_to_what_needs_no_training_are_marked_and_named() -> None
     trivial = [{"label": "constant", "phases": dict.fromkeys(phases, numbers)}]
     comparison = build_comparison(two_methods(5), without_training={"trivial": trivial})
     table = auc_table(comparison)
+    assert "Item popularity so far counts positives up to the time of each scored row" in table.note
     assert table.rows[0][0] == "constant" and table.rows[0][1][0].text == "0.6600"
     marks = {label: [cell.mark for cell in cells[:8]] for label, cells in table.rows[1:]}
     assert marks["wide_deep / base"][0] == "‡" and marks["wide_deep / base"][4:] == ["‡"] * 4
