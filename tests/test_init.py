@@ -233,7 +233,7 @@ def test_columns_that_are_left_out_for_one_reason_are_listed_in_one_comment(tmp_
     assert load_config(tmp_path / "mine.toml").data.logs.user == "uid"
     said = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
     assert said.count("it changes from row to row") == said.count('side = "row"') == 1
-    assert "5 columns are left out" in said
+    assert "Each of 5 columns is left out: " in said
     for name, why in found.left_out.items():
         users, items = (part.split("%")[0].split()[-1].lstrip("(") for part in why.split("of the")[:2])
         full = f"'{name}' ({users}% of the users and {items}% of the items have one value)"

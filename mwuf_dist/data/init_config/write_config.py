@@ -225,7 +225,7 @@ def _left_out(columns: dict[str, str]) -> list[str]:
         for other, numbers in members[1:]:
             short = ", ".join(re.findall(r"\d[\d,.]*%?", numbers))
             said.append(f"{other!r} ({short})" if short else repr(other))
-        text = comment(f"{len(members)} columns are left out: {reason}. They are {', '.join(said)}.")
+        text = comment(f"Each of {len(members)} columns is left out: {reason}. They are {', '.join(said)}.")
         lines += textwrap.wrap(text, _WIDTH, subsequent_indent="#   ", break_long_words=False, break_on_hyphens=False)
     return lines
 
