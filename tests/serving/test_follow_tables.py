@@ -68,6 +68,8 @@ def test_fields_and_retired_items_come_as_by_jobs_and_late_clicks_on_the_retired
         pq.write_table(late, folder / "2.parquet")
         followed()
         assert [batch.number for batch in seen] == [1, 2, 3, 4]
+        unknown = "note: 2 of 2 items never seen before have no row in the table of items: their fields are unknown"
+        assert [unknown in batch.notes for batch in seen] == [True, False, False, False]
         assert seen[1].num_files == 0 and seen[1].num_changed == 2
         assert "note: 2 items retired" in seen[2].notes
         assert "note: 1 interactions are of items that had been retired by then, and are left out" in seen[3].text()

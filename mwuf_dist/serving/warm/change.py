@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow.compute as pc  # pyright knows none of its functions, which it ma
 from mwuf_dist.config import UserError
 from mwuf_dist.data.readers import ids as raw_ids
 from mwuf_dist.data.shards import Prepared
+from mwuf_dist.data.sources.logs import ANY_ITEM
 from mwuf_dist.serving.served_log import Log, NewRows, distinct, find, in_order, is_known, taken, together
 from mwuf_dist.serving.served_rows import Rows
 from mwuf_dist.serving.served_state import WarmState, unknown_fields
@@ -51,15 +51,19 @@ class Change:
     new_log: Log
     fractions: dict[str, float] = field(default_factory=dict)
 
-    def without_fields(self, before: WarmState, has_table: bool, fields: Sequence[str], in_rows: bool) -> list[str]:
-        """Says how many items have come of which no table of items has a row; an alarm where the day is all such.
+    def without_fields(
+        self, before: WarmState, prepared: Prepared, has_table: bool, in_rows: bool, is_day: bool = True
+    ) -> list[str]:
+        """Says how many items have come of which no table of items has a row; an alarm where a day is all such.
 
         Args:
             before: the state before.
+            prepared: of the run, with its fields of items.
             has_table: a table of items was given.
-            fields: names of the run's fields of items.
             in_rows: to the run they were columns of the interactions, so that a table may have been forgotten.
+            is_day: there are enough interactions to tell.
         """
+        fields = [field.name for field in prepared.fields if field.side == "item" and field.name != ANY_ITEM]
         came = find(self.state.ids, before.ids) < 0
         num, of = int((came & ~self.state.listed).sum()), int(came.sum())
         if not num or not (has_table or fields):
@@ -69,9 +73,8 @@ class Change:
             names = ", ".join(fields)
             return [f"{num:,} items never seen before have unknown fields ({names}): --items FILE gives them{where}"]
         clicked = np.unique(self.new_log["item"]) - self.state.num_run_items
-        is_all = (
-            self.fractions.get(NOT_TRAINED, 0.0) > ALMOST_ALL and not self.state.listed[clicked[clicked >= 0]].any()
-        )
+        is_all = self.fractions.get(NOT_TRAINED, 0.0) > ALMOST_ALL
+        is_all &= is_day and not self.state.listed[clicked[clicked >= 0]].any()
         said = f"{num:,} of {of:,} items never seen before have no row in the table of items: their fields are unknown"
         return [f"ALARM: {said}; are IDs of items written as in that table?" if is_all else said]
 

@@ -257,16 +257,16 @@ class Follower:
         num_rows = rows.num_counted(rows.log)
         rows, listed, num_late = without_the_retired(rows, listed, before)
         change = change_by(before, rows, listed, living, self._data, run_log, self._rows_of_run)
-        gone, notes = Retired.none(living.type), []
+        gone = Retired.none(living.type)
+        in_rows = self._is_logs and not self._options.items
+        told = change.without_fields(before, self._data, self._beside.items is not None, in_rows, is_day=False)
         if num_late:
-            notes.append(
-                f"note: {num_late:,} interactions are of items that had been retired by then, and are left out"
-            )
+            told.append(f"{num_late:,} interactions are of items that had been retired by then, and are left out")
         if leaving is not None:
             newest = int(self.state.log["time"].max(initial=np.iinfo(np.int64).min))
             given = self._options, self._data, living, self._is_logs, newest
             change, gone, said = retire(change, Retiring(leaving), *given)
-            notes += [f"note: {one}" for one in said]
+            told += said
         job = WarmJob(self._config, self._runtime, self._data, change, run_log, self._rows_of_run)
         touched = np.union1d(change.anew, change.going_on)
         after = dataclasses.replace(change.state, rows=job.rows(self._run) if len(touched) else change.state.rows)
@@ -274,7 +274,7 @@ class Follower:
         parts["changed"] = self._served(job, after, touched, living)
         difference = hashes.hash_of(after, self._run_ids) - hashes.hash_of(before, self._run_ids)
         parts["hash"] = hashes.text_of(hashes.from_text(self.state.hash) + difference)
-        return parts, _Made(change.num_new, num_rows, change.fractions, tuple(notes))
+        return parts, _Made(change.num_new, num_rows, change.fractions, tuple(f"note: {one}" for one in told))
 
     def _about(self, ids: pa.Array, living: pa.Array) -> WarmState:
         """Returns the part of the state that is about some items."""

@@ -21,7 +21,6 @@ from mwuf_dist.config import WARM_SETS, Config, UserError
 from mwuf_dist.config.logs import LogsConfig
 from mwuf_dist.data.id_keys import id_keys
 from mwuf_dist.data.shards import Prepared
-from mwuf_dist.data.sources.logs import ANY_ITEM
 from mwuf_dist.files import appearing
 from mwuf_dist.locks import locked
 from mwuf_dist.runtime import Runtime
@@ -259,8 +258,7 @@ def _what_comes(
     change = change_by(before, rows, listed, run_ids, data, run_log, run_rows, old_items)
     usual = usual_fractions(data)
     notes = [*rows.notes, *of_items, *of_persons, *alarms(change.fractions, before.days, usual, rows.num_rows)]
-    fields = [field.name for field in data.fields if field.side == "item" and field.name != ANY_ITEM]
-    notes += change.without_fields(before, items is not None, fields, is_logs and not options.items)
+    notes += change.without_fields(before, data, items is not None, is_logs and not options.items)
     if num_late:
         notes.append(f"{num_late:,} interactions are of items that had been retired by then, and are left out")
     gone = Retired.none(run_ids.type)
