@@ -6,6 +6,7 @@ Ranks of one host go through memory that they share (`one_host`), those of sever
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -104,10 +105,11 @@ def gather_on_main(array: np.ndarray) -> list[np.ndarray]:
         found: list[np.ndarray] | None = [array] * dist.get_world_size() if dist.get_rank() == 0 else None
         dist.gather_object(array, found)
         return found or []
-    ours = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    written = io.BytesIO()
+    np.save(written, array, allow_pickle=False)
+    ours = torch.frombuffer(written.getbuffer(), dtype=torch.uint8)
     given = give_over_ranks([ours, *[ours[:0]] * (dist.get_world_size() - 1)])
-    is_main = dist.get_rank() == 0
-    return [one.numpy().view(array.dtype).reshape(-1, *array.shape[1:]) for one in given] if is_main else []
+    return [np.load(io.BytesIO(one.numpy())) for one in given] if dist.get_rank() == 0 else []
 
 
 class _Group(dist.ProcessGroup):

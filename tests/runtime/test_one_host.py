@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from mwuf_dist.config import build, merge
-from mwuf_dist.runtime import many_hosts, one_host, start
+from mwuf_dist.runtime import Runtime, many_hosts, one_host, start
 from mwuf_dist.runtime.collectives import give_over_ranks, sum_over_ranks_
 from mwuf_dist.runtime.shutdown import RankLostError
 from tests.faults.ranks import VALUES, forked
@@ -43,6 +43,18 @@ def be_a_host() -> None:
     """Lets this rank take itself for the only one of its host."""
     own = secrets.token_hex()
     one_host._host = lambda: (own, 0, 0)
+
+
+def _check_gathered(runtime: Runtime) -> None:
+    for kind, shape in ((np.float32, (5, 3)), (np.int64, (1 << 20,)), (np.float64, (0,)), (bool, (7, 2, 2))):
+        of_ranks = [np.full((shape[0] * other, *shape[1:]), other, kind) for other in range(runtime.world_size)]
+        whole = runtime.gather_rows(of_ranks[runtime.rank])  # rank 0 has none
+        if not runtime.is_main:
+            assert whole is None
+            continue
+        assert whole is not None and whole.dtype == kind and np.array_equal(whole, np.concatenate(of_ranks))
+    mixed = runtime.gather_rows(np.ones(2, np.float32 if runtime.is_main else np.float64))
+    assert mixed is None or mixed.tolist() == [1.0] * 2 * runtime.world_size
 
 
 def _check_everything(num_hosts: int) -> None:
@@ -96,13 +108,7 @@ def _check_everything(num_hosts: int) -> None:
         # More than the buffers between two ranks hold, to some of them.
         given = give_over_ranks([torch.full((other << 20,), 10 * rank + other) for other in range(world_size)])
         assert all(torch.equal(one, torch.full((rank << 20,), 10 * other + rank)) for other, one in enumerate(given))
-        for kind, shape in ((np.float32, (5, 3)), (np.int64, (1 << 20,)), (np.float64, (0,)), (np.int32, (7, 2, 2))):
-            of_ranks = [np.full((shape[0] * other, *shape[1:]), 10 + other, kind) for other in range(world_size)]
-            whole = runtime.gather_rows(of_ranks[rank])  # rank 0 has none
-            if not runtime.is_main:
-                assert whole is None
-                continue
-            assert whole is not None and whole.dtype == kind and np.array_equal(whole, np.concatenate(of_ranks))
+        _check_gathered(runtime)
         even = torch.empty(world_size)
         dist.all_to_all_single(even, torch.arange(float(world_size)) + 10 * rank, group=group)
         assert torch.equal(even, 10.0 * torch.arange(world_size) + rank)

@@ -19,6 +19,7 @@ from mwuf_dist.config import build, fitting, merge
 from mwuf_dist.data.batches.episodes import EpisodeLoader
 from mwuf_dist.data.batches.histories import History
 from mwuf_dist.data.batches.loader import Batch, Loader
+from mwuf_dist.data.shards import Prepared
 from mwuf_dist.runtime import start
 from mwuf_dist.runtime.many_hosts import ManyHosts
 from mwuf_dist.runtime.one_host import OneHost
@@ -75,6 +76,21 @@ def _batches(job: Run) -> Iterator[Batch]:
         yield replace(batch, history=history)
 
 
+def _num_scored_by_us(warm_up: WarmUp, job: Run) -> int:
+    """How many rows of the test set this rank reads to score its part; scores are gathered without torch's objects."""
+    warm_up.finish_phase(job.prepared, 0)
+    numbers, read_rows = [], Prepared.read_rows
+
+    def noted(prepared: Prepared, split: str, start: int, stop: int, names: Any) -> Any:
+        numbers.append(stop - start)
+        return read_rows(prepared, split, start, stop, names)
+
+    with mock.patch.object(Prepared, "read_rows", noted), mock.patch.object(dist, "gather_object") as by_torch:
+        warm_up.score(job.prepared, "test")
+    assert not by_torch.called
+    return sum(numbers)
+
+
 def _check(name: str, sharding: str) -> None:
     values = merge(VALUES, {"embedding": {"sharding": sharding}, "method": {"name": "mwuf"}})
     config = build(values | {"backbone": {"name": name} | fitting("backbone", KEYS, name)})
@@ -96,6 +112,7 @@ def _check(name: str, sharding: str) -> None:
             warm_up.step(batch, optimizer, following)
 
         found["warm_up"] = [_num_exchanges(step) for _ in range(4)]
+        assert _num_scored_by_us(warm_up, job) * runtime.world_size <= job.prepared.num_rows("test") + 1
         job.session.recorder.close()
         runtime.barrier()
         # The first step of a stage asks for IDs itself.
