@@ -109,7 +109,7 @@ def gather_on_main(array: np.ndarray) -> list[np.ndarray]:
     np.save(written, array, allow_pickle=False)
     ours = torch.frombuffer(written.getbuffer(), dtype=torch.uint8)
     given = give_over_ranks([ours, *[ours[:0]] * (dist.get_world_size() - 1)])
-    return [np.load(io.BytesIO(one.numpy())) for one in given] if dist.get_rank() == 0 else []
+    return [np.load(io.BytesIO(one.numpy().tobytes())) for one in given] if dist.get_rank() == 0 else []
 
 
 class _Group(dist.ProcessGroup):
