@@ -7,7 +7,6 @@ done joins in as records. One run of every row is audited for leaks.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import re
@@ -38,11 +37,11 @@ from mwuf_dist.data import sources
 from mwuf_dist.data.prepare.prepare import prepare
 from mwuf_dist.data.shards import Prepared
 from mwuf_dist.evaluation.comparison import row_label
-from mwuf_dist.files import DamagedError, make_folder, read_json, remove, write_atomically, write_json
+from mwuf_dist.files import make_folder, remove, write_atomically, write_json
 from mwuf_dist.studies.ensembles import ensemble_row, with_ensembles
 from mwuf_dist.studies.records import Cell, Records, RowKey, cell_key, merged, read_audits, row_key, with_scores
 from mwuf_dist.studies.schedule import Failure, Progress, Runner, Task, do_tasks
-from mwuf_dist.training.folder import check_folder, check_same_data, finished_results
+from mwuf_dist.training.folder import check_folder, check_same_data, finished_results, trained_on
 
 
 @dataclass(frozen=True)
@@ -301,15 +300,15 @@ def compare(
 
 
 def refuse_other_data(configs: Sequence[Config], folder: Path, prepared: Prepared) -> None:
-    """Refuses a comparison whose runs of these configs were done with other data: one table would hold both.
+    """Refuses a comparison whose runs of these configs were done or begun with other data: one table would hold both.
 
     Raises:
-        UserError: a run was.
+        UserError: a run was, or a pretraining.
     """
     for config in configs:
-        with contextlib.suppress(FileNotFoundError, DamagedError):  # a damaged one is said later, and made again
-            results = read_json(folder / "runs" / cell_name(config) / "results.json")
-            check_same_data(folder, results.get("prepared_checksum", ""), prepared)
+        shared = folder / "pretrained" / config_hash(pretraining_of(config))
+        for one in (folder / "runs" / cell_name(config), shared):
+            check_same_data(folder, trained_on(one), prepared)
 
 
 def audit_row(

@@ -21,6 +21,7 @@ from mwuf_dist.files import (
 )
 from mwuf_dist.locks import locked
 from mwuf_dist.runtime import Runtime
+from mwuf_dist.training.checkpoint.files import parse_meta
 
 
 @contextlib.contextmanager
@@ -57,6 +58,16 @@ def check_folder(config: Config, folder: Path) -> None:
             )
     elif folder.exists() and any(one.name != ".lock" for one in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run: name another --output")
+
+
+def trained_on(folder: Path) -> str:
+    """Returns checksum of the data of a run's folder, finished or begun; empty where it is not known."""
+    with contextlib.suppress(FileNotFoundError, DamagedError):  # a damaged file is said later, and made again
+        return read_json(folder / "results.json").get("prepared_checksum", "")
+    for path in (folder / "checkpoints").glob("*/meta.json"):
+        with contextlib.suppress(DamagedError):
+            return parse_meta(path.parent, None).data
+    return ""
 
 
 def check_same_data(folder: Path, trained_on: str, prepared: Prepared) -> None:
